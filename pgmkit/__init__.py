@@ -1,0 +1,58 @@
+"""pgmkit turns pretrained unconditional image generators into conditional ones.
+
+Importing it is cheap: torch is imported with the first name that needs it.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from pgmkit.components import Component
+from pgmkit.errors import PgmkitError
+from pgmkit.hookspecs import hookimpl
+from pgmkit.plugins import list_components
+
+if TYPE_CHECKING:
+    from pgmkit.generator import Generator, ImageSpec, LatentSpec
+    from pgmkit.hub import load_generator
+    from pgmkit.shatter import ShatteredGenerator, shatter
+    from pgmkit.spectrum import Spectrum, compute_spectrum
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Component",
+    "Generator",
+    "ImageSpec",
+    "LatentSpec",
+    "PgmkitError",
+    "ShatteredGenerator",
+    "Spectrum",
+    "compute_spectrum",
+    "hookimpl",
+    "list_components",
+    "load_generator",
+    "shatter",
+]
+
+_LAZY = {
+    "Generator": "pgmkit.generator",
+    "ImageSpec": "pgmkit.generator",
+    "LatentSpec": "pgmkit.generator",
+    "ShatteredGenerator": "pgmkit.shatter",
+    "Spectrum": "pgmkit.spectrum",
+    "compute_spectrum": "pgmkit.spectrum",
+    "load_generator": "pgmkit.hub",
+    "shatter": "pgmkit.shatter",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'pgmkit' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,201 @@
+"""Components: the named methods that plugins offer.
+
+A component is a frozen record; the code behind it is imported only when the component is built, so
+listing what is installed costs no import of torch.
+"""
+
+import importlib
+import importlib.metadata
+import inspect
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from pgmkit.errors import ParameterError, PluginError, UnknownNameError, nearest_names
+
+KINDS = {
+    "density-estimators": "pgmkit_density_estimators",
+    "cluster-samplers": "pgmkit_cluster_samplers",
+    "partitioners": "pgmkit_partitioners",
+    "backbones": "pgmkit_backbones",
+    "generator-loaders": "pgmkit_generator_loaders",
+    "engines": "pgmkit_engines",
+    "commands": "pgmkit_commands",
+}
+"""The kinds of component, each with the name of its hook."""
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class Component:
+    """One named method.
+
+    Args:
+        name: lower-case name, unique within its kind; what users write.
+        factory: "module:attribute" of the callable that builds it.
+        summary: one line for listings.
+        requires: distributions it needs beside pgmkit's own, such as "umap-learn".
+        citation: the paper that it comes from.
+
+    Raises:
+        ParameterError: the name or the factory is not of that form.
+    """
+
+    name: str
+    factory: str
+    summary: str = ""
+    requires: tuple[str, ...] = ()
+    citation: str = ""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
+            raise ParameterError(
+                f"a component's name is lower-case letters, digits, '.', '-' and '_', "
+                f"not {self.name!r}"
+            )
+        if not isinstance(self.factory, str) or self.factory.count(":") != 1:
+            raise ParameterError(
+                f"the factory of component {self.name!r} is written 'module:attribute', "
+                f"not {self.factory!r}"
+            )
+
+
+@dataclass(frozen=True)
+class RegisteredComponent:
+    """A component together with where it came from.
+
+    Args:
+        component: the record that the plugin returned.
+        kind: one of `KINDS`.
+        plugin: the plugin's full name, "distribution:entry-point".
+    """
+
+    component: Component
+    kind: str
+    plugin: str
+
+    @property
+    def name(self) -> str:
+        """The short name, as users write it."""
+        return self.component.name
+
+    @property
+    def distribution(self) -> str:
+        """The installed distribution that owns the plugin."""
+        return self.plugin.partition(":")[0]
+
+    @property
+    def qualified_name(self) -> str:
+        """The name with its distribution in front, which is never ambiguous."""
+        return f"{self.distribution}:{self.name}"
+
+    def resolve(self) -> Any:
+        """Imports and returns the factory itself.
+
+        Raises:
+            PluginError: a needed distribution is missing, or the factory cannot be imported.
+        """
+        missing = [name for name in self.component.requires if not _is_installed(name)]
+        if missing:
+            raise PluginError(
+                f"{self.qualified_name} needs {', '.join(missing)}; run: "
+                f"pip install {' '.join(missing)}"
+            )
+        module_name, _, attribute = self.component.factory.partition(":")
+        try:
+            factory = importlib.import_module(module_name)
+            for part in attribute.split("."):
+                factory = getattr(factory, part)
+        except (ImportError, AttributeError) as error:
+            raise PluginError(
+                f"{self.qualified_name} cannot be imported from {self.component.factory!r}: "
+                f"{error}; reinstall or disable the plugin {self.plugin!r}"
+            ) from error
+        return factory
+
+    def build(self, **parameters: Any) -> Any:
+        """Calls the factory.
+
+        Raises:
+            ParameterError: the factory has no such parameter, or needs one that is not given.
+            PluginError: see `resolve`.
+        """
+        factory = self.resolve()
+        check_parameters(factory, parameters, f"{self.kind[:-1]} {self.name!r}")
+        return factory(**parameters)
+
+
+def check_parameters(factory: Any, parameters: dict[str, Any], what: str) -> None:
+    """Checks that `factory(**parameters)` has a fitting signature.
+
+    Raises:
+        ParameterError: names the unknown or the missing parameter and the nearest known ones.
+    """
+    signature = inspect.signature(factory)
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
+    known = [
+        name
+        for name, p in signature.parameters.items()
+        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    ]
+    for name in parameters:
+        if name not in known and not takes_any:
+            raise ParameterError(f"{what} has no parameter {name!r}; {nearest_names(name, known)}")
+    try:
+        signature.bind(**parameters)
+    except TypeError as error:
+        raise ParameterError(f"{what}: {error}") from error
+
+
+def check_kind(kind: str) -> str:
+    """Returns `kind` if it is one of `KINDS`.
+
+    Raises:
+        UnknownNameError: it is not.
+    """
+    if kind not in KINDS:
+        raise UnknownNameError("kind of component", kind, KINDS)
+    return kind
+
+
+def find_component(
+    candidates: Iterable[RegisteredComponent], kind: str, name: str
+) -> RegisteredComponent:
+    """Picks one component by its short or qualified name.
+
+    Args:
+        candidates: components of that kind.
+        kind: the kind, for the messages.
+        name: "name" or "distribution:name".
+
+    Raises:
+        UnknownNameError: none has the name.
+        PluginError: several have it; the message names their owners.
+    """
+    components = list(candidates)
+    found = [c for c in components if name in (c.name, c.qualified_name)]
+    if not found:
+        raise UnknownNameError(kind[:-1], name, [c.name for c in components])
+    if len(found) > 1:
+        owners = sorted({c.plugin for c in found})
+        choices = sorted({c.qualified_name for c in found})
+        advice = (
+            f"write {' or '.join(map(repr, choices))}"
+            if len(choices) > 1
+            else f"disable one of them with PGMKIT_DISABLE_PLUGINS={owners[0]}"
+        )
+        raise PluginError(
+            f"the {kind[:-1]} {name!r} is offered by {' and by '.join(owners)}; {advice}"
+        )
+    return found[0]
+
+
+def _is_installed(requirement: str) -> bool:
+    distribution = re.split(r"[\s<>=!~;\[]", requirement, maxsplit=1)[0]
+    try:
+        importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True

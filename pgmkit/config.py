@@ -1,0 +1,85 @@
+"""Settings: TOML files, overridden by `--set a.b=1`, checked against a dataclass."""
+
+import dataclasses
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pgmkit.errors import ParameterError, nearest_names
+
+Settings = TypeVar("Settings")
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Reads a TOML file.
+
+    Raises:
+        ParameterError: it is not there or not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ParameterError(
+            f"cannot read the config file {path}: {error.strerror or error}"
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ParameterError(f"the config file {path} is not valid TOML: {error}") from error
+
+
+def apply_overrides(config: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """Returns `config` with each "a.b=value" set; values are TOML, or else plain strings.
+
+    Raises:
+        ParameterError: an override has no "=", or goes through something that is not a table.
+
+    Example:
+        >>> apply_overrides({"optimizer": {"learning_rate": 0.001}}, ["optimizer.learning_rate=1"])
+        {'optimizer': {'learning_rate': 1}}
+    """
+    result = _copy_tables(config)
+    for override in overrides:
+        dotted, equals, text = override.partition("=")
+        keys = [key.strip() for key in dotted.split(".")]
+        if not equals or not all(keys):
+            raise ParameterError(f"--set takes name=value, such as a.b=1, not {override!r}")
+        table = result
+        for key in keys[:-1]:
+            table = table.setdefault(key, {})
+            if not isinstance(table, dict):
+                raise ParameterError(f"--set {override}: {key!r} is a value and has no parts")
+        table[keys[-1]] = _parse_value(text.strip())
+    return result
+
+
+def make_settings(cls: type[Settings], values: Mapping[str, Any], where: str) -> Settings:
+    """Builds the dataclass `cls` from a table.
+
+    Raises:
+        ParameterError: a key is unknown or a needed one is missing.
+    """
+    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+    known = [field.name for field in fields]
+    for key in values:
+        if key not in known:
+            raise ParameterError(f"{where} has no setting {key!r}; {nearest_names(key, known)}")
+    for field in fields:
+        needed = (
+            field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        )
+        if needed and field.name not in values:
+            raise ParameterError(f"{where} needs the setting {field.name!r}")
+    return cls(**values)
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _copy_tables(config: Mapping[str, Any]) -> dict[str, Any]:
+    copied: dict[str, Any] = json.loads(json.dumps(config))
+    return copied

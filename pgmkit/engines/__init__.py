@@ -1,0 +1,1 @@
+"""Where numbered blocks of work run."""

@@ -1,0 +1,110 @@
+"""Classifiers that give class labels to generated images, for evaluation only."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pgmkit import hub
+from pgmkit.errors import LoadError, ParameterError
+from pgmkit.references import open_folder
+
+ARCHITECTURE = "lash-classifier"
+
+
+class LASHClassifier(nn.Module):
+    """The evaluation classifier of the LASH paper (appendix A.2) for 28×28 images.
+
+    Two convolutions (kernel 5, padding 2; 16 and 32 maps), each with ReLU and 2×2 max pooling, and
+    a linear layer. Larger images lose their border, which undoes the padding from 28 to 32.
+
+    Args:
+        image_channels: C.
+        num_classes: number of classes, at least 2.
+        image_size: side of the square that is looked at, a multiple of 4.
+    """
+
+    def __init__(
+        self, image_channels: int = 1, num_classes: int = 10, image_size: int = 28
+    ) -> None:
+        super().__init__()
+        if image_size < 4 or image_size % 4:
+            raise ParameterError(f"image_size must be a multiple of 4, not {image_size}")
+        self.image_size = image_size
+        self.layers = nn.Sequential(
+            nn.Conv2d(image_channels, 16, 5, padding=2),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(16, 32, 5, padding=2),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(32 * (image_size // 4) ** 2, num_classes),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns logits (B, num_classes) for images x (B, C, H, W) in [-1, 1]."""
+        height, width = x.shape[-2:]
+        top, left = (height - self.image_size) // 2, (width - self.image_size) // 2
+        if top < 0 or left < 0:
+            raise ParameterError(
+                f"the classifier looks at {self.image_size}×{self.image_size} pixels, and the "
+                f"images have {height}×{width}"
+            )
+        x = x[..., top : top + self.image_size, left : left + self.image_size]
+        logits: Tensor = self.layers(x)
+        return logits
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A loaded classifier.
+
+    Args:
+        module: maps images in [-1, 1] to logits.
+        name: the reference it was loaded from.
+        classes: names of the classes, in order.
+        measured: what its card states, such as its test accuracy.
+    """
+
+    module: nn.Module
+    name: str
+    classes: tuple[str, ...]
+    measured: Mapping[str, float] = field(default_factory=dict)
+
+    @torch.no_grad()
+    def labels(self, images: Tensor, value_range: tuple[float, float]) -> Tensor:
+        """Returns class numbers (N,) for images (N, C, H, W) in `value_range`."""
+        low, high = value_range
+        scaled = (images.float() - low) / (high - low) * 2 - 1
+        return torch.cat([self.module(batch).argmax(dim=1) for batch in scaled.split(512)])
+
+
+def load_classifier(reference: str) -> Classifier:
+    """Loads a classifier from the registry, a local folder or the Hub.
+
+    Args:
+        reference: as for `pgmkit.load_generator`.
+
+    Raises:
+        UnknownNameError: no registry entry has the name.
+        LoadError: files are missing or damaged, or the folder holds something else.
+    """
+    folder = open_folder(reference)
+    config: dict[str, Any] = folder.config()
+    if config.get("architecture") != ARCHITECTURE:
+        raise LoadError(
+            f"{reference} is no classifier: its architecture is {config.get('architecture')!r}, "
+            f"not {ARCHITECTURE!r}"
+        )
+    module = LASHClassifier(**config.get("model_args", {}))
+    hub.load_weights(module, folder.weights(config))
+    classes = config.get("classes") or range(module.layers[-1].out_features)  # type: ignore[arg-type]
+    return Classifier(
+        module.eval().requires_grad_(False),
+        reference,
+        tuple(map(str, classes)),
+        config.get("measured", {}),
+    )

@@ -1,0 +1,236 @@
+"""The report of a shattering: one self-contained HTML page, PNGs, and the numbers as JSON."""
+
+import base64
+import html
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pgmkit import files, pictures
+from pgmkit.errors import ParameterError
+from pgmkit.evaluate import figures
+from pgmkit.evaluate.classifier import Classifier
+from pgmkit.evaluate.metrics import ClusterScores, score_latents, score_samples
+from pgmkit.machine import machine
+from pgmkit.shatter import ShatteredGenerator
+
+_PER_CLUSTER = 32
+
+_STYLE = """
+body { font: 15px/1.45 system-ui, sans-serif; color: #1d2a33; max-width: 62rem; margin: 2rem auto;
+       padding: 0 1rem }
+h1 { font-size: 1.5rem } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem }
+table { border-collapse: collapse } td, th { padding: .15rem .9rem .15rem 0; text-align: left;
+       vertical-align: top } td.number { text-align: right; font-variant-numeric: tabular-nums }
+.clusters { display: grid; grid-template-columns: repeat(auto-fill, minmax(18rem, 1fr)); gap: 1rem }
+figure { margin: 0 } figcaption { margin-bottom: .25rem } img { max-width: 100% }
+.clusters img { width: 100%; image-rendering: pixelated }
+"""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """One line of the summary.
+
+    Args:
+        index: from 0.
+        name: "cluster 3", or with a classifier "cluster 3: 7".
+        size: kept latents.
+        share: of all kept latents, in [0, 1].
+        purity: share of the most frequent class, or None without a classifier.
+    """
+
+    index: int
+    name: str
+    size: int
+    share: float
+    purity: float | None
+
+
+def describe(
+    shattered: ShatteredGenerator,
+    classifier: Classifier | None = None,
+    *,
+    seconds: Mapping[str, float] | None = None,
+) -> dict[str, Any]:
+    """Returns all numbers of a fresh result as plain values.
+
+    Args:
+        shattered: what `pgmkit.shatter` returned.
+        classifier: gives class labels for the scores.
+        seconds: times to report beside those of shattering itself.
+    """
+    scores: dict[str, ClusterScores] = {}
+    if classifier is not None:
+        scores["kept latents"] = score_latents(shattered, classifier)
+        seed = int(shattered.origin.settings["seed"])
+        scores["mapper samples"] = score_samples(shattered, classifier, seed=seed)
+    return {
+        "generator": repr(shattered.generator),
+        "density": dict(shattered.origin.density),
+        "sampler": dict(shattered.origin.sampler),
+        "settings": dict(shattered.origin.settings),
+        "statistics": dict(shattered.origin.statistics),
+        "clusters": [asdict(c) for c in _clusters(shattered, scores.get("kept latents"))],
+        "classifier": None
+        if classifier is None
+        else {"name": classifier.name, **classifier.measured},
+        "scores": {protocol: asdict(score) for protocol, score in scores.items()},
+        "seconds": {k: round(v, 2) for k, v in {**shattered.seconds, **(seconds or {})}.items()},
+        "versions": dict(shattered.origin.versions),
+        "machine": machine(),
+    }
+
+
+def write_report(folder: Path, shattered: ShatteredGenerator, numbers: Mapping[str, Any]) -> Path:
+    """Writes `report.html`, `report.json` and the PNGs of a fresh result into `folder`.
+
+    Args:
+        folder: where to.
+        shattered: what `pgmkit.shatter` returned.
+        numbers: what `describe` returned.
+
+    Returns:
+        The path of `report.html`.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    if shattered.spectrum is None or shattered.selection is None:
+        raise ParameterError("a loaded result has no spectrum to report on; report a fresh one")
+    grids = {
+        f"clusters/cluster-{cluster['index']:02d}.png": _grid(shattered, cluster["index"])
+        for cluster in numbers["clusters"]
+    }
+    names = [str(cluster["index"]) for cluster in numbers["clusters"]]
+    charts = {
+        "cluster-sizes.png": figures.cluster_sizes(shattered.cluster_sizes, names),
+        "log-density.png": figures.log_density(
+            shattered.selection, str(numbers["density"]["name"])
+        ),
+        "singular-values.png": figures.singular_values(shattered.spectrum),
+    }
+    for name, data in {**grids, **charts}.items():
+        files.write_bytes(folder / name, data)
+    files.write_json(folder / "report.json", numbers)
+    page = _page(numbers, grids, charts)
+    files.write_text(folder / "report.html", page)
+    return folder / "report.html"
+
+
+def _clusters(shattered: ShatteredGenerator, scores: ClusterScores | None) -> list[Cluster]:
+    total = sum(shattered.cluster_sizes)
+    return [
+        Cluster(
+            index=index,
+            name=f"cluster {index}: {scores.majority[index]}" if scores else f"cluster {index}",
+            size=size,
+            share=size / total,
+            purity=scores.purity[index] if scores else None,
+        )
+        for index, size in enumerate(shattered.cluster_sizes)
+    ]
+
+
+def _grid(shattered: ShatteredGenerator, cluster: int) -> bytes:
+    images = shattered.sample(_PER_CLUSTER, cluster, seed=int(shattered.origin.settings["seed"]))
+    picture = pictures.grid(pictures.to_uint8(images, shattered.generator.image.range))
+    return pictures.png(picture, scale=max(1, math.ceil(64 / images.shape[-1])))
+
+
+def _page(
+    numbers: Mapping[str, Any], grids: Mapping[str, bytes], charts: Mapping[str, bytes]
+) -> str:
+    captions = []
+    for cluster, grid in zip(numbers["clusters"], grids.values(), strict=True):
+        purity = "" if cluster["purity"] is None else f", purity {cluster['purity']:.2f}"
+        caption = f"<b>{_text(cluster['name'])}</b>, {cluster['size']:,} latents{purity}"
+        captions.append(
+            f"<figure><figcaption>{caption}</figcaption>{_image(grid, caption)}</figure>"
+        )
+    charts_html = "".join(
+        f"<h2>{title}</h2>{_image(charts[name], title)}"
+        for name, title in [
+            ("cluster-sizes.png", "Cluster sizes"),
+            ("log-density.png", "Log-density and what was removed"),
+            ("singular-values.png", "Singular values and numeric rank"),
+        ]
+    )
+    settings = numbers["settings"]
+    title = f"{settings['num_clusters']} clusters of {numbers['generator']}"
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f"<title>{_text(title)}</title><style>{_STYLE}</style></head><body>"
+        f"<h1>{_text(title)}</h1>{_facts(numbers)}{_scores(numbers)}"
+        f"<h2>Samples of each cluster</h2><div class=clusters>{''.join(captions)}</div>"
+        f"{charts_html}</body></html>\n"
+    )
+
+
+def _facts(numbers: Mapping[str, Any]) -> str:
+    statistics, rank = numbers["statistics"], numbers["statistics"]["numeric_rank"]
+    rows = {
+        "density estimator": _component(numbers["density"]),
+        "cluster sampler": _component(numbers["sampler"]),
+        "latents": f"{statistics['num_kept']:,} of {statistics['num_latents']:,} kept",
+        "mass kept": f"{statistics['mass_kept']:.3f}",
+        "effective sample size": f"{statistics['effective_sample_size']:,.0f}",
+        "numeric rank": f"{rank['smallest']} to {rank['largest']} of {rank['of']}, "
+        f"median {rank['median']}",
+        "condition number": f"median {statistics['median_condition_number']:.3g}",
+        "latents without a finite Jacobian": f"{statistics['not_finite']:,}",
+        "standard deviation over latents": f"log p(z) {statistics['std_log_prior']:.3g}, "
+        f"log-volume {statistics['std_log_volume']:.3g} nats",
+        "seed": str(numbers["settings"]["seed"]),
+        "seconds": _pairs(numbers["seconds"]),
+        "versions": _pairs(numbers["versions"]),
+        "machine": str(numbers["machine"]),
+    }
+    return _table(list(rows.items()))
+
+
+def _scores(numbers: Mapping[str, Any]) -> str:
+    if not numbers["scores"]:
+        return ""
+    rows = [
+        (name.replace("_", " "), *(f"{s[name]:.4f}" for s in numbers["scores"].values()))
+        for name in (
+            "homogeneity",
+            "completeness",
+            "v_measure",
+            "adjusted_mutual_information",
+            "class_entropy",
+        )
+    ]
+    counts = [f"{s['num_samples']:,}" for s in numbers["scores"].values()]
+    header = ("", *numbers["scores"])
+    judge = _pairs({k: v for k, v in numbers["classifier"].items() if k != "name"})
+    return (
+        f"<h2>Agreement with the classes of {_text(numbers['classifier']['name'])} ({judge})</h2>"
+        + _table([header, *rows, ("samples", *counts)])
+    )
+
+
+def _component(record: Mapping[str, Any]) -> str:
+    return f"{record['name']} ({_pairs(record['params'])})" if record["params"] else record["name"]
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in values.items())
+
+
+def _table(rows: list[tuple[str, ...]]) -> str:
+    lines = ["<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>" for row in rows]
+    return f"<table>{''.join(lines)}</table>"
+
+
+def _image(data: bytes, description: str) -> str:
+    encoded = base64.b64encode(data).decode()
+    alt = html.escape(description.replace("<b>", "").replace("</b>", ""), quote=True)
+    return f'<img alt="{alt}" src="data:image/png;base64,{encoded}">'
+
+
+def _text(value: Any) -> str:
+    return html.escape(str(value))

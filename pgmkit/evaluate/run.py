@@ -1,0 +1,184 @@
+"""One shattering as a run: checked before it starts, resumable, complete or absent."""
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pgmkit import files
+from pgmkit.config import make_settings
+from pgmkit.errors import OutputError, ParameterError
+from pgmkit.evaluate.classifier import Classifier, load_classifier
+from pgmkit.evaluate.report import describe, write_report
+from pgmkit.generator import Generator
+from pgmkit.hub import load_generator
+from pgmkit.plugins import build_component, registry
+from pgmkit.shatter import check_shatter, shatter
+from pgmkit.spectrum.compute import BLOCK_SIZE
+
+RUN_FILE = "run.json"
+_DONE_FILES = ("report.html", "report.json", "sampler.json")
+
+
+@dataclass(frozen=True)
+class ShatterSettings:
+    """All settings of `pgmkit shatter`, as they stand in a config file.
+
+    Args:
+        source: reference of the generator.
+        density: `name` of the density estimator and its parameters.
+        sampler: `name` of the cluster sampler and its parameters.
+        engine: `name` of the engine and its parameters.
+        clusters: k.
+        remove: fraction of prior mass to remove, in [0, 1).
+        latents: number drawn from the prior, before removal.
+        seed: of everything random.
+        classifier: reference of a classifier for the scores, or None.
+        device: where the generator runs, such as "cpu" or "cuda".
+        block_size: latents per block of work.
+    """
+
+    source: str
+    density: Mapping[str, Any] = field(default_factory=lambda: {"name": "lash"})
+    sampler: Mapping[str, Any] = field(default_factory=lambda: {"name": "kmeans-gmm"})
+    engine: Mapping[str, Any] = field(default_factory=lambda: {"name": "local"})
+    clusters: int = 10
+    remove: float = 0.2
+    latents: int = 20_000
+    seed: int = 0
+    classifier: str | None = None
+    device: str = "cpu"
+    block_size: int = BLOCK_SIZE
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """A run whose settings have been checked and whose models are loaded."""
+
+    settings: ShatterSettings
+    generator: Generator
+    classifier: Classifier | None
+    seconds: float
+
+    def resolved(self) -> dict[str, Any]:
+        """Returns the settings as plain values, pinned to the generator's weights."""
+        provenance = self.generator.provenance
+        pinned = {key: provenance[key] for key in ("revision", "sha256") if key in provenance}
+        return {**asdict(self.settings), "generator": pinned}
+
+
+def prepare(values: Mapping[str, Any]) -> PreparedRun:
+    """Checks all settings and loads the models; writes nothing.
+
+    Args:
+        values: see `ShatterSettings`.
+
+    Raises:
+        PgmkitError: anything is missing, unknown or outside its range.
+    """
+    started = time.perf_counter()
+    if "source" not in values:
+        raise ParameterError("no generator is given; name one, such as mnist-dcgan")
+    tables = {
+        name: _component_table(name, values.get(name, default))
+        for name, default in (("density", "lash"), ("sampler", "kmeans-gmm"), ("engine", "local"))
+    }
+    settings = make_settings(ShatterSettings, {**values, **tables}, "the config")
+    check_shatter(settings.latents, settings.remove, settings.clusters)
+    _build("density-estimators", settings.density)
+    _build("cluster-samplers", {"num_clusters": settings.clusters, **settings.sampler})
+    _build("engines", settings.engine)
+    classifier = None if settings.classifier is None else load_classifier(settings.classifier)
+    generator = load_generator(settings.source, device=settings.device)
+    return PreparedRun(settings, generator, classifier, time.perf_counter() - started)
+
+
+def run(prepared: PreparedRun, out: Path, *, progress: bool = False) -> dict[str, Any]:
+    """Shatters, saves and reports into `out`; returns the numbers of the report.
+
+    A run with the same settings that was stopped continues; one that is complete is read back.
+
+    Args:
+        prepared: what `prepare` returned.
+        out: the output folder.
+        progress: whether to show a progress bar on stderr.
+
+    Raises:
+        OutputError: `out` holds something else, is in use, or cannot be written.
+    """
+    settings = prepared.settings
+    _check_folder(out)
+    with files.single_writer(out):
+        if _continue_run(out, prepared.resolved()):
+            numbers: dict[str, Any] = json.loads((out / "report.json").read_text())
+            return numbers
+        density, sampler = dict(settings.density), dict(settings.sampler)
+        shattered = shatter(
+            prepared.generator,
+            density=density.pop("name"),
+            sampler=sampler.pop("name"),
+            num_clusters=settings.clusters,
+            remove=settings.remove,
+            num_latents=settings.latents,
+            seed=settings.seed,
+            density_args=density,
+            sampler_args=sampler,
+            engine=_build("engines", settings.engine),
+            block_size=settings.block_size,
+            out=out / "spectrum",
+            progress=progress,
+        )
+        shattered.save_pretrained(out)
+        started = time.perf_counter()
+        numbers = describe(shattered, prepared.classifier, seconds={"loading": prepared.seconds})
+        numbers["seconds"]["scores"] = round(time.perf_counter() - started, 2)
+        write_report(out, shattered, numbers)
+        return numbers
+
+
+def _check_folder(out: Path) -> None:
+    """Refuses a folder that holds something other than a run."""
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"{out} is a file; choose another output folder")
+    if out.is_dir() and not (out / RUN_FILE).exists():
+        strangers = [path.name for path in out.iterdir() if not path.name.startswith(".")]
+        if strangers:
+            raise OutputError(
+                f"{out} is in use: it holds {', '.join(sorted(strangers)[:3])} and no pgmkit run; "
+                "choose another output folder"
+            )
+
+
+def _continue_run(out: Path, resolved: Mapping[str, Any]) -> bool:
+    """Records the run in `out` and returns whether it is complete already."""
+    path = out / RUN_FILE
+    plain = json.loads(json.dumps(resolved))
+    if not path.exists():
+        versions = {r.name: r.version for r in registry().records if r.status == "loaded"}
+        files.write_json(path, {"settings": plain, "plugins": versions})
+        return False
+    recorded = json.loads(path.read_text())["settings"]
+    for key in sorted({*recorded, *plain}):
+        if recorded.get(key) != plain.get(key):
+            raise OutputError(
+                f"{out} holds a run with {key} {recorded.get(key)!r}, not {plain.get(key)!r}; "
+                "choose another output folder or remove this one"
+            )
+    return all((out / name).exists() for name in _DONE_FILES)
+
+
+def _component_table(name: str, value: Any) -> dict[str, Any]:
+    """Accepts `density = "lash"` as well as a table with `name` and parameters."""
+    if isinstance(value, str):
+        return {"name": value}
+    if isinstance(value, Mapping) and isinstance(value.get("name", ""), str):
+        default = {"density": "lash", "sampler": "kmeans-gmm", "engine": "local"}[name]
+        return {"name": default, **value}
+    raise ParameterError(f"{name} must be a name or a table with a name, not {value!r}")
+
+
+def _build(kind: str, table: Mapping[str, Any]) -> Any:
+    parameters = dict(table)
+    return build_component(kind, parameters.pop("name"), **parameters)

@@ -1,0 +1,232 @@
+"""Finds plugins, keeps broken ones apart, and knows where every component came from."""
+
+import importlib.metadata
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cache
+from typing import Any
+
+import pluggy
+
+from pgmkit import hookspecs
+from pgmkit.components import KINDS, Component, RegisteredComponent, check_kind, find_component
+from pgmkit.errors import PluginError, nearest_names
+
+OWN_DISTRIBUTION = "pgmkit"
+
+
+@dataclass(frozen=True)
+class PluginRecord:
+    """One plugin that was found.
+
+    Args:
+        name: "distribution:entry-point".
+        version: the distribution's version.
+        module: the module that the entry point names.
+        status: "loaded", "failed" or "disabled".
+        error: why it failed, else "".
+        components: "kind/name" of everything that it offers.
+    """
+
+    name: str
+    version: str
+    module: str
+    status: str
+    error: str = ""
+    components: tuple[str, ...] = ()
+
+
+class PluginRegistry:
+    """The plugins of this process and what they offer.
+
+    Args:
+        entry_points: the entry points to load, in any order.
+        disabled: patterns of distributions or full plugin names that are not loaded.
+        third_party: whether plugins of other distributions are loaded at all.
+        strict: raise on a plugin that fails, instead of recording it.
+
+    Raises:
+        PluginError: a plugin failed and `strict` is on.
+    """
+
+    def __init__(
+        self,
+        entry_points: Iterable[importlib.metadata.EntryPoint],
+        *,
+        disabled: Sequence[str] = (),
+        third_party: bool = True,
+        strict: bool = False,
+    ) -> None:
+        self.manager = pluggy.PluginManager(hookspecs.PROJECT_NAME)
+        self.manager.add_hookspecs(hookspecs)
+        self.components: list[RegisteredComponent] = []
+        self.records = [
+            self._load(entry_point, disabled, third_party)
+            for entry_point in sorted(entry_points, key=_load_order)
+        ]
+        failed = [record for record in self.records if record.status == "failed"]
+        if failed and strict:
+            raise PluginError(
+                f"the plugin {failed[0].name!r} failed: {failed[0].error}; mend or uninstall it, "
+                f"or set PGMKIT_DISABLE_PLUGINS={failed[0].name}"
+            )
+
+    def of_kind(self, kind: str) -> list[RegisteredComponent]:
+        """Returns the components of one kind, those of pgmkit first.
+
+        Raises:
+            UnknownNameError: there is no such kind.
+        """
+        check_kind(kind)
+        return [component for component in self.components if component.kind == kind]
+
+    def find(self, kind: str, name: str) -> RegisteredComponent:
+        """Returns the component called `name` or `distribution:name`.
+
+        Raises:
+            UnknownNameError: there is none.
+            PluginError: two plugins offer it, or the one that offered it failed.
+        """
+        return find_component(self.of_kind(kind), kind, name)
+
+    def _load(
+        self,
+        entry_point: importlib.metadata.EntryPoint,
+        disabled: Sequence[str],
+        third_party: bool,
+    ) -> PluginRecord:
+        distribution = _distribution(entry_point)
+        name = f"{distribution}:{entry_point.name}"
+        version = entry_point.dist.version if entry_point.dist else ""
+        foreign = distribution != OWN_DISTRIBUTION
+        if (foreign and not third_party) or any(
+            fnmatchcase(name, pattern) or fnmatchcase(distribution, pattern) for pattern in disabled
+        ):
+            return PluginRecord(name, version, entry_point.value, "disabled")
+        try:
+            module = entry_point.load()
+            _check_api_version(module)
+            self._register(module, name)
+            components = self._collect(name)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            if self.manager.has_plugin(name):
+                self.manager.unregister(name=name)
+            message = f"{type(error).__name__}: {error}"
+            return PluginRecord(name, version, entry_point.value, "failed", message)
+        self.components += components
+        offered = tuple(f"{c.kind}/{c.name}" for c in components)
+        return PluginRecord(name, version, entry_point.value, "loaded", components=offered)
+
+    def _register(self, module: object, name: str) -> None:
+        self.manager.register(module, name=name)
+        for caller in self.manager.get_hookcallers(module) or ():
+            if not caller.has_spec():
+                raise PluginError(
+                    f"implements the unknown hook {caller.name!r}; "
+                    f"{nearest_names(caller.name, KINDS.values())}"
+                )
+
+    def _collect(self, plugin: str) -> list[RegisteredComponent]:
+        """Calls each hook of one plugin alone, so that every component knows its owner."""
+        others = [p for n, p in self.manager.list_name_plugin() if n != plugin]
+        found = []
+        for kind, hook in KINDS.items():
+            caller = self.manager.subset_hook_caller(hook, remove_plugins=others)
+            for offered in caller():
+                for component in offered:
+                    if not isinstance(component, Component):
+                        raise PluginError(
+                            f"{hook} returned {component!r}, which is not a pgmkit.Component"
+                        )
+                    found.append(RegisteredComponent(component, kind, plugin))
+        names = [(c.kind, c.name) for c in found]
+        for kind, name in names:
+            if names.count((kind, name)) > 1:
+                raise PluginError(f"offers {kind[:-1]} {name!r} twice")
+        return found
+
+
+_third_party = True
+
+
+def disable_third_party_plugins() -> None:
+    """Restricts this process to the plugins that come with pgmkit (`--no-plugins`)."""
+    global _third_party
+    _third_party = False
+    registry.cache_clear()
+
+
+@cache
+def registry() -> PluginRegistry:
+    """Returns the plugins of this process, loading them on first use.
+
+    `PGMKIT_DISABLE_PLUGINS` holds patterns, separated by commas, of distributions or
+    "distribution:plugin" names to leave out. `PGMKIT_STRICT_PLUGINS=1` makes a failure an error.
+    """
+    disabled = os.environ.get("PGMKIT_DISABLE_PLUGINS", "")
+    return PluginRegistry(
+        importlib.metadata.entry_points(group=hookspecs.ENTRY_POINT_GROUP),
+        disabled=[pattern.strip() for pattern in disabled.split(",") if pattern.strip()],
+        third_party=_third_party,
+        strict=os.environ.get("PGMKIT_STRICT_PLUGINS") == "1",
+    )
+
+
+def list_components(kind: str) -> list[RegisteredComponent]:
+    """Lists the installed components of one kind; nothing behind them is imported.
+
+    Args:
+        kind: "density-estimators", "cluster-samplers", "partitioners", "backbones",
+            "generator-loaders", "engines" or "commands".
+
+    Raises:
+        UnknownNameError: there is no such kind.
+
+    Example:
+        >>> [component.name for component in list_components("backbones")]
+        ['dcgan']
+    """
+    return registry().of_kind(kind)
+
+
+def build_component(kind: str, name: str, **parameters: Any) -> Any:
+    """Builds the component called `name` with the given parameters.
+
+    Raises:
+        UnknownNameError: no plugin offers it.
+        ParameterError: a parameter is unknown or missing.
+        PluginError: two plugins offer the name, or its code cannot be imported.
+    """
+    return registry().find(kind, name).build(**parameters)
+
+
+def as_component(kind: str, component: Any, **parameters: Any) -> Any:
+    """Returns `component` itself if it is an object, or builds the one that it names.
+
+    Parameters go to the one that is built; an object keeps its own.
+    """
+    if isinstance(component, str):
+        return build_component(kind, component, **parameters)
+    return component
+
+
+def _load_order(entry_point: importlib.metadata.EntryPoint) -> tuple[bool, str, str]:
+    distribution = _distribution(entry_point)
+    return distribution != OWN_DISTRIBUTION, distribution, entry_point.name
+
+
+def _distribution(entry_point: importlib.metadata.EntryPoint) -> str:
+    return entry_point.dist.name.lower() if entry_point.dist else "unknown"
+
+
+def _check_api_version(module: object) -> None:
+    version = getattr(module, "PGMKIT_API_VERSION", hookspecs.API_VERSION)
+    if version != hookspecs.API_VERSION:
+        raise PluginError(
+            f"is written for plugin API {version}, and this pgmkit has {hookspecs.API_VERSION}; "
+            "install matching versions"
+        )

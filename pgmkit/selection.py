@@ -1,0 +1,160 @@
+"""From log-weights to the latents that are kept."""
+
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from pgmkit.errors import ParameterError, PgmkitWarning, PluginError
+from pgmkit.seeds import random_generator
+from pgmkit.spectrum import Spectrum
+
+SELECTIONS = ("threshold", "resample")
+LOW_SAMPLE_SIZE = 0.01
+"""Share of the latents under which an effective sample size is called a collapse."""
+
+
+class DensityEstimator(Protocol):
+    """Maps a Spectrum to one log-weight per latent.
+
+    An estimator may have an attribute `selection`: "threshold" (the default) keeps the latents with
+    the largest weights; "resample" draws latents with probability proportional to their weights,
+    without replacement.
+    """
+
+    def log_weights(self, spectrum: Spectrum) -> Tensor:
+        """Returns log-weights (n,) up to a constant; -inf removes a latent."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which latents are kept, and what that says.
+
+    Args:
+        kept: indices of the kept latents in ascending order, int64 (m,).
+        log_weights: of all latents, float64 (n,).
+        cut: the smallest log-weight that is kept, or None where latents were drawn by weight.
+        statistics: mass kept, effective sample size and numeric rank.
+    """
+
+    kept: Tensor
+    log_weights: Tensor
+    cut: float | None
+    statistics: Mapping[str, Any]
+
+
+def select(
+    estimator: DensityEstimator, spectrum: Spectrum, *, remove: float, seed: int
+) -> Selection:
+    """Removes a fraction of the prior mass (Algorithm 1 of the LASH paper).
+
+    Latents drawn from the prior carry the same mass each, so `remove` is the share of latents that
+    go. A latent whose Jacobian is not finite, or whose weight is -inf, goes first.
+
+    Args:
+        estimator: gives the log-weights.
+        spectrum: of n latents.
+        remove: fraction of prior mass, in [0, 1).
+        seed: of the draw, where the estimator resamples.
+
+    Raises:
+        ParameterError: `remove` is outside [0, 1), or no latent is left.
+        PluginError: the log-weights have another shape, or are all -inf.
+    """
+    check_remove(remove)
+    selection = getattr(estimator, "selection", "threshold")
+    if selection not in SELECTIONS:
+        raise PluginError(
+            f"{estimator!r} has selection={selection!r}; it must be one of {', '.join(SELECTIONS)}"
+        )
+    weights = _checked(estimator.log_weights(spectrum), estimator, spectrum)
+    count = min(num_kept(len(spectrum), remove), int((weights > -math.inf).sum()))
+    if count == 0:
+        raise ParameterError(
+            f"remove={remove} leaves none of {len(spectrum)} latents; remove less or draw more"
+        )
+    scores = weights
+    if selection == "resample":
+        # The count largest of log-weight plus Gumbel noise are a draw without replacement.
+        uniform = torch.rand(
+            len(weights), generator=random_generator(seed, "selection"), dtype=torch.float64
+        )
+        scores = weights - (-uniform.clamp(min=1e-300).log()).log()
+    kept = scores.argsort(descending=True, stable=True)[:count].sort().values
+    sample_size = _effective_sample_size(weights) if selection == "resample" else float(count)
+    if sample_size < LOW_SAMPLE_SIZE * len(spectrum):
+        warnings.warn(
+            f"{estimator!r} puts almost all weight on few latents: the effective sample size is "
+            f"{sample_size:.1f} of {len(spectrum)}; bring rho nearer to 0 or lower top_k",
+            PgmkitWarning,
+            stacklevel=3,
+        )
+    cut = float(weights[kept].min()) if selection == "threshold" else None
+    rank = spectrum.numeric_rank()[spectrum.finite()]
+    statistics = {
+        "num_latents": len(spectrum),
+        "num_kept": count,
+        "mass_kept": count / len(spectrum),
+        "effective_sample_size": sample_size,
+        "selection": selection,
+        "not_finite": int((~spectrum.finite()).sum()),
+        "numeric_rank": {
+            "smallest": int(rank.min()),
+            "median": int(rank.median()),
+            "largest": int(rank.max()),
+            "of": spectrum.singular_values.shape[1],
+        },
+        "median_condition_number": float(spectrum.condition_number()[spectrum.finite()].median()),
+        **_spread(spectrum),
+    }
+    return Selection(kept, weights, cut, statistics)
+
+
+def num_kept(num_latents: int, remove: float) -> int:
+    """Returns how many latents are left when a fraction is removed, rounded half up."""
+    return math.floor((1 - remove) * num_latents + 0.5)
+
+
+def check_remove(remove: float) -> None:
+    """Raises ParameterError unless `remove` is in [0, 1)."""
+    if not isinstance(remove, int | float) or not 0 <= remove < 1:
+        raise ParameterError(
+            f"remove is a fraction of prior mass in [0, 1), such as 0.2, not {remove!r}"
+        )
+
+
+def _checked(weights: Any, estimator: DensityEstimator, spectrum: Spectrum) -> Tensor:
+    if not isinstance(weights, Tensor) or weights.shape != (len(spectrum),):
+        shape = tuple(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
+        raise PluginError(
+            f"{estimator!r} returns log-weights of {shape}; they must be a tensor of shape "
+            f"({len(spectrum)},)"
+        )
+    usable = spectrum.finite() & ~weights.isnan().cpu()
+    checked: Tensor = weights.detach().cpu().double().masked_fill(~usable, -math.inf)
+    if not (checked > -math.inf).any():
+        raise PluginError(
+            f"{estimator!r} removes every latent: all its log-weights are -inf or not a number"
+        )
+    return checked
+
+
+def _effective_sample_size(log_weights: Tensor) -> float:
+    """Returns (Σw)² / Σw² without leaving log space."""
+    ones = 2 * log_weights.logsumexp(dim=0) - (2 * log_weights).logsumexp(dim=0)
+    return float(ones.exp())
+
+
+def _spread(spectrum: Spectrum) -> dict[str, float]:
+    """Returns the standard deviations of the two terms of Eq. 1, over finite latents."""
+    finite = spectrum.finite()
+    volume = spectrum.log_volume()[finite]
+    prior = spectrum.log_prior[finite]
+    return {
+        "std_log_prior": float(prior.std(correction=0)),
+        "std_log_volume": float(volume.std(correction=0)),
+    }

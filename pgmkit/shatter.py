@@ -1,0 +1,429 @@
+"""Shattering: from a generator to one that can be sampled cluster by cluster."""
+
+import importlib.metadata
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from pgmkit import files, hub, pictures
+from pgmkit.components import RegisteredComponent
+from pgmkit.errors import LoadError, ParameterError, PluginError
+from pgmkit.generator import Generator
+from pgmkit.plugins import registry
+from pgmkit.references import FORMAT_VERSION, open_folder, read_json, registry_names
+from pgmkit.seeds import derive_seed, random_generator
+from pgmkit.selection import DensityEstimator, Selection, check_remove, num_kept, select
+from pgmkit.spectrum import Spectrum, compute_spectrum
+from pgmkit.spectrum.compute import BLOCK_SIZE, Engine
+
+SAMPLER_CONFIG = "sampler.json"
+SAMPLER_STATE = "sampler.safetensors"
+_BATCH = 256
+
+
+class ClusterSampler(Protocol):
+    """Finds clusters of latents and draws new latents from each.
+
+    To be saved it also has `get_params() -> dict`, `state() -> dict[str, Tensor]` and
+    `load_state(state)`.
+
+    Attributes:
+        labels_: cluster of each latent that was fitted, int64 (n,), from 0.
+    """
+
+    labels_: Tensor
+
+    def fit(
+        self,
+        latents: Tensor,
+        *,
+        images: Tensor | None = None,
+        generator: Generator | None = None,
+        seed: int = 0,
+    ) -> object:
+        """Finds clusters in latents (n, M)."""
+
+    def predict(self, latents: Tensor) -> Tensor:
+        """Returns the cluster of each latent (n, M), int64 (n,)."""
+
+    def sample(self, n: int, cluster: int, seed: int) -> Tensor:
+        """Draws latents (n, M) from one cluster."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a shattered generator was made with; kept when it is saved.
+
+    Args:
+        density: name and parameters of the density estimator.
+        sampler: qualified name and parameters of the cluster sampler.
+        settings: num_clusters, remove, num_latents and seed.
+        statistics: mass kept, effective sample size, numeric rank; see `pgmkit.selection.select`.
+        versions: of pgmkit, torch and the plugins that took part.
+    """
+
+    density: Mapping[str, Any]
+    sampler: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    statistics: Mapping[str, Any]
+    versions: Mapping[str, str]
+
+
+class ShatteredGenerator:
+    """A generator whose clusters can be sampled one by one.
+
+    Args:
+        generator: G, unchanged.
+        sampler: fitted.
+        cluster_sizes: number of kept latents in each cluster.
+        origin: what it was made with.
+        spectrum: of all drawn latents; None after loading.
+        selection: which of them were kept; None after loading.
+        seconds: time taken by each step; empty after loading.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        sampler: ClusterSampler,
+        cluster_sizes: list[int],
+        origin: Origin,
+        *,
+        spectrum: Spectrum | None = None,
+        selection: Selection | None = None,
+        seconds: Mapping[str, float] | None = None,
+    ) -> None:
+        self.generator = generator
+        self.sampler = sampler
+        self.cluster_sizes = cluster_sizes
+        self.origin = origin
+        self.spectrum = spectrum
+        self.selection = selection
+        self.seconds = dict(seconds or {})
+
+    @property
+    def num_clusters(self) -> int:
+        """The number of clusters, k."""
+        return len(self.cluster_sizes)
+
+    def sample(self, n: int, cluster: int | None = None, seed: int = 0) -> Tensor:
+        """Makes images.
+
+        Args:
+            n: how many, at least 1.
+            cluster: from 0 to k - 1; None mixes the clusters by their sizes.
+            seed: the same seed gives the same images.
+
+        Returns:
+            Images (n, C, H, W) in the generator's range.
+
+        Raises:
+            ParameterError: `n` or `cluster` is outside its range.
+        """
+        return self.images(self.sample_latents(n, cluster, seed))
+
+    def sample_latents(self, n: int, cluster: int | None = None, seed: int = 0) -> Tensor:
+        """Draws latents (n, M), float32, for `sample`; arguments and errors are the same."""
+        if n < 1:
+            raise ParameterError(f"the number of samples must be at least 1, not {n}")
+        if cluster is None:
+            clusters = self.sample_clusters(n, seed)
+            drawn = torch.empty(n, self.generator.latent.dim)
+            for present in clusters.unique().tolist():
+                where = clusters == present
+                drawn[where] = self.sample_latents(int(where.sum()), present, seed)
+            return drawn
+        if not 0 <= cluster < self.num_clusters:
+            raise ParameterError(
+                f"there is no cluster {cluster}; the clusters are 0 to {self.num_clusters - 1}"
+            )
+        latents = self.sampler.sample(n, cluster, derive_seed(seed, "sample"))
+        prior = self.generator.latent
+        if prior.distribution == "normal":
+            return latents
+        return latents.clamp(prior.low, prior.high)
+
+    def sample_clusters(self, n: int, seed: int = 0) -> Tensor:
+        """Draws cluster numbers (n,) by cluster size: those of `sample(n, None, seed)`."""
+        sizes = torch.tensor(self.cluster_sizes, dtype=torch.float64)
+        return torch.multinomial(
+            sizes, n, replacement=True, generator=random_generator(seed, "clusters")
+        )
+
+    def predict(self, latents: Tensor) -> Tensor:
+        """Returns the cluster of each latent (n, M), int64 (n,)."""
+        self.generator.check_latents(latents)
+        return self.sampler.predict(latents)
+
+    @torch.no_grad()
+    def images(self, latents: Tensor) -> Tensor:
+        """Returns G(z) for latents (n, M), batch by batch."""
+        return torch.cat([self.generator(batch) for batch in latents.split(_BATCH)])
+
+    def save_pretrained(self, folder: Path | str) -> None:
+        """Writes generator and sampler as a Hub folder, in safetensors and JSON.
+
+        A generator that no installed component can build, such as a module of your own, is saved
+        too; `from_pretrained` then needs its class.
+
+        Raises:
+            PluginError: the sampler cannot be saved.
+            OutputError: the folder cannot be written.
+        """
+        folder = Path(folder)
+        get_state = getattr(self.sampler, "state", None)
+        if get_state is None:
+            raise PluginError(
+                f"the cluster sampler {self.origin.sampler['name']!r} cannot be saved, since it "
+                "has no method 'state'; ask its author"
+            )
+        state = hub.serialise(get_state())
+        hub.write_generator(folder, self.generator)
+        files.write_bytes(folder / SAMPLER_STATE, state)
+        description = {
+            "format_version": FORMAT_VERSION,
+            "sampler": self.origin.sampler,
+            "density": self.origin.density,
+            "settings": self.origin.settings,
+            "cluster_sizes": self.cluster_sizes,
+            "statistics": self.origin.statistics,
+            "versions": self.origin.versions,
+        }
+        samples = torch.cat([self.sample(8, cluster) for cluster in range(self.num_clusters)])
+        pictures.write_grid(folder / hub.SAMPLES_FILE, samples, self.generator.image.range, scale=2)
+        files.write_text(folder / hub.CARD_FILE, self._card())
+        # Last, since its presence says that the folder is whole.
+        files.write_json(folder / SAMPLER_CONFIG, description)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        reference: Path | str,
+        *,
+        architecture: Callable[..., nn.Module] | str | None = None,
+    ) -> "ShatteredGenerator":
+        """Loads what `save_pretrained` wrote.
+
+        Args:
+            reference: a folder, or a reference as for `pgmkit.load_generator`.
+            architecture: a class or component for the generator, where the folder names none.
+
+        Raises:
+            LoadError: the folder is incomplete or damaged.
+            UnknownNameError: no installed plugin offers the sampler or the architecture.
+        """
+        text = str(reference)
+        is_reference = text.startswith(("hf-hub:", "local-dir:")) or text in registry_names()
+        folder = open_folder(text if is_reference else f"local-dir:{text}")
+        if folder.fetch(SAMPLER_CONFIG) is None:
+            raise LoadError(
+                f"{reference} holds no shattered generator: it has no {SAMPLER_CONFIG}. If a run "
+                "was stopped there, run the same pgmkit shatter command again"
+            )
+        generator = hub.generator_from_folder(folder, architecture=architecture)
+        path = folder.path(SAMPLER_CONFIG)
+        description = read_json(path, text)
+        try:
+            origin = Origin(**{field: description[field] for field in Origin.__dataclass_fields__})
+            sampler = _build("cluster-samplers", origin.sampler["name"], origin.sampler["params"])
+            sampler.load_state(hub.read_weights(folder.path(SAMPLER_STATE)))
+            return cls(generator, sampler, list(description["cluster_sizes"]), origin)
+        except (KeyError, TypeError) as error:
+            raise LoadError(f"{path} is damaged or of another version: {error}") from error
+
+    def push_to_hub(self, repository: str, *, private: bool = False) -> str:
+        """Uploads to the Hugging Face Hub as "org/name" and returns the address.
+
+        Raises:
+            LoadError: the Hub is out of reach, or refuses.
+        """
+        import tempfile
+
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return hub.push_folder(Path(folder), repository, private=private)
+
+    def _card(self) -> str:
+        settings, statistics = self.origin.settings, self.origin.statistics
+        lines = [
+            "---",
+            "library_name: pgmkit",
+            f"license: {str(self.generator.provenance.get('license', 'unknown')).lower()}",
+            "pipeline_tag: unconditional-image-generation",
+            "---",
+            "",
+            f"# {self.generator.name}, shattered into {self.num_clusters} clusters",
+            "",
+            f"![Eight samples of each cluster]({hub.SAMPLES_FILE})",
+            "",
+            "```python",
+            "import pgmkit",
+            'm = pgmkit.ShatteredGenerator.from_pretrained("path/to/this/folder")',
+            "x = m.sample(64, cluster=3)",
+            "```",
+            "",
+            f"Density estimator `{self.origin.density['name']}`, cluster sampler "
+            f"`{self.origin.sampler['name']}`, {settings['num_latents']:,} latents, "
+            f"{statistics['mass_kept']:.0%} of the mass kept, seed {settings['seed']}.",
+        ]
+        return "\n".join(lines) + "\n"
+
+    def __repr__(self) -> str:
+        settings, statistics = self.origin.settings, self.origin.statistics
+        rank = statistics["numeric_rank"]
+        return (
+            f"ShatteredGenerator({self.generator.name!r}: {self.num_clusters} clusters of "
+            f"{min(self.cluster_sizes):,} to {max(self.cluster_sizes):,} latents; "
+            f"{self.origin.density['name']} kept {statistics['num_kept']:,} of "
+            f"{settings['num_latents']:,} (mass {statistics['mass_kept']:.2f}, effective sample "
+            f"size {statistics['effective_sample_size']:,.0f}, numeric rank {rank['smallest']} to "
+            f"{rank['largest']} of {rank['of']}); {self.origin.sampler['name']}, "
+            f"seed {settings['seed']})"
+        )
+
+
+def shatter(
+    generator: Generator,
+    density: DensityEstimator | str = "lash",
+    sampler: ClusterSampler | str = "kmeans-gmm",
+    num_clusters: int = 10,
+    remove: float = 0.2,
+    num_latents: int = 20_000,
+    seed: int = 0,
+    spectrum: Spectrum | None = None,
+    *,
+    density_args: Mapping[str, Any] | None = None,
+    sampler_args: Mapping[str, Any] | None = None,
+    engine: Engine | str = "local",
+    block_size: int = BLOCK_SIZE,
+    out: Path | str | None = None,
+    progress: bool = False,
+) -> ShatteredGenerator:
+    """Shatters a generator: spectrum, density, removal, clusters, mapper (LASH, Algorithm 1).
+
+    Args:
+        generator: G.
+        density: name of a density estimator, or an object with `log_weights`.
+        sampler: name of a cluster sampler, or an object with its methods.
+        num_clusters: k, at least 1; ignored where `sampler` is an object.
+        remove: fraction of prior mass to remove, in [0, 1); the paper takes 0.2.
+        num_latents: latents to draw from the prior, before removal.
+        seed: of everything random.
+        spectrum: one that is there already; then `num_latents` is its length.
+        density_args: parameters of the density estimator.
+        sampler_args: parameters of the cluster sampler.
+        engine: where the Jacobians are computed; name or object.
+        block_size: latents per block of work.
+        out: a folder in which finished blocks of the spectrum are kept, to continue after a stop.
+        progress: whether to show a progress bar on stderr.
+
+    Raises:
+        UnknownNameError: no plugin offers the density estimator or the sampler.
+        ParameterError: a value is outside its range, or there are more clusters than latents.
+        GeneratorError: the generator breaks its contract, or cannot be differentiated.
+
+    Example:
+        >>> from pgmkit import Generator, ImageSpec, LatentSpec
+        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 16), torch.nn.Tanh())
+        >>> toy = Generator(net, latent=LatentSpec(2), image=ImageSpec((1, 4, 4)), name="toy")
+        >>> m = shatter(toy, num_clusters=3, num_latents=300)
+        >>> m.sample(5, cluster=1).shape
+        torch.Size([5, 1, 4, 4])
+    """
+    count = num_latents if spectrum is None else len(spectrum)
+    check_shatter(count, remove, num_clusters)
+    estimator = _build("density-estimators", density, dict(density_args or {}))
+    arguments = {"num_clusters": num_clusters, **(sampler_args or {})}
+    clusterer = _build("cluster-samplers", sampler, arguments)
+    started = time.perf_counter()
+    if spectrum is None:
+        spectrum = compute_spectrum(
+            generator,
+            num_latents=num_latents,
+            seed=seed,
+            out=out,
+            block_size=block_size,
+            engine=engine,
+            progress=progress,
+        )
+    spectrum_done = time.perf_counter()
+    selection = select(estimator, spectrum, remove=remove, seed=seed)
+    latents = spectrum.latents[selection.kept]
+    clusterer.fit(latents, generator=generator, seed=seed)
+    done = time.perf_counter()
+    labels = torch.as_tensor(clusterer.labels_)
+    if labels.shape != (len(latents),):
+        raise PluginError(
+            f"{clusterer!r} has labels_ of shape {tuple(labels.shape)} for {len(latents)} latents"
+        )
+    owners = [_origin("density-estimators", density, estimator)]
+    owners.append(_origin("cluster-samplers", sampler, clusterer))
+    origin = Origin(
+        density=owners[0],
+        sampler=owners[1],
+        settings={
+            "num_clusters": num_clusters,
+            "remove": remove,
+            "num_latents": count,
+            "seed": seed,
+        },
+        statistics=selection.statistics,
+        versions=_versions(owners),
+    )
+    return ShatteredGenerator(
+        generator,
+        clusterer,
+        labels.bincount(minlength=num_clusters).tolist(),
+        origin,
+        spectrum=spectrum,
+        selection=selection,
+        seconds={"spectrum": spectrum_done - started, "clusters": done - spectrum_done},
+    )
+
+
+def check_shatter(num_latents: int, remove: float, num_clusters: int) -> None:
+    """Checks the numbers that `shatter` takes, before anything is computed.
+
+    Raises:
+        ParameterError: one of them is outside its range, or too few latents are left to cluster.
+    """
+    check_remove(remove)
+    for name, value in (
+        ("the number of clusters", num_clusters),
+        ("the number of latents", num_latents),
+    ):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ParameterError(f"{name} must be a whole number from 1, not {value!r}")
+    kept = num_kept(num_latents, remove)
+    if num_clusters > kept:
+        raise ParameterError(
+            f"{num_clusters} clusters need as many latents, and remove={remove} leaves {kept} of "
+            f"{num_latents}; ask for fewer clusters or more latents"
+        )
+
+
+def _build(kind: str, component: Any, parameters: Mapping[str, Any]) -> Any:
+    """Builds a component by name, or returns the object that the caller brought."""
+    if isinstance(component, str):
+        return registry().find(kind, component).build(**parameters)
+    return component
+
+
+def _origin(kind: str, component: Any, built: Any) -> dict[str, Any]:
+    get_params = getattr(built, "get_params", None)
+    params = get_params() if get_params else {}
+    if isinstance(component, str):
+        found: RegisteredComponent = registry().find(kind, component)
+        return {"name": found.qualified_name, "params": params}
+    return {"name": type(component).__name__, "params": params}
+
+
+def _versions(owners: list[dict[str, Any]]) -> dict[str, str]:
+    distributions = {"pgmkit", "torch", "scikit-learn"}
+    distributions |= {o["name"].partition(":")[0] for o in owners if ":" in o["name"]}
+    return {name: importlib.metadata.version(name) for name in sorted(distributions)}

@@ -1,0 +1,6 @@
+"""Jacobian spectra: the one expensive thing that every density estimator shares."""
+
+from pgmkit.spectrum.compute import compute_spectrum
+from pgmkit.spectrum.spectrum import Spectrum
+
+__all__ = ["Spectrum", "compute_spectrum"]

@@ -1,0 +1,181 @@
+"""Computes spectra in blocks: bounded memory, saved as it goes, resumable."""
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+from safetensors.torch import load
+from torch import Tensor
+from tqdm import tqdm
+
+from pgmkit import files, hub
+from pgmkit.errors import LoadError, OutputError, ParameterError
+from pgmkit.generator import Generator
+from pgmkit.plugins import as_component
+from pgmkit.spectrum.jacobian import JacobianSpectra
+from pgmkit.spectrum.spectrum import Spectrum
+
+BLOCK_SIZE = 128
+MANIFEST_FILE = "manifest.json"
+_FORMAT_VERSION = 1
+_Result = TypeVar("_Result")
+
+
+class Engine(Protocol):
+    """Where blocks run; see `pgmkit.hookspecs.pgmkit_engines`."""
+
+    def map(self, function: Callable[[int], _Result], blocks: Any) -> Iterator[tuple[int, _Result]]:
+        """Yields `(block, function(block))` in any order."""
+
+
+def compute_spectrum(
+    generator: Generator,
+    latents: Tensor | None = None,
+    num_latents: int | None = None,
+    seed: int = 0,
+    *,
+    out: Path | str | None = None,
+    block_size: int = BLOCK_SIZE,
+    engine: Engine | str = "local",
+    progress: bool = False,
+) -> Spectrum:
+    """Computes the singular values of ∂G/∂z at many latents (LASH paper, Eq. 1).
+
+    Works for any differentiable module, block by block, so that memory does not grow with the
+    number of latents beyond the result itself.
+
+    Args:
+        generator: G.
+        latents: z (n, M); or else
+        num_latents: n, the number of latents to draw from the prior.
+        seed: of the drawn latents; not used when `latents` are given.
+        out: a folder for the finished blocks. A run that was stopped continues there; a complete
+            one is read back.
+        block_size: latents per block, at least 1.
+        engine: name of an engine component, or an object with its method `map`.
+        progress: whether to show a progress bar on stderr.
+
+    Raises:
+        ParameterError: neither or both of `latents` and `num_latents` are given, or are empty.
+        GeneratorError: the latents do not fit, or the generator cannot be differentiated.
+        OutputError: `out` is in use, or holds another spectrum.
+
+    Example:
+        >>> from pgmkit import Generator, ImageSpec, LatentSpec
+        >>> net = torch.nn.Linear(2, 16)
+        >>> toy = Generator(net, latent=LatentSpec(2), image=ImageSpec((1, 4, 4)))
+        >>> compute_spectrum(toy, num_latents=100, seed=0)
+        Spectrum(100 latents of 2 dimensions, numeric rank 2 to 2 of 2)
+    """
+    if (latents is None) == (num_latents is None):
+        raise ParameterError("give either latents or num_latents to compute_spectrum")
+    if block_size < 1:
+        raise ParameterError(f"block_size must be at least 1, not {block_size}")
+    if latents is None:
+        assert num_latents is not None
+        z = generator.sample_latents(num_latents, seed)
+    else:
+        generator.check_latents(latents)
+        z = latents.detach().cpu().float()
+    if not len(z):
+        raise ParameterError("the latents are empty; give at least one")
+    generator.check()
+    jacobians = JacobianSpectra(generator)
+    settings = {
+        "format_version": _FORMAT_VERSION,
+        "generator": generator.fingerprint(),
+        "latents": hashlib.sha256(z.contiguous().numpy().tobytes()).hexdigest(),
+        "num_latents": len(z),
+        "block_size": block_size,
+        "dtype": str(generator.dtype).removeprefix("torch."),
+        "jacobian": asdict(jacobians.plan),
+    }
+    blocks = z.split(block_size)
+    if engine == "local" and not jacobians.thread_safe:
+        chosen: Engine = as_component("engines", engine, workers=1)
+    else:
+        chosen = as_component("engines", engine)
+
+    def compute(block: int) -> Tensor:
+        return jacobians.singular_values(blocks[block])
+
+    store = _Store(Path(out), settings) if out is not None else None
+    with store.opened() if store else contextlib.nullcontext():
+        results = store.read() if store else {}
+        bar = tqdm(
+            total=len(z),
+            initial=sum(map(len, results.values())),
+            unit="latent",
+            desc="spectrum",
+            disable=not progress,
+        )
+        with bar:
+            missing = [block for block in range(len(blocks)) if block not in results]
+            for block, values in chosen.map(compute, missing):
+                results[block] = values
+                if store:
+                    store.write(block, values)
+                bar.update(len(values))
+    values = torch.cat([results[block] for block in range(len(blocks))])
+    return Spectrum(z, values, generator.log_prior(z), settings)
+
+
+class _Store:
+    """A folder of finished blocks: one safetensors shard each, and a manifest with checksums."""
+
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        self.folder = folder
+        self.settings = settings
+        self.manifest = folder / MANIFEST_FILE
+        self.checksums: dict[str, str] = {}
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[None]:
+        """Holds the folder and checks that it belongs to this run."""
+        with files.single_writer(self.folder):
+            if self.manifest.exists():
+                recorded = self._read_manifest()
+                for key, value in self.settings.items():
+                    if recorded["settings"].get(key) != value:
+                        raise OutputError(
+                            f"{self.folder} holds a spectrum with another {key} "
+                            f"({recorded['settings'].get(key)!r}, not {value!r}); choose another "
+                            "folder or remove this one"
+                        )
+                self.checksums = recorded["blocks"]
+            yield
+
+    def read(self) -> dict[int, Tensor]:
+        """Returns the blocks that are whole; damaged ones are left to be computed again."""
+        found = {}
+        for block, checksum in self.checksums.items():
+            with contextlib.suppress(OSError):
+                data = self._shard(int(block)).read_bytes()
+                if hashlib.sha256(data).hexdigest() == checksum:
+                    found[int(block)] = load(data)["singular_values"]
+        return found
+
+    def write(self, block: int, values: Tensor) -> None:
+        """Adds a finished block; the manifest names it only once it is on the disk."""
+        data = hub.serialise({"singular_values": values})
+        files.write_bytes(self._shard(block), data)
+        self.checksums[str(block)] = hashlib.sha256(data).hexdigest()
+        ordered = dict(sorted(self.checksums.items(), key=lambda item: int(item[0])))
+        files.write_json(self.manifest, {"settings": self.settings, "blocks": ordered})
+
+    def _shard(self, block: int) -> Path:
+        return self.folder / f"block-{block:06d}.safetensors"
+
+    def _read_manifest(self) -> dict[str, Any]:
+        try:
+            recorded = json.loads(self.manifest.read_text())
+            return {"settings": dict(recorded["settings"]), "blocks": dict(recorded["blocks"])}
+        except (ValueError, TypeError, KeyError) as error:
+            raise LoadError(
+                f"{self.manifest} is damaged ({error}); remove the folder {self.folder}"
+            ) from error

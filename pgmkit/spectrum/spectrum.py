@@ -1,0 +1,110 @@
+"""The Spectrum: what shattering needs to know of a generator, for each drawn latent."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from pgmkit.errors import ParameterError
+
+NullTreatment = Literal["floor", "drop"]
+
+RANK_RTOL = 1e-6
+"""Singular values below this share of the largest one count as zero.
+
+A Jacobian in float32 carries noise of about 1e-7 times its largest singular value; what lies within
+ten times that cannot be told from zero.
+"""
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Latents with the singular values of the Jacobian at each of them.
+
+    Args:
+        latents: z (n, M), float32.
+        singular_values: σ (n, r), r = min(M, C·H·W), descending, float64; a row of NaN marks a
+            latent whose Jacobian is not finite.
+        log_prior: log p(z) (n,), nats, float64.
+        provenance: how it was computed.
+    """
+
+    latents: Tensor
+    singular_values: Tensor
+    log_prior: Tensor
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def finite(self) -> Tensor:
+        """Returns which latents have a finite Jacobian, bool (n,)."""
+        return self.singular_values.isfinite().all(dim=1)
+
+    def numeric_rank(self, rtol: float = RANK_RTOL) -> Tensor:
+        """Returns how many singular values exceed `rtol` times the largest, int64 (n,).
+
+        Args:
+            rtol: in [0, 1).
+        """
+        _check_rtol(rtol)
+        return (self.singular_values > rtol * self.singular_values[:, :1]).sum(dim=1)
+
+    def log_volume(
+        self,
+        *,
+        rank_rtol: float = RANK_RTOL,
+        null: NullTreatment = "floor",
+        top_k: int | None = None,
+    ) -> Tensor:
+        """Returns `Σ log σ_i`, the log of √det(JᵀJ), in nats.
+
+        Where J is rank-deficient the sum depends on what is done with null directions, and so does
+        the set of latents that LASH removes. Both choices are parameters for that reason.
+
+        Args:
+            rank_rtol: singular values at or below `rank_rtol · σ_1` count as null, in [0, 1).
+            null: "floor" counts each null direction as `rank_rtol · σ_1`; "drop" leaves it out,
+                which gives the volume of the image of the remaining directions.
+            top_k: sum over the k largest singular values only; None for all.
+
+        Returns:
+            (n,), float64; NaN where the Jacobian is not finite, -inf where it is zero.
+        """
+        _check_rtol(rank_rtol)
+        if null not in ("floor", "drop"):
+            raise ParameterError(f"null must be 'floor' or 'drop', not {null!r}")
+        if top_k is not None and top_k < 1:
+            raise ParameterError(f"top_k must be at least 1 or left out, not {top_k}")
+        values = self.singular_values[:, :top_k]
+        floor = rank_rtol * self.singular_values[:, :1]
+        if null == "floor":
+            return torch.maximum(values, floor).log().sum(dim=1)
+        # σ_1 always counts: then a Jacobian of zero gives -inf and one of NaN gives NaN.
+        kept = values > floor
+        kept[:, 0] = True
+        return torch.where(kept, values.log(), 0.0).sum(dim=1)
+
+    def frobenius(self) -> Tensor:
+        """Returns `‖J‖_F = √Σ σ_i²`, float64 (n,)."""
+        return self.singular_values.square().sum(dim=1).sqrt()
+
+    def condition_number(self) -> Tensor:
+        """Returns the ratio of largest to smallest singular value (n,); inf at rank loss."""
+        return self.singular_values[:, 0] / self.singular_values[:, -1]
+
+    def __repr__(self) -> str:
+        if not len(self):
+            return "Spectrum(no latents)"
+        rank = self.numeric_rank()
+        return (
+            f"Spectrum({len(self):,} latents of {self.latents.shape[1]} dimensions, numeric rank "
+            f"{int(rank.min())} to {int(rank.max())} of {self.singular_values.shape[1]})"
+        )
+
+
+def _check_rtol(rtol: float) -> None:
+    if not 0 <= rtol < 1:
+        raise ParameterError(f"the rank tolerance must be in [0, 1), not {rtol}")

@@ -1,0 +1,99 @@
+"""Training of the evaluation classifier."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pgmkit import files, hub
+from pgmkit.errors import DataError
+from pgmkit.evaluate.classifier import ARCHITECTURE, LASHClassifier
+from pgmkit.references import CONFIG_FILE, FORMAT_VERSION, WEIGHTS_FILE
+from pgmkit.train.card import model_card
+from pgmkit.train.checkpoint import Part
+from pgmkit.train.data import ImageData
+from pgmkit.train.optimizer import Adam
+
+
+class ClassifierTask:
+    """One cross-entropy step per batch; accuracy on the test split after each epoch.
+
+    Args:
+        model_args: parameters of `LASHClassifier`.
+        optimizer: its settings.
+        test: labelled test images.
+        seed: of the initial weights.
+        device: where it is trained.
+    """
+
+    def __init__(
+        self,
+        model_args: Mapping[str, Any],
+        optimizer: Adam,
+        test: ImageData,
+        *,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        if test.labels is None:
+            raise DataError(f"{test.source} has no labels; a classifier cannot be trained on it")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = LASHClassifier(**model_args)
+        self.model_args = dict(model_args)
+        self.network = network.to(device)
+        self.optimizer = optimizer.build(self.network)
+        self.test = test
+        self.device = device
+        self.parts: dict[str, Part] = {"network": self.network, "optimizer": self.optimizer}
+
+    def step(
+        self, images: Tensor, labels: Tensor | None, random: torch.Generator
+    ) -> dict[str, float]:
+        """Learns from one labelled batch."""
+        if labels is None:
+            raise DataError("the training images have no labels; a classifier needs them")
+        logits = self.network(images.to(self.device))
+        loss = functional.cross_entropy(logits, labels.to(self.device))
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return {"cross_entropy": loss.item()}
+
+    def end_epoch(self, epoch: int, folder: Path) -> dict[str, float]:
+        """Returns the share of test images that are classified correctly."""
+        return {"test_accuracy": self.test_accuracy()}
+
+    @torch.no_grad()
+    def test_accuracy(self) -> float:
+        """Returns the share of test images that are classified correctly."""
+        assert self.test.labels is not None
+        self.network.eval()
+        correct = 0
+        for index in torch.arange(len(self.test)).split(1000):
+            logits = self.network(self.test.batch(index).to(self.device))
+            correct += int((logits.argmax(dim=1).cpu() == self.test.labels[index]).sum())
+        self.network.train()
+        return correct / len(self.test)
+
+    def export(self, folder: Path, record: Mapping[str, Any]) -> None:
+        """Writes the classifier as a Hub folder with a model card."""
+        card = record.get("card", {})
+        measured = {"test_accuracy": self.test_accuracy()}
+        config = {
+            "format_version": FORMAT_VERSION,
+            "architecture": ARCHITECTURE,
+            "model_args": self.model_args,
+            **{key: card[key] for key in ("license", "paper") if key in card},
+            "measured": measured,
+            "provenance": {"training": record},
+        }
+        with files.replaced_folder(folder) as fresh:
+            weights = hub.serialise(self.network.state_dict())
+            files.write_bytes(fresh / WEIGHTS_FILE, weights)
+            files.write_json(fresh / CONFIG_FILE, config)
+            text = model_card({**record, "measured": measured}, "image-classification")
+            files.write_text(fresh / hub.CARD_FILE, text)

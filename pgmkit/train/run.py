@@ -1,0 +1,107 @@
+"""From a config to a training run."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pgmkit.config import make_settings
+from pgmkit.errors import DataError, ParameterError, UnknownNameError
+from pgmkit.generator import LatentSpec
+from pgmkit.train.classifier import ClassifierTask
+from pgmkit.train.data import load_images
+from pgmkit.train.gan import GANSettings, GANTask
+from pgmkit.train.loop import Task, train
+from pgmkit.train.optimizer import Adam
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """A whole training config, as in `examples/mnist-dcgan.toml`.
+
+    Args:
+        task: "gan" or "classifier".
+        epochs: passes over the data, at least 1.
+        batch_size: images per step, at least 2.
+        seed: of everything random.
+        image_size: side to which images are padded or resized; None leaves them.
+        model: settings of the task.
+        optimizer: `learning_rate` and `betas`.
+        card: what the model card says beside the recipe: title, data, data_license, license, paper.
+    """
+
+    task: str
+    epochs: int
+    batch_size: int
+    seed: int = 0
+    image_size: int | None = None
+    model: Mapping[str, Any] = field(default_factory=dict)
+    optimizer: Mapping[str, Any] = field(default_factory=dict)
+    card: Mapping[str, Any] = field(default_factory=dict)
+
+
+def run_training(
+    config: Mapping[str, Any],
+    data: str,
+    out: Path,
+    *,
+    device: str = "cpu",
+    progress: bool = False,
+    report: Callable[[str], None] = lambda line: None,
+) -> Path:
+    """Trains what `config` describes on `data` and returns the folder of the exported model.
+
+    Args:
+        config: see `TrainSettings`.
+        data: see `pgmkit.train.data.load_images`.
+        out: the output folder; a run that was stopped there continues.
+        device: "cpu", "cuda", ...
+        progress: whether to show a progress bar on stderr.
+        report: takes one line of text per epoch.
+
+    Raises:
+        ParameterError: a setting is unknown or outside its range.
+        DataError: the data cannot be read, or are fewer than one batch.
+        OutputError: `out` is in use, or holds a run with other settings.
+    """
+    settings = make_settings(TrainSettings, config, "the training config")
+    if settings.epochs < 1 or settings.batch_size < 2:
+        raise ParameterError(
+            f"epochs must be at least 1 and batch_size at least 2, not {settings.epochs} and "
+            f"{settings.batch_size}"
+        )
+    images = load_images(data, split="train", size=settings.image_size)
+    if len(images) < settings.batch_size:
+        raise DataError(
+            f"{data} holds {len(images)} images, fewer than one batch of {settings.batch_size}; "
+            "lower batch_size"
+        )
+    task = _build_task(settings, data, torch.device(device))
+    train(
+        task,
+        images,
+        out,
+        dict(config),
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        progress=progress,
+        report=report,
+    )
+    return out / "model"
+
+
+def _build_task(settings: TrainSettings, data: str, device: torch.device) -> Task:
+    optimizer = make_settings(Adam, settings.optimizer, "optimizer")
+    if settings.task == "gan":
+        model = dict(settings.model)
+        if "latent" in model:
+            model["latent"] = make_settings(LatentSpec, model["latent"], "model.latent")
+        gan = make_settings(GANSettings, {**model, "optimizer": optimizer}, "model")
+        return GANTask(gan, seed=settings.seed, device=device)
+    if settings.task == "classifier":
+        test = load_images(data, split="test", size=settings.image_size)
+        return ClassifierTask(settings.model, optimizer, test, seed=settings.seed, device=device)
+    raise UnknownNameError("training task", settings.task, ["gan", "classifier"])

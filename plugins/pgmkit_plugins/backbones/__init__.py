@@ -1,0 +1,31 @@
+"""Generator and discriminator networks, one file per family."""
+
+from pgmkit import Component, hookimpl
+
+_DCGAN = "Radford et al. 2016; layer tables of the LASH paper, appendix A.2"
+
+
+@hookimpl
+def pgmkit_backbones() -> list[Component]:
+    """Offers the networks for training."""
+    return [
+        Component(
+            "dcgan",
+            "pgmkit_plugins.backbones.dcgan:DCGAN",
+            "transposed convolutions with batch norm, 32×32 by default",
+            citation=_DCGAN,
+        )
+    ]
+
+
+@hookimpl
+def pgmkit_generator_loaders() -> list[Component]:
+    """Offers the same generators to `config.json` files."""
+    return [
+        Component(
+            "dcgan",
+            "pgmkit_plugins.backbones.dcgan:DCGANGenerator",
+            "the generator of the backbone dcgan",
+            citation=_DCGAN,
+        )
+    ]

@@ -1,0 +1,20 @@
+"""The baseline: no density at all."""
+
+import torch
+from sklearn.base import BaseEstimator
+from torch import Tensor
+
+from pgmkit.spectrum import Spectrum
+
+
+class NoDensity(BaseEstimator):  # type: ignore[misc]
+    """Weighs every latent alike, so that what is removed is a random share of the prior.
+
+    This is the "original generator" of the LASH paper's tables.
+    """
+
+    selection = "resample"
+
+    def log_weights(self, spectrum: Spectrum) -> Tensor:
+        """Returns zeros, float64 (n,)."""
+        return torch.zeros(len(spectrum), dtype=torch.float64)
