@@ -6,6 +6,7 @@ as safetensors or with `torch.load(weights_only=True)`.
 """
 
 import pickle
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,16 @@ from pgmkit.references import (
 
 CARD_FILE = "README.md"
 SAMPLES_FILE = "samples.png"
+
+_CONFIG_TYPES = {
+    "architecture": (str, "a string"),
+    "model_args": (dict, "an object"),
+    "name": (str, "a string"),
+    "provenance": (dict, "an object"),
+    "weights_key": (str, "a string"),
+}
+# How a torch file starts: as a zip archive, or as a pickle in the format before torch 1.6.
+_TORCH_FILES = (b"PK\x03\x04", b"\x80")
 
 
 def load_generator(
@@ -60,7 +71,7 @@ def load_generator(
 
     Example:
         >>> load_generator("mnist-dcgan")
-        Generator('mnist-dcgan': 64 normal latents -> 1×32×32 images, 951,168 parameters)
+        Generator('mnist-dcgan': 64 normal latents -> 1×32×32 images, 919,424 parameters)
     """
     folder = open_folder(reference)
     return generator_from_folder(
@@ -86,10 +97,11 @@ def generator_from_folder(
             f"{missing[0]}=... to pgmkit.load_generator"
         )
     where = f"{CONFIG_FILE} of {folder.reference}"
+    _check_types(config, where)
     latent = latent or _spec(LatentSpec, config["latent"], f"'latent' in {where}")
     image = image or _spec(ImageSpec, config["image"], f"'image' in {where}")
     chosen = architecture or config["architecture"]
-    arguments = dict(config.get("model_args", {}))
+    arguments = dict(config.get("model_args") or {})
     module = _build_module(chosen, arguments, where)
     path = folder.weights(config)
     load_weights(module, path, key=config.get("weights_key"))
@@ -101,7 +113,7 @@ def generator_from_folder(
         architecture=chosen if isinstance(chosen, str) else None,
         model_args=arguments,
         provenance={
-            **config.get("provenance", {}),
+            **(config.get("provenance") or {}),
             **{key: config[key] for key in ("license", "paper") if key in config},
             "reference": folder.reference,
             **folder.provenance,
@@ -163,8 +175,17 @@ def read_weights(path: Path, *, key: str | None = None) -> dict[str, Tensor]:
                 f"{path} is truncated or damaged ({error}); fetch or save it again"
             ) from error
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        with path.open("rb") as file:
+            start = file.read(4)
+        if not start.startswith(_TORCH_FILES):
+            raise LoadError(
+                f"{path} is truncated or damaged (it starts with {start!r}, unlike a torch file); "
+                "fetch or save it again"
+            ) from error
         raise LoadError(
             f"{path} holds a pickled module or other objects, and loading it would run code; where "
             "it was made, save the weights alone: "
@@ -172,7 +193,7 @@ def read_weights(path: Path, *, key: str | None = None) -> dict[str, Tensor]:
         ) from error
     except (OSError, RuntimeError, EOFError, ValueError) as error:
         raise LoadError(
-            f"{path} is truncated or damaged ({error}); fetch or save it again"
+            f"{path} is truncated or damaged ({first_line(error)}); fetch or save it again"
         ) from error
     if key is not None:
         if not isinstance(loaded, dict) or key not in loaded:
@@ -245,7 +266,9 @@ def push_folder(folder: Path, repository: str, *, private: bool = False) -> str:
         LoadError: the Hub is out of reach, or refuses.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    # HTTPError is of the HTTP library that the Hub's client uses, which changed more than once.
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
     api = HfApi()
     try:
@@ -253,11 +276,14 @@ def push_folder(folder: Path, repository: str, *, private: bool = False) -> str:
         api.upload_folder(
             folder_path=folder, repo_id=repository, ignore_patterns=["spectrum/*", ".*"]
         )
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
+    except (HTTPError, OSError) as error:
         raise LoadError(
             f"cannot push to {repository!r}: {first_line(error)}; check the name, the network "
             "and your token (hf auth login)"
         ) from error
+    except ValueError as error:
+        reason = " ".join(str(error).split())
+        raise LoadError(f"cannot push to {repository!r}: {reason}") from error
     return f"{api.endpoint}/{repository}"
 
 
@@ -285,10 +311,22 @@ def _build_module(
     return module
 
 
+def _check_types(config: Mapping[str, Any], where: str) -> None:
+    for key, (kind, called) in _CONFIG_TYPES.items():
+        value = config.get(key)
+        if value is not None and not isinstance(value, kind):
+            raise LoadError(f"{key!r} in {where} must be {called}, not {value!r:.60}")
+
+
 def _spec(cls: type[Any], values: Any, where: str) -> Any:
     if not isinstance(values, dict):
         raise LoadError(f"{where} must be an object, not {values!r:.60}")
-    return make_settings(cls, values, where)
+    try:
+        return make_settings(cls, values, where)
+    except ParameterError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise LoadError(f"{where} is not valid: {error}") from error
 
 
 def _mismatch(what: str, names: set[str]) -> list[str]:

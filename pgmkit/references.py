@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pgmkit.errors import LoadError, UnknownNameError
@@ -65,10 +65,16 @@ class ModelFolder:
         """Returns the local path of the weights: `config["weights"]` or one of the usual names.
 
         Raises:
-            LoadError: there are none.
+            LoadError: there are none, or `config` names a place outside of the folder.
         """
         if "weights" in config:
-            return self.path(str(config["weights"]))
+            name = config["weights"]
+            if not isinstance(name, str) or not _is_inside(name):
+                raise LoadError(
+                    f"'weights' in {CONFIG_FILE} of {self.reference} must name a file in it, "
+                    f"not {name!r:.60}"
+                )
+            return self.path(name)
         for name in _WEIGHT_FILES:
             path = self.fetch(name)
             if path is not None:
@@ -134,6 +140,11 @@ def first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
+def _is_inside(name: str) -> bool:
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts and "\\" not in name
+
+
 def _open_local_folder(path: Path, reference: str) -> ModelFolder:
     if not path.is_dir():
         raise LoadError(f"there is no folder {path}; check the path of {reference!r}")
@@ -145,12 +156,19 @@ def _open_local_folder(path: Path, reference: str) -> ModelFolder:
 
 
 def _open_hub_repository(reference: str) -> ModelFolder:
-    from huggingface_hub import constants, hf_hub_download
-    from huggingface_hub.errors import (
+    from huggingface_hub import (
+        _CACHED_NO_EXIST,
+        constants,
+        hf_hub_download,
+        try_to_load_from_cache,
+    )
+
+    # HTTPError is of the HTTP library that the Hub's client uses, which changed more than once.
+    from huggingface_hub.errors import (  # type: ignore[attr-defined]
         EntryNotFoundError,
         GatedRepoError,
-        HfHubHTTPError,
         HFValidationError,
+        HTTPError,
         LocalEntryNotFoundError,
         OfflineModeIsEnabled,
         RepositoryNotFoundError,
@@ -161,8 +179,15 @@ def _open_hub_repository(reference: str) -> ModelFolder:
     pinned = {"repo": repository, "revision": revision or "main"}
 
     def fetch(name: str) -> Path | None:
+        revision = pinned["revision"]
         try:
-            return Path(hf_hub_download(repository, name, revision=pinned["revision"]))
+            # After config.json the revision is a commit, and what it once lacked it always lacks.
+            known = None
+            if name != CONFIG_FILE:
+                known = try_to_load_from_cache(repository, name, revision=revision)
+            if known is _CACHED_NO_EXIST:
+                return None
+            return Path(hf_hub_download(repository, name, revision=revision))
         except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
             state = (
                 "HF_HUB_OFFLINE is set and it is not in the cache"
@@ -177,7 +202,7 @@ def _open_hub_repository(reference: str) -> ModelFolder:
             return None
         except RevisionNotFoundError as error:
             raise LoadError(
-                f"the repository {repository!r} has no revision {pinned['revision']!r}; leave "
+                f"the repository {repository!r} has no revision {revision!r}; leave "
                 "'@revision' out for its newest"
             ) from error
         except GatedRepoError as error:
@@ -194,10 +219,11 @@ def _open_hub_repository(reference: str) -> ModelFolder:
             raise LoadError(
                 f"{repository!r} is not a repository name; write hf-hub:org/name[@revision]"
             ) from error
-        except (HfHubHTTPError, OSError) as error:
+        except (HTTPError, OSError) as error:
             raise LoadError(
                 f"cannot fetch {name} of {reference} from {constants.ENDPOINT}: "
-                f"{first_line(error)}; check the network and HF_ENDPOINT"
+                f"{first_line(error)}; check the network, HF_ENDPOINT and your token "
+                "(hf auth login)"
             ) from error
 
     config = fetch(CONFIG_FILE)
