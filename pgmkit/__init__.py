@@ -14,7 +14,7 @@ from pgmkit.plugins import list_components
 if TYPE_CHECKING:
     from pgmkit.generator import Generator, ImageSpec, LatentSpec
     from pgmkit.hub import load_generator
-    from pgmkit.shatter import ShatteredGenerator, shatter
+    from pgmkit.shattering import ShatteredGenerator, shatter
     from pgmkit.spectrum import Spectrum, compute_spectrum
 
 __version__ = "0.1.0"
@@ -38,11 +38,11 @@ _LAZY = {
     "Generator": "pgmkit.generator",
     "ImageSpec": "pgmkit.generator",
     "LatentSpec": "pgmkit.generator",
-    "ShatteredGenerator": "pgmkit.shatter",
+    "ShatteredGenerator": "pgmkit.shattering",
     "Spectrum": "pgmkit.spectrum",
     "compute_spectrum": "pgmkit.spectrum",
     "load_generator": "pgmkit.hub",
-    "shatter": "pgmkit.shatter",
+    "shatter": "pgmkit.shattering",
 }
 
 

@@ -119,12 +119,19 @@ class RegisteredComponent:
         """Calls the factory.
 
         Raises:
-            ParameterError: the factory has no such parameter, or needs one that is not given.
+            ParameterError: the factory has no such parameter, needs one that is not given, or
+                cannot take a value.
             PluginError: see `resolve`.
         """
         factory = self.resolve()
         check_parameters(factory, parameters, f"{self.kind[:-1]} {self.name!r}")
-        return factory(**parameters)
+        try:
+            return factory(**parameters)
+        except TypeError as error:
+            given = ", ".join(f"{name}={value!r}" for name, value in parameters.items())
+            raise ParameterError(
+                f"{self.kind[:-1]} {self.name!r} cannot be built with {given}: {error}"
+            ) from error
 
 
 def check_parameters(factory: Any, parameters: dict[str, Any], what: str) -> None:

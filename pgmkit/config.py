@@ -5,11 +5,20 @@ import json
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from types import NoneType, UnionType
+from typing import Any, TypeVar, get_args
 
 from pgmkit.errors import ParameterError, nearest_names
 
 Settings = TypeVar("Settings")
+
+_PLAIN_TYPES = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a string",
+    NoneType: "left out",
+}
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -38,7 +47,7 @@ def apply_overrides(config: Mapping[str, Any], overrides: Iterable[str]) -> dict
         >>> apply_overrides({"optimizer": {"learning_rate": 0.001}}, ["optimizer.learning_rate=1"])
         {'optimizer': {'learning_rate': 1}}
     """
-    result = _copy_tables(config)
+    result: dict[str, Any] = _plain(config)
     for override in overrides:
         dotted, equals, text = override.partition("=")
         keys = [key.strip() for key in dotted.split(".")]
@@ -49,7 +58,7 @@ def apply_overrides(config: Mapping[str, Any], overrides: Iterable[str]) -> dict
             table = table.setdefault(key, {})
             if not isinstance(table, dict):
                 raise ParameterError(f"--set {override}: {key!r} is a value and has no parts")
-        table[keys[-1]] = _parse_value(text.strip())
+        table[keys[-1]] = _plain(_parse_value(text.strip()))
     return result
 
 
@@ -57,7 +66,7 @@ def make_settings(cls: type[Settings], values: Mapping[str, Any], where: str) ->
     """Builds the dataclass `cls` from a table.
 
     Raises:
-        ParameterError: a key is unknown or a needed one is missing.
+        ParameterError: a key is unknown, a needed one is missing, or a value is of another type.
     """
     fields = dataclasses.fields(cls)  # type: ignore[arg-type]
     known = [field.name for field in fields]
@@ -70,7 +79,21 @@ def make_settings(cls: type[Settings], values: Mapping[str, Any], where: str) ->
         )
         if needed and field.name not in values:
             raise ParameterError(f"{where} needs the setting {field.name!r}")
+    for field in fields:
+        if field.name in values:
+            _check_type(values[field.name], field.type, f"{field.name!r} in {where}")
     return cls(**values)
+
+
+def _check_type(value: Any, annotation: Any, what: str) -> None:
+    """Checks plain types; tables and lists are left to those who take them."""
+    allowed = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
+    if not all(kind in _PLAIN_TYPES for kind in allowed):
+        return
+    accepted = (*allowed, int) if float in allowed else allowed
+    if not isinstance(value, accepted) or (isinstance(value, bool) and bool not in allowed):
+        called = " or ".join(_PLAIN_TYPES[kind] for kind in allowed)
+        raise ParameterError(f"{what} must be {called}, not {value!r:.60}")
 
 
 def _parse_value(text: str) -> Any:
@@ -80,6 +103,6 @@ def _parse_value(text: str) -> Any:
         return text
 
 
-def _copy_tables(config: Mapping[str, Any]) -> dict[str, Any]:
-    copied: dict[str, Any] = json.loads(json.dumps(config))
-    return copied
+def _plain(value: Any) -> Any:
+    """Returns a copy that JSON can hold; TOML's dates become strings."""
+    return json.loads(json.dumps(value, default=str))

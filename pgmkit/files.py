@@ -13,6 +13,8 @@ from typing import Any
 
 from pgmkit.errors import OutputError
 
+_TEMPORARY = ".pgmkit-tmp-"
+
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Writes a file that is never seen half-written: temporary file, fsync, rename.
@@ -23,7 +25,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     temporary = ""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".tmp-")
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=_TEMPORARY)
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
@@ -56,16 +58,35 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def check_run_folder(folder: Path, record: str) -> None:
+    """Checks that a run may write into a folder: it is new, empty, or holds the `record` of a run.
+
+    Raises:
+        OutputError: it is a file, or holds something else.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder} is a file; choose another output folder")
+    if folder.is_dir() and not (folder / record).exists():
+        strangers = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
+        if strangers:
+            raise OutputError(
+                f"{folder} is in use: it holds {', '.join(sorted(strangers)[:3])} and no pgmkit "
+                "run; choose another output folder"
+            )
+
+
 @contextmanager
 def single_writer(folder: Path) -> Iterator[None]:
     """Holds a folder for this process; the lock ends with the process, also when it is killed.
+
+    Temporary files that a killed process left in it are removed.
 
     Raises:
         OutputError: another process holds it, or it cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
+        lock = (folder / ".lock").open("a")
     except OSError as error:
         raise OutputError(
             f"cannot write to {folder}: {error.strerror or error}; choose another output folder"
@@ -78,6 +99,11 @@ def single_writer(folder: Path) -> Iterator[None]:
                 f"{folder} is in use by another pgmkit process; wait for it or choose another "
                 "output folder"
             ) from error
+        for left in [*folder.glob(f"{_TEMPORARY}*"), *folder.glob(f"*/{_TEMPORARY}*")]:
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
         yield
 
 
@@ -90,7 +116,7 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".tmp-"))
+        fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix=_TEMPORARY))
     except OSError as error:
         raise OutputError(
             f"cannot write to {folder.parent}: {error.strerror or error}; choose another folder"

@@ -1,10 +1,12 @@
-"""A line about the machine that numbers were made on."""
+"""The machine that numbers are made on, and its devices."""
 
 import os
 import platform
 from pathlib import Path
 
 import torch
+
+from pgmkit.errors import ParameterError
 
 
 def machine() -> str:
@@ -22,3 +24,20 @@ def machine() -> str:
         f"{processor}, {cores} cores{accelerator}, {platform.system()}, "
         f"Python {platform.python_version()}"
     )
+
+
+def check_device(name: str) -> torch.device:
+    """Returns the device called `name`, such as "cpu" or "cuda:1".
+
+    Raises:
+        ParameterError: there is none on this machine.
+    """
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ParameterError(
+            f"the device {name!r} cannot be used here; cpu always can ({reason})"
+        ) from error
+    return device

@@ -94,11 +94,12 @@ def registry_names() -> list[str]:
     )
 
 
-def open_folder(reference: str) -> ModelFolder:
+def open_folder(reference: str, what: str = "generator") -> ModelFolder:
     """Finds the folder behind a reference; files are fetched when they are asked for.
 
     Args:
         reference: a name from the registry, "local-dir:/path", or "hf-hub:org/name[@revision]".
+        what: what is looked for, for the message.
 
     Raises:
         UnknownNameError: no registry entry has the name.
@@ -116,7 +117,7 @@ def open_folder(reference: str) -> ModelFolder:
         hint = f"for the folder write local-dir:{reference}"
     elif reference.count("/") == 1 and not reference.startswith((".", "/", "~")):
         hint = f"for a repository on the Hub write hf-hub:{reference}"
-    raise UnknownNameError("generator", reference, registry_names(), hint)
+    raise UnknownNameError(what, reference, registry_names(), hint)
 
 
 def read_json(path: Path, where: str) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from pgmkit.errors import GeneratorError, LoadError, ParameterError, PgmkitError
 from pgmkit.generator import Generator, ImageSpec, LatentSpec
 from pgmkit.hub import generator_from_folder, load_generator, write_generator
 from pgmkit.references import open_folder
-from pgmkit.shatter import ShatteredGenerator, shatter
+from pgmkit.shattering import ShatteredGenerator, shatter
 from pgmkit_plugins.backbones.dcgan import DCGANGenerator
 
 MODEL_ARGS = {"latent_dim": 4, "channels": [8, 4, 4]}

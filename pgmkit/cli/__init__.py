@@ -25,6 +25,10 @@ _COMMANDS = {
 }
 
 
+class _StoppedError(Exception):
+    """Ctrl-C or SIGTERM."""
+
+
 class _LazyGroup(click.Group):
     """Knows names and one-line help of its commands without importing them."""
 
@@ -41,6 +45,15 @@ class _LazyGroup(click.Group):
             found: click.Command = registry().find("commands", cmd_name).resolve()
             return found
         return None
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            # click itself would print an empty line; only after the ^C of a terminal it has a use.
+            if sys.stderr.isatty():
+                click.echo(err=True)
+            raise _StoppedError from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         rows = [(name, summary) for name, (_, summary) in _COMMANDS.items()]
@@ -71,7 +84,7 @@ def main() -> None:
             raise
         click.echo(f"error: {_one_line(error)}", err=True)
         sys.exit(1)
-    except (click.Abort, KeyboardInterrupt):
+    except (_StoppedError, click.Abort, KeyboardInterrupt):
         click.echo("stopped: run the same command again to continue where it was", err=True)
         sys.exit(1)
     except BrokenPipeError:

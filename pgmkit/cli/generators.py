@@ -20,7 +20,7 @@ def list_generators(as_json: bool) -> None:
     configs = {name: open_folder(name).config() for name in registry_names()}
     found = {name: config for name, config in configs.items() if "latent" in config}
     if as_json:
-        print_json([{"name": name, **config} for name, config in found.items()])
+        print_json([{**config, "name": name} for name, config in found.items()])
         return
     rows = [(name, *_facts(config).values()) for name, config in found.items()]
     print_table(rows, ("name", "architecture", "latent", "image", "license"))

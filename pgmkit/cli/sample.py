@@ -27,7 +27,7 @@ def sample(
 ) -> None:
     """Make images with SOURCE, a folder that `pgmkit shatter` wrote or a reference."""
     from pgmkit.pictures import write_images
-    from pgmkit.shatter import ShatteredGenerator
+    from pgmkit.shattering import ShatteredGenerator
 
     shattered = ShatteredGenerator.from_pretrained(source)
     latents = shattered.sample_latents(count, cluster, seed)

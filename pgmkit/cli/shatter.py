@@ -60,11 +60,16 @@ def shatter(
 def _with_flags(values: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
     """Lays the flags that were given over a config; components are tables with a name."""
     result = dict(values)
+    for name in ("density", "sampler", "engine"):
+        if isinstance(result.get(name), str):
+            result[name] = {"name": result[name]}
     for name, value in flags.items():
         if value is None:
             continue
-        if name in ("density", "sampler"):
-            result[name] = {**result.get(name, {}), "name": value}
+        if name in ("density", "sampler") and isinstance(result.get(name), dict):
+            result[name] = {**result[name], "name": value}
+        elif name in ("density", "sampler"):
+            result[name] = {"name": value}
         else:
             result[name] = value
     return result

@@ -32,6 +32,8 @@ class LASHClassifier(nn.Module):
         super().__init__()
         if image_size < 4 or image_size % 4:
             raise ParameterError(f"image_size must be a multiple of 4, not {image_size}")
+        self.image_channels = image_channels
+        self.num_classes = num_classes
         self.image_size = image_size
         self.layers = nn.Sequential(
             nn.Conv2d(image_channels, 16, 5, padding=2),
@@ -92,7 +94,7 @@ def load_classifier(reference: str) -> Classifier:
         UnknownNameError: no registry entry has the name.
         LoadError: files are missing or damaged, or the folder holds something else.
     """
-    folder = open_folder(reference)
+    folder = open_folder(reference, "classifier")
     config: dict[str, Any] = folder.config()
     if config.get("architecture") != ARCHITECTURE:
         raise LoadError(

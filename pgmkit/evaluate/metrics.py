@@ -10,7 +10,7 @@ from torch import Tensor
 from pgmkit.errors import ParameterError
 from pgmkit.evaluate.classifier import Classifier
 from pgmkit.seeds import derive_seed
-from pgmkit.shatter import ShatteredGenerator
+from pgmkit.shattering import ShatteredGenerator
 
 
 @dataclass(frozen=True)

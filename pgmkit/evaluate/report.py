@@ -14,7 +14,7 @@ from pgmkit.evaluate import figures
 from pgmkit.evaluate.classifier import Classifier
 from pgmkit.evaluate.metrics import ClusterScores, score_latents, score_samples
 from pgmkit.machine import machine
-from pgmkit.shatter import ShatteredGenerator
+from pgmkit.shattering import ShatteredGenerator
 
 _PER_CLUSTER = 32
 

@@ -9,14 +9,15 @@ from typing import Any
 
 from pgmkit import files
 from pgmkit.config import make_settings
-from pgmkit.errors import OutputError, ParameterError
+from pgmkit.errors import LoadError, OutputError, ParameterError
 from pgmkit.evaluate.classifier import Classifier, load_classifier
 from pgmkit.evaluate.report import describe, write_report
 from pgmkit.generator import Generator
 from pgmkit.hub import load_generator
+from pgmkit.machine import check_device
 from pgmkit.plugins import build_component, registry
-from pgmkit.shatter import check_shatter, shatter
-from pgmkit.spectrum.compute import BLOCK_SIZE
+from pgmkit.shattering import check_shatter, sampler_parameters, shatter
+from pgmkit.spectrum.compute import BLOCK_SIZE, check_block_size
 
 RUN_FILE = "run.json"
 _DONE_FILES = ("report.html", "report.json", "sampler.json")
@@ -87,8 +88,10 @@ def prepare(values: Mapping[str, Any]) -> PreparedRun:
     }
     settings = make_settings(ShatterSettings, {**values, **tables}, "the config")
     check_shatter(settings.latents, settings.remove, settings.clusters)
+    check_block_size(settings.block_size)
+    check_device(settings.device)
     _build("density-estimators", settings.density)
-    _build("cluster-samplers", {"num_clusters": settings.clusters, **settings.sampler})
+    _build("cluster-samplers", sampler_parameters(settings.clusters, settings.sampler))
     _build("engines", settings.engine)
     classifier = None if settings.classifier is None else load_classifier(settings.classifier)
     generator = load_generator(settings.source, device=settings.device)
@@ -109,7 +112,7 @@ def run(prepared: PreparedRun, out: Path, *, progress: bool = False) -> dict[str
         OutputError: `out` holds something else, is in use, or cannot be written.
     """
     settings = prepared.settings
-    _check_folder(out)
+    files.check_run_folder(out, RUN_FILE)
     with files.single_writer(out):
         if _continue_run(out, prepared.resolved()):
             numbers: dict[str, Any] = json.loads((out / "report.json").read_text())
@@ -138,19 +141,6 @@ def run(prepared: PreparedRun, out: Path, *, progress: bool = False) -> dict[str
         return numbers
 
 
-def _check_folder(out: Path) -> None:
-    """Refuses a folder that holds something other than a run."""
-    if out.exists() and not out.is_dir():
-        raise OutputError(f"{out} is a file; choose another output folder")
-    if out.is_dir() and not (out / RUN_FILE).exists():
-        strangers = [path.name for path in out.iterdir() if not path.name.startswith(".")]
-        if strangers:
-            raise OutputError(
-                f"{out} is in use: it holds {', '.join(sorted(strangers)[:3])} and no pgmkit run; "
-                "choose another output folder"
-            )
-
-
 def _continue_run(out: Path, resolved: Mapping[str, Any]) -> bool:
     """Records the run in `out` and returns whether it is complete already."""
     path = out / RUN_FILE
@@ -159,7 +149,7 @@ def _continue_run(out: Path, resolved: Mapping[str, Any]) -> bool:
         versions = {r.name: r.version for r in registry().records if r.status == "loaded"}
         files.write_json(path, {"settings": plain, "plugins": versions})
         return False
-    recorded = json.loads(path.read_text())["settings"]
+    recorded = _read_settings(path)
     for key in sorted({*recorded, *plain}):
         if recorded.get(key) != plain.get(key):
             raise OutputError(
@@ -167,6 +157,15 @@ def _continue_run(out: Path, resolved: Mapping[str, Any]) -> bool:
                 "choose another output folder or remove this one"
             )
     return all((out / name).exists() for name in _DONE_FILES)
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text())["settings"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise LoadError(
+            f"{path} is damaged ({error}); remove the folder {path.parent} and start again"
+        ) from error
 
 
 def _component_table(name: str, value: Any) -> dict[str, Any]:

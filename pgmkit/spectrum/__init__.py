@@ -2,5 +2,6 @@
 
 from pgmkit.spectrum.compute import compute_spectrum
 from pgmkit.spectrum.spectrum import Spectrum
+from pgmkit.spectrum.store import load_spectrum
 
-__all__ = ["Spectrum", "compute_spectrum"]
+__all__ = ["Spectrum", "compute_spectrum", "load_spectrum"]

@@ -2,27 +2,23 @@
 
 import contextlib
 import hashlib
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
-from safetensors.torch import load
 from torch import Tensor
 from tqdm import tqdm
 
-from pgmkit import files, hub
-from pgmkit.errors import LoadError, OutputError, ParameterError
+from pgmkit.errors import ParameterError
 from pgmkit.generator import Generator
 from pgmkit.plugins import as_component
 from pgmkit.spectrum.jacobian import JacobianSpectra
 from pgmkit.spectrum.spectrum import Spectrum
+from pgmkit.spectrum.store import FORMAT_VERSION, BlockStore
 
 BLOCK_SIZE = 128
-MANIFEST_FILE = "manifest.json"
-_FORMAT_VERSION = 1
 _Result = TypeVar("_Result")
 
 
@@ -74,8 +70,7 @@ def compute_spectrum(
     """
     if (latents is None) == (num_latents is None):
         raise ParameterError("give either latents or num_latents to compute_spectrum")
-    if block_size < 1:
-        raise ParameterError(f"block_size must be at least 1, not {block_size}")
+    check_block_size(block_size)
     if latents is None:
         assert num_latents is not None
         z = generator.sample_latents(num_latents, seed)
@@ -87,7 +82,7 @@ def compute_spectrum(
     generator.check()
     jacobians = JacobianSpectra(generator)
     settings = {
-        "format_version": _FORMAT_VERSION,
+        "format_version": FORMAT_VERSION,
         "generator": generator.fingerprint(),
         "latents": hashlib.sha256(z.contiguous().numpy().tobytes()).hexdigest(),
         "num_latents": len(z),
@@ -96,7 +91,7 @@ def compute_spectrum(
         "jacobian": asdict(jacobians.plan),
     }
     blocks = z.split(block_size)
-    if engine == "local" and not jacobians.thread_safe:
+    if engine == "local" and not jacobians.parallel:
         chosen: Engine = as_component("engines", engine, workers=1)
     else:
         chosen = as_component("engines", engine)
@@ -104,7 +99,10 @@ def compute_spectrum(
     def compute(block: int) -> Tensor:
         return jacobians.singular_values(blocks[block])
 
-    store = _Store(Path(out), settings) if out is not None else None
+    log_prior = generator.log_prior(z)
+    store = None
+    if out is not None:
+        store = BlockStore(Path(out), settings, blocks, log_prior.split(block_size))
     with store.opened() if store else contextlib.nullcontext():
         results = store.read() if store else {}
         bar = tqdm(
@@ -122,60 +120,10 @@ def compute_spectrum(
                     store.write(block, values)
                 bar.update(len(values))
     values = torch.cat([results[block] for block in range(len(blocks))])
-    return Spectrum(z, values, generator.log_prior(z), settings)
+    return Spectrum(z, values, log_prior, settings)
 
 
-class _Store:
-    """A folder of finished blocks: one safetensors shard each, and a manifest with checksums."""
-
-    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
-        self.folder = folder
-        self.settings = settings
-        self.manifest = folder / MANIFEST_FILE
-        self.checksums: dict[str, str] = {}
-
-    @contextlib.contextmanager
-    def opened(self) -> Iterator[None]:
-        """Holds the folder and checks that it belongs to this run."""
-        with files.single_writer(self.folder):
-            if self.manifest.exists():
-                recorded = self._read_manifest()
-                for key, value in self.settings.items():
-                    if recorded["settings"].get(key) != value:
-                        raise OutputError(
-                            f"{self.folder} holds a spectrum with another {key} "
-                            f"({recorded['settings'].get(key)!r}, not {value!r}); choose another "
-                            "folder or remove this one"
-                        )
-                self.checksums = recorded["blocks"]
-            yield
-
-    def read(self) -> dict[int, Tensor]:
-        """Returns the blocks that are whole; damaged ones are left to be computed again."""
-        found = {}
-        for block, checksum in self.checksums.items():
-            with contextlib.suppress(OSError):
-                data = self._shard(int(block)).read_bytes()
-                if hashlib.sha256(data).hexdigest() == checksum:
-                    found[int(block)] = load(data)["singular_values"]
-        return found
-
-    def write(self, block: int, values: Tensor) -> None:
-        """Adds a finished block; the manifest names it only once it is on the disk."""
-        data = hub.serialise({"singular_values": values})
-        files.write_bytes(self._shard(block), data)
-        self.checksums[str(block)] = hashlib.sha256(data).hexdigest()
-        ordered = dict(sorted(self.checksums.items(), key=lambda item: int(item[0])))
-        files.write_json(self.manifest, {"settings": self.settings, "blocks": ordered})
-
-    def _shard(self, block: int) -> Path:
-        return self.folder / f"block-{block:06d}.safetensors"
-
-    def _read_manifest(self) -> dict[str, Any]:
-        try:
-            recorded = json.loads(self.manifest.read_text())
-            return {"settings": dict(recorded["settings"]), "blocks": dict(recorded["blocks"])}
-        except (ValueError, TypeError, KeyError) as error:
-            raise LoadError(
-                f"{self.manifest} is damaged ({error}); remove the folder {self.folder}"
-            ) from error
+def check_block_size(block_size: int) -> None:
+    """Raises ParameterError unless `block_size` is at least 1."""
+    if block_size < 1:
+        raise ParameterError(f"block_size must be at least 1, not {block_size}")

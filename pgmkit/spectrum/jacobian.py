@@ -63,9 +63,9 @@ class JacobianSpectra:
         self.plan = plan or self._choose_plan()
 
     @property
-    def thread_safe(self) -> bool:
-        """Whether several threads may compute at once; forward-mode autograd allows only one."""
-        return self.plan.mode != "forward"
+    def parallel(self) -> bool:
+        """Whether several threads gain anything: not in forward mode, and not on an accelerator."""
+        return self.plan.mode != "forward" and self.generator.device.type == "cpu"
 
     def singular_values(self, z: Tensor) -> Tensor:
         """Returns the singular values of J for each latent.
@@ -119,12 +119,14 @@ class JacobianSpectra:
     def _choose_plan(self) -> JacobianPlan:
         dim = self.generator.latent.dim
         bytes_per_tangent = _widest_layer_bytes(self.generator)
-        batch_size = max(1, min(64, _CACHE_BYTES // (dim * bytes_per_tangent)))
+        on_cpu = self.generator.device.type == "cpu"
+        batch_bytes = _CACHE_BYTES if on_cpu else _MEMORY_BYTES
+        batch_size = max(1, min(64, batch_bytes // (dim * bytes_per_tangent)))
         tangents = max(1, min(dim, _MEMORY_BYTES // bytes_per_tangent))
         z = self.generator.sample_latents(1, seed=0)
         z = z.to(self.generator.device, self.generator.dtype)
         tries: dict[str, Callable[[], object]] = {
-            "forward": lambda: self._push_forward(z, torch.eye(dim).to(z)[:2]),
+            "forward": lambda: self._push_forward_once(z, torch.eye(dim).to(z)[:2]),
             "reverse": lambda: self._pull_back_once(z[0]),
         }
         if tangents == dim:
@@ -156,6 +158,16 @@ class JacobianSpectra:
         scale = float(expected.abs().max())
         torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-4 * scale)
         self._program = program
+
+    def _push_forward_once(self, z: Tensor, directions: Tensor) -> None:
+        """Pushes some directions; one and all come out as zero where the module detaches."""
+        if self._push_forward(z, directions).any():
+            return
+        step = 0.01
+        with torch.no_grad():
+            images, moved = self._flat(z), self._flat(z + step * directions)
+        if ((moved - images).abs().max() > 1e-3 * step * images.abs().max()).item():
+            raise GeneratorError("the derivative is zero where the images change")
 
     def _pull_back_once(self, latent: Tensor) -> Tensor:
         with torch.enable_grad():

@@ -73,11 +73,7 @@ class Spectrum:
         Returns:
             (n,), float64; NaN where the Jacobian is not finite, -inf where it is zero.
         """
-        _check_rtol(rank_rtol)
-        if null not in ("floor", "drop"):
-            raise ParameterError(f"null must be 'floor' or 'drop', not {null!r}")
-        if top_k is not None and top_k < 1:
-            raise ParameterError(f"top_k must be at least 1 or left out, not {top_k}")
+        check_volume(rank_rtol=rank_rtol, null=null, top_k=top_k)
         values = self.singular_values[:, :top_k]
         floor = rank_rtol * self.singular_values[:, :1]
         if null == "floor":
@@ -105,6 +101,21 @@ class Spectrum:
         )
 
 
+def check_volume(
+    *, rank_rtol: float = RANK_RTOL, null: NullTreatment = "floor", top_k: int | None = None
+) -> None:
+    """Checks the parameters of `Spectrum.log_volume`, for those who hand them on.
+
+    Raises:
+        ParameterError: one of them is outside its range.
+    """
+    _check_rtol(rank_rtol)
+    if null not in ("floor", "drop"):
+        raise ParameterError(f"null must be 'floor' or 'drop', not {null!r}")
+    if top_k is not None and (not isinstance(top_k, int) or top_k < 1):
+        raise ParameterError(f"top_k must be a whole number from 1 or left out, not {top_k!r}")
+
+
 def _check_rtol(rtol: float) -> None:
-    if not 0 <= rtol < 1:
-        raise ParameterError(f"the rank tolerance must be in [0, 1), not {rtol}")
+    if not isinstance(rtol, int | float) or not 0 <= rtol < 1:
+        raise ParameterError(f"the rank tolerance (rank_rtol) must be in [0, 1), not {rtol!r}")

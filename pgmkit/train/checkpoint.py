@@ -48,7 +48,7 @@ def load_checkpoint(path: Path, parts: Mapping[str, Part]) -> dict[str, str]:
             prefix = f"{name}/"
             state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
             _load_state(part, state)
-    except (OSError, SafetensorError, RuntimeError, KeyError) as error:
+    except (OSError, SafetensorError, RuntimeError, KeyError, IndexError) as error:
         raise LoadError(
             f"the checkpoint {path} does not fit this run: {error}; use the settings it was "
             "written with, or another output folder"
@@ -74,5 +74,12 @@ def _load_state(part: Part, state: Mapping[str, Tensor]) -> None:
     for key, value in state.items():
         index, _, field = key.partition(".")
         per_parameter.setdefault(int(index), {})[field] = value
+    parameters = [p for group in part.param_groups for p in group["params"]]
+    for number, fields in per_parameter.items():
+        parameter = parameters[number]
+        for name, value in fields.items():
+            if value.shape == parameter.shape:
+                # The fused step goes through memory in one order: that of the parameter.
+                fields[name] = torch.empty_like(parameter).copy_(value)
     current = part.state_dict()
     part.load_state_dict({"state": per_parameter, "param_groups": current["param_groups"]})

@@ -38,8 +38,6 @@ class ClassifierTask:
         seed: int,
         device: torch.device,
     ) -> None:
-        if test.labels is None:
-            raise DataError(f"{test.source} has no labels; a classifier cannot be trained on it")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             network = LASHClassifier(**model_args)
@@ -50,12 +48,33 @@ class ClassifierTask:
         self.device = device
         self.parts: dict[str, Part] = {"network": self.network, "optimizer": self.optimizer}
 
+    def check(self, data: ImageData) -> None:
+        """Raises DataError unless images and labels of both splits fit the network."""
+        for part in (data, self.test):
+            if part.labels is None:
+                raise DataError(
+                    f"{part.source} has no labels; a classifier cannot be trained on it"
+                )
+            channels, classes = part.images.shape[1], self.network.num_classes
+            if channels != self.network.image_channels:
+                raise DataError(
+                    f"the images in {part.source} have {channels} channels, and the classifier "
+                    f"takes {self.network.image_channels}; set model.image_channels"
+                )
+            low, high = int(part.labels.min()), int(part.labels.max())
+            if low < 0 or high >= classes:
+                raise DataError(
+                    f"the labels in {part.source} go from {low} to {high}, and the classifier "
+                    f"knows 0 to {classes - 1}; set model.num_classes"
+                )
+            with torch.no_grad():
+                self.network(part.batch(torch.arange(1)).to(self.device))
+
     def step(
         self, images: Tensor, labels: Tensor | None, random: torch.Generator
     ) -> dict[str, float]:
         """Learns from one labelled batch."""
-        if labels is None:
-            raise DataError("the training images have no labels; a classifier needs them")
+        assert labels is not None
         logits = self.network(images.to(self.device))
         loss = functional.cross_entropy(logits, labels.to(self.device))
         self.optimizer.zero_grad()

@@ -100,7 +100,7 @@ def _load_folder(root: Path, split: str, size: int | None) -> tuple[Tensor, Tens
     shapes = {array.shape for array in arrays}
     if len(shapes) > 1:
         raise DataError(
-            f"the images in {folder} have {len(shapes)} different shapes; set data.size to make "
+            f"the images in {folder} have {len(shapes)} different shapes; set image_size to make "
             "them one"
         )
     labels = None

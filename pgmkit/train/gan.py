@@ -16,6 +16,7 @@ from pgmkit.plugins import build_component
 from pgmkit.seeds import random_generator
 from pgmkit.train.card import model_card
 from pgmkit.train.checkpoint import Part
+from pgmkit.train.data import ImageData
 from pgmkit.train.optimizer import Adam
 
 _GRID_IMAGES = 64
@@ -75,6 +76,15 @@ class GANTask:
     def _build_networks(self) -> tuple[nn.Module, nn.Module]:
         return self.backbone.generator(), self.backbone.discriminator()
 
+    def check(self, data: ImageData) -> None:
+        """Raises ParameterError unless the generator makes images of the data's shape."""
+        made, held = self._sample_grid().shape[1:], data.images.shape[1:]
+        if made != held:
+            raise ParameterError(
+                f"the generator makes images of {tuple(made)} and the data holds {tuple(held)}; "
+                "set image_size or the backbone's parameters"
+            )
+
     def step(
         self, images: Tensor, labels: Tensor | None, random: torch.Generator
     ) -> dict[str, float]:
@@ -82,11 +92,6 @@ class GANTask:
         real = images.to(self.device, memory_format=torch.channels_last)
         z = self.settings.latent.sample(len(real), random).to(self.device)
         fake = self.generator(z)
-        if fake.shape != real.shape:
-            raise ParameterError(
-                f"the generator makes images of {tuple(fake.shape[1:])} and the data holds "
-                f"{tuple(real.shape[1:])}; set data.size or the backbone's parameters"
-            )
         discriminator_loss = self.discriminator_loss(real, fake.detach())
         self.discriminator_optimizer.zero_grad()
         discriminator_loss.backward()

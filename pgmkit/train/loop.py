@@ -16,12 +16,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pgmkit import files
-from pgmkit.errors import OutputError, PgmkitError
+from pgmkit.errors import LoadError, OutputError, PgmkitError
 from pgmkit.seeds import random_generator
 from pgmkit.train.checkpoint import Part, load_checkpoint, save_checkpoint
 from pgmkit.train.data import ImageData
 
 _LOG_EVERY = 50
+_RUN_FILE = "config.json"
 
 
 class Task(Protocol):
@@ -32,6 +33,9 @@ class Task(Protocol):
     """
 
     parts: dict[str, Part]
+
+    def check(self, data: ImageData) -> None:
+        """Raises a PgmkitError unless it can learn from such images; changes nothing."""
 
     def step(
         self, images: Tensor, labels: Tensor | None, random: torch.Generator
@@ -60,8 +64,9 @@ def train(
     """Trains `task` and leaves checkpoint, logs, pictures and the exported model in `out`.
 
     A run that was stopped continues from its last checkpoint when it is called again with the same
-    settings. The order of the images comes from (seed, epoch) and all other chance from (seed,
-    step), so a run that was stopped ends as one that was not.
+    settings; one that is complete is left as it is. The order of the images comes from (seed,
+    epoch) and all other chance from (seed, step), so a run that was stopped ends as one that was
+    not.
 
     Args:
         task: what is trained.
@@ -75,17 +80,21 @@ def train(
         report: takes one line of text per epoch.
 
     Raises:
-        OutputError: `out` is in use, or holds a run with other settings.
-        PgmkitError: a loss is not finite.
+        OutputError: `out` is in use, or holds something else or a run with other settings.
+        PgmkitError: the task cannot learn from the data, or a loss is not finite.
     """
     steps_per_epoch = len(data) // batch_size
+    task.check(data)
+    files.check_run_folder(out, _RUN_FILE)
     with files.single_writer(out), _interrupts_after_steps() as interrupted:
-        _check_same_run(out / "config.json", config)
+        _check_same_run(out / _RUN_FILE, config)
         checkpoint = out / "checkpoint.safetensors"
         step, seconds = 0, 0.0
         if checkpoint.exists():
             metadata = load_checkpoint(checkpoint, task.parts)
             step, seconds = int(metadata["step"]), float(metadata["seconds"])
+            if step == epochs * steps_per_epoch and (out / "model").exists():
+                return
             report(f"continues at step {step} of {epochs * steps_per_epoch}")
         log = _Log(out / "losses.csv", step)
         started = time.monotonic() - seconds
@@ -124,12 +133,20 @@ def train(
 
 def _check_same_run(path: Path, config: Mapping[str, Any]) -> None:
     plain = json.loads(json.dumps(config))
-    if path.exists() and json.loads(path.read_text()) != plain:
+    if not path.exists():
+        files.write_json(path, plain)
+        return
+    try:
+        recorded = json.loads(path.read_text())
+    except ValueError as error:
+        raise LoadError(
+            f"{path} is damaged ({error}); remove the folder {path.parent} and start again"
+        ) from error
+    if recorded != plain:
         raise OutputError(
             f"{path.parent} holds a run with other settings (see {path.name} in it); choose "
             "another output folder or remove this one"
         )
-    files.write_json(path, plain)
 
 
 def _check_finite(losses: Mapping[str, float], step: int, out: Path) -> None:

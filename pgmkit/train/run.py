@@ -10,6 +10,7 @@ import torch
 from pgmkit.config import make_settings
 from pgmkit.errors import DataError, ParameterError, UnknownNameError
 from pgmkit.generator import LatentSpec
+from pgmkit.machine import check_device
 from pgmkit.train.classifier import ClassifierTask
 from pgmkit.train.data import load_images
 from pgmkit.train.gan import GANSettings, GANTask
@@ -78,7 +79,7 @@ def run_training(
             f"{data} holds {len(images)} images, fewer than one batch of {settings.batch_size}; "
             "lower batch_size"
         )
-    task = _build_task(settings, data, torch.device(device))
+    task = _build_task(settings, data, check_device(device))
     train(
         task,
         images,

@@ -4,7 +4,7 @@ from sklearn.base import BaseEstimator
 from torch import Tensor
 
 from pgmkit.spectrum import Spectrum
-from pgmkit.spectrum.spectrum import RANK_RTOL, NullTreatment
+from pgmkit.spectrum.spectrum import RANK_RTOL, NullTreatment, check_volume
 
 
 class LASH(BaseEstimator):  # type: ignore[misc]
@@ -24,6 +24,7 @@ class LASH(BaseEstimator):  # type: ignore[misc]
         rank_rtol: float = RANK_RTOL,
         null: NullTreatment = "floor",
     ) -> None:
+        check_volume(rank_rtol=rank_rtol, null=null)
         self.prior_term = prior_term
         self.rank_rtol = rank_rtol
         self.null = null

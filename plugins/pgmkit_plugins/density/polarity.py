@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pgmkit.errors import ParameterError
 from pgmkit.spectrum import Spectrum
-from pgmkit.spectrum.spectrum import RANK_RTOL
+from pgmkit.spectrum.spectrum import RANK_RTOL, check_volume
 
 
 class Polarity(BaseEstimator):  # type: ignore[misc]
@@ -30,6 +30,7 @@ class Polarity(BaseEstimator):  # type: ignore[misc]
     ) -> None:
         if not math.isfinite(rho):
             raise ParameterError(f"rho must be a finite number, not {rho}")
+        check_volume(rank_rtol=rank_rtol, top_k=top_k)
         self.rho = rho
         self.top_k = top_k
         self.rank_rtol = rank_rtol

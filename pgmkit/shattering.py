@@ -183,6 +183,7 @@ class ShatteredGenerator:
                 "has no method 'state'; ask its author"
             )
         state = hub.serialise(get_state())
+        (folder / SAMPLER_CONFIG).unlink(missing_ok=True)
         hub.write_generator(folder, self.generator)
         files.write_bytes(folder / SAMPLER_STATE, state)
         description = {
@@ -338,8 +339,9 @@ def shatter(
     count = num_latents if spectrum is None else len(spectrum)
     check_shatter(count, remove, num_clusters)
     estimator = _build("density-estimators", density, dict(density_args or {}))
-    arguments = {"num_clusters": num_clusters, **(sampler_args or {})}
-    clusterer = _build("cluster-samplers", sampler, arguments)
+    clusterer = _build(
+        "cluster-samplers", sampler, sampler_parameters(num_clusters, sampler_args or {})
+    )
     started = time.perf_counter()
     if spectrum is None:
         spectrum = compute_spectrum(
@@ -405,6 +407,20 @@ def check_shatter(num_latents: int, remove: float, num_clusters: int) -> None:
             f"{num_clusters} clusters need as many latents, and remove={remove} leaves {kept} of "
             f"{num_latents}; ask for fewer clusters or more latents"
         )
+
+
+def sampler_parameters(num_clusters: int, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the parameters of a cluster sampler: the number of clusters and those given.
+
+    Raises:
+        ParameterError: the number of clusters is among those given, too.
+    """
+    if "num_clusters" in given:
+        raise ParameterError(
+            f"num_clusters={given['num_clusters']!r} is given as a parameter of the sampler; give "
+            "the number of clusters of the whole run instead"
+        )
+    return {"num_clusters": num_clusters, **given}
 
 
 def _build(kind: str, component: Any, parameters: Mapping[str, Any]) -> Any:

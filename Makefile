@@ -1,0 +1,31 @@
+# make demo   shatters the shipped MNIST generator and leaves a report
+# make test   lints, type-checks and runs the tests
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+DEMO := runs/mnist-dcgan
+
+export PGMKIT_STRICT_PLUGINS ?= 1
+
+.PHONY: demo test clean
+
+demo: $(READY)
+	$(BIN)/pgmkit shatter mnist-dcgan -o $(DEMO) --latents 8000 --classifier mnist-classifier
+
+test: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest
+
+$(READY): pyproject.toml
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "pgmkit needs Python 3.11 or newer"'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info

@@ -1,0 +1,119 @@
+"""What the README and the docs say is true."""
+
+import inspect
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pluggy
+import pytest
+
+from pgmkit import hookspecs
+from pgmkit.components import KINDS
+from pgmkit.config import read_toml
+from pgmkit.evaluate.run import prepare
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+FEWER_LATENTS = {"8000": "300", "8_000": "300", "2_000": "300"}
+"""The one liberty that is taken with the README's blocks."""
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*clusters have fewer latents")
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), flags=re.DOTALL)
+
+
+def quick(block: str) -> str:
+    for many, few in FEWER_LATENTS.items():
+        block = block.replace(many, few)
+    return block
+
+
+@pytest.mark.parametrize("index", range(2))
+def test_the_python_recipes_run(
+    index: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = blocks(ROOT / "README.md", "python")
+    assert len(found) == 2
+    names: dict[str, object] = {}
+    exec(compile(quick(found[index]), "README.md", "exec"), names)
+    if "images" in names:
+        assert names["images"].shape == (16, 1, 28, 28)  # type: ignore[attr-defined]
+        assert (tmp_path / "mine" / "sampler.json").exists()
+    else:
+        printed = capsys.readouterr().out
+        for density in ("none", "polarity", "jbt", "lash"):
+            assert f"pgmkit:{density}" in printed or f"{density} kept" in printed
+
+
+def test_the_shell_recipe_runs(tmp_path: Path) -> None:
+    (block,) = blocks(ROOT / "README.md", "bash")
+    for line in quick(block).splitlines():
+        program, *arguments = shlex.split(line)
+        assert program == "pgmkit"
+        command = [sys.executable, "-c", "from pgmkit.cli import main; main()", *arguments]
+        subprocess.run(command, cwd=tmp_path, check=True, timeout=280, capture_output=True)
+    assert (tmp_path / "shattered" / "report.html").exists()
+    assert (tmp_path / "cluster-3.png").stat().st_size > 1000
+
+
+def test_the_two_commands_are_targets_of_the_makefile() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    (block,) = blocks(ROOT / "README.md", "")[:1]
+    for line in block.splitlines():
+        program, target, *_ = line.split()
+        assert program == "make"
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE)
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_the_example_plugin_of_the_docs_is_a_plugin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (code,) = blocks(ROOT / "docs" / "hooks.md", "python")
+    (tmp_path / "my_plugin.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import my_plugin  # type: ignore[import-not-found]
+
+    manager = pluggy.PluginManager("pgmkit")
+    manager.add_hookspecs(hookspecs)
+    manager.register(my_plugin)
+    manager.check_pending()
+    ((component,),) = manager.hook.pgmkit_density_estimators()
+    assert component.name == "central"
+    assert len(code.splitlines()) <= 30
+    sys.modules.pop("my_plugin")
+
+
+def test_every_hook_and_its_arguments_are_documented() -> None:
+    text = (ROOT / "docs" / "hooks.md").read_text()
+    documented = dict(re.findall(r"^\| `(pgmkit_\w+)\((.*?)\)`", text, flags=re.MULTILINE))
+    assert documented.keys() == set(KINDS.values())
+    for name, arguments in documented.items():
+        specification = getattr(hookspecs, name)
+        actual = ", ".join(inspect.signature(specification).parameters)
+        assert arguments == actual
+        assert "Example:" in (specification.__doc__ or "")
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_room_of_the_design_page_exists() -> None:
+    text = (ROOT / "docs" / "design.md").read_text()
+    for path in re.findall(r"`((?:pgmkit|plugins|registry)/[\w/.]*)`", text):
+        assert (ROOT / path).exists(), path
+
+
+def test_the_example_config_of_a_shattering_is_valid() -> None:
+    prepared = prepare(read_toml(ROOT / "examples" / "shatter-mnist.toml"))
+    assert prepared.settings.density["prior_term"] is True
+    assert prepared.resolved()["generator"]["sha256"] == prepared.generator.provenance["sha256"]

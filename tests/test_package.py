@@ -1,0 +1,105 @@
+"""The wheel, the public names, and the docstrings."""
+
+import ast
+import importlib.metadata
+import inspect
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import pgmkit
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    out = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "build", "--wheel", "--outdir", str(out), str(ROOT)]
+    subprocess.run(command, check=True, capture_output=True, timeout=280)
+    (path,) = out.glob("*.whl")
+    return zipfile.ZipFile(path)
+
+
+def test_the_wheel_installs_exactly_three_top_level_names(wheel: zipfile.ZipFile) -> None:
+    top = {name.split("/")[0] for name in wheel.namelist()}
+    assert {name for name in top if not name.endswith(".dist-info")} == {
+        "pgmkit",
+        "pgmkit_plugins",
+        "pgmkit_registry",
+    }
+
+
+def test_the_wheel_holds_every_module_and_every_shipped_model(wheel: zipfile.ZipFile) -> None:
+    names = set(wheel.namelist())
+    sources = {
+        "pgmkit": ROOT / "pgmkit",
+        "pgmkit_plugins": ROOT / "plugins" / "pgmkit_plugins",
+        "pgmkit_registry": ROOT / "registry",
+    }
+    for package, folder in sources.items():
+        for path in folder.rglob("*"):
+            if path.is_file() and "__pycache__" not in path.parts:
+                assert f"{package}/{path.relative_to(folder).as_posix()}" in names
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+def test_shipped_weights_are_small() -> None:
+    for path in (ROOT / "registry").glob("*/model.safetensors"):
+        assert path.stat().st_size <= 4 * 2**20
+
+
+def test_every_public_name_is_there_and_documented() -> None:
+    assert set(pgmkit.__all__) == {
+        "Component",
+        "Generator",
+        "ImageSpec",
+        "LatentSpec",
+        "PgmkitError",
+        "ShatteredGenerator",
+        "Spectrum",
+        "compute_spectrum",
+        "hookimpl",
+        "list_components",
+        "load_generator",
+        "shatter",
+    }
+    for name in pgmkit.__all__:
+        assert inspect.getdoc(getattr(pgmkit, name)), name
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = pgmkit.no_such_name
+
+
+def test_the_version_is_that_of_the_distribution() -> None:
+    assert pgmkit.__version__ == importlib.metadata.version("pgmkit")
+
+
+def _functions() -> list[tuple[str, ast.FunctionDef, str]]:
+    found = []
+    for folder in (ROOT / "pgmkit", ROOT / "plugins"):
+        for path in folder.rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.FunctionDef):
+                    found.append((path.name, node, ast.get_docstring(node) or ""))
+    return found
+
+
+def test_documented_arguments_are_those_of_the_signature() -> None:
+    checked = 0
+    for file, node, text in _functions():
+        if "Args:" not in text:
+            continue
+        section = text.split("Args:")[1].split("\n\n")[0]
+        documented = [
+            line.strip().split(":")[0]
+            for line in section.splitlines()
+            if line.startswith("    ") and not line.startswith("     ") and ":" in line
+        ]
+        arguments = [a.arg for a in (*node.args.args, *node.args.kwonlyargs)]
+        actual = [name for name in arguments if name not in ("self", "cls")]
+        assert documented == actual, f"{file}: {node.name}"
+        checked += 1
+    assert checked > 20

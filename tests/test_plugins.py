@@ -1,0 +1,222 @@
+"""Discovery, isolation, provenance, disabling and name conflicts of plugins."""
+
+import importlib
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pgmkit.components import KINDS, Component
+from pgmkit.errors import ParameterError, PluginError, UnknownNameError
+from pgmkit.plugins import PluginRegistry, list_components, registry
+
+GOOD = """
+from pgmkit import Component, hookimpl
+
+@hookimpl
+def pgmkit_density_estimators():
+    return [Component("NAME", "MODULE:Flat", "all the same")]
+
+class Flat:
+    def __init__(self, height=0.0):
+        self.height = height
+    def log_weights(self, spectrum):
+        return spectrum.log_prior * 0 + self.height
+"""
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+def install(site: Path, distribution: str, code: str, module: str = "") -> None:
+    """Lays down a distribution as pip would: a module and its metadata with an entry point."""
+    module = module or distribution.replace("-", "_")
+    sys.modules.pop(module, None)
+    importlib.invalidate_caches()
+    (site / f"{module}.py").write_text(code.replace("MODULE", module))
+    info = site / f"{module}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[pgmkit.plugins]\nmain = {module}\n")
+
+
+def load(**options: object) -> PluginRegistry:
+    entry_points = importlib.metadata.entry_points(group="pgmkit.plugins")
+    return PluginRegistry(entry_points, **options)  # type: ignore[arg-type]
+
+
+def names(loaded: PluginRegistry) -> list[str]:
+    return [c.name for c in loaded.of_kind("density-estimators")]
+
+
+def test_the_documented_methods_come_in_through_entry_points() -> None:
+    built_in = [r for r in registry().records if r.name.startswith("pgmkit:")]
+    assert {r.status for r in built_in} == {"loaded"}
+    assert [c.name for c in list_components("density-estimators")] == [
+        "lash",
+        "jbt",
+        "polarity",
+        "none",
+    ]
+    assert [c.name for c in list_components("cluster-samplers")] == ["kmeans-gmm"]
+    assert load(disabled=["pgmkit:density"]).of_kind("density-estimators") == []
+
+
+def test_a_third_party_plugin_is_found_built_and_listed_after_ours(site: Path) -> None:
+    install(site, "acme-flat", GOOD.replace("NAME", "flat"))
+    loaded = load()
+    assert names(loaded)[-1] == "flat"
+    component = loaded.find("density-estimators", "flat")
+    assert component.plugin == "acme-flat:main"
+    assert component.build(height=2.0).height == 2.0
+    assert loaded.find("density-estimators", "acme-flat:flat") == component
+    record = loaded.records[-1]
+    assert (record.status, record.version) == ("loaded", "1.0")
+    assert record.components == ("density-estimators/flat",)
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("import a_module_that_is_not_there", "ModuleNotFoundError"),
+        ("this is no Python", "SyntaxError"),
+        ("raise SystemExit(3)", "SystemExit"),
+        ("PGMKIT_API_VERSION = 99\n" + GOOD, "plugin API 99"),
+        (
+            GOOD.replace("def pgmkit_density_estimators", "def pgmkit_density_estimator"),
+            "pgmkit_density_estimators",
+        ),
+        (GOOD.replace('[Component("NAME", "MODULE:Flat", "all the same")]', "[3]"), "not a pgmkit"),
+        (GOOD.replace("():", "(unknown_argument):", 1), "unknown_argument"),
+        (GOOD.replace("NAME", "Not A Name"), "lower-case"),
+    ],
+)
+def test_a_broken_plugin_is_recorded_and_breaks_nothing_else(
+    site: Path, code: str, reason: str
+) -> None:
+    install(site, "aaa-broken", code.replace("NAME", "broken"))
+    install(site, "zzz-good", GOOD.replace("NAME", "good"))
+    loaded = load()
+    broken = next(r for r in loaded.records if r.name == "aaa-broken:main")
+    assert broken.status == "failed"
+    assert reason in broken.error
+    assert names(loaded) == ["lash", "jbt", "polarity", "none", "good"]
+    with pytest.raises(PluginError, match="aaa-broken"):
+        load(strict=True)
+
+
+def test_plugins_are_disabled_by_distribution_name_or_pattern(site: Path) -> None:
+    install(site, "acme-flat", GOOD.replace("NAME", "flat"))
+    for pattern in ("acme-flat", "acme-flat:main", "acme-*"):
+        loaded = load(disabled=[pattern])
+        assert "flat" not in names(loaded)
+        assert loaded.records[-1].status == "disabled"
+    assert names(load(third_party=False)) == ["lash", "jbt", "polarity", "none"]
+
+
+def test_one_name_from_two_plugins_is_an_error_that_names_both(site: Path) -> None:
+    install(site, "acme-lash", GOOD.replace("NAME", "lash"))
+    loaded = load()
+    with pytest.raises(PluginError, match="acme-lash:main and by pgmkit:density") as error:
+        loaded.find("density-estimators", "lash")
+    assert "'acme-lash:lash' or 'pgmkit:lash'" in str(error.value)
+    assert loaded.find("density-estimators", "acme-lash:lash").distribution == "acme-lash"
+    assert loaded.find("density-estimators", "pgmkit:lash").distribution == "pgmkit"
+
+
+def test_unknown_names_list_the_nearest() -> None:
+    with pytest.raises(UnknownNameError, match="did you mean 'lash'"):
+        registry().find("density-estimators", "lahs")
+    with pytest.raises(UnknownNameError, match="did you mean 'density-estimators'"):
+        list_components("density-estimator")
+
+
+def test_parameters_are_checked_before_the_method_is_built() -> None:
+    lash = registry().find("density-estimators", "lash")
+    with pytest.raises(ParameterError, match="no parameter 'prior_tern'; did you mean"):
+        lash.build(prior_tern=False)
+
+
+def test_a_missing_requirement_says_what_to_install(site: Path) -> None:
+    code = GOOD.replace('"all the same"', '"needs much", requires=("umap-learn-not-there>=0.5",)')
+    install(site, "acme-needs", code.replace("NAME", "needs"))
+    with pytest.raises(PluginError, match=r"pip install umap-learn-not-there>=0\.5"):
+        load().find("density-estimators", "needs").build()
+
+
+@pytest.mark.parametrize(
+    "arguments", [("Upper", "a:b"), ("", "a:b"), ("name", "a.b"), ("name", "a:b:c"), (3, "a:b")]
+)
+def test_components_have_proper_names_and_factories(arguments: tuple[str, str]) -> None:
+    with pytest.raises(ParameterError):
+        Component(*arguments)
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-X", "importtime", "-c", "from pgmkit.cli import main; main()"]
+    return subprocess.run(
+        [*command, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, **environment},
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("--help",), ("plugins", "ls", "--json"), ("components", "ls"), ("generators", "ls")],
+)
+def test_help_and_listings_import_no_torch(arguments: tuple[str, ...]) -> None:
+    result = run(*arguments)
+    assert result.returncode == 0
+    assert result.stdout
+    imported = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()}
+    assert "pgmkit.cli" in imported
+    assert not imported & {"torch", "numpy", "sklearn", "matplotlib", "huggingface_hub"}
+
+
+def test_the_command_line_survives_a_broken_plugin_and_obeys_its_switches(site: Path) -> None:
+    install(site, "acme-broken", "import a_module_that_is_not_there")
+    path = os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")])
+    records = json.loads(run("plugins", "ls", "--json", PYTHONPATH=path).stdout)
+    assert [r["status"] for r in records if r["name"] == "acme-broken:main"] == ["failed"]
+    switched_off = run("--no-plugins", "plugins", "ls", "--json", PYTHONPATH=path)
+    assert json.loads(switched_off.stdout)[-1]["status"] == "disabled"
+    by_name = run("plugins", "ls", PYTHONPATH=path, PGMKIT_DISABLE_PLUGINS="acme-broken")
+    assert "disabled" in by_name.stdout
+    strict = run("plugins", "ls", PYTHONPATH=path, PGMKIT_STRICT_PLUGINS="1")
+    assert strict.returncode == 1
+    assert "error: the plugin 'acme-broken:main' failed" in strict.stderr
+
+
+def test_a_plugin_can_add_a_command(site: Path) -> None:
+    code = """
+import click
+from pgmkit import Component, hookimpl
+
+@hookimpl
+def pgmkit_commands():
+    return [Component("hello", "MODULE:hello", "Say hello.")]
+
+@click.command()
+def hello():
+    click.echo("hello from a plugin")
+"""
+    install(site, "acme-hello", code)
+    path = os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")])
+    assert "Say hello." in run("--help", PYTHONPATH=path).stdout
+    assert run("hello", PYTHONPATH=path).stdout == "hello from a plugin\n"
+
+
+def test_every_kind_has_a_hook() -> None:
+    hooks = {c for c in dir(registry().manager.hook) if c.startswith("pgmkit_")}
+    assert hooks == set(KINDS.values())

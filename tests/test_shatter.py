@@ -1,0 +1,230 @@
+"""From a generator to its clusters, and back from disk."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pgmkit
+from pgmkit.errors import GeneratorError, LoadError, ParameterError, PluginError
+from pgmkit.evaluate.metrics import cluster_scores
+from pgmkit.seeds import derive_seed
+
+DENSITIES = ["lash", "jbt", "polarity", "none"]
+
+
+class Curved(nn.Module):
+    """Stretches the middle of the latent space, so that the density there is low."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Linear(2, 16, bias=False)
+        self.mix.weight.data = torch.linspace(-1, 1, 32).reshape(16, 2).sin()
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.mix(torch.stack([torch.tanh(1.5 * z[:, 0]), z[:, 1]], dim=1))
+
+
+def generator_of(prior: pgmkit.LatentSpec | None = None) -> pgmkit.Generator:
+    return pgmkit.Generator(
+        Curved(), latent=prior or pgmkit.LatentSpec(2), image=pgmkit.ImageSpec((1, 4, 4), (-3, 3))
+    )
+
+
+@pytest.fixture(scope="module")
+def spectrum() -> pgmkit.Spectrum:
+    return pgmkit.compute_spectrum(generator_of(), num_latents=1000, seed=0)
+
+
+def shatter(spectrum: pgmkit.Spectrum, **arguments: Any) -> pgmkit.ShatteredGenerator:
+    return pgmkit.shatter(generator_of(), num_clusters=2, spectrum=spectrum, **arguments)
+
+
+def test_lash_splits_a_latent_space_where_the_generator_stretches_it(
+    spectrum: pgmkit.Spectrum,
+) -> None:
+    shattered = shatter(spectrum, remove=0.5, density_args={"prior_term": False})
+    assert shattered.selection is not None
+    kept = spectrum.latents[shattered.selection.kept]
+    assert kept[:, 0].abs().min() > 0.4
+    sides = (kept[:, 0] > 0).long()
+    labels = shattered.sampler.labels_
+    agreement = (labels == sides).float().mean()
+    assert max(agreement, 1 - agreement) == 1.0
+    drawn = shattered.sample_latents(500, cluster=int(labels[sides.argmax()]), seed=0)
+    assert (drawn[:, 0] > 0).float().mean() > 0.99
+
+
+@pytest.mark.parametrize("density", DENSITIES)
+def test_every_density_keeps_the_share_that_was_asked_for(
+    spectrum: pgmkit.Spectrum, density: str
+) -> None:
+    shattered = shatter(spectrum, density=density, remove=0.3)
+    assert sum(shattered.cluster_sizes) == 700
+    statistics = shattered.origin.statistics
+    assert statistics["mass_kept"] == pytest.approx(0.7)
+    assert 0 < statistics["effective_sample_size"] <= 1000
+    assert statistics["numeric_rank"] == {"smallest": 2, "median": 2, "largest": 2, "of": 2}
+    text = repr(shattered)
+    for part in (density, "2 clusters", "700 of 1,000", "mass 0.70", "numeric rank 2 to 2 of 2"):
+        assert part in text
+
+
+def test_samples_have_the_contract_s_shape_and_obey_the_seed(spectrum: pgmkit.Spectrum) -> None:
+    shattered = shatter(spectrum)
+    images = shattered.sample(7, cluster=1, seed=5)
+    assert images.shape == (7, 1, 4, 4)
+    assert torch.equal(images, shattered.sample(7, cluster=1, seed=5))
+    assert not torch.equal(images, shattered.sample(7, cluster=1, seed=6))
+    latents = shattered.sample_latents(7, cluster=1, seed=5)
+    assert torch.equal(images, shattered.generator(latents))
+
+
+def test_without_a_cluster_samples_are_mixed_by_size(spectrum: pgmkit.Spectrum) -> None:
+    shattered = shatter(spectrum, remove=0.5, density_args={"prior_term": False})
+    clusters = shattered.sample_clusters(4000, seed=1)
+    latents = shattered.sample_latents(4000, seed=1)
+    assert (shattered.predict(latents) == clusters).float().mean() > 0.98
+    expected = shattered.cluster_sizes[0] / sum(shattered.cluster_sizes)
+    assert (clusters == 0).float().mean().item() == pytest.approx(expected, abs=0.03)
+
+
+def test_samples_stay_inside_a_bounded_prior() -> None:
+    prior = pgmkit.LatentSpec(2, "uniform", low=-0.5, high=0.5)
+    shattered = pgmkit.shatter(generator_of(prior), num_clusters=2, num_latents=200)
+    assert shattered.sample_latents(500, cluster=0).abs().max() <= 0.5
+
+
+def test_a_saved_result_comes_back_exactly(spectrum: pgmkit.Spectrum, tmp_path: Path) -> None:
+    shattered = shatter(spectrum)
+    shattered.save_pretrained(tmp_path / "saved")
+    loaded = pgmkit.ShatteredGenerator.from_pretrained(tmp_path / "saved", architecture=Curved)
+    assert repr(loaded) == repr(shattered).replace("'Curved'", repr(loaded.generator.name))
+    assert loaded.cluster_sizes == shattered.cluster_sizes
+    for cluster in (None, 0, 1):
+        assert torch.equal(loaded.sample(9, cluster), shattered.sample(9, cluster))
+    assert torch.equal(loaded.predict(spectrum.latents), shattered.predict(spectrum.latents))
+    loaded.save_pretrained(tmp_path / "again")
+    for name in ("sampler.json", "sampler.safetensors", "model.safetensors", "samples.png"):
+        first, second = ((tmp_path / d / name).read_bytes() for d in ("saved", "again"))
+        assert first == second, name
+
+
+def test_nothing_saved_is_a_pickle(spectrum: pgmkit.Spectrum, tmp_path: Path) -> None:
+    shatter(spectrum).save_pretrained(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "sampler.json",
+        "sampler.safetensors",
+        "samples.png",
+    ]
+    description = json.loads((tmp_path / "sampler.json").read_text())
+    assert description["sampler"]["name"] == "pgmkit:kmeans-gmm"
+    assert description["density"]["params"]["prior_term"] is True
+    assert {"pgmkit", "torch", "scikit-learn"} <= description["versions"].keys()
+
+
+def test_a_module_of_one_s_own_needs_its_class_again(
+    spectrum: pgmkit.Spectrum, tmp_path: Path
+) -> None:
+    shatter(spectrum).save_pretrained(tmp_path)
+    with pytest.raises(LoadError, match="lacks architecture"):
+        pgmkit.ShatteredGenerator.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"num_clusters": 0},
+        {"num_clusters": 81, "num_latents": 100},
+        {"remove": 1.0},
+        {"num_latents": 0},
+        {"density_args": {"rho": 1}},
+        {"sampler_args": {"num_components": 0}},
+    ],
+)
+def test_bad_settings_fail_before_anything_is_computed(
+    arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "pgmkit.shattering.compute_spectrum", lambda *a, **k: pytest.fail("computed")
+    )
+    with pytest.raises(ParameterError):
+        pgmkit.shatter(generator_of(), **arguments)
+
+
+@pytest.mark.parametrize(("n", "cluster"), [(0, 0), (3, 2), (3, -1)])
+def test_samples_outside_the_range_are_refused(
+    spectrum: pgmkit.Spectrum, n: int, cluster: int
+) -> None:
+    with pytest.raises(ParameterError):
+        shatter(spectrum).sample(n, cluster)
+
+
+def test_predict_checks_the_latents(spectrum: pgmkit.Spectrum) -> None:
+    with pytest.raises(GeneratorError, match=r"\(B, 2\)"):
+        shatter(spectrum).predict(torch.zeros(4, 3))
+
+
+class Halves:
+    """A cluster sampler of a user's own, with no base class and nothing to save."""
+
+    def fit(
+        self, latents: Tensor, *, images: object = None, generator: object = None, seed: int = 0
+    ) -> "Halves":
+        self.labels_ = (latents[:, 0] > 0).long()
+        return self
+
+    def predict(self, latents: Tensor) -> Tensor:
+        return (latents[:, 0] > 0).long()
+
+    def sample(self, n: int, cluster: int, seed: int) -> Tensor:
+        return torch.ones(n, 2) * (2 * cluster - 1)
+
+
+class Central:
+    def log_weights(self, spectrum: pgmkit.Spectrum) -> Tensor:
+        return -spectrum.latents.norm(dim=1)
+
+
+def test_objects_of_one_s_own_serve_as_methods(spectrum: pgmkit.Spectrum, tmp_path: Path) -> None:
+    shattered = shatter(spectrum, density=Central(), sampler=Halves(), remove=0.5)
+    assert shattered.selection is not None
+    kept = spectrum.latents[shattered.selection.kept]
+    assert kept.norm(dim=1).max() < spectrum.latents.norm(dim=1).quantile(0.51)
+    assert torch.equal(shattered.sample_latents(2, 1), torch.ones(2, 2))
+    with pytest.raises(PluginError, match=r"'Halves' cannot be saved"):
+        shattered.save_pretrained(tmp_path)
+
+
+def test_scores_agree_with_a_case_worked_out_by_hand() -> None:
+    clusters = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
+    classes = torch.tensor([0, 0, 0, 1, 2, 2, 2, 2])
+    scores = cluster_scores(clusters, classes, num_clusters=3, class_names=["a", "b", "c"])
+    assert scores.purity == [0.75, 1.0, 0.0]
+    assert scores.majority == ["a", "c", ""]
+    shares = torch.tensor([3 / 8, 1 / 8, 4 / 8], dtype=torch.float64)
+    entropy = float(-(shares * shares.log()).sum())
+    assert scores.class_entropy == pytest.approx(entropy)
+    mutual = torch.tensor(2.0, dtype=torch.float64).log().item()
+    assert scores.homogeneity == pytest.approx(mutual / entropy)
+    assert scores.completeness == pytest.approx(1.0)
+
+
+def test_scores_of_unrelated_labels_are_about_zero() -> None:
+    random = torch.Generator().manual_seed(0)
+    clusters, classes = torch.randint(0, 10, (2, 5000), generator=random)
+    scores = cluster_scores(clusters, classes, 10, [str(c) for c in range(10)])
+    assert abs(scores.adjusted_mutual_information) < 0.01
+    assert scores.homogeneity > scores.adjusted_mutual_information
+
+
+def test_seeds_of_parts_are_apart() -> None:
+    seeds = {derive_seed(seed, "block", block) for seed in range(20) for block in range(20)}
+    assert len(seeds) == 400
+    assert all(0 <= seed < 2**63 for seed in seeds)

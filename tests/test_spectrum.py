@@ -1,0 +1,348 @@
+"""Spectra against independent references in float64."""
+
+import copy
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pgmkit
+from pgmkit.engines.local import LocalEngine
+from pgmkit.errors import LoadError, OutputError, ParameterError
+from pgmkit.spectrum import load_spectrum
+from pgmkit.spectrum.jacobian import JacobianPlan, JacobianSpectra
+from pgmkit.spectrum.tangents import TangentProgram, UnsupportedModuleError
+
+LATENT = 6
+
+
+class Residual(nn.Module):
+    """A module that layer-by-layer rules cover only through tracing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(LATENT, 48)
+        self.convolution = nn.Conv2d(3, 3, 3, padding=1)
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, z: Tensor) -> Tensor:
+        x = torch.tanh(self.first(z)).view(-1, 3, 4, 4)
+        return self.norm(self.convolution(x)) + x
+
+
+class Attention(nn.Module):
+    """Multiplies activations with each other, for which there is no layer rule."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(LATENT, 48)
+
+    def forward(self, z: Tensor) -> Tensor:
+        x = self.first(z).view(-1, 16, 3)
+        weights = (x @ x.transpose(1, 2)).softmax(dim=-1)
+        return weights @ x
+
+
+class _Cube(torch.autograd.Function):
+    """A custom function with a backward and no forward derivative."""
+
+    @staticmethod
+    def forward(context: object, x: Tensor) -> Tensor:
+        context.save_for_backward(x)  # type: ignore[attr-defined]
+        return x**3
+
+    @staticmethod
+    def backward(context: object, gradient: Tensor) -> Tensor:
+        (x,) = context.saved_tensors  # type: ignore[attr-defined]
+        return 3 * x**2 * gradient
+
+
+class Custom(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(LATENT, 48)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return _Cube.apply(self.first(z))
+
+
+def convolutional() -> nn.Module:
+    return nn.Sequential(
+        nn.Unflatten(1, (LATENT, 1, 1)),
+        nn.ConvTranspose2d(LATENT, 8, 4, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(inplace=True),
+        nn.ConvTranspose2d(8, 4, 4, 2, 1),
+        nn.BatchNorm2d(4, affine=False),
+        nn.LeakyReLU(0.2),
+        nn.Upsample(scale_factor=2),
+        nn.Conv2d(4, 4, 3, padding=1, groups=2),
+        nn.PixelShuffle(2),
+        nn.Tanh(),
+    )
+
+
+def dense() -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(LATENT, 32),
+        nn.BatchNorm1d(32),
+        nn.ELU(),
+        nn.Linear(32, 32),
+        nn.SiLU(),
+        nn.Dropout(),
+        nn.Linear(32, 48, bias=False),
+        nn.Sigmoid(),
+    )
+
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "convolutional": (convolutional, "layers"),
+    "dense": (dense, "layers"),
+    "residual": (Residual, "layers"),
+    "attention": (Attention, "forward"),
+    "custom function": (Custom, "reverse"),
+}
+
+
+def generator_of(network: nn.Module) -> pgmkit.Generator:
+    for part in network.modules():
+        if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d):
+            assert part.running_mean is not None
+            assert part.running_var is not None
+            part.running_mean.normal_(0, 0.3)
+            part.running_var.uniform_(0.3, 2.0)
+    network.eval()
+    with torch.no_grad():
+        values = network(torch.zeros(1, LATENT)).numel()
+    image = pgmkit.ImageSpec((1, 1, values), (-1, 1))
+    return pgmkit.Generator(network, latent=pgmkit.LatentSpec(LATENT), image=image)
+
+
+def reference_singular_values(generator: pgmkit.Generator, z: Tensor) -> Tensor:
+    """Ordinary reverse-mode autograd in float64, one latent at a time."""
+    module = copy.deepcopy(generator.module).double()
+    for part in module.modules():
+        if hasattr(part, "inplace"):
+            part.inplace = False
+    rows = []
+    for latent in z.double():
+        jacobian = torch.autograd.functional.jacobian(
+            lambda value: module(value[None]).flatten(), latent
+        )
+        rows.append(torch.linalg.svdvals(jacobian))
+    return torch.stack(rows)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_log_volume_agrees_with_float64_autograd_to_1e_4_nats(name: str) -> None:
+    build, mode = NETWORKS[name]
+    generator = generator_of(build())
+    spectrum = pgmkit.compute_spectrum(generator, num_latents=20, block_size=7)
+    assert spectrum.provenance["jacobian"]["mode"] == mode
+    expected = reference_singular_values(generator, spectrum.latents)
+    torch.testing.assert_close(spectrum.singular_values, expected, rtol=1e-4, atol=1e-6)
+    difference = spectrum.log_volume(rank_rtol=0) - expected.log().sum(dim=1)
+    assert difference.abs().max() < 1e-4
+
+
+def test_the_shipped_generator_agrees_with_float64_autograd_to_1e_4_nats() -> None:
+    generator = pgmkit.load_generator("mnist-dcgan")
+    spectrum = pgmkit.compute_spectrum(generator, num_latents=6, seed=3)
+    expected = reference_singular_values(generator, spectrum.latents)
+    difference = spectrum.log_volume(rank_rtol=0) - expected.log().sum(dim=1)
+    assert difference.abs().max() < 1e-4
+    assert (spectrum.numeric_rank() == 64).all()
+
+
+@pytest.mark.parametrize("mode", ["layers", "forward", "reverse"])
+def test_all_ways_give_the_same_singular_values(mode: str) -> None:
+    generator = generator_of(convolutional())
+    z = generator.sample_latents(5, seed=1)
+    automatic = JacobianSpectra(generator)
+    assert automatic.plan.mode == "layers"
+    jacobians = JacobianSpectra(generator)
+    if mode != "layers":
+        jacobians._program = None
+    jacobians.plan = JacobianPlan(mode, batch_size=2, tangents=4)
+    torch.testing.assert_close(
+        jacobians.singular_values(z), automatic.singular_values(z), rtol=1e-5, atol=1e-7
+    )
+
+
+def test_a_float64_generator_is_computed_in_float64_throughout() -> None:
+    generator = generator_of(dense().double().float())
+    generator.module.double()
+    z = generator.sample_latents(4, seed=0)
+    values = JacobianSpectra(generator).singular_values(z)
+    torch.testing.assert_close(
+        values, reference_singular_values(generator, z), rtol=1e-10, atol=1e-14
+    )
+
+
+def test_the_generator_is_left_as_it_was() -> None:
+    generator = generator_of(convolutional())
+    before = generator.fingerprint()
+    types = [type(part) for part in generator.module.modules()]
+    pgmkit.compute_spectrum(generator, num_latents=3)
+    assert generator.fingerprint() == before
+    assert [type(part) for part in generator.module.modules()] == types
+    assert generator.module[3].inplace is True
+
+
+def test_modules_without_rules_are_refused_by_the_layer_program() -> None:
+    with pytest.raises(UnsupportedModuleError, match="no rule"):
+        TangentProgram(Attention())
+
+
+def test_a_rank_deficient_generator_has_the_rank_of_its_bottleneck() -> None:
+    network = nn.Sequential(nn.Linear(LATENT, 3), nn.Linear(3, 48), nn.Tanh())
+    spectrum = pgmkit.compute_spectrum(generator_of(network), num_latents=10)
+    assert spectrum.singular_values.shape == (10, LATENT)
+    assert (spectrum.numeric_rank() == 3).all()
+
+
+def test_null_directions_are_floored_or_dropped_as_asked() -> None:
+    values = torch.tensor([[4.0, 2.0, 1e-9]], dtype=torch.float64)
+    spectrum = pgmkit.Spectrum(torch.zeros(1, 3), values, torch.zeros(1, dtype=torch.float64))
+    assert spectrum.numeric_rank(1e-6).item() == 2
+    assert spectrum.log_volume(rank_rtol=1e-6).item() == pytest.approx(math.log(8 * 4e-6))
+    assert spectrum.log_volume(rank_rtol=1e-6, null="drop").item() == pytest.approx(math.log(8))
+    assert spectrum.log_volume(rank_rtol=0).item() == pytest.approx(math.log(8e-9))
+    assert spectrum.log_volume(top_k=1).item() == pytest.approx(math.log(4))
+    assert spectrum.frobenius().item() == pytest.approx(math.sqrt(20))
+
+
+@pytest.mark.parametrize("null", ["floor", "drop"])
+def test_zero_and_nan_jacobians_stay_visible_in_the_log_volume(null: str) -> None:
+    values = torch.tensor([[0.0, 0.0], [math.nan, math.nan]], dtype=torch.float64)
+    spectrum = pgmkit.Spectrum(torch.zeros(2, 2), values, torch.zeros(2, dtype=torch.float64))
+    volume = spectrum.log_volume(null=null)  # type: ignore[arg-type]
+    assert volume[0] == -math.inf
+    assert volume[1].isnan()
+    assert spectrum.finite().tolist() == [True, False]
+
+
+@pytest.mark.parametrize("arguments", [{"rank_rtol": 1.0}, {"null": "keep"}, {"top_k": 0}])
+def test_bad_rank_parameters_are_refused(arguments: dict[str, object]) -> None:
+    spectrum = pgmkit.Spectrum(torch.zeros(1, 1), torch.ones(1, 1).double(), torch.zeros(1))
+    with pytest.raises(ParameterError):
+        spectrum.log_volume(**arguments)  # type: ignore[arg-type]
+
+
+def test_a_latent_with_an_infinite_jacobian_does_not_spoil_the_others() -> None:
+    class Pole(nn.Module):
+        def forward(self, z: Tensor) -> Tensor:
+            return torch.where(z[:, :1] > 1.5, z * math.inf, z.tanh())
+
+    network = Pole()
+    generator = pgmkit.Generator(network, pgmkit.LatentSpec(2), pgmkit.ImageSpec((1, 1, 2)))
+    z = torch.tensor([[0.1, 0.2], [2.0, 0.0], [0.3, -0.2]])
+    spectrum = pgmkit.compute_spectrum(generator, latents=z)
+    assert spectrum.finite().tolist() == [True, False, True]
+    expected = (1 - z[0].double().tanh() ** 2).sort(descending=True).values
+    torch.testing.assert_close(spectrum.singular_values[0], expected, rtol=1e-5, atol=0)
+
+
+def test_the_number_of_workers_changes_no_bit() -> None:
+    generator = generator_of(convolutional())
+    results = [
+        pgmkit.compute_spectrum(
+            generator, num_latents=50, block_size=8, engine=LocalEngine(workers)
+        ).singular_values
+        for workers in (2, 3)
+    ]
+    assert torch.equal(*results)
+
+
+def test_fewer_latents_are_the_first_of_more() -> None:
+    generator = generator_of(dense())
+    few = pgmkit.compute_spectrum(generator, num_latents=10, seed=4)
+    many = pgmkit.compute_spectrum(generator, latents=generator.sample_latents(300, 4)[:10])
+    assert torch.equal(few.latents, many.latents)
+    assert torch.equal(few.singular_values, many.singular_values)
+    other = pgmkit.compute_spectrum(generator, num_latents=10, seed=5)
+    assert not torch.equal(few.latents, other.latents)
+
+
+def test_log_prior_comes_with_the_spectrum() -> None:
+    spectrum = pgmkit.compute_spectrum(generator_of(dense()), num_latents=4)
+    normal = torch.distributions.MultivariateNormal(torch.zeros(LATENT), torch.eye(LATENT))
+    torch.testing.assert_close(
+        spectrum.log_prior, normal.log_prob(spectrum.latents).double(), rtol=1e-5, atol=1e-5
+    )
+
+
+class TestSavedSpectrum:
+    """A folder of blocks is complete, or continues; damage is repaired."""
+
+    def compute(self, folder: Path, **arguments: int) -> pgmkit.Spectrum:
+        torch.manual_seed(0)
+        generator = generator_of(convolutional())
+        settings = {"num_latents": 30, "seed": 0, "block_size": 8, **arguments}
+        return pgmkit.compute_spectrum(generator, out=folder, **settings)
+
+    def test_reading_back_computes_nothing(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        first = self.compute(tmp_path)
+        assert len(list(tmp_path.glob("block-*.safetensors"))) == 4
+        monkeypatch.setattr(
+            JacobianSpectra, "singular_values", lambda *_: pytest.fail("computed again")
+        )
+        assert torch.equal(self.compute(tmp_path).singular_values, first.singular_values)
+
+    @pytest.mark.parametrize("damage", ["missing", "truncated", "bit flipped"])
+    def test_a_damaged_block_is_computed_again(self, tmp_path: Path, damage: str) -> None:
+        self.compute(tmp_path)
+        shard = tmp_path / "block-000002.safetensors"
+        whole = shard.read_bytes()
+        if damage == "missing":
+            shard.unlink()
+        elif damage == "truncated":
+            shard.write_bytes(whole[:-9])
+        else:
+            shard.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        self.compute(tmp_path)
+        assert shard.read_bytes() == whole
+
+    def test_more_latents_do_not_fit_the_folder(self, tmp_path: Path) -> None:
+        self.compute(tmp_path)
+        with pytest.raises(OutputError, match="another latents"):
+            self.compute(tmp_path, seed=1)
+        with pytest.raises(OutputError, match="block_size"):
+            self.compute(tmp_path, block_size=9)
+
+    def test_a_saved_spectrum_is_loaded_without_its_generator(self, tmp_path: Path) -> None:
+        computed = self.compute(tmp_path)
+        loaded = load_spectrum(tmp_path)
+        for name in ("latents", "singular_values", "log_prior"):
+            assert torch.equal(getattr(loaded, name), getattr(computed, name)), name
+        assert loaded.provenance == computed.provenance
+        (tmp_path / "block-000001.safetensors").unlink()
+        with pytest.raises(LoadError, match="block 1 of 4"):
+            load_spectrum(tmp_path)
+        with pytest.raises(LoadError, match="holds no spectrum"):
+            load_spectrum(tmp_path / "elsewhere")
+
+    def test_the_manifest_names_every_block_with_its_checksum(self, tmp_path: Path) -> None:
+        self.compute(tmp_path)
+        manifest = json.loads((tmp_path / "manifest.json").read_text())
+        assert list(manifest["blocks"]) == ["0", "1", "2", "3"]
+        assert manifest["settings"]["jacobian"]["mode"] == "layers"
+
+
+@pytest.mark.parametrize(
+    "arguments", [{}, {"num_latents": 3, "latents": torch.zeros(3, LATENT)}, {"num_latents": 0}]
+)
+def test_latents_are_given_one_way_and_not_empty(arguments: dict[str, object]) -> None:
+    with pytest.raises(ParameterError):
+        pgmkit.compute_spectrum(generator_of(dense()), **arguments)  # type: ignore[arg-type]

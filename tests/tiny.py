@@ -1,0 +1,145 @@
+"""Tiny models, data and runs of the command line that the tests share."""
+
+import io
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import torch
+
+import pgmkit
+from pgmkit import hub
+from pgmkit.cli import main
+from pgmkit.plugins import build_component
+
+LATENT_DIM = 4
+MODEL_ARGS = {"latent_dim": LATENT_DIM, "channels": [8, 4, 4]}
+
+TRAIN_CONFIG = """
+task = "gan"
+epochs = 40
+batch_size = 8
+image_size = 16
+
+[model]
+backbone = "dcgan"
+backbone_args = { channels = [8, 4] }
+latent = { dim = 4 }
+"""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a run of the command line left behind."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+
+def write_tiny_generator(folder: Path) -> str:
+    """Writes an untrained DCGAN, 4 latents to 1×32×32, and returns its reference."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = build_component("generator-loaders", "dcgan", **MODEL_ARGS)
+    generator = pgmkit.Generator(
+        module,
+        latent=pgmkit.LatentSpec(LATENT_DIM),
+        image=pgmkit.ImageSpec((1, 32, 32)),
+        name="tiny",
+        architecture="dcgan",
+        model_args=MODEL_ARGS,
+    )
+    hub.write_generator(folder, generator)
+    return f"local-dir:{folder}"
+
+
+def write_tiny_images(path: Path, count: int = 32, size: int = 16) -> Path:
+    """Writes labelled noise, a training and a test split, as .npz."""
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (count, size, size), dtype=np.uint8)
+    labels = np.arange(count) % 10
+    np.savez(path, x_train=images, y_train=labels, x_test=images, y_test=labels)
+    return path
+
+
+def run_pgmkit(*arguments: object) -> Finished:
+    """Runs the command line in this process, as the console script does."""
+    stdout, stderr = io.StringIO(), io.StringIO()
+    argv = ["pgmkit", *map(str, arguments)]
+    with (
+        mock.patch.object(sys, "argv", argv),
+        warnings.catch_warnings(),
+        redirect_stdout(stdout),
+        redirect_stderr(stderr),
+    ):
+        warnings.simplefilter("default")
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code
+    assert isinstance(code, int)
+    return Finished(code, stdout.getvalue(), stderr.getvalue())
+
+
+def command(*arguments: object) -> list[str]:
+    """Returns the command line of the console script that stands beside this Python."""
+    script = Path(sys.executable).with_name("pgmkit")
+    inline = [sys.executable, "-c", "from pgmkit.cli import main; main()"]
+    return [*([str(script)] if script.exists() else inline), *map(str, arguments)]
+
+
+def environment(**more: str) -> Mapping[str, str]:
+    """Returns the environment of a subprocess: one thread, as the tests themselves have."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", **more}
+
+
+@contextmanager
+def started(words: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
+    """Starts a subprocess that listens to Ctrl-C, also where the tests run in the background."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(
+            words,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment(),
+        )
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Returns every file of a result that must not depend on how it came about."""
+    names = ("config.json", "model.safetensors", "sampler.json", "sampler.safetensors")
+    paths = [folder / name for name in (*names, "samples.png", "README.md", "run.json")]
+    paths += sorted((folder / "spectrum").iterdir())
+    paths += sorted((folder / "clusters").iterdir())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths if path.is_file()}
+
+
+def every_file(folder: Path) -> dict[str, tuple[int, int]]:
+    """Returns time of change and size of every file below a folder."""
+    stats = {str(p.relative_to(folder)): p.stat() for p in folder.rglob("*") if p.is_file()}
+    return {name: (stat.st_mtime_ns, stat.st_size) for name, stat in stats.items()}
+
+
+def copied(folder: Path, to: Path) -> Path:
+    """Copies a result, to damage the copy."""
+    shutil.copytree(folder, to)
+    return to
