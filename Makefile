@@ -6,8 +6,6 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO := runs/mnist-dcgan
 
-export PGMKIT_STRICT_PLUGINS ?= 1
-
 .PHONY: demo test clean
 
 demo: $(READY)
@@ -18,7 +16,7 @@ test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest
+	PGMKIT_STRICT_PLUGINS=1 $(BIN)/pytest
 
 $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "pgmkit needs Python 3.11 or newer"'

@@ -168,7 +168,7 @@ def check_kind(kind: str) -> str:
 
 
 def find_component(
-    candidates: Iterable[RegisteredComponent], kind: str, name: str
+    candidates: Iterable[RegisteredComponent], kind: str, name: str, hint: str = ""
 ) -> RegisteredComponent:
     """Picks one component by its short or qualified name.
 
@@ -176,6 +176,7 @@ def find_component(
         candidates: components of that kind.
         kind: the kind, for the messages.
         name: "name" or "distribution:name".
+        hint: what to add if there is none.
 
     Raises:
         UnknownNameError: none has the name.
@@ -184,7 +185,7 @@ def find_component(
     components = list(candidates)
     found = [c for c in components if name in (c.name, c.qualified_name)]
     if not found:
-        raise UnknownNameError(kind[:-1], name, [c.name for c in components])
+        raise UnknownNameError(kind[:-1], name, [c.name for c in components], hint)
     if len(found) > 1:
         owners = sorted({c.plugin for c in found})
         choices = sorted({c.qualified_name for c in found})

@@ -58,23 +58,6 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def check_run_folder(folder: Path, record: str) -> None:
-    """Checks that a run may write into a folder: it is new, empty, or holds the `record` of a run.
-
-    Raises:
-        OutputError: it is a file, or holds something else.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"{folder} is a file; choose another output folder")
-    if folder.is_dir() and not (folder / record).exists():
-        strangers = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
-        if strangers:
-            raise OutputError(
-                f"{folder} is in use: it holds {', '.join(sorted(strangers)[:3])} and no pgmkit "
-                "run; choose another output folder"
-            )
-
-
 @contextmanager
 def single_writer(folder: Path) -> Iterator[None]:
     """Holds a folder for this process; the lock ends with the process, also when it is killed.

@@ -245,8 +245,10 @@ class Generator:
             )
 
     def fingerprint(self) -> str:
-        """Returns a SHA-256 over weights and specs, in hexadecimal."""
-        digest = hashlib.sha256(repr((self.latent, self.image)).encode())
+        """Returns a SHA-256 over weights, layers and specs, in hexadecimal."""
+        layers = [(name, type(part).__qualname__) for name, part in self.module.named_modules()]
+        description = repr((self.latent, self.image, layers, self.module))
+        digest = hashlib.sha256(description.encode())
         for name, value in sorted(self.module.state_dict().items()):
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
             flat = value.detach().cpu().contiguous().flatten()

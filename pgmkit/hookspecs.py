@@ -57,8 +57,8 @@ def pgmkit_cluster_samplers() -> Iterable[Component]:  # type: ignore[empty-body
 
     The factory takes `num_clusters` and builds an object with
     `fit(latents, *, images=None, generator=None, seed)`, `labels_ (n,)`, `predict(latents) -> (n,)`
-    and `sample(n, cluster, seed) -> (n, M)`. To be saved it has `state() -> dict[str, Tensor]` and
-    `load_state(state)`.
+    and `sample(n, cluster, seed) -> (n, M)`. To be saved it has `get_params() -> dict`,
+    `state() -> dict[str, Tensor]` and `load_state(state)`.
 
     Example:
         ::
@@ -92,7 +92,9 @@ def pgmkit_backbones() -> Iterable[Component]:  # type: ignore[empty-body]
     The factory builds an object with `generator(num_partitions=None)` and
     `discriminator(num_partitions=None)`. Without partitions they return modules that map latents
     `z (B, M)` to images and images `x` to logits `(B,)`; with partitions the modules also take the
-    part `y (B,)`.
+    part `y (B,)`. The factory takes `latent_dim` and whatever else a training config gives. What is
+    trained is exported under the backbone's name, so the plugin also offers a generator loader of
+    the same name and parameters.
 
     Example:
         ::
@@ -124,8 +126,9 @@ def pgmkit_generator_loaders() -> Iterable[Component]:  # type: ignore[empty-bod
 def pgmkit_engines() -> Iterable[Component]:  # type: ignore[empty-body]
     """Offers engines: where numbered blocks of work run.
 
-    The factory builds an object with `map(function, blocks) -> iterator`, which calls
-    `function(block)` for each block number and yields `(block, result)` in any order.
+    The factory builds an object with `map(function, blocks, *, parallel=True) -> iterator`, which
+    calls `function(block)` for each block number and yields `(block, result)` in any order. With
+    `parallel=False` one process runs one block at a time.
 
     Example:
         ::

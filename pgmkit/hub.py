@@ -109,7 +109,7 @@ def generator_from_folder(
         module,
         latent,
         image,
-        name=config.get("name") or folder.reference,
+        name=_name(folder.reference, config),
         architecture=chosen if isinstance(chosen, str) else None,
         model_args=arguments,
         provenance={
@@ -309,6 +309,13 @@ def _build_module(
     if not isinstance(module, nn.Module):
         raise LoadError(f"the architecture in {where} builds a {type(module).__name__}, no module")
     return module
+
+
+def _name(reference: str, config: Mapping[str, Any]) -> str:
+    """A registry entry is called by its name; what has a scheme as its config says."""
+    if ":" not in reference:
+        return reference
+    return str(config.get("name") or reference)
 
 
 def _check_types(config: Mapping[str, Any], where: str) -> None:

@@ -86,10 +86,13 @@ class PluginRegistry:
         """Returns the component called `name` or `distribution:name`.
 
         Raises:
-            UnknownNameError: there is none.
-            PluginError: two plugins offer it, or the one that offered it failed.
+            UnknownNameError: there is none; plugins that failed are named, since one of them may
+                be the one that offers it.
+            PluginError: two plugins offer it.
         """
-        return find_component(self.of_kind(kind), kind, name)
+        failed = [record.name for record in self.records if record.status == "failed"]
+        hint = f"failed to load: {', '.join(failed)}, see pgmkit plugins ls" if failed else ""
+        return find_component(self.of_kind(kind), kind, name, hint)
 
     def _load(
         self,

@@ -12,6 +12,7 @@ from torch import Tensor
 from pgmkit.errors import ParameterError, PgmkitWarning, PluginError
 from pgmkit.seeds import random_generator
 from pgmkit.spectrum import Spectrum
+from pgmkit.spectrum.spectrum import RANK_RTOL, NullTreatment
 
 SELECTIONS = ("threshold", "resample")
 LOW_SAMPLE_SIZE = 0.01
@@ -86,15 +87,18 @@ def select(
         scores = weights - (-uniform.clamp(min=1e-300).log()).log()
     kept = scores.argsort(descending=True, stable=True)[:count].sort().values
     sample_size = _effective_sample_size(weights) if selection == "resample" else float(count)
-    if sample_size < LOW_SAMPLE_SIZE * len(spectrum):
+    if selection == "resample" and sample_size < LOW_SAMPLE_SIZE * len(spectrum):
         warnings.warn(
             f"{estimator!r} puts almost all weight on few latents: the effective sample size is "
-            f"{sample_size:.1f} of {len(spectrum)}; bring rho nearer to 0 or lower top_k",
+            f"{sample_size:.1f} of {len(spectrum)}; weaken it (for polarity: rho nearer to 0, or "
+            "a lower top_k)",
             PgmkitWarning,
             stacklevel=3,
         )
     cut = float(weights[kept].min()) if selection == "threshold" else None
-    rank = spectrum.numeric_rank()[spectrum.finite()]
+    rank_rtol = getattr(estimator, "rank_rtol", RANK_RTOL)
+    rank = spectrum.numeric_rank(rank_rtol)[spectrum.finite()]
+    condition = float(spectrum.condition_number()[spectrum.finite()].median())
     statistics = {
         "num_latents": len(spectrum),
         "num_kept": count,
@@ -107,9 +111,10 @@ def select(
             "median": int(rank.median()),
             "largest": int(rank.max()),
             "of": spectrum.singular_values.shape[1],
+            "rtol": rank_rtol,
         },
-        "median_condition_number": float(spectrum.condition_number()[spectrum.finite()].median()),
-        **_spread(spectrum),
+        "median_condition_number": condition if math.isfinite(condition) else None,
+        **_spread(spectrum, rank_rtol, getattr(estimator, "null", "floor")),
     }
     return Selection(kept, weights, cut, statistics)
 
@@ -145,16 +150,19 @@ def _checked(weights: Any, estimator: DensityEstimator, spectrum: Spectrum) -> T
 
 def _effective_sample_size(log_weights: Tensor) -> float:
     """Returns (Σw)² / Σw² without leaving log space."""
+    infinite = int((log_weights == math.inf).sum())
+    if infinite:
+        return float(infinite)
     ones = 2 * log_weights.logsumexp(dim=0) - (2 * log_weights).logsumexp(dim=0)
     return float(ones.exp())
 
 
-def _spread(spectrum: Spectrum) -> dict[str, float]:
-    """Returns the standard deviations of the two terms of Eq. 1, over finite latents."""
-    finite = spectrum.finite()
-    volume = spectrum.log_volume()[finite]
-    prior = spectrum.log_prior[finite]
+def _spread(spectrum: Spectrum, rank_rtol: float, null: NullTreatment) -> dict[str, float]:
+    """Returns the standard deviations of the two terms of Eq. 1, where both are finite."""
+    volume = spectrum.log_volume(rank_rtol=rank_rtol, null=null)
+    finite = volume.isfinite() & spectrum.log_prior.isfinite()
+    volume, prior = volume[finite], spectrum.log_prior[finite]
     return {
-        "std_log_prior": float(prior.std(correction=0)),
-        "std_log_volume": float(volume.std(correction=0)),
+        "std_log_prior": float(prior.std(correction=0)) if len(prior) else 0.0,
+        "std_log_volume": float(volume.std(correction=0)) if len(volume) else 0.0,
     }

@@ -14,7 +14,7 @@ from pgmkit import files, hub, pictures
 from pgmkit.components import RegisteredComponent
 from pgmkit.errors import LoadError, ParameterError, PluginError
 from pgmkit.generator import Generator
-from pgmkit.plugins import registry
+from pgmkit.plugins import as_component, build_component, registry
 from pgmkit.references import FORMAT_VERSION, open_folder, read_json, registry_names
 from pgmkit.seeds import derive_seed, random_generator
 from pgmkit.selection import DensityEstimator, Selection, check_remove, num_kept, select
@@ -24,6 +24,7 @@ from pgmkit.spectrum.compute import BLOCK_SIZE, Engine
 SAMPLER_CONFIG = "sampler.json"
 SAMPLER_STATE = "sampler.safetensors"
 _BATCH = 256
+_SAVING = ("get_params", "state", "load_state")
 
 
 class ClusterSampler(Protocol):
@@ -162,8 +163,8 @@ class ShatteredGenerator:
 
     @torch.no_grad()
     def images(self, latents: Tensor) -> Tensor:
-        """Returns G(z) for latents (n, M), batch by batch."""
-        return torch.cat([self.generator(batch) for batch in latents.split(_BATCH)])
+        """Returns G(z) for latents (n, M), made batch by batch and gathered on the CPU."""
+        return torch.cat([self.generator(batch).cpu() for batch in latents.split(_BATCH)])
 
     def save_pretrained(self, folder: Path | str) -> None:
         """Writes generator and sampler as a Hub folder, in safetensors and JSON.
@@ -176,13 +177,15 @@ class ShatteredGenerator:
             OutputError: the folder cannot be written.
         """
         folder = Path(folder)
-        get_state = getattr(self.sampler, "state", None)
-        if get_state is None:
+        missing = [m for m in _SAVING if not hasattr(self.sampler, m)]
+        if missing or ":" not in self.origin.sampler["name"]:
+            reason = f"it has no {' and no '.join(missing)}" if missing else "it is no component"
             raise PluginError(
-                f"the cluster sampler {self.origin.sampler['name']!r} cannot be saved, since it "
-                "has no method 'state'; ask its author"
+                f"the cluster sampler {self.origin.sampler['name']!r} cannot be saved, since "
+                f"{reason}; give it {', '.join(_SAVING)}, and pass the name under which a plugin "
+                "offers it"
             )
-        state = hub.serialise(get_state())
+        state = hub.serialise(self.sampler.state())  # type: ignore[attr-defined]
         (folder / SAMPLER_CONFIG).unlink(missing_ok=True)
         hub.write_generator(folder, self.generator)
         files.write_bytes(folder / SAMPLER_STATE, state)
@@ -231,7 +234,8 @@ class ShatteredGenerator:
         description = read_json(path, text)
         try:
             origin = Origin(**{field: description[field] for field in Origin.__dataclass_fields__})
-            sampler = _build("cluster-samplers", origin.sampler["name"], origin.sampler["params"])
+            name, params = origin.sampler["name"], origin.sampler["params"]
+            sampler = build_component("cluster-samplers", name, **params)
             sampler.load_state(hub.read_weights(folder.path(SAMPLER_STATE)))
             return cls(generator, sampler, list(description["cluster_sizes"]), origin)
         except (KeyError, TypeError) as error:
@@ -338,9 +342,11 @@ def shatter(
     """
     count = num_latents if spectrum is None else len(spectrum)
     check_shatter(count, remove, num_clusters)
-    estimator = _build("density-estimators", density, dict(density_args or {}))
-    clusterer = _build(
-        "cluster-samplers", sampler, sampler_parameters(num_clusters, sampler_args or {})
+    if spectrum is not None:
+        _check_spectrum(generator, spectrum)
+    estimator = as_component("density-estimators", density, **(density_args or {}))
+    clusterer = as_component(
+        "cluster-samplers", sampler, **sampler_parameters(num_clusters, sampler_args or {})
     )
     started = time.perf_counter()
     if spectrum is None:
@@ -423,11 +429,14 @@ def sampler_parameters(num_clusters: int, given: Mapping[str, Any]) -> dict[str,
     return {"num_clusters": num_clusters, **given}
 
 
-def _build(kind: str, component: Any, parameters: Mapping[str, Any]) -> Any:
-    """Builds a component by name, or returns the object that the caller brought."""
-    if isinstance(component, str):
-        return registry().find(kind, component).build(**parameters)
-    return component
+def _check_spectrum(generator: Generator, spectrum: Spectrum) -> None:
+    generator.check_latents(spectrum.latents)
+    recorded = spectrum.provenance.get("generator")
+    if recorded is not None and recorded != generator.fingerprint():
+        raise ParameterError(
+            f"the spectrum was computed for another generator than {generator.name!r}; compute it "
+            "again"
+        )
 
 
 def _origin(kind: str, component: Any, built: Any) -> dict[str, Any]:

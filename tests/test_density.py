@@ -1,6 +1,8 @@
 """Density estimators and the removal of latents."""
 
+import json
 import math
+import warnings
 
 import pytest
 import torch
@@ -123,6 +125,26 @@ def test_latents_without_a_finite_jacobian_are_never_kept() -> None:
         selection = select(estimator, spectrum, remove=0.0, seed=0)
         assert selection.kept.min() == 10
         assert selection.statistics["not_finite"] == 10
+
+
+@pytest.mark.parametrize("name", ["lash", "jbt", "polarity"])
+def test_a_zero_jacobian_leaves_all_statistics_finite(name: str) -> None:
+    spectrum = spectrum_of()
+    spectrum.singular_values[3] = 0.0
+    estimator = build_component("density-estimators", name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PgmkitWarning)
+        statistics = select(estimator, spectrum, remove=0.2, seed=0).statistics
+    json.dumps(statistics, allow_nan=False)
+
+
+def test_the_rank_is_reported_at_the_estimator_s_tolerance() -> None:
+    spectrum = spectrum_of(spread=2.0)
+    strict = build_component("density-estimators", "lash", rank_rtol=0.5)
+    rank = select(strict, spectrum, remove=0.2, seed=0).statistics["numeric_rank"]
+    assert rank["rtol"] == 0.5
+    assert rank["median"] == int(spectrum.numeric_rank(0.5).median())
+    assert rank["median"] < 5
 
 
 class OfWeights:

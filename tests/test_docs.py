@@ -1,6 +1,7 @@
 """What the README and the docs say is true."""
 
 import inspect
+import json
 import re
 import shlex
 import subprocess
@@ -9,8 +10,10 @@ from pathlib import Path
 
 import pluggy
 import pytest
+from click.testing import CliRunner
 
 from pgmkit import hookspecs
+from pgmkit.cli import cli
 from pgmkit.components import KINDS
 from pgmkit.config import read_toml
 from pgmkit.evaluate.run import prepare
@@ -114,6 +117,14 @@ def test_every_room_of_the_design_page_exists() -> None:
 
 
 def test_the_example_config_of_a_shattering_is_valid() -> None:
-    prepared = prepare(read_toml(ROOT / "examples" / "shatter-mnist.toml"))
+    path = ROOT / "examples" / "shatter-mnist.toml"
+    prepared = prepare(read_toml(path))
     assert prepared.settings.density["prior_term"] is True
+    flags = ["--seed", "1", "--density", "jbt", "--set", "sampler.num_components=3"]
+    assert " ".join(flags) in path.read_text()
+    result = CliRunner().invoke(cli, ["shatter", "--config", str(path), *flags, "--dry-run"])
+    settings = json.loads(result.stdout)["settings"]
+    assert settings["density"] == {"name": "jbt"}
+    assert settings["sampler"]["num_components"] == 3
+    assert settings["seed"] == 1
     assert prepared.resolved()["generator"]["sha256"] == prepared.generator.provenance["sha256"]

@@ -130,5 +130,7 @@ def test_the_fingerprint_tells_weights_and_priors_apart() -> None:
         module, pgmkit.LatentSpec(2, std=2.0), pgmkit.ImageSpec((1, 2, 2))
     )
     assert other_prior.fingerprint() != before
+    deeper = [generator_of(nn.Sequential(module, part)) for part in (nn.ELU(), nn.Tanh())]
+    assert deeper[0].fingerprint() != deeper[1].fingerprint()
     module.weight[0, 0] += 1e-6
     assert generator.fingerprint() != before

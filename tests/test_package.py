@@ -3,6 +3,7 @@
 import ast
 import importlib.metadata
 import inspect
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -17,10 +18,16 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    out = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "build", "--wheel", "--outdir", str(out), str(ROOT)]
+    """Built from a copy, so that nothing is left in the checkout and nothing old gets in."""
+    copy = tmp_path_factory.mktemp("source")
+    for folder in ("pgmkit", "plugins", "registry"):
+        ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
+        shutil.copytree(ROOT / folder, copy / folder, ignore=ignored)
+    for file in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / file, copy)
+    command = [sys.executable, "-m", "build", "--wheel", str(copy)]
     subprocess.run(command, check=True, capture_output=True, timeout=280)
-    (path,) = out.glob("*.whl")
+    (path,) = (copy / "dist").glob("*.whl")
     return zipfile.ZipFile(path)
 
 

@@ -166,7 +166,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
         capture_output=True,
         text=True,
         timeout=120,
-        env={**os.environ, **environment},
+        env={**os.environ, "PGMKIT_STRICT_PLUGINS": "0", **environment},
         check=False,
     )
 

@@ -67,7 +67,13 @@ def test_every_density_keeps_the_share_that_was_asked_for(
     statistics = shattered.origin.statistics
     assert statistics["mass_kept"] == pytest.approx(0.7)
     assert 0 < statistics["effective_sample_size"] <= 1000
-    assert statistics["numeric_rank"] == {"smallest": 2, "median": 2, "largest": 2, "of": 2}
+    assert statistics["numeric_rank"] == {
+        "smallest": 2,
+        "median": 2,
+        "largest": 2,
+        "of": 2,
+        "rtol": 1e-6,
+    }
     text = repr(shattered)
     for part in (density, "2 clusters", "700 of 1,000", "mass 0.70", "numeric rank 2 to 2 of 2"):
         assert part in text
@@ -200,6 +206,12 @@ def test_objects_of_one_s_own_serve_as_methods(spectrum: pgmkit.Spectrum, tmp_pa
     assert torch.equal(shattered.sample_latents(2, 1), torch.ones(2, 2))
     with pytest.raises(PluginError, match=r"'Halves' cannot be saved"):
         shattered.save_pretrained(tmp_path)
+
+
+def test_a_spectrum_of_another_generator_is_refused(spectrum: pgmkit.Spectrum) -> None:
+    other = generator_of(pgmkit.LatentSpec(2, std=2.0))
+    with pytest.raises(ParameterError, match="another generator"):
+        pgmkit.shatter(other, num_clusters=2, spectrum=spectrum)
 
 
 def test_scores_agree_with_a_case_worked_out_by_hand() -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 
 import pgmkit
 from pgmkit.config import apply_overrides, read_toml
-from pgmkit.errors import DataError, ParameterError
+from pgmkit.errors import DataError, OutputError, ParameterError
 from pgmkit.evaluate.classifier import load_classifier
 from pgmkit.train.data import load_images
 from pgmkit.train.run import run_training
@@ -129,6 +129,33 @@ def test_a_torchvision_data_set_is_read_by_name(tmp_path: Path) -> None:
         load_images(f"torchvision:MNIST:{tmp_path / 'nothing'}")
     with pytest.raises(DataError, match="torchvision:NAME:ROOT"):
         load_images("torchvision:NoSuchSet:here")
+
+
+def test_a_test_split_is_never_what_was_trained_on(tmp_path: Path) -> None:
+    np.savez(tmp_path / "whole.npz", images=np.zeros((4, 8, 8), np.uint8), labels=np.arange(4))
+    assert len(load_images(str(tmp_path / "whole.npz"))) == 4
+    with pytest.raises(DataError, match="x_test"):
+        load_images(str(tmp_path / "whole.npz"), split="test")
+    for path in ("train/a", "train/b", "train/c"):
+        (tmp_path / "folder" / path).mkdir(parents=True)
+        Image.new("L", (8, 8)).save(tmp_path / "folder" / path / "one.png")
+    with pytest.raises(DataError, match="no folder 'test'"):
+        load_images(str(tmp_path / "folder"), split="test")
+    (tmp_path / "folder" / "test" / "c").mkdir(parents=True)
+    Image.new("L", (8, 8)).save(tmp_path / "folder" / "test" / "c" / "one.png")
+    labels = load_images(str(tmp_path / "folder"), split="test").labels
+    assert labels is not None
+    assert labels.tolist() == [2]
+
+
+def test_a_run_does_not_continue_on_other_data(digits: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run_training(gan_config("epochs=1"), str(digits), out)
+    other = dict(np.load(digits))
+    other["x_train"] = other["x_train"][::-1]
+    np.savez(tmp_path / "digits.npz", **other)
+    with pytest.raises(OutputError, match="data"):
+        run_training(gan_config("epochs=1"), str(tmp_path / "digits.npz"), out)
 
 
 @pytest.mark.parametrize(

@@ -66,10 +66,10 @@ def _with_flags(values: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]
     for name, value in flags.items():
         if value is None:
             continue
-        if name in ("density", "sampler") and isinstance(result.get(name), dict):
-            result[name] = {**result[name], "name": value}
-        elif name in ("density", "sampler"):
-            result[name] = {"name": value}
+        if name in ("density", "sampler"):
+            table = result.get(name, {})
+            same = isinstance(table, dict) and table.get("name") == value
+            result[name] = table if same else {"name": value}
         else:
             result[name] = value
     return result

@@ -1,6 +1,5 @@
 """Blocks of work in this process."""
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TypeVar
@@ -8,6 +7,7 @@ from typing import TypeVar
 import torch
 
 from pgmkit.errors import ParameterError
+from pgmkit.machine import available_cores
 
 Result = TypeVar("Result")
 
@@ -15,7 +15,8 @@ Result = TypeVar("Result")
 class LocalEngine:
     """Runs blocks on threads of this process.
 
-    Several workers have one thread each for tensor operations; a single worker has all of them.
+    Each worker has one thread for tensor operations, so that results do not depend on their
+    number. Blocks that cannot run side by side get one worker with all threads.
 
     Args:
         workers: blocks at the same time; None is one per available core.
@@ -24,22 +25,22 @@ class LocalEngine:
     def __init__(self, workers: int | None = None) -> None:
         if workers is not None and workers < 1:
             raise ParameterError(f"workers must be at least 1, not {workers}")
-        self.workers = workers or len(os.sched_getaffinity(0))
+        self.workers = workers or available_cores()
 
     def map(
-        self, function: Callable[[int], Result], blocks: Iterable[int]
+        self, function: Callable[[int], Result], blocks: Iterable[int], *, parallel: bool = True
     ) -> Iterator[tuple[int, Result]]:
         """Yields `(block, function(block))` as blocks finish; an error ends the rest."""
         threads = torch.get_num_threads()
-        per_worker = 1 if self.workers > 1 else threads
+        workers, per_worker = (self.workers, 1) if parallel else (1, threads)
         queue = iter(blocks)
         pool = ThreadPoolExecutor(
-            self.workers, initializer=torch.set_num_threads, initargs=(per_worker,)
+            workers, initializer=torch.set_num_threads, initargs=(per_worker,)
         )
         running: dict[Future[Result], int] = {}
         try:
             while True:
-                while len(running) < self.workers + 1:
+                while len(running) < workers + 1:
                     block = next(queue, None)
                     if block is None:
                         break

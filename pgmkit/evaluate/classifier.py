@@ -81,7 +81,9 @@ class Classifier:
         """Returns class numbers (N,) for images (N, C, H, W) in `value_range`."""
         low, high = value_range
         scaled = (images.float() - low) / (high - low) * 2 - 1
-        return torch.cat([self.module(batch).argmax(dim=1) for batch in scaled.split(512)])
+        device = next(self.module.parameters()).device
+        logits = [self.module(batch.to(device)).cpu() for batch in scaled.split(512)]
+        return torch.cat(logits).argmax(dim=1)
 
 
 def load_classifier(reference: str) -> Classifier:

@@ -36,7 +36,7 @@ class Cluster:
 
     Args:
         index: from 0.
-        name: "cluster 3", or with a classifier "cluster 3: 7".
+        name: "cluster 3", or with a classifier "cluster 3, mostly 7".
         size: kept latents.
         share: of all kept latents, in [0, 1].
         purity: share of the most frequent class, or None without a classifier.
@@ -125,7 +125,9 @@ def _clusters(shattered: ShatteredGenerator, scores: ClusterScores | None) -> li
     return [
         Cluster(
             index=index,
-            name=f"cluster {index}: {scores.majority[index]}" if scores else f"cluster {index}",
+            name=f"cluster {index}, mostly {scores.majority[index]}"
+            if scores
+            else f"cluster {index}",
             size=size,
             share=size / total,
             purity=scores.purity[index] if scores else None,
@@ -146,7 +148,7 @@ def _page(
     captions = []
     for cluster, grid in zip(numbers["clusters"], grids.values(), strict=True):
         purity = "" if cluster["purity"] is None else f", purity {cluster['purity']:.2f}"
-        caption = f"<b>{_text(cluster['name'])}</b>, {cluster['size']:,} latents{purity}"
+        caption = f"<b>{_text(cluster['name'])}</b>: {cluster['size']:,} latents{purity}"
         captions.append(
             f"<figure><figcaption>{caption}</figcaption>{_image(grid, caption)}</figure>"
         )
@@ -178,8 +180,8 @@ def _facts(numbers: Mapping[str, Any]) -> str:
         "mass kept": f"{statistics['mass_kept']:.3f}",
         "effective sample size": f"{statistics['effective_sample_size']:,.0f}",
         "numeric rank": f"{rank['smallest']} to {rank['largest']} of {rank['of']}, "
-        f"median {rank['median']}",
-        "condition number": f"median {statistics['median_condition_number']:.3g}",
+        f"median {rank['median']} (rank_rtol {rank['rtol']:g})",
+        "condition number": f"median {_number(statistics['median_condition_number'])}",
         "latents without a finite Jacobian": f"{statistics['not_finite']:,}",
         "standard deviation over latents": f"log p(z) {statistics['std_log_prior']:.3g}, "
         f"log-volume {statistics['std_log_volume']:.3g} nats",
@@ -230,6 +232,10 @@ def _image(data: bytes, description: str) -> str:
     encoded = base64.b64encode(data).decode()
     alt = html.escape(description.replace("<b>", "").replace("</b>", ""), quote=True)
     return f'<img alt="{alt}" src="data:image/png;base64,{encoded}">'
+
+
+def _number(value: float | None) -> str:
+    return "infinite" if value is None else f"{value:.3g}"
 
 
 def _text(value: Any) -> str:

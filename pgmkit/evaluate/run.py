@@ -3,23 +3,25 @@
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pgmkit import files
+from pgmkit import files, runs
 from pgmkit.config import make_settings
-from pgmkit.errors import LoadError, OutputError, ParameterError
+from pgmkit.errors import ParameterError
 from pgmkit.evaluate.classifier import Classifier, load_classifier
 from pgmkit.evaluate.report import describe, write_report
 from pgmkit.generator import Generator
 from pgmkit.hub import load_generator
 from pgmkit.machine import check_device
-from pgmkit.plugins import build_component, registry
+from pgmkit.plugins import build_component
 from pgmkit.shattering import check_shatter, sampler_parameters, shatter
 from pgmkit.spectrum.compute import BLOCK_SIZE, check_block_size
 
-RUN_FILE = "run.json"
+DEFAULTS = {"density": "lash", "sampler": "kmeans-gmm", "engine": "local"}
+"""The component that each table of a config names if it names none."""
+
 _DONE_FILES = ("report.html", "report.json", "sampler.json")
 
 
@@ -42,9 +44,9 @@ class ShatterSettings:
     """
 
     source: str
-    density: Mapping[str, Any] = field(default_factory=lambda: {"name": "lash"})
-    sampler: Mapping[str, Any] = field(default_factory=lambda: {"name": "kmeans-gmm"})
-    engine: Mapping[str, Any] = field(default_factory=lambda: {"name": "local"})
+    density: Mapping[str, Any]
+    sampler: Mapping[str, Any]
+    engine: Mapping[str, Any]
     clusters: int = 10
     remove: float = 0.2
     latents: int = 20_000
@@ -82,10 +84,7 @@ def prepare(values: Mapping[str, Any]) -> PreparedRun:
     started = time.perf_counter()
     if "source" not in values:
         raise ParameterError("no generator is given; name one, such as mnist-dcgan")
-    tables = {
-        name: _component_table(name, values.get(name, default))
-        for name, default in (("density", "lash"), ("sampler", "kmeans-gmm"), ("engine", "local"))
-    }
+    tables = {name: _component_table(name, values.get(name, {})) for name in DEFAULTS}
     settings = make_settings(ShatterSettings, {**values, **tables}, "the config")
     check_shatter(settings.latents, settings.remove, settings.clusters)
     check_block_size(settings.block_size)
@@ -112,9 +111,10 @@ def run(prepared: PreparedRun, out: Path, *, progress: bool = False) -> dict[str
         OutputError: `out` holds something else, is in use, or cannot be written.
     """
     settings = prepared.settings
-    files.check_run_folder(out, RUN_FILE)
+    runs.check_folder(out)
     with files.single_writer(out):
-        if _continue_run(out, prepared.resolved()):
+        runs.record(out, prepared.resolved())
+        if all((out / name).exists() for name in _DONE_FILES):
             numbers: dict[str, Any] = json.loads((out / "report.json").read_text())
             return numbers
         density, sampler = dict(settings.density), dict(settings.sampler)
@@ -141,40 +141,12 @@ def run(prepared: PreparedRun, out: Path, *, progress: bool = False) -> dict[str
         return numbers
 
 
-def _continue_run(out: Path, resolved: Mapping[str, Any]) -> bool:
-    """Records the run in `out` and returns whether it is complete already."""
-    path = out / RUN_FILE
-    plain = json.loads(json.dumps(resolved))
-    if not path.exists():
-        versions = {r.name: r.version for r in registry().records if r.status == "loaded"}
-        files.write_json(path, {"settings": plain, "plugins": versions})
-        return False
-    recorded = _read_settings(path)
-    for key in sorted({*recorded, *plain}):
-        if recorded.get(key) != plain.get(key):
-            raise OutputError(
-                f"{out} holds a run with {key} {recorded.get(key)!r}, not {plain.get(key)!r}; "
-                "choose another output folder or remove this one"
-            )
-    return all((out / name).exists() for name in _DONE_FILES)
-
-
-def _read_settings(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text())["settings"])
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise LoadError(
-            f"{path} is damaged ({error}); remove the folder {path.parent} and start again"
-        ) from error
-
-
 def _component_table(name: str, value: Any) -> dict[str, Any]:
     """Accepts `density = "lash"` as well as a table with `name` and parameters."""
     if isinstance(value, str):
         return {"name": value}
     if isinstance(value, Mapping) and isinstance(value.get("name", ""), str):
-        default = {"density": "lash", "sampler": "kmeans-gmm", "engine": "local"}[name]
-        return {"name": default, **value}
+        return {"name": DEFAULTS[name], **value}
     raise ParameterError(f"{name} must be a name or a table with a name, not {value!r}")
 
 

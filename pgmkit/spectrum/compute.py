@@ -2,10 +2,10 @@
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,7 +25,9 @@ _Result = TypeVar("_Result")
 class Engine(Protocol):
     """Where blocks run; see `pgmkit.hookspecs.pgmkit_engines`."""
 
-    def map(self, function: Callable[[int], _Result], blocks: Any) -> Iterator[tuple[int, _Result]]:
+    def map(
+        self, function: Callable[[int], _Result], blocks: Iterable[int], *, parallel: bool = True
+    ) -> Iterator[tuple[int, _Result]]:
         """Yields `(block, function(block))` in any order."""
 
 
@@ -89,12 +91,10 @@ def compute_spectrum(
         "block_size": block_size,
         "dtype": str(generator.dtype).removeprefix("torch."),
         "jacobian": asdict(jacobians.plan),
+        "threads_per_worker": 1 if jacobians.parallel else torch.get_num_threads(),
     }
     blocks = z.split(block_size)
-    if engine == "local" and not jacobians.parallel:
-        chosen: Engine = as_component("engines", engine, workers=1)
-    else:
-        chosen = as_component("engines", engine)
+    chosen: Engine = as_component("engines", engine)
 
     def compute(block: int) -> Tensor:
         return jacobians.singular_values(blocks[block])
@@ -103,7 +103,7 @@ def compute_spectrum(
     store = None
     if out is not None:
         store = BlockStore(Path(out), settings, blocks, log_prior.split(block_size))
-    with store.opened() if store else contextlib.nullcontext():
+    with store.opened() if store else contextlib.nullcontext(), _full_float32():
         results = store.read() if store else {}
         bar = tqdm(
             total=len(z),
@@ -114,13 +114,24 @@ def compute_spectrum(
         )
         with bar:
             missing = [block for block in range(len(blocks)) if block not in results]
-            for block, values in chosen.map(compute, missing):
+            for block, values in chosen.map(compute, missing, parallel=jacobians.parallel):
                 results[block] = values
                 if store:
                     store.write(block, values)
                 bar.update(len(values))
     values = torch.cat([results[block] for block in range(len(blocks))])
     return Spectrum(z, values, log_prior, settings)
+
+
+@contextlib.contextmanager
+def _full_float32() -> Iterator[None]:
+    """Keeps an accelerator from rounding float32 to TF32, which has 10 bits and not 23."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def check_block_size(block_size: int) -> None:

@@ -16,10 +16,14 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from pgmkit.errors import GeneratorError
 from pgmkit.generator import Generator
+from pgmkit.references import first_line
 from pgmkit.spectrum.tangents import TangentProgram
 
 _CACHE_BYTES = 2**24
 """Tangents of one batch in the widest layer: few enough to stay in a core's cache."""
+
+_PIXELS = 2**14
+"""Rows of a Jacobian that are held in float64 at a time."""
 
 _MEMORY_BYTES = 2**28
 """Tangents in the widest layer that may be held at once when one latent alone exceeds the cache."""
@@ -50,17 +54,20 @@ class JacobianSpectra:
     """Computes singular values of J = ∂G/∂z for batches of latents.
 
     Args:
-        generator: stays as it is; a prepared copy of its module does the work.
-        plan: how; by default chosen by trying.
+        generator: stays as it is; a prepared copy of its module does the work, in float32 where
+            the weights are of lower precision.
+
+    Attributes:
+        plan: how, chosen by trying.
 
     Raises:
         GeneratorError: the module can be differentiated neither way.
     """
 
-    def __init__(self, generator: Generator, plan: JacobianPlan | None = None) -> None:
+    def __init__(self, generator: Generator) -> None:
         self.generator = _prepare(generator)
         self._program: TangentProgram | None = None
-        self.plan = plan or self._choose_plan()
+        self.plan = self._choose_plan()
 
     @property
     def parallel(self) -> bool:
@@ -137,7 +144,7 @@ class JacobianSpectra:
             try:
                 attempt()
             except Exception as error:
-                reasons.append(f"{mode}: {str(error).strip().splitlines()[0][:160]}")
+                reasons.append(f"{mode}: {first_line(error)[:160]}")
             else:
                 return JacobianPlan(mode, batch_size, tangents)
         raise GeneratorError(
@@ -181,13 +188,18 @@ def _singular_values(jacobians: Tensor) -> Tensor:
     rank = min(jacobians.shape[1:])
     finite = jacobians.isfinite().all(dim=2).all(dim=1)
     jacobians = torch.where(finite[:, None, None], jacobians, 0.0)
+    if jacobians.device.type == "mps":  # has no float64
+        jacobians = jacobians.cpu()
+        finite = finite.cpu()
     if jacobians.dtype == torch.float64:
         values = torch.linalg.svdvals(jacobians)
     else:
         # JᵀJ squares the condition number, which float64 has room for: a float32 J carries noise
         # of 1e-7 of its largest singular value, and the product adds 1e-8.
-        wide = jacobians.double()
-        product = wide @ wide.transpose(1, 2)
+        product = sum(
+            wide @ wide.transpose(1, 2)
+            for wide in (part.double() for part in jacobians.split(_PIXELS, dim=2))
+        )
         values = torch.linalg.eigvalsh(product).flip(1)[:, :rank].clamp(min=0.0).sqrt()
     return torch.where(finite[:, None], values, math.nan)
 
@@ -197,6 +209,9 @@ def _prepare(generator: Generator) -> Generator:
 
     Falls back to the generator itself where the copy does not agree with it.
     """
+    if generator.dtype in (torch.float16, torch.bfloat16):
+        module = copy.deepcopy(generator.module).float()
+        generator = Generator(module, generator.latent, generator.image, name=generator.name)
     z = generator.sample_latents(2, seed=0)
     with torch.no_grad():
         expected = generator(z)

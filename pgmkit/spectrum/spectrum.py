@@ -89,7 +89,8 @@ class Spectrum:
 
     def condition_number(self) -> Tensor:
         """Returns the ratio of largest to smallest singular value (n,); inf at rank loss."""
-        return self.singular_values[:, 0] / self.singular_values[:, -1]
+        largest, smallest = self.singular_values[:, 0], self.singular_values[:, -1]
+        return torch.where(smallest == 0, torch.inf, largest / smallest)
 
     def __repr__(self) -> str:
         if not len(self):

@@ -1,5 +1,6 @@
 """Training images from an `.npz` file, a folder of images, or a torchvision data set."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,14 @@ class ImageData:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def summary(self) -> dict[str, Any]:
+        """Returns source, shape and checksum, which tell this data from other data."""
+        digest = hashlib.sha256(self.images.numpy().tobytes())
+        if self.labels is not None:
+            digest.update(self.labels.numpy().tobytes())
+        shape = list(self.images.shape)
+        return {"source": self.source, "shape": shape, "sha256": digest.hexdigest()}
 
     def batch(self, index: Tensor, value_range: tuple[float, float] = (-1.0, 1.0)) -> Tensor:
         """Returns the images `index` as float32 (B, C, H, W) in `value_range`."""
@@ -74,13 +83,14 @@ def _load_npz(path: Path, split: str) -> tuple[Tensor, Tensor | None]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             names = archive.files
-            image_key = _first(names, (f"x_{split}", *_IMAGE_KEYS))
+            whole = split == "train"
+            image_key = _first(names, (f"x_{split}", *(_IMAGE_KEYS if whole else ())))
             if image_key is None:
                 raise DataError(
                     f"{path} holds {', '.join(names) or 'nothing'}; it needs an array called "
-                    f"'images' or 'x_{split}'"
+                    f"'x_{split}'{' or images' if whole else ''}"
                 )
-            label_key = _first(names, (f"y_{split}", *_LABEL_KEYS))
+            label_key = _first(names, (f"y_{split}", *(_LABEL_KEYS if whole else ())))
             images = archive[image_key]
             labels = archive[label_key] if label_key else None
     except FileNotFoundError as error:
@@ -91,11 +101,17 @@ def _load_npz(path: Path, split: str) -> tuple[Tensor, Tensor | None]:
 
 
 def _load_folder(root: Path, split: str, size: int | None) -> tuple[Tensor, Tensor | None]:
-    folder = root / split if (root / split).is_dir() else root
+    train = root / "train" if (root / "train").is_dir() else root
+    folder = train if split == "train" else root / split
+    if not folder.is_dir():
+        raise DataError(f"{root} has no folder {split!r} with images that were not trained on")
     paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES)
     if not paths:
         raise DataError(f"there are no images in {folder}; it may hold {', '.join(_SUFFIXES)}")
-    classes = sorted({p.relative_to(folder).parts[0] for p in paths if p.parent != folder})
+    classes = sorted(path.name for path in train.iterdir() if path.is_dir())
+    strangers = {p.relative_to(folder).parts[0] for p in paths if p.parent != folder}
+    if not strangers <= set(classes):
+        raise DataError(f"{folder} has classes that {train} has not: {strangers - set(classes)}")
     arrays = [_read_image(path, size) for path in paths]
     shapes = {array.shape for array in arrays}
     if len(shapes) > 1:

@@ -12,7 +12,7 @@ from torch.nn import functional
 from pgmkit import hub, pictures
 from pgmkit.errors import ParameterError
 from pgmkit.generator import Generator, ImageSpec, LatentSpec
-from pgmkit.plugins import build_component
+from pgmkit.plugins import build_component, registry
 from pgmkit.seeds import random_generator
 from pgmkit.train.card import model_card
 from pgmkit.train.checkpoint import Part
@@ -77,7 +77,13 @@ class GANTask:
         return self.backbone.generator(), self.backbone.discriminator()
 
     def check(self, data: ImageData) -> None:
-        """Raises ParameterError unless the generator makes images of the data's shape."""
+        """Checks that the result can be loaded, and that images are made of the data's shape.
+
+        Raises:
+            UnknownNameError: no generator loader has the backbone's name.
+            ParameterError: the shapes differ.
+        """
+        registry().find("generator-loaders", self.settings.backbone)
         made, held = self._sample_grid().shape[1:], data.images.shape[1:]
         if made != held:
             raise ParameterError(

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,14 +14,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pgmkit import files
-from pgmkit.errors import LoadError, OutputError, PgmkitError
+from pgmkit import files, runs
+from pgmkit.errors import PgmkitError
 from pgmkit.seeds import random_generator
 from pgmkit.train.checkpoint import Part, load_checkpoint, save_checkpoint
 from pgmkit.train.data import ImageData
 
 _LOG_EVERY = 50
-_RUN_FILE = "config.json"
 
 
 class Task(Protocol):
@@ -85,9 +83,9 @@ def train(
     """
     steps_per_epoch = len(data) // batch_size
     task.check(data)
-    files.check_run_folder(out, _RUN_FILE)
+    runs.check_folder(out)
     with files.single_writer(out), _interrupts_after_steps() as interrupted:
-        _check_same_run(out / _RUN_FILE, config)
+        runs.record(out, config)
         checkpoint = out / "checkpoint.safetensors"
         step, seconds = 0, 0.0
         if checkpoint.exists():
@@ -101,11 +99,12 @@ def train(
         bar = tqdm(total=epochs * steps_per_epoch, initial=step, unit="step", disable=not progress)
 
         def save() -> None:
+            # The log goes first: rows that are newer than the checkpoint are dropped on resume.
+            log.write()
             elapsed = time.monotonic() - started
             save_checkpoint(
                 checkpoint, task.parts, {"step": str(step), "seconds": f"{elapsed:.1f}"}
             )
-            log.write()
 
         with bar:
             while step < epochs * steps_per_epoch:
@@ -121,32 +120,16 @@ def train(
                     _check_finite(losses, step, out)
                     if step % _LOG_EVERY == 0:
                         log.add(step, epoch + 1, losses)
-                    if interrupted():
+                    if interrupted() and step % steps_per_epoch:
                         save()
                         raise KeyboardInterrupt
                 measured = task.end_epoch(epoch + 1, out)
                 save()
+                if interrupted():
+                    raise KeyboardInterrupt
                 report(_epoch_line(epoch + 1, epochs, {**losses, **measured}, started))
         seconds = time.monotonic() - started
         task.export(out / "model", {**config, "steps": step, "seconds": round(seconds)})
-
-
-def _check_same_run(path: Path, config: Mapping[str, Any]) -> None:
-    plain = json.loads(json.dumps(config))
-    if not path.exists():
-        files.write_json(path, plain)
-        return
-    try:
-        recorded = json.loads(path.read_text())
-    except ValueError as error:
-        raise LoadError(
-            f"{path} is damaged ({error}); remove the folder {path.parent} and start again"
-        ) from error
-    if recorded != plain:
-        raise OutputError(
-            f"{path.parent} holds a run with other settings (see {path.name} in it); choose "
-            "another output folder or remove this one"
-        )
 
 
 def _check_finite(losses: Mapping[str, float], step: int, out: Path) -> None:

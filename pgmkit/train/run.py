@@ -1,7 +1,7 @@
 """From a config to a training run."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,7 @@ def run_training(
         task,
         images,
         out,
-        dict(config),
+        {**asdict(settings), "data": images.summary()},
         epochs=settings.epochs,
         batch_size=settings.batch_size,
         seed=settings.seed,

@@ -116,9 +116,13 @@ class KMeansGMM(BaseEstimator):  # type: ignore[misc]
         """Draws latents (n, M), float32, from the mixture of one cluster."""
         random = random_generator(seed, "cluster", cluster)
         component = torch.multinomial(self.weights_[cluster], n, replacement=True, generator=random)
-        noise = torch.randn(n, self.means_.shape[2], 1, generator=random, dtype=torch.float64)
-        moved = (self.cholesky_[cluster][component] @ noise).squeeze(2)
-        return (self.means_[cluster][component] + moved).float()
+        drawn = torch.randn(n, self.means_.shape[2], generator=random, dtype=torch.float64)
+        for index, (mean, factor) in enumerate(
+            zip(self.means_[cluster], self.cholesky_[cluster], strict=True)
+        ):
+            chosen = component == index
+            drawn[chosen] = mean + drawn[chosen] @ factor.T
+        return drawn.float()
 
     def state(self) -> dict[str, Tensor]:
         """Returns all that was fitted, by name."""
