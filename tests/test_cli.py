@@ -234,7 +234,7 @@ def test_a_folder_of_a_training_with_other_settings_is_left_alone(
     words = ("train", inputs / "train.toml", "--data", inputs / "noise.npz", "-o", tmp_path / "out")
     assert run_pgmkit(*words, "--set", "epochs=1").code == 0
     before = every_file(tmp_path / "out")
-    assert "holds a run with other settings" in one_error(run_pgmkit(*words, "--set", "epochs=2"))
+    assert "holds a run with epochs 1, not 2" in one_error(run_pgmkit(*words, "--set", "epochs=2"))
     assert every_file(tmp_path / "out") == before
 
 

@@ -86,9 +86,10 @@ def _load_npz(path: Path, split: str) -> tuple[Tensor, Tensor | None]:
             whole = split == "train"
             image_key = _first(names, (f"x_{split}", *(_IMAGE_KEYS if whole else ())))
             if image_key is None:
+                wanted = "'images' or 'x_train'" if whole else f"'x_{split}'"
                 raise DataError(
                     f"{path} holds {', '.join(names) or 'nothing'}; it needs an array called "
-                    f"'x_{split}'{' or images' if whole else ''}"
+                    f"{wanted}"
                 )
             label_key = _first(names, (f"y_{split}", *(_LABEL_KEYS if whole else ())))
             images = archive[image_key]

@@ -12,7 +12,7 @@ from pgmkit.errors import DataError, ParameterError, UnknownNameError
 from pgmkit.generator import LatentSpec
 from pgmkit.machine import check_device
 from pgmkit.train.classifier import ClassifierTask
-from pgmkit.train.data import load_images
+from pgmkit.train.data import ImageData, load_images
 from pgmkit.train.gan import GANSettings, GANTask
 from pgmkit.train.loop import Task, train
 from pgmkit.train.optimizer import Adam
@@ -79,7 +79,7 @@ def run_training(
             f"{data} holds {len(images)} images, fewer than one batch of {settings.batch_size}; "
             "lower batch_size"
         )
-    task = _build_task(settings, data, check_device(device))
+    task = _build_task(settings, images, data, check_device(device))
     train(
         task,
         images,
@@ -94,7 +94,9 @@ def run_training(
     return out / "model"
 
 
-def _build_task(settings: TrainSettings, data: str, device: torch.device) -> Task:
+def _build_task(
+    settings: TrainSettings, images: ImageData, data: str, device: torch.device
+) -> Task:
     optimizer = make_settings(Adam, settings.optimizer, "optimizer")
     if settings.task == "gan":
         model = dict(settings.model)
@@ -103,6 +105,8 @@ def _build_task(settings: TrainSettings, data: str, device: torch.device) -> Tas
         gan = make_settings(GANSettings, {**model, "optimizer": optimizer}, "model")
         return GANTask(gan, seed=settings.seed, device=device)
     if settings.task == "classifier":
+        if images.labels is None:
+            raise DataError(f"{data} has no labels; a classifier cannot be trained on it")
         test = load_images(data, split="test", size=settings.image_size)
         return ClassifierTask(settings.model, optimizer, test, seed=settings.seed, device=device)
     raise UnknownNameError("training task", settings.task, ["gan", "classifier"])
