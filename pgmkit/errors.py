@@ -21,7 +21,7 @@ class UnknownNameError(PgmkitError, LookupError):
 
     def __init__(self, what: str, name: str, known: Iterable[str], hint: str = "") -> None:
         message = f"no {what} is called {name!r}; {nearest_names(name, known)}"
-        super().__init__(f"{message}; {hint}" if hint else message)
+        super().__init__(f"{message} ({hint})" if hint else message)
 
 
 class PluginError(PgmkitError):

@@ -91,7 +91,11 @@ class PluginRegistry:
             PluginError: two plugins offer it.
         """
         failed = [record.name for record in self.records if record.status == "failed"]
-        hint = f"failed to load: {', '.join(failed)}, see pgmkit plugins ls" if failed else ""
+        hint = (
+            f"these plugins failed to load: {', '.join(failed)}; see pgmkit plugins ls"
+            if failed
+            else ""
+        )
         return find_component(self.of_kind(kind), kind, name, hint)
 
     def _load(
