@@ -85,13 +85,19 @@ class ModelFolder:
         )
 
 
-def registry_names() -> list[str]:
-    """Returns the names of the model folders that ship with pgmkit."""
-    return sorted(
-        folder.name
-        for folder in resources.files("pgmkit_registry").iterdir()
-        if folder.is_dir() and folder.joinpath(CONFIG_FILE).is_file()
-    )
+def registry_configs(what: str) -> dict[str, dict[str, Any]]:
+    """Returns the configs of what ships with pgmkit, by name.
+
+    Args:
+        what: "generator" for those with a latent prior, "classifier" for the others.
+    """
+    configs = {}
+    for folder in sorted(resources.files("pgmkit_registry").iterdir(), key=lambda f: f.name):
+        if folder.joinpath(CONFIG_FILE).is_file():
+            config = json.loads(folder.joinpath(CONFIG_FILE).read_text(encoding="utf-8"))
+            if ("latent" in config) == (what == "generator"):
+                configs[folder.name] = config
+    return configs
 
 
 def open_folder(reference: str, what: str = "generator") -> ModelFolder:
@@ -99,7 +105,7 @@ def open_folder(reference: str, what: str = "generator") -> ModelFolder:
 
     Args:
         reference: a name from the registry, "local-dir:/path", or "hf-hub:org/name[@revision]".
-        what: what is looked for, for the message.
+        what: what is looked for, "generator" or "classifier".
 
     Raises:
         UnknownNameError: no registry entry has the name.
@@ -109,7 +115,8 @@ def open_folder(reference: str, what: str = "generator") -> ModelFolder:
         return _open_hub_repository(reference)
     if reference.startswith(_LOCAL):
         return _open_local_folder(Path(reference.removeprefix(_LOCAL)).expanduser(), reference)
-    if reference in registry_names():
+    names = list(registry_configs(what))
+    if reference in names:
         folder = resources.files("pgmkit_registry").joinpath(reference)
         return _open_local_folder(Path(str(folder)), reference)
     hint = "a reference is a registry name, local-dir:/path or hf-hub:org/name"
@@ -117,7 +124,7 @@ def open_folder(reference: str, what: str = "generator") -> ModelFolder:
         hint = f"for the folder write local-dir:{reference}"
     elif reference.count("/") == 1 and not reference.startswith((".", "/", "~")):
         hint = f"for a repository on the Hub write hf-hub:{reference}"
-    raise UnknownNameError(what, reference, registry_names(), hint)
+    raise UnknownNameError(what, reference, names, hint)
 
 
 def read_json(path: Path, where: str) -> dict[str, Any]:

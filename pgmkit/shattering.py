@@ -15,7 +15,7 @@ from pgmkit.components import RegisteredComponent
 from pgmkit.errors import LoadError, ParameterError, PluginError
 from pgmkit.generator import Generator
 from pgmkit.plugins import as_component, build_component, registry
-from pgmkit.references import FORMAT_VERSION, open_folder, read_json, registry_names
+from pgmkit.references import FORMAT_VERSION, open_folder, read_json
 from pgmkit.seeds import derive_seed, random_generator
 from pgmkit.selection import DensityEstimator, Selection, check_remove, num_kept, select
 from pgmkit.spectrum import Spectrum, compute_spectrum
@@ -214,7 +214,7 @@ class ShatteredGenerator:
         """Loads what `save_pretrained` wrote.
 
         Args:
-            reference: a folder, or a reference as for `pgmkit.load_generator`.
+            reference: a folder, "local-dir:/path", or "hf-hub:org/name[@revision]".
             architecture: a class or component for the generator, where the folder names none.
 
         Raises:
@@ -222,8 +222,8 @@ class ShatteredGenerator:
             UnknownNameError: no installed plugin offers the sampler or the architecture.
         """
         text = str(reference)
-        is_reference = text.startswith(("hf-hub:", "local-dir:")) or text in registry_names()
-        folder = open_folder(text if is_reference else f"local-dir:{text}")
+        has_scheme = text.startswith(("hf-hub:", "local-dir:"))
+        folder = open_folder(text if has_scheme else f"local-dir:{text}")
         if folder.fetch(SAMPLER_CONFIG) is None:
             raise LoadError(
                 f"{reference} holds no shattered generator: it has no {SAMPLER_CONFIG}. If a run "

@@ -84,7 +84,7 @@ BAD_SHATTER: dict[str, tuple[list[object], str]] = {
     "no generator": ([], "no generator is given"),
     "folder without scheme": (["{inputs}/tiny"], "write local-dir:"),
     "folder that is not there": (["local-dir:{inputs}/none"], "there is no folder"),
-    "generator that is a classifier": (["mnist-classifier"], "lacks latent, image"),
+    "generator that is a classifier": (["mnist-classifier"], "did you mean 'mnist-dcgan'?"),
     "generator of nan": (["local-dir:{inputs}/nan"], "not finite; check its weights"),
     "unknown density": (["{tiny}", "--density", "lsah"], "'lsah'; did you mean 'lash'"),
     "unknown sampler": (["{tiny}", "--sampler", "kmeans"], "did you mean 'kmeans-gmm'"),

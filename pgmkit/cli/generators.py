@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from pgmkit.cli.output import json_option, print_json, print_table
-from pgmkit.references import open_folder, registry_names
+from pgmkit.references import open_folder, registry_configs
 
 
 @click.group()
@@ -17,8 +17,7 @@ def generators() -> None:
 @json_option
 def list_generators(as_json: bool) -> None:
     """List the generators that ship with pgmkit."""
-    configs = {name: open_folder(name).config() for name in registry_names()}
-    found = {name: config for name, config in configs.items() if "latent" in config}
+    found = registry_configs("generator")
     if as_json:
         print_json([{**config, "name": name} for name, config in found.items()])
         return
