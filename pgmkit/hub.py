@@ -114,7 +114,7 @@ def generator_from_folder(
         model_args=arguments,
         provenance={
             **(config.get("provenance") or {}),
-            **{key: config[key] for key in ("license", "paper") if key in config},
+            **terms(config),
             "reference": folder.reference,
             **folder.provenance,
             "sha256": files.sha256(path),
@@ -217,19 +217,39 @@ def serialise(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None 
     return save(plain, dict(metadata) if metadata else None)
 
 
+def terms(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what a record says of licence and paper, which stand at the top of `config.json`."""
+    return {key: record[key] for key in ("license", "paper") if key in record}
+
+
+def card_header(license_name: Any, pipeline_tag: str) -> list[str]:
+    """Returns the lines with which the Hub expects a model card to begin.
+
+    Args:
+        license_name: such as "Apache-2.0"; None is unknown.
+        pipeline_tag: the Hub's name for what the model does.
+    """
+    return [
+        "---",
+        "library_name: pgmkit",
+        f"license: {str(license_name or 'unknown').lower()}",
+        f"pipeline_tag: {pipeline_tag}",
+        "---",
+        "",
+    ]
+
+
 def write_generator(folder: Path, generator: Generator) -> None:
     """Writes `config.json` and `model.safetensors` of a generator into `folder`."""
-    provenance = dict(generator.provenance)
-    terms: dict[str, Any] = {
-        key: provenance.pop(key) for key in ("license", "paper") if key in provenance
-    }
+    stated = terms(generator.provenance)
+    provenance = {k: v for k, v in generator.provenance.items() if k not in stated}
     config: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "name": generator.name,
         "architecture": generator.architecture,
         "model_args": generator.model_args,
         **generator.specs(),
-        **terms,
+        **stated,
         "provenance": provenance,
     }
     files.write_bytes(folder / WEIGHTS_FILE, serialise(generator.module.state_dict()))

@@ -1,6 +1,7 @@
 """Shattering: from a generator to one that can be sampled cluster by cluster."""
 
 import importlib.metadata
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -247,8 +248,6 @@ class ShatteredGenerator:
         Raises:
             LoadError: the Hub is out of reach, or refuses.
         """
-        import tempfile
-
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
             return hub.push_folder(Path(folder), repository, private=private)
@@ -256,12 +255,9 @@ class ShatteredGenerator:
     def _card(self) -> str:
         settings, statistics = self.origin.settings, self.origin.statistics
         lines = [
-            "---",
-            "library_name: pgmkit",
-            f"license: {str(self.generator.provenance.get('license', 'unknown')).lower()}",
-            "pipeline_tag: unconditional-image-generation",
-            "---",
-            "",
+            *hub.card_header(
+                self.generator.provenance.get("license"), "unconditional-image-generation"
+            ),
             f"# {self.generator.name}, shattered into {self.num_clusters} clusters",
             "",
             f"![Eight samples of each cluster]({hub.SAMPLES_FILE})",
@@ -369,11 +365,11 @@ def shatter(
         raise PluginError(
             f"{clusterer!r} has labels_ of shape {tuple(labels.shape)} for {len(latents)} latents"
         )
-    owners = [_origin("density-estimators", density, estimator)]
-    owners.append(_origin("cluster-samplers", sampler, clusterer))
+    density_origin = _origin("density-estimators", density, estimator)
+    sampler_origin = _origin("cluster-samplers", sampler, clusterer)
     origin = Origin(
-        density=owners[0],
-        sampler=owners[1],
+        density=density_origin,
+        sampler=sampler_origin,
         settings={
             "num_clusters": num_clusters,
             "remove": remove,
@@ -381,7 +377,7 @@ def shatter(
             "seed": seed,
         },
         statistics=selection.statistics,
-        versions=_versions(owners),
+        versions=_versions(density_origin, sampler_origin),
     )
     return ShatteredGenerator(
         generator,
@@ -448,7 +444,7 @@ def _origin(kind: str, component: Any, built: Any) -> dict[str, Any]:
     return {"name": type(component).__name__, "params": params}
 
 
-def _versions(owners: list[dict[str, Any]]) -> dict[str, str]:
+def _versions(*origins: Mapping[str, Any]) -> dict[str, str]:
     distributions = {"pgmkit", "torch", "scikit-learn"}
-    distributions |= {o["name"].partition(":")[0] for o in owners if ":" in o["name"]}
+    distributions |= {o["name"].partition(":")[0] for o in origins if ":" in o["name"]}
     return {name: importlib.metadata.version(name) for name in sorted(distributions)}

@@ -19,12 +19,7 @@ def model_card(record: Mapping[str, Any], pipeline_tag: str) -> str:
     card = record.get("card", {})
     title = card.get("title", "A model trained with pgmkit")
     lines = [
-        "---",
-        "library_name: pgmkit",
-        f"license: {str(card.get('license', 'unknown')).lower()}",
-        f"pipeline_tag: {pipeline_tag}",
-        "---",
-        "",
+        *hub.card_header(card.get("license"), pipeline_tag),
         f"# {title}",
         "",
     ]

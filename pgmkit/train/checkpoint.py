@@ -6,10 +6,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
-from pgmkit import files
+from pgmkit import files, hub
 from pgmkit.errors import LoadError
 
 Part = nn.Module | torch.optim.Optimizer
@@ -27,11 +26,11 @@ def save_checkpoint(path: Path, parts: Mapping[str, Part], metadata: Mapping[str
         OutputError: the file cannot be written.
     """
     tensors = {
-        f"{name}/{key}": value.detach().cpu().contiguous()
+        f"{name}/{key}": value
         for name, part in parts.items()
         for key, value in _state(part).items()
     }
-    files.write_bytes(path, save(tensors, dict(metadata)))
+    files.write_bytes(path, hub.serialise(tensors, metadata))
 
 
 def load_checkpoint(path: Path, parts: Mapping[str, Part]) -> dict[str, str]:

@@ -51,17 +51,14 @@ class ClassifierTask:
     def check(self, data: ImageData) -> None:
         """Raises DataError unless images and labels of both splits fit the network."""
         for part in (data, self.test):
-            if part.labels is None:
-                raise DataError(
-                    f"{part.source} has no labels; a classifier cannot be trained on it"
-                )
+            labels = part.require_labels()
             channels, classes = part.images.shape[1], self.network.num_classes
             if channels != self.network.image_channels:
                 raise DataError(
                     f"the images in {part.source} have {channels} channels, and the classifier "
                     f"takes {self.network.image_channels}; set model.image_channels"
                 )
-            low, high = int(part.labels.min()), int(part.labels.max())
+            low, high = int(labels.min()), int(labels.max())
             if low < 0 or high >= classes:
                 raise DataError(
                     f"the labels in {part.source} go from {low} to {high}, and the classifier "
@@ -89,24 +86,23 @@ class ClassifierTask:
     @torch.no_grad()
     def test_accuracy(self) -> float:
         """Returns the share of test images that are classified correctly."""
-        assert self.test.labels is not None
+        truth = self.test.require_labels()
         self.network.eval()
         correct = 0
         for index in torch.arange(len(self.test)).split(1000):
             logits = self.network(self.test.batch(index).to(self.device))
-            correct += int((logits.argmax(dim=1).cpu() == self.test.labels[index]).sum())
+            correct += int((logits.argmax(dim=1).cpu() == truth[index]).sum())
         self.network.train()
         return correct / len(self.test)
 
     def export(self, folder: Path, record: Mapping[str, Any]) -> None:
         """Writes the classifier as a Hub folder with a model card."""
-        card = record.get("card", {})
         measured = {"test_accuracy": self.test_accuracy()}
         config = {
             "format_version": FORMAT_VERSION,
             "architecture": ARCHITECTURE,
             "model_args": self.model_args,
-            **{key: card[key] for key in ("license", "paper") if key in card},
+            **hub.terms(record.get("card", {})),
             "measured": measured,
             "provenance": {"training": record},
         }

@@ -35,6 +35,16 @@ class ImageData:
     def __len__(self) -> int:
         return len(self.images)
 
+    def require_labels(self) -> Tensor:
+        """Returns the labels.
+
+        Raises:
+            DataError: there are none.
+        """
+        if self.labels is None:
+            raise DataError(f"{self.source} has no labels; a classifier cannot be trained on it")
+        return self.labels
+
     def summary(self) -> dict[str, Any]:
         """Returns source, shape and checksum, which tell this data from other data."""
         digest = hashlib.sha256(self.images.numpy().tobytes())

@@ -54,8 +54,8 @@ class GANTask:
     def __init__(self, settings: GANSettings, *, seed: int, device: torch.device) -> None:
         self.settings = settings
         self.device = device
-        arguments = {"latent_dim": settings.latent.dim, **settings.backbone_args}
-        self.backbone = build_component("backbones", settings.backbone, **arguments)
+        self.model_args = {"latent_dim": settings.latent.dim, **settings.backbone_args}
+        self.backbone = build_component("backbones", settings.backbone, **self.model_args)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             generator, discriminator = self._build_networks()
@@ -133,16 +133,15 @@ class GANTask:
         """Writes the generator as a Hub folder with a model card."""
         grid = self._sample_grid()
         shape = (grid.shape[1], grid.shape[2], grid.shape[3])
-        card = record.get("card", {})
         generator = Generator(
             self.generator.to(memory_format=torch.contiguous_format),
             latent=self.settings.latent,
             image=ImageSpec(shape, (-1.0, 1.0)),
             name=folder.parent.name,
             architecture=self.settings.backbone,
-            model_args={"latent_dim": self.settings.latent.dim, **self.settings.backbone_args},
+            model_args=self.model_args,
             provenance={
-                **{key: card[key] for key in ("license", "paper") if key in card},
+                **hub.terms(record.get("card", {})),
                 "training": record,
             },
         )

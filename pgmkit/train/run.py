@@ -105,8 +105,7 @@ def _build_task(
         gan = make_settings(GANSettings, {**model, "optimizer": optimizer}, "model")
         return GANTask(gan, seed=settings.seed, device=device)
     if settings.task == "classifier":
-        if images.labels is None:
-            raise DataError(f"{data} has no labels; a classifier cannot be trained on it")
+        images.require_labels()
         test = load_images(data, split="test", size=settings.image_size)
         return ClassifierTask(settings.model, optimizer, test, seed=settings.seed, device=device)
     raise UnknownNameError("training task", settings.task, ["gan", "classifier"])
