@@ -2,7 +2,6 @@
 
 import copy
 import math
-import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from pgmkit.errors import GeneratorError
 from pgmkit.generator import Generator
 from pgmkit.references import first_line
-from pgmkit.spectrum.tangents import TangentProgram
+from pgmkit.spectrum.tangents import FORWARD_MODE, TangentProgram
 
 _CACHE_BYTES = 2**24
 """Tangents of one batch in the widest layer: few enough to stay in a core's cache."""
@@ -29,25 +28,23 @@ _MEMORY_BYTES = 2**28
 """Tangents in the widest layer that may be held at once when one latent alone exceeds the cache."""
 
 
-_FORWARD_MODE = threading.Lock()
-"""Forward-mode autograd keeps its level in a global of torch: one thread at a time."""
-
-
 @dataclass(frozen=True)
 class JacobianPlan:
     """How the Jacobians of one generator are computed; recorded with every spectrum.
 
     Args:
-        mode: "layers" pushes tangents through layer by layer, for networks of common layers;
-            "forward" pushes them by forward-mode autograd, through any module that has a forward
-            derivative; "reverse" pulls back one row of J after the other, for all others.
+        mode: "layers" pushes tangents through one torch function after the other; "forward" pushes
+            them by forward-mode autograd, through any module that has a forward derivative;
+            "reverse" pulls back one row of J after the other, for all others.
         batch_size: latents at a time.
         tangents: latent directions at a time.
+        generic: the functions without a rule of their own, in the mode "layers".
     """
 
     mode: str
     batch_size: int
     tangents: int
+    generic: tuple[str, ...] = ()
 
 
 class JacobianSpectra:
@@ -108,7 +105,7 @@ class JacobianSpectra:
             return tangent
 
         chunk = self.plan.tangents if self.plan.tangents < len(directions) else None
-        with _FORWARD_MODE:
+        with FORWARD_MODE:
             pushed: Tensor = torch.func.vmap(push, chunk_size=chunk)(directions)
         return pushed
 
@@ -146,11 +143,18 @@ class JacobianSpectra:
             except Exception as error:
                 reasons.append(f"{mode}: {first_line(error)[:160]}")
             else:
-                return JacobianPlan(mode, batch_size, tangents)
+                return self._plan_for(mode, batch_size, tangents)
         raise GeneratorError(
             f"the generator {self.generator.name!r} cannot be differentiated "
             f"({'; '.join(reasons)}); remove no_grad, detach and numpy from its forward pass"
         )
+
+    def _plan_for(self, mode: str, batch_size: int, tangents: int) -> JacobianPlan:
+        if self._program is None:
+            return JacobianPlan(mode, batch_size, tangents)
+        if self._program.one_latent_at_a_time:
+            batch_size = 1
+        return JacobianPlan(mode, batch_size, tangents, self._program.generic)
 
     def _trace(self, z: Tensor) -> None:
         """Takes up a layer-by-layer program if it agrees with reverse-mode autograd."""
