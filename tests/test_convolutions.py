@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pgmkit.spectrum import convolutions
-from pgmkit.spectrum.convolutions import from_module
+from pgmkit.spectrum.convolutions import Convolution
 
 KERNELS = ("dense", "taps", "live")
 SHAPES = [
@@ -17,6 +17,18 @@ SHAPES = [
     )
     if padding <= dilation * (kernel_size - 1) and dilation * (kernel_size - 1) < 6
 ]
+
+
+def convolution_of(module: nn.Module) -> Convolution:
+    return Convolution(
+        module.weight.detach(),
+        module.stride,
+        module.padding,
+        module.dilation,
+        module.output_padding,
+        module.groups,
+        module.transposed,
+    )
 
 
 def assert_all_kernels_agree(module: nn.Module, size: tuple[int, int] = (6, 9)) -> None:
@@ -30,7 +42,7 @@ def assert_all_kernels_agree(module: nn.Module, size: tuple[int, int] = (6, 9)) 
         expected = module((tangents * live[:, None]).flatten(0, 1)).unflatten(0, (2, 7))
         shared = module((tangents[:1] * live[:, None]).flatten(0, 1)).unflatten(0, (2, 7))
     units_first = tangents.permute(0, 3, 4, 2, 1).contiguous().permute(0, 4, 3, 1, 2)
-    convolution = from_module(module)
+    convolution = convolution_of(module)
     for convolution.kernel in KERNELS:
         for layout in (tangents, units_first):
             torch.testing.assert_close(convolution(layout, live), expected, rtol=0, atol=1e-11)
@@ -61,14 +73,14 @@ def test_terms_are_listed_piece_by_piece(monkeypatch):
 
 
 def test_units_that_are_all_dead_give_zero():
-    convolution = from_module(nn.ConvTranspose2d(5, 3, 4, 2, 1))
+    convolution = convolution_of(nn.ConvTranspose2d(5, 3, 4, 2, 1))
     convolution.kernel = "live"
     live = torch.zeros(1, 5, 4, 4, dtype=torch.bool)
     assert convolution(torch.randn(1, 2, 5, 4, 4), live).eq(0).all()
 
 
 def test_tangents_are_left_alone_unless_owned():
-    convolution = from_module(nn.Conv2d(5, 3, 3))
+    convolution = convolution_of(nn.Conv2d(5, 3, 3))
     tangents = torch.randn(1, 2, 5, 4, 4)
     before = tangents.clone()
     for convolution.kernel in KERNELS:
@@ -78,13 +90,13 @@ def test_tangents_are_left_alone_unless_owned():
 
 def test_calibration_finds_the_live_units_of_a_sparse_layer():
     """One unit of twenty is alive: the dense kernel does twenty times the work."""
-    convolution = from_module(nn.Conv2d(256, 128, 3, padding=1))
+    convolution = convolution_of(nn.Conv2d(256, 128, 3, padding=1))
     tangents = torch.randn(1, 64, 256, 8, 8)
     convolution.calibrate(tangents, torch.rand(1, 256, 8, 8) < 0.05)
     assert convolution.kernel == "live"
 
 
 def test_calibration_knows_no_other_way_for_groups():
-    convolution = from_module(nn.Conv2d(4, 4, 3, groups=2))
+    convolution = convolution_of(nn.Conv2d(4, 4, 3, groups=2))
     convolution.calibrate(torch.randn(1, 2, 4, 5, 5), torch.ones(1, 4, 5, 5, dtype=torch.bool))
     assert convolution.kernel == "dense"

@@ -15,7 +15,6 @@ from pgmkit.engines.local import LocalEngine
 from pgmkit.errors import LoadError, OutputError, ParameterError
 from pgmkit.spectrum import load_spectrum
 from pgmkit.spectrum.jacobian import JacobianPlan, JacobianSpectra
-from pgmkit.spectrum.tangents import TangentProgram, UnsupportedModuleError
 
 LATENT = 6
 
@@ -35,7 +34,7 @@ class Residual(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multiplies activations with each other, for which there is no layer rule."""
+    """Multiplies activations with each other."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -103,8 +102,8 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "convolutional": (convolutional, "layers"),
     "dense": (dense, "layers"),
     "residual": (Residual, "layers"),
-    "attention": (Attention, "forward"),
-    "custom function": (Custom, "reverse"),
+    "attention": (Attention, "layers"),
+    "custom function": (Custom, "layers"),
 }
 
 
@@ -196,11 +195,6 @@ def test_the_generator_is_left_as_it_was() -> None:
     assert generator.fingerprint() == before
     assert [type(part) for part in generator.module.modules()] == types
     assert generator.module[3].inplace is True
-
-
-def test_modules_without_rules_are_refused_by_the_layer_program() -> None:
-    with pytest.raises(UnsupportedModuleError, match="no rule"):
-        TangentProgram(Attention())
 
 
 def test_a_rank_deficient_generator_has_the_rank_of_its_bottleneck() -> None:

@@ -15,7 +15,7 @@ from functools import cached_property
 from itertools import product
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 _GATHERED = 2**17
@@ -34,7 +34,8 @@ class Convolution:
 
     Args:
         weight: (C_out, C_in / groups, *kernel), or (C_in, C_out / groups, *kernel) if transposed.
-        stride, padding, output_padding, dilation: for each spatial dimension.
+        stride, dilation, output_padding: for each spatial dimension.
+        padding: of zeros, for each spatial dimension, or "same" or "valid".
         groups: blocks of channels.
         transposed: whether it is a transposed convolution.
         kernel: "dense", "taps" or "live"; "dense" unless `calibrate` or the caller chose.
@@ -42,7 +43,7 @@ class Convolution:
 
     weight: Tensor
     stride: tuple[int, ...]
-    padding: tuple[int, ...]
+    padding: tuple[int, ...] | str
     dilation: tuple[int, ...]
     output_padding: tuple[int, ...]
     groups: int = 1
@@ -50,15 +51,12 @@ class Convolution:
     kernel: str = "dense"
     _maps: dict[tuple[int, int], "_TapMap"] = field(default_factory=dict, repr=False)
 
-    def __call__(
-        self, tangents: Tensor, live: Tensor | None = None, *, owned: bool = False
-    ) -> Tensor:
+    def __call__(self, tangents: Tensor, live: Tensor | None = None) -> Tensor:
         """Convolves tangents.
 
         Args:
             tangents: (B or 1, D, C_in, *size) for D directions.
             live: which units of each latent are not zero, bool (B, C_in, *size); None for all.
-            owned: whether `tangents` may be overwritten.
 
         Returns:
             (B or 1, D, C_out, *size).
@@ -66,7 +64,7 @@ class Convolution:
         if self.kernel == "live" and live is not None:
             return self._live(tangents, live)
         if live is not None:
-            tangents = mask(tangents, live, owned=owned)
+            tangents = tangents * live[:, None]
         return self._taps(tangents) if self.kernel == "taps" else self._dense(tangents)
 
     def calibrate(self, tangents: Tensor, live: Tensor | None = None) -> None:
@@ -86,7 +84,7 @@ class Convolution:
         return time.perf_counter() - started
 
     def _candidates(self, live: Tensor | None) -> tuple[str, ...]:
-        if self.weight.ndim != 4 or self.groups != 1:
+        if self.weight.ndim != 4 or self.groups != 1 or isinstance(self.padding, str):
             return ("dense",)
         taps = ("taps",) if math.prod(self._kernel_size) * self._channels_out <= 128 else ()
         return ("dense", *taps, *(("live",) if live is not None else ()))
@@ -171,6 +169,7 @@ class Convolution:
         return torch.cat([rows, rows.new_zeros(1, self._channels_out)])
 
     def _map(self, tangents: Tensor) -> "_TapMap":
+        assert not isinstance(self.padding, str)
         size = (tangents.shape[3], tangents.shape[4])
         if size not in self._maps:
             axes = tuple(
@@ -187,31 +186,6 @@ class Convolution:
             )
             self._maps[size] = _TapMap(axes, tangents.device)
         return self._maps[size]
-
-
-def mask(tangents: Tensor, live: Tensor, *, owned: bool = False) -> Tensor:
-    """Returns tangents (B or 1, D, ...) with those of dead units, bool (B, ...), zero.
-
-    Args:
-        owned: whether `tangents` may be overwritten.
-    """
-    factors = live[:, None].to(tangents.dtype)
-    if owned and len(tangents) == len(live):
-        return tangents.mul_(factors)
-    return tangents * factors
-
-
-def from_module(module: nn.Module) -> Convolution:
-    """Returns the convolution of a `torch.nn` module whose padding is given in numbers of zeros."""
-    return Convolution(
-        module.weight.detach(),  # type: ignore[operator, union-attr]
-        module.stride,  # type: ignore[arg-type]
-        module.padding,  # type: ignore[arg-type]
-        module.dilation,  # type: ignore[arg-type]
-        module.output_padding,  # type: ignore[arg-type]
-        module.groups,  # type: ignore[arg-type]
-        module.transposed,  # type: ignore[arg-type]
-    )
 
 
 @dataclass(frozen=True)

@@ -80,8 +80,7 @@ class Differentiator:
         if plan is not None:
             self.plan = plan
             if plan.mode == "layers":
-                self._program = self._trace()
-                self._program.kernels = plan.kernels
+                self._program = self._trace(plan.kernels)
         else:
             self.plan = self._choose_plan(memory)
 
@@ -218,8 +217,10 @@ class Differentiator:
             torch.cuda.synchronize(z.device)
         return (time.perf_counter() - started) / len(batch)
 
-    def _trace(self) -> TangentProgram:
-        return TangentProgram(self.generator.module, tangent_dtype=self._tangent_dtype)
+    def _trace(self, kernels: Mapping[str, str] | None = None) -> TangentProgram:
+        return TangentProgram(
+            self.generator.module, kernels=kernels, tangent_dtype=self._tangent_dtype
+        )
 
     def _take_up_program(self) -> None:
         """Takes up a layer-by-layer program if it agrees with reverse-mode autograd."""

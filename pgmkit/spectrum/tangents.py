@@ -6,205 +6,217 @@ shorter way: run the primal once, and send the tangents of all directions throug
 derivative as one batch. That uses plain tensor operations, so several threads can do it at once.
 """
 
-import copy
-import operator
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
+from torch import Tensor, nn
 
-
-class UnsupportedModuleError(Exception):
-    """The module has a part without a rule; the message names it."""
-
-
-@dataclass
-class _Dual:
-    """A value with its tangents.
-
-    Args:
-        primal: (B, ...).
-        tangents: (B or 1, D, ...) for D directions; 1 as long as they are the same for all latents.
-    """
-
-    primal: Tensor
-    tangents: Tensor
-
-    def linear(self, function: Callable[[Tensor], Tensor], primal: Tensor) -> "_Dual":
-        """Applies a map that is linear in the tangents and works on a batch."""
-        latents, directions = self.tangents.shape[:2]
-        pushed = function(self.tangents.flatten(0, 1))
-        return _Dual(primal, pushed.unflatten(0, (latents, directions)))
-
-
-_LINEAR = (nn.Linear, _ConvNd)
-_ELEMENTWISE = (
-    nn.ReLU,
-    nn.LeakyReLU,
-    nn.ELU,
-    nn.SELU,
-    nn.SiLU,
-    nn.GELU,
-    nn.Softplus,
-    nn.Hardtanh,
-    nn.Tanh,
-    nn.Sigmoid,
+from pgmkit.spectrum.dual import Application, Dual, LatentsMoveError
+from pgmkit.spectrum.generic import FORWARD_MODE, push_generic
+from pgmkit.spectrum.recording import (
+    Call,
+    Slot,
+    Tape,
+    UnsupportedModuleError,
+    map_values,
+    record,
+    values_of,
 )
-_RESHAPING = (
-    nn.Identity,
-    nn.Flatten,
-    nn.Unflatten,
-    nn.PixelShuffle,
-    nn.AvgPool2d,
-    nn.AdaptiveAvgPool2d,
-    nn.Upsample,
-    nn.ZeroPad2d,
-    nn.ReflectionPad2d,
-    nn.Dropout,
-    nn.Dropout2d,
-)
-"""Linear layers without weights; drop-out is the identity in eval mode."""
+from pgmkit.spectrum.rules import COMPOSITIONS, CONSTANTS, PRIMITIVES, RULES
 
-_RESHAPING_METHODS = ("reshape", "view", "flatten", "contiguous", "unflatten")
-_ELEMENTWISE_FUNCTIONS = (torch.tanh, torch.sigmoid, torch.relu, nn.functional.relu)
-_ELEMENTWISE_METHODS = ("tanh", "sigmoid", "relu")
+__all__ = ["FORWARD_MODE", "TangentProgram", "UnsupportedModuleError"]
 
 
 class TangentProgram:
     """The Jacobian of a module as a program of plain tensor operations.
 
+    The first latents of each batch size are run through the module to write down what it does. What
+    does not depend on latents is kept from then on, so a module whose weights change wants a new
+    program.
+
     Args:
         module: in eval mode; maps latents (B, M) to images.
+        kernels: of convolutions, by their place among the calls; see
+            `pgmkit.spectrum.convolutions`.
+        tangent_dtype: the type that tangents are pushed in, such as `torch.bfloat16`; the primal
+            stays in the type of the module. By default tangents are of that type, too.
 
-    Raises:
-        UnsupportedModuleError: the module cannot be traced, or has a part without a rule.
+    Attributes:
+        one_latent_at_a_time: whether the module moves the dimension that counts latents, or looks
+            at values to decide what to do. Larger batches are then split up, so they gain nothing.
+            Known after the first push of two or more latents.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        try:
-            self.graph = fx.Tracer().trace(module)
-        except Exception as error:
-            raise UnsupportedModuleError(f"cannot be traced: {error}") from error
-        self.rules = {node: self._rule(node, module) for node in self.graph.nodes}
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        kernels: Mapping[str, str] | None = None,
+        tangent_dtype: torch.dtype | None = None,
+    ) -> None:
+        self.module = module
+        self.kernels = dict(kernels or {})
+        self.tangent_dtype = tangent_dtype
+        self.one_latent_at_a_time = False
+        self._checked = False
+        self._generic: set[str] = set()
+        self._tapes: dict[Any, Tape] = {}
+        self._states: dict[int, dict[str, Any]] = {}
+        self._casts: dict[tuple[int, torch.dtype], tuple[Tensor, Tensor]] = {}
+
+    @property
+    def generic(self) -> tuple[str, ...]:
+        """The functions that have had no rule and were differentiated automatically so far."""
+        return tuple(sorted(self._generic))
 
     @torch.no_grad()
-    def push_forward(self, z: Tensor) -> Tensor:
-        """Returns J·e for all M latent directions, (B, M, C·H·W), for latents z (B, M)."""
-        directions = torch.eye(z.shape[1], device=z.device, dtype=z.dtype)
-        values: dict[fx.Node, Any] = {}
-        for node in self.graph.nodes:
-            if node.op == "placeholder":
-                values[node] = _Dual(z, directions[None])
-                continue
-            arguments = fx.map_arg(node.args, lambda argument: values[argument])
-            if node.op == "output":
-                result = arguments[0]
-                tangents: Tensor = result.tangents.flatten(2)
-                return tangents.expand(len(z), -1, -1)
-            values[node] = self.rules[node](*arguments)
-            for used in node.all_input_nodes:
-                if list(used.users)[-1] is node:
-                    values[used] = None
-        raise AssertionError("a traced module has an output")
+    def push_forward(self, z: Tensor, directions: Tensor | None = None) -> Tensor:
+        """Returns J·d for each direction, (B, D, C·H·W).
 
-    def _rule(self, node: fx.Node, root: nn.Module) -> Callable[..., Any]:
-        if node.kwargs and node.op != "placeholder":
-            raise UnsupportedModuleError(f"{node.format_node()} has keyword arguments")
-        if node.op in ("placeholder", "output"):
-            return lambda value: value
-        if node.op == "call_module":
-            return _module_rule(root.get_submodule(str(node.target)))
-        if node.op == "call_function" and node.target is operator.getitem:
-            return _index
-        if node.op == "call_function" and node.target in _ELEMENTWISE_FUNCTIONS:
-            return lambda dual: _elementwise(dual, node.target)  # type: ignore[arg-type]
-        if node.op == "call_function" and node.target is operator.add:
-            return _add
-        if node.op == "call_method" and node.target in _ELEMENTWISE_METHODS:
-            return lambda dual: _elementwise(dual, operator.methodcaller(str(node.target)))
-        if node.op == "call_method" and node.target in _RESHAPING_METHODS:
-            return lambda dual, *shape: _reshape(dual, str(node.target), shape)
-        if node.op == "call_method" and node.target == "size":
-            return lambda dual, *dim: dual.primal.size(*dim)
-        if node.op == "call_function" and node.target is getattr and node.args[1] == "shape":
-            return lambda dual, name: dual.primal.shape
-        raise UnsupportedModuleError(f"there is no rule for {node.op} {node.target}")
+        Args:
+            z: latents (B, M).
+            directions: (D, M); by default the M unit vectors.
+
+        Raises:
+            UnsupportedModuleError: the module does something that cannot be written down or
+                differentiated, or its image of one latent depends on the others.
+        """
+        dtype = self.tangent_dtype or z.dtype
+        if directions is None:
+            directions = torch.eye(z.shape[1])
+        directions = directions.to(z.device, dtype)
+        if not self._checked:
+            self._check_independent(z)
+        if not self.one_latent_at_a_time:
+            try:
+                return self._push(z, directions, batched=True)
+            except LatentsMoveError:
+                self.one_latent_at_a_time = True
+        return torch.cat([self._push(latent[None], directions, batched=False) for latent in z])
+
+    def calibrate(self, z: Tensor, directions: Tensor) -> None:
+        """Finds the quickest kernels for such latents (B, M) and directions (D, M)."""
+        self._states = {place: {"calibrate": True} for place in range(len(self._tape(z).calls))}
+        self.push_forward(z, directions)
+        found = {
+            str(place): state["convolution"].kernel
+            for place, state in self._states.items()
+            if "convolution" in state
+        }
+        self.kernels = {place: kernel for place, kernel in found.items() if kernel != "dense"}
+
+    def _push(self, z: Tensor, directions: Tensor, *, batched: bool) -> Tensor:
+        """Pushes in one of the layouts of `Dual`."""
+        tape = self._tape(z)
+        start = directions[None] if batched else directions[:, None]
+        values: list[Any] = [None] * tape.size
+        values[0] = Dual(z, start, batched)
+        states: dict[int, dict[str, Any]] = {} if tape.data_dependent else self._states
+        for position, call in enumerate(tape.calls):
+            result = self._apply(call, values, states.setdefault(position, {"kernel": self.kernels.get(str(position), "dense")}))
+            _store(values, call.result, result)
+            for slot in call.last_uses:
+                values[slot.number] = None
+        images = values[tape.output.number]
+        if not isinstance(images, Dual):
+            raise UnsupportedModuleError("no derivative reaches its output")
+        if not batched:
+            return images.tangents.flatten(1)[None]
+        return images.tangents.flatten(2).expand(len(z), -1, -1)
+
+    def _tape(self, z: Tensor) -> Tape:
+        key = (len(z), z.dtype, z.device)
+        tape = self._tapes.get(key)
+        if tape is None:
+            tape = record(self.module, z, PRIMITIVES, COMPOSITIONS)
+            if not tape.data_dependent:
+                self._tapes[key] = tape
+        if tape.data_dependent and len(z) > 1:
+            raise LatentsMoveError("the module looks at the values of several latents")
+        return tape
+
+    def _apply(self, call: Call, values: list[Any], state: dict[str, Any]) -> Any:
+        args, kwargs = map_values(
+            lambda leaf: values[leaf.number] if isinstance(leaf, Slot) else leaf,
+            (call.args, call.kwargs),
+        )
+        application = Application(call.name, call.function, args, kwargs, self._cast, state)
+        duals = application.duals
+        outputs = values_of(Tensor, (application.primal,))
+        if any(output.is_complex() for output in outputs):
+            raise UnsupportedModuleError(f"{call.name} makes complex numbers")
+        differentiable = call.differentiable and call.name not in CONSTANTS
+        if not (duals and differentiable and any(map(torch.is_floating_point, outputs))):
+            return application.primal
+        last = {id(values[slot.number]) for slot in call.last_uses}
+        for dual in duals:
+            used_once = sum(other is dual for other in duals) == 1
+            dual.spare = not dual.shared and used_once and id(dual) in last
+        return self._settle(self._push_through(application), duals)
+
+    def _push_through(self, call: Application) -> Any:
+        rule = RULES.get(call.name)
+        if rule is not None:
+            try:
+                return rule(call)
+            except (LatentsMoveError, UnsupportedModuleError):
+                raise
+            except Exception:  # noqa: S110
+                pass  # Such as arguments that the rule does not know, which the generic way takes.
+        self._generic.add(call.name)
+        return push_generic(call)
+
+    def _settle(self, result: Any, inputs: list[Dual]) -> Any:
+        """Puts results into the type of tangents and notes which share their memory."""
+        outputs = values_of(Dual, (result,))
+        for output in outputs:
+            dtype = self.tangent_dtype or output.primal.dtype
+            output.stored = output.stored.to(dtype)
+            strides = zip(output.stored.stride(), output.stored.shape, strict=True)
+            expanded = any(stride == 0 and size > 1 for stride, size in strides)
+            output.shared = expanded or len(outputs) > 1
+            for dual in inputs:
+                if _memory(output) == _memory(dual):
+                    output.shared = output.shared or not dual.spare
+                    dual.shared = True
+        return result
+
+    def _cast(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        if weight.dtype == dtype:
+            return weight
+        key = (id(weight), dtype)
+        if key not in self._casts:
+            self._casts[key] = (weight, weight.to(dtype))  # with the weight, so that its id stays
+        return self._casts[key][1]
+
+    def _check_independent(self, z: Tensor) -> None:
+        """Raises UnsupportedModuleError if the image of a latent depends on other latents."""
+        pair = z[:2] if len(z) > 1 else torch.cat([z, 1.5 * z])
+        try:
+            alone, together = self.module(pair[:1]), self.module(pair)
+            scale = float(together.abs().nan_to_num(posinf=0.0).max())
+            torch.testing.assert_close(
+                alone, together[:1], rtol=1e-3, atol=1e-4 * scale, equal_nan=True
+            )
+        except AssertionError as error:
+            raise UnsupportedModuleError(
+                "it mixes latents or is random: two latents give another image than one"
+            ) from error
+        except Exception as error:
+            message = f"it does not run on one and two latents: {error}"
+            raise UnsupportedModuleError(message) from error
+        self._checked = True
 
 
-def _module_rule(module: nn.Module) -> Callable[[_Dual], _Dual]:
-    if isinstance(module, _LINEAR):
-        without_bias = copy.copy(module)
-        without_bias._parameters = {**module._parameters, "bias": None}
-        return lambda dual: dual.linear(without_bias, module(dual.primal))
-    if isinstance(module, _BatchNorm) and module.running_var is not None:
-        return lambda dual: _batch_norm(dual, module)
-    if isinstance(module, nn.ReLU):
-        return _relu
-    if isinstance(module, nn.Tanh):
-        return _tanh
-    if isinstance(module, _ELEMENTWISE):
-        return lambda dual: _elementwise(dual, module)
-    if isinstance(module, _RESHAPING):
-        return lambda dual: dual.linear(module, module(dual.primal))
-    raise UnsupportedModuleError(f"there is no rule for {type(module).__name__}")
+def _memory(dual: Dual) -> int:
+    return dual.stored.untyped_storage().data_ptr()
 
 
-def _batch_norm(dual: _Dual, norm: _BatchNorm) -> _Dual:
-    assert norm.running_var is not None
-    scale = (norm.running_var + norm.eps) ** -0.5
-    if norm.weight is not None:
-        scale = scale * norm.weight
-    shape = (-1, *[1] * (dual.primal.ndim - 2))
-    return _Dual(norm(dual.primal), dual.tangents * scale.reshape(shape))
-
-
-def _relu(dual: _Dual) -> _Dual:
-    return _scale(dual, dual.primal.relu(), (dual.primal > 0).to(dual.primal.dtype))
-
-
-def _tanh(dual: _Dual) -> _Dual:
-    value = dual.primal.tanh()
-    return _scale(dual, value, 1 - value * value)
-
-
-def _elementwise(dual: _Dual, function: Callable[[Tensor], Tensor]) -> _Dual:
-    """Any function of single values: reverse mode gives all its derivatives in one pass."""
-    with torch.enable_grad():
-        leaf = dual.primal.detach().clone().requires_grad_()
-        value = function(leaf * 1)  # a copy, since the function may work in place
-        (slope,) = torch.autograd.grad(value.sum(), leaf)
-    return _scale(dual, value.detach(), slope)
-
-
-def _scale(dual: _Dual, primal: Tensor, slope: Tensor) -> _Dual:
-    return _Dual(primal, dual.tangents * slope[:, None])
-
-
-def _add(left: Any, right: Any) -> _Dual:
-    if not isinstance(left, _Dual) or not isinstance(right, _Dual):
-        dual, constant = (left, right) if isinstance(left, _Dual) else (right, left)
-        return _Dual(dual.primal + constant, dual.tangents)
-    return _Dual(left.primal + right.primal, left.tangents + right.tangents)
-
-
-def _reshape(dual: _Dual, method: str, arguments: tuple[Any, ...]) -> _Dual:
-    """Reshapes within each latent; the batch size, which may be among the arguments, is kept."""
-    primal = getattr(dual.primal, method)(*arguments)
-    if primal.shape[0] != dual.primal.shape[0]:
-        raise UnsupportedModuleError(f"{method} mixes latents")
-    shape = (*dual.tangents.shape[:2], *primal.shape[1:])
-    return _Dual(primal, dual.tangents.reshape(shape))
-
-
-def _index(value: Any, index: Any) -> Any:
-    if not isinstance(value, _Dual):
-        return value[index]
-    if not isinstance(index, tuple) or index[0] not in (slice(None), Ellipsis):
-        raise UnsupportedModuleError(f"the index {index!r} picks latents")
-    if index[0] is Ellipsis:
-        return _Dual(value.primal[index], value.tangents[index])
-    return _Dual(value.primal[index], value.tangents[(slice(None), *index)])
+def _store(values: list[Any], slots: Any, result: Any) -> None:
+    """Puts results where later calls look for them."""
+    if isinstance(slots, Slot):
+        values[slots.number] = result
+    elif isinstance(slots, tuple | list):
+        for slot, part in zip(slots, result, strict=True):
+            _store(values, slot, part)
