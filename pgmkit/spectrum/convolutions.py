@@ -24,6 +24,9 @@ _GATHERED = 2**17
 _TERMS = 2**21
 """Terms listed at once at most: bounds the memory for large images."""
 
+_FEW_TAPS = 128
+"""With more products than this for each input pixel, taps are never the quickest."""
+
 _GAIN = 0.9
 """Another kernel than "dense" is taken if it needs less than this share of the time."""
 
@@ -70,7 +73,7 @@ class Convolution:
     def calibrate(self, tangents: Tensor, live: Tensor | None = None) -> None:
         """Takes up the kernel that is fastest on such tangents."""
         seconds = {}
-        for kernel in self._candidates(live):
+        for kernel in self._candidates(tangents, live):
             self.kernel = kernel
             seconds[kernel] = min(self._seconds(tangents, live) for _ in range(3))
         best = min(seconds, key=lambda kernel: seconds[kernel])
@@ -83,11 +86,14 @@ class Convolution:
             torch.cuda.synchronize(tangents.device)
         return time.perf_counter() - started
 
-    def _candidates(self, live: Tensor | None) -> tuple[str, ...]:
-        if self.weight.ndim != 4 or self.groups != 1 or isinstance(self.padding, str):
-            return ("dense",)
-        taps = ("taps",) if math.prod(self._kernel_size) * self._channels_out <= 128 else ()
-        return ("dense", *taps, *(("live",) if live is not None else ()))
+    def _candidates(self, tangents: Tensor, live: Tensor | None) -> Iterator[str]:
+        yield "dense"
+        if self.weight.ndim == 4 and self.groups == 1 and not isinstance(self.padding, str):
+            one_pixel = tangents.shape[3:].numel() == 1
+            if one_pixel or math.prod(self._kernel_size) * self._channels_out <= _FEW_TAPS:
+                yield "taps"
+            if live is not None:
+                yield "live"
 
     @property
     def _kernel_size(self) -> tuple[int, ...]:
@@ -278,30 +284,29 @@ class _TapMap:
     ) -> None:
         """Computes the output positions from `first` that `result` has room for."""
         last = first + len(result)
-        unit, weight, lengths, order = self._terms(live, first, last, padding=len(weights) - 1)
+        unit, weight, lengths = self._terms(live, first, last, padding=len(weights) - 1)
         start = 0
-        while start < len(order):
-            # Output positions with about as many terms go together, so that few are padded.
+        while start < len(lengths):
             per_position = max(1, lengths[start]) * (units.shape[1] + weights.shape[1])
-            end = min(start + max(1, _GATHERED // per_position), len(order))
-            terms = max(1, lengths[end - 1])
+            end = min(start + max(1, _GATHERED // per_position), len(lengths))
+            terms = max(1, *lengths[start:end])
             gathered = units.index_select(0, unit[start:end, :terms].flatten())
             factors = weights.index_select(0, weight[start:end, :terms].flatten())
-            products = torch.bmm(
+            torch.bmm(
                 factors.unflatten(0, (-1, terms)).transpose(1, 2),
                 gathered.unflatten(0, (-1, terms)),
+                out=result[start:end],
             )
-            result.index_copy_(0, order[start:end], products)
             start = end
 
     def _terms(
         self, live: Tensor, first: int, last: int, padding: int
-    ) -> tuple[Tensor, Tensor, list[int], Tensor]:
-        """Lists the live units that output positions from `first` to `last` see, fewest first.
+    ) -> tuple[Tensor, Tensor, list[int]]:
+        """Lists the live units that output positions from `first` to `last` see.
 
         Returns:
             Rows of the units and of the weights, each (output positions, longest list), padded
-            with the row `padding` of the weights; the lengths; and the output positions, from 0.
+            with the row `padding` of the weights; and the lengths.
         """
         links_before = self._links_before[first : last + 1]
         links = slice(int(links_before[0]), int(links_before[-1]))
@@ -312,8 +317,8 @@ class _TapMap:
         per_link = counts[position]
         terms_before = torch.cat([per_link.new_zeros(1), per_link.cumsum(0)])
         of_output = terms_before[links_before - links.start]
-        lengths, order = of_output.diff().sort(stable=True)
-        longest = max(1, int(lengths[-1]))
+        lengths = of_output.diff()
+        longest = max(1, int(lengths.max()))
 
         total = int(of_output[-1])
         term = torch.arange(total, device=live.device)
@@ -324,12 +329,11 @@ class _TapMap:
 
         unit = live_units[term + per_term(first_live[position] - terms_before[:-1])]
         weight = unit + per_term((tap - position) * channels)
-        row = torch.empty_like(order)
-        row[order] = torch.arange(len(order), device=live.device)
-        shift = row * longest - of_output[:-1]
-        place = term + shift.repeat_interleave(of_output.diff(), output_size=total)
-        units = unit.new_zeros(len(order) * longest)
-        weights = unit.new_full((len(order) * longest,), padding)
+        count = len(lengths)
+        shift = torch.arange(count, device=live.device) * longest - of_output[:-1]
+        place = term + shift.repeat_interleave(lengths, output_size=total)
+        units = unit.new_zeros(count * longest)
+        weights = unit.new_full((count * longest,), padding)
         units[place], weights[place] = unit, weight
-        shape = (len(order), longest)
-        return units.view(shape), weights.view(shape), lengths.tolist(), order
+        shape = (count, longest)
+        return units.view(shape), weights.view(shape), lengths.tolist()

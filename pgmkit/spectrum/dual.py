@@ -28,6 +28,7 @@ class Dual:
         live: if given, the tangents are those stored where it is true and zero elsewhere, bool,
             shaped like the primal of batched latents. What comes behind a ReLU can be used without
             that ever being carried out.
+        constant: whether the tangents depend on the directions only, not on the latents.
         spare: whether the current call may overwrite the tangents: they are not shared, and no
             later call needs them.
 
@@ -41,6 +42,7 @@ class Dual:
     shared: bool = True
     spare: bool = False
     live: Tensor | None = None
+    constant: bool = False
 
     @property
     def tangents(self) -> Tensor:

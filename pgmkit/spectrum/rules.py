@@ -883,5 +883,12 @@ CONSTANTS = set(
 )
 """Functions through which no derivative goes."""
 
+LINEAR = frozenset(
+    "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d reshape view "
+    "flatten unflatten squeeze unsqueeze permute transpose contiguous getitem expand interpolate "
+    "pixel_shuffle pad neg sum mean".split()
+)
+"""Functions of one argument whose derivative does not depend on it."""
+
 PRIMITIVES = frozenset({"interpolate", "einsum", "norm", "split"})
 """Functions written in Python that have a rule of their own."""

@@ -23,7 +23,7 @@ from pgmkit.spectrum.recording import (
     record,
     values_of,
 )
-from pgmkit.spectrum.rules import COMPOSITIONS, CONSTANTS, PRIMITIVES, RULES
+from pgmkit.spectrum.rules import COMPOSITIONS, CONSTANTS, LINEAR, PRIMITIVES, RULES
 
 __all__ = ["FORWARD_MODE", "TangentProgram", "UnsupportedModuleError"]
 
@@ -111,7 +111,7 @@ class TangentProgram:
         tape = self._tape(z)
         start = directions[None] if batched else directions[:, None]
         values: list[Any] = [None] * tape.size
-        values[0] = Dual(z, start, batched)
+        values[0] = Dual(z, start, batched, constant=batched)
         states: dict[int, dict[str, Any]] = {} if tape.data_dependent else self._states
         for position, call in enumerate(tape.calls):
             result = self._apply(call, values, states.setdefault(position, {"kernel": self.kernels.get(str(position), "dense")}))
@@ -153,7 +153,22 @@ class TangentProgram:
         for dual in duals:
             used_once = sum(other is dual for other in duals) == 1
             dual.spare = not dual.shared and used_once and id(dual) in last
-        return self._settle(self._push_through(application), duals)
+        if not (duals[0].constant and len(duals) == 1 and call.name in LINEAR):
+            return self._settle(self._push_through(application), duals)
+        return self._constant(application)
+
+    def _constant(self, call: Application) -> Any:
+        """Pushes what stays the same as long as the directions do, and keeps it."""
+        primal, start = call.primal, call.dual.stored
+        key = (start.data_ptr(), start.shape, start.stride())
+        kept = call.state.get("constant")
+        if kept is None or kept[0] != key:
+            result = self._settle(self._push_through(call), [call.dual])
+            if not isinstance(result, Dual) or len(result.stored) != 1:
+                return result
+            # With the tangents that it came from, so that their memory is not used again.
+            kept = call.state["constant"] = (key, start, result.stored)
+        return Dual(primal, kept[2], constant=True)
 
     def _push_through(self, call: Application) -> Any:
         rule = RULES.get(call.name)
