@@ -28,7 +28,7 @@ _FEW_TAPS = 128
 """With more products than this for each input pixel, taps are never the quickest."""
 
 _GAIN = 0.9
-"""Another kernel than "dense" is taken if it needs less than this share of the time."""
+"""Another kernel than "dense" is worth a try if it needs less than this share of the time."""
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Convolution:
         padding: of zeros, for each spatial dimension, or "same" or "valid".
         groups: blocks of channels.
         transposed: whether it is a transposed convolution.
-        kernel: "dense", "taps" or "live"; "dense" unless `calibrate` or the caller chose.
+        kernel: "dense", "taps" or "live".
     """
 
     weight: Tensor
@@ -70,14 +70,15 @@ class Convolution:
             tangents = tangents * live[:, None]
         return self._taps(tangents) if self.kernel == "taps" else self._dense(tangents)
 
-    def calibrate(self, tangents: Tensor, live: Tensor | None = None) -> None:
-        """Takes up the kernel that is fastest on such tangents."""
+    def faster_kernels(self, tangents: Tensor, live: Tensor | None = None) -> list[str]:
+        """Returns the kernels that beat "dense" on such tangents, the fastest first."""
         seconds = {}
         for kernel in self._candidates(tangents, live):
             self.kernel = kernel
-            seconds[kernel] = min(self._seconds(tangents, live) for _ in range(3))
-        best = min(seconds, key=lambda kernel: seconds[kernel])
-        self.kernel = best if seconds[best] < _GAIN * seconds["dense"] else "dense"
+            seconds[kernel] = min(self._seconds(tangents, live) for _ in range(2))
+        self.kernel = "dense"
+        faster = [kernel for kernel in seconds if seconds[kernel] < _GAIN * seconds["dense"]]
+        return sorted(faster, key=lambda kernel: seconds[kernel])
 
     def _seconds(self, tangents: Tensor, live: Tensor | None) -> float:
         started = time.perf_counter()
@@ -131,23 +132,25 @@ class Convolution:
     def _taps(self, tangents: Tensor) -> Tensor:
         """Multiplies by all taps at once, then shifts and adds; for few output channels."""
         tap_map = self._map(tangents)
-        rows = self._tap_major.flatten(0, 1)  # (taps · C_out, C_in)
-        if tangents.stride(1) == 1:  # directions innermost: (B, H, W, C, D)
-            products = (rows @ tangents.permute(0, 3, 4, 2, 1)).permute(0, 4, 3, 1, 2)
-        else:
-            products = (tangents.permute(0, 1, 3, 4, 2) @ rows.T).permute(0, 1, 4, 2, 3)
-        products = products.unflatten(2, (-1, self._channels_out))
-        # The strides of the products, so that slices add up in long runs.
-        order = sorted((0, 1, 4, 5), key=lambda dim: -products.stride(dim))
-        shape = (tangents.shape[0], tangents.shape[1], self._channels_out, *tap_map.size_out)
-        places = {0: 0, 1: 1, 4: 3, 5: 4}
-        physical = [places[dim] for dim in order if dim != 1] + [2]
-        physical.insert(len(physical) if order[-1] == 1 else order.index(1), 1)
-        result = tangents.new_zeros([shape[dim] for dim in physical])
-        result = result.permute([physical.index(dim) for dim in range(5)])
+        weights = self._tap_major.flatten(0, 1)  # (taps · C_out, C_in)
+        latents, directions = tangents.shape[:2]
+        channels = self._channels_out
+        # Slices of one tap are to lie in memory in long runs.
+        if tangents.stride(1) == 1:  # directions innermost
+            products = weights @ tangents.permute(0, 3, 4, 2, 1)
+            products = products.unflatten(3, (-1, channels))
+            result = tangents.new_zeros(latents, *tap_map.size_out, channels, directions)
+            for tap, out, into in tap_map.slices():
+                result[:, out[0], out[1]] += products[:, into[0], into[1], tap]
+            return result.permute(0, 4, 3, 1, 2)
+        pixels = tangents.permute(0, 1, 3, 4, 2).flatten(0, 3)
+        products = (weights @ pixels.T).view(
+            -1, channels, latents, directions, *tangents.shape[3:]
+        )
+        result = tangents.new_zeros(channels, latents, directions, *tap_map.size_out)
         for tap, out, into in tap_map.slices():
-            result[..., out[0], out[1]] += products[:, :, tap, :, into[0], into[1]]
-        return result
+            result[..., out[0], out[1]] += products[tap][..., into[0], into[1]]
+        return result.permute(1, 2, 0, 3, 4)
 
     def _live(self, tangents: Tensor, live: Tensor) -> Tensor:
         """Gathers the live units that each output position sees, with their weights."""

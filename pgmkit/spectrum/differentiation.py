@@ -3,16 +3,11 @@
 import copy
 import math
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from pgmkit.errors import GeneratorError
 from pgmkit.generator import Generator
@@ -22,8 +17,11 @@ from pgmkit.spectrum.tangents import FORWARD_MODE, TangentProgram
 _LAYERS_AT_ONCE = 4
 """Tensors of a layer's size that exist while it runs: input, masked copy, output, workspace."""
 
+_CALIBRATION_TANGENTS = 128
+"""With how many directions kernels are tried, at most."""
+
 _CALIBRATION_SECONDS = 1.0
-"""Generators that take longer than this for one latent are not tried with several plans."""
+"""How long batch sizes are tried."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +185,7 @@ class Differentiator:
         z = self.generator.sample_latents(8, seed=1)
         z = z.to(self.generator.device, self.generator.dtype)
         if self._program is not None:
-            directions = torch.eye(dim).to(z)[: first.tangents]
+            directions = torch.eye(dim).to(z)[: min(first.tangents, _CALIBRATION_TANGENTS)]
             self._program.calibrate(z[:1], directions)
             first = replace(
                 first, kernels=self._program.kernels, generic=self._program.generic
@@ -198,11 +196,14 @@ class Differentiator:
         if self._program is not None and self._program.one_latent_at_a_time:
             sizes = [size for size in sizes if size[0] == 1]
         best, best_seconds = first, self._seconds(first, z)
-        if best_seconds > _CALIBRATION_SECONDS:
-            return first
+        spent = best_seconds
         for batch_size, tangents in sizes:
+            # Slow generators have large layers, for which more latents at a time gain nothing.
+            if spent + 2 * batch_size * best_seconds > _CALIBRATION_SECONDS:
+                continue
             plan = replace(first, batch_size=batch_size, tangents=tangents)
             seconds = min(self._seconds(plan, z) for _ in range(2))
+            spent += 2 * batch_size * seconds
             if seconds < best_seconds:
                 best, best_seconds = plan, seconds
         return best
@@ -266,7 +267,6 @@ def _prepare(generator: Generator) -> Generator:
         expected = generator(z)
         try:
             module = copy.deepcopy(generator.module)
-            _fold_batch_norms(module)
             module = module.to(memory_format=torch.channels_last)
             for part in module.modules():
                 if getattr(part, "inplace", False):
@@ -276,28 +276,6 @@ def _prepare(generator: Generator) -> Generator:
         except Exception:
             return generator
     return prepared
-
-
-def _fold_batch_norms(module: nn.Module) -> None:
-    """Folds batch norms that directly follow a convolution in a `Sequential` into its weights."""
-    uses = Counter(id(part) for _, part in module.named_modules(remove_duplicate=False))
-    for sequence in module.modules():
-        if not isinstance(sequence, nn.Sequential):
-            continue
-        for (first, convolution), (second, norm) in pairwise(list(sequence.named_children())):
-            if (
-                isinstance(convolution, _ConvNd)
-                and isinstance(norm, _BatchNorm)
-                and norm.running_mean is not None
-                and uses[id(convolution)] == uses[id(norm)] == 1
-                and not (isinstance(convolution, _ConvTransposeNd) and convolution.groups > 1)
-                and not hasattr(convolution, "parametrizations")
-            ):
-                fused = fuse_conv_bn_eval(
-                    convolution, norm, transpose=isinstance(convolution, _ConvTransposeNd)
-                )
-                setattr(sequence, first, fused)
-                setattr(sequence, second, nn.Identity())
 
 
 def _widest_layer_bytes(generator: Generator) -> int:

@@ -120,11 +120,12 @@ def record(
     if not recorder.knows(images):
         raise UnsupportedModuleError("its output does not depend on the latents")
     output = recorder.refer(images)
-    _note_last_uses(recorder.calls, output)
+    note_last_uses(recorder.calls, output)
     return Tape(recorder.calls, output, recorder.size, recorder.data_dependent)
 
 
-def _note_last_uses(calls: list[Call], output: Slot) -> None:
+def note_last_uses(calls: list[Call], output: Slot) -> None:
+    """Fills in the `last_uses` of all calls."""
     seen = {output}
     for call in reversed(calls):
         results = set(values_of(Slot, (call.result,)))

@@ -6,6 +6,7 @@ shorter way: run the primal once, and send the tangents of all directions throug
 derivative as one batch. That uses plain tensor operations, so several threads can do it at once.
 """
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,8 +25,13 @@ from pgmkit.spectrum.recording import (
     values_of,
 )
 from pgmkit.spectrum.rules import COMPOSITIONS, CONSTANTS, LINEAR, PRIMITIVES, RULES
+from pgmkit.spectrum.simplify import simplified
 
 __all__ = ["FORWARD_MODE", "TangentProgram", "UnsupportedModuleError"]
+
+
+_CALIBRATION_SECONDS = 3.0
+"""How long combinations of kernels are tried."""
 
 
 class TangentProgram:
@@ -96,15 +102,42 @@ class TangentProgram:
         return torch.cat([self._push(latent[None], directions, batched=False) for latent in z])
 
     def calibrate(self, z: Tensor, directions: Tensor) -> None:
-        """Finds the quickest kernels for such latents (B, M) and directions (D, M)."""
-        self._states = {place: {"calibrate": True} for place in range(len(self._tape(z).calls))}
+        """Finds the quickest kernels for such latents (B, M) and directions (D, M).
+
+        What counts is the time for all layers, since some kernels leave their output in memory in
+        a way that slows down what follows.
+        """
+        places = range(len(self._tape(z).calls))
+        self._states = {place: {"calibrate": True} for place in places}
         self.push_forward(z, directions)
-        found = {
-            str(place): state["convolution"].kernel
-            for place, state in self._states.items()
-            if "convolution" in state
-        }
-        self.kernels = {place: kernel for place, kernel in found.items() if kernel != "dense"}
+        faster = {place: state.pop("faster", []) for place, state in self._states.items()}
+        trials = [(place, kernel) for place, kernels in faster.items() for kernel in kernels]
+        started = time.perf_counter()
+        best = self._seconds(z, directions)
+        # A second round, since a layer may gain only once its neighbours have changed.
+        for place, kernel in trials * 2:
+            convolution = self._states[place]["convolution"]
+            before = convolution.kernel
+            if kernel == before or time.perf_counter() - started > _CALIBRATION_SECONDS:
+                continue
+            convolution.kernel = kernel
+            seconds = self._seconds(z, directions)
+            if seconds < best:
+                best = seconds
+            else:
+                convolution.kernel = before
+        kernels = {str(p): self._states[p]["convolution"].kernel for p, _ in trials}
+        self.kernels = {place: kernel for place, kernel in kernels.items() if kernel != "dense"}
+
+    def _seconds(self, z: Tensor, directions: Tensor) -> float:
+        def once() -> float:
+            started = time.perf_counter()
+            self.push_forward(z, directions)
+            if z.is_cuda:
+                torch.cuda.synchronize(z.device)
+            return time.perf_counter() - started
+
+        return min(once() for _ in range(2))
 
     def _push(self, z: Tensor, directions: Tensor, *, batched: bool) -> Tensor:
         """Pushes in one of the layouts of `Dual`."""
@@ -129,7 +162,7 @@ class TangentProgram:
         key = (len(z), z.dtype, z.device)
         tape = self._tapes.get(key)
         if tape is None:
-            tape = record(self.module, z, PRIMITIVES, COMPOSITIONS)
+            tape = simplified(record(self.module, z, PRIMITIVES, COMPOSITIONS))
             if not tape.data_dependent:
                 self._tapes[key] = tape
         if tape.data_dependent and len(z) > 1:
