@@ -587,7 +587,7 @@ def _max_pool_rule(spatial: int, with_indices: Callable[..., tuple[Tensor, Tenso
         flat = dual.like(dual.primal.flatten(-spatial), dual.tangents.flatten(-spatial))
         picked = _gathered(flat, -1, indices.flatten(-spatial))
         result = dual.like(values, picked.unflatten(-1, values.shape[-spatial:]))
-        return result if call.name == f"max_pool{spatial}d" else (result, indices)
+        return result if isinstance(call.primal, Tensor) else (result, indices)
 
     return push
 
