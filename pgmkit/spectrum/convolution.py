@@ -31,11 +31,11 @@ def convolve_tangents(convolution: Convolution, tangents: Tensor) -> Tensor:
     rows = tangents.flatten(0, 1)
     weight, stride, padding = convolution.weight, convolution.stride, convolution.padding
     dims = weight.ndim - 2
+    options: tuple[object, ...] = (convolution.dilation, convolution.groups)
+    apply = getattr(nn.functional, f"conv{dims}d")
     if convolution.transposed:
-        apply = getattr(nn.functional, f"conv_transpose{dims}d")
         options = (convolution.output_padding, convolution.groups, convolution.dilation)
-    else:
-        apply = getattr(nn.functional, f"conv{dims}d")
-        options = (convolution.dilation, convolution.groups)
+        apply = getattr(nn.functional, f"conv_transpose{dims}d")
     pushed: Tensor = apply(rows, weight, None, stride, padding, *options)
-    return pushed.unflatten(0, tangents.shape[:2])
+    result: Tensor = pushed.unflatten(0, tangents.shape[:2])
+    return result

@@ -136,15 +136,12 @@ class TangentProgram:
         return self._settle(self._push_through(application), duals)
 
     def _push_through(self, call: Application) -> Any:
-        rule = RULES.get(call.name)
-        if rule is not None:
-            try:
-                return rule(call)
-            except (LatentsMoveError, UnsupportedModuleError):
-                raise
-            except Exception:  # noqa: S110
-                pass  # Such as arguments that the rule does not know, which the generic way takes.
-        self._generic.add(call.name)
+        try:
+            return RULES[call.name](call)
+        except (LatentsMoveError, UnsupportedModuleError):
+            raise
+        except Exception:  # there is no rule, or it does not know these arguments
+            self._generic.add(call.name)
         return push_generic(call)
 
     def _settle(self, result: Any, inputs: list[Dual]) -> Any:
