@@ -185,3 +185,30 @@ class Application:
             (self.args, self.kwargs),
         )
         return self.function(*args, **kwargs)
+
+
+Rule = Callable[[Application], Any]
+"""Pushes the tangents of a call."""
+
+
+class NoRuleError(Exception):
+    """A rule does not cover these arguments; the generic way may."""
+
+
+def demand_rule(held: bool) -> None:
+    """Raises NoRuleError unless a rule covers its arguments."""
+    if not held:
+        raise NoRuleError
+
+
+def rule_for(names: str, rule: Rule) -> dict[str, Rule]:
+    """Returns the entries of a table of rules for some names."""
+    return dict.fromkeys(names.split(), rule)
+
+
+def total(parts: list[Tensor]) -> Tensor:
+    """Returns the sum of parts that broadcast."""
+    result = parts[0]
+    for part in parts[1:]:
+        result = result + part
+    return result

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pgmkit.spectrum.dual import Application, Dual
+from pgmkit.machine import is_out_of_memory
+from pgmkit.spectrum.dual import Application, Dual, total
 from pgmkit.spectrum.recording import UnsupportedModuleError, map_values
 
 FORWARD_MODE = threading.Lock()
@@ -33,6 +34,8 @@ def push_generic(call: Application) -> Any:
             pushed = way(call)
             break
         except Exception as error:
+            if is_out_of_memory(error):
+                raise
             reasons.append(str(error).strip().partition("\n")[0][:160])
     else:
         if outputs:
@@ -118,14 +121,13 @@ def _reverse_mode(call: Application) -> tuple[Tensor, ...]:
             pulled = torch.autograd.grad(
                 output, leaves, row.view_as(output), retain_graph=True, materialize_grads=True
             )
-            rows.append(
-                sum(
-                    (part * gradient.reshape(latents, -1)[:, None]).sum(-1)
-                    if call.dual.batched
-                    else part @ gradient.flatten()
-                    for part, gradient in zip(full, pulled, strict=True)
-                )
-            )
+            parts = [
+                (part * gradient.reshape(latents, -1)[:, None]).sum(-1)
+                if call.dual.batched
+                else part @ gradient.flatten()
+                for part, gradient in zip(full, pulled, strict=True)
+            ]
+            rows.append(total(parts))
         shape = output.shape[1:] if call.dual.batched else output.shape
         stacked = torch.stack(rows, dim=-1)
         result.append(stacked.reshape(*stacked.shape[:-1], *shape))

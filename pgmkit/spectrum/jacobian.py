@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pgmkit.errors import GeneratorError, ParameterError
 from pgmkit.generator import Generator
+from pgmkit.machine import is_out_of_memory
 from pgmkit.seeds import random_generator
 from pgmkit.spectrum.differentiation import Differentiator, JacobianPlan
 
@@ -163,7 +164,7 @@ class JacobianSpectra:
                 try:
                     return self._compute(z)
                 except RuntimeError as error:
-                    if not _is_out_of_memory(error):
+                    if not is_out_of_memory(error):
                         raise
                     if not self._differentiator.halve():
                         raise GeneratorError(
@@ -257,10 +258,6 @@ def _is_unsafe(values: Tensor) -> Tensor:
     """Returns whose log-volume float32 may miss (n,): to first order, by Σ noise · σ_1 / σ_i."""
     error = (_FLOAT32_NOISE * values[:, :1] / values).sum(dim=1)
     return ~(error <= _UNSAFE_NATS)  # also where it is not finite
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _double(values: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import types
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -167,6 +168,7 @@ class _Recorder(TorchFunctionMode):
         self._slots: dict[int, Slot] = {}
         self._kept: list[Any] = []  # so that no two values have one id
         self._owned = {id(part) for part in (*module.parameters(), *module.buffers())}
+        self._gradients_on = True
         self._unfolding: list[str] = []
         self._writes: dict[int, tuple[int, int]] = {}
 
@@ -179,6 +181,9 @@ class _Recorder(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = _bare_name(func)
+        if name == "_set_grad_enabled":
+            # torch also turns gradients off inside custom functions, which means nothing here.
+            self._gradients_on = bool(args[0])
         if not any(map(self.knows, values_of(Tensor, (args, kwargs)))):
             return func(*args, **kwargs)
         if name in _QUERIES:
@@ -223,9 +228,14 @@ class _Recorder(TorchFunctionMode):
         return value.detach() if id(value) in self._owned else value.detach().clone()
 
     def note(
-        self, name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        name: str,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        run: Callable[[], Any] | None = None,
     ) -> Any:
-        """Runs a function and writes down its counterpart without side effects."""
+        """Runs a function, or what stands for it, and writes down a call without side effects."""
         written, pure = self._written(name, function, args, kwargs)
         if name == "__setitem__":
             _, writer = self._writes.get(_storage(args[0]), (-1, 0))
@@ -236,7 +246,7 @@ class _Recorder(TorchFunctionMode):
             pure_kwargs["inplace"] = False
         self.data_dependent |= name in _DATA_SHAPED or _is_masked(name, args)
         noted_args, noted_kwargs = map_values(self.refer, (args, pure_kwargs))
-        result = function(*args, **kwargs)
+        result = function(*args, **kwargs) if run is None else run()
         outcome = written if name == "__setitem__" else result
         if name == "__set__":
             raise UnsupportedModuleError("it sets an attribute of a tensor")
@@ -250,7 +260,7 @@ class _Recorder(TorchFunctionMode):
             slot = self._slots[id(written)]
             self._writes[_storage(written)] = (slot.number, id(written))
         self.calls.append(
-            Call(_rule_name(name), pure, noted_args, noted_kwargs, slots, torch.is_grad_enabled())
+            Call(_rule_name(name), pure, noted_args, noted_kwargs, slots, self._gradients_on)
         )
         return result
 
@@ -399,35 +409,65 @@ def _opaque_calls_noted_by(recorder: _Recorder) -> Iterator[None]:
 
     No torch function mode sees them. Other threads meanwhile pass through unchanged.
     """
-    owner: Any = torch.autograd.Function
     scripted: Any = torch.jit.ScriptModule
-
-    def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
-        function = original.__get__(None, cls)
-        return _note_opaque(f"custom function {cls.__name__}", function, args, kwargs)
-
-    def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        function = types.MethodType(nn.Module.__call__, module)
-        return _note_opaque("scripted module", function, args, kwargs)
-
     with _patching:
-        original = vars(owner)["apply"]
-        owner.apply = classmethod(apply)
-        scripted.__call__ = call
+        patched = [(cls, cls.forward, vars(cls).get("forward")) for cls in _custom_functions()]
+        for cls, forward, _ in patched:
+            cls.forward = staticmethod(_noted_forward(cls, forward))
+        scripted.__call__ = _noted_script
         _current.recorder = recorder
         try:
             yield
         finally:
             _current.recorder = None
-            owner.apply = original
             del scripted.__call__
+            for cls, _, own in patched:
+                if own is None:
+                    del cls.forward
+                else:
+                    cls.forward = own
+
+
+def _custom_functions() -> Iterator[Any]:
+    """Yields every custom function; `apply` may be stored anywhere, but calls their `forward`."""
+    remaining: list[Any] = [torch.autograd.Function]
+    while remaining:
+        found = remaining.pop().__subclasses__()
+        remaining += found
+        yield from found
+
+
+def _noted_forward(cls: Any, forward: Callable[..., Any]) -> Callable[..., Any]:
+    has_context = cls.setup_context is torch.autograd.Function.setup_context
+
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        inputs = args[1:] if has_context else args
+        name = f"custom function {cls.__name__}"
+        return _note_opaque(name, cls.apply, inputs, kwargs, lambda: forward(*args, **kwargs))
+
+    return noted
+
+
+def _noted_script(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    function = types.MethodType(nn.Module.__call__, module)
+    run = partial(function, *args, **kwargs)
+    return _note_opaque("scripted module", function, args, kwargs, run)
 
 
 def _note_opaque(
-    name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    name: str,
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    run: Callable[[], Any],
 ) -> Any:
     recorder: _Recorder | None = getattr(_current, "recorder", None)
-    if recorder is None or not any(map(recorder.knows, values_of(Tensor, (args, kwargs)))):
-        return function(*args, **kwargs)
+    tensors = values_of(Tensor, (args, kwargs))
+    if recorder is None or not any(map(recorder.knows, tensors)):
+        return run()
+    versions = [tensor._version for tensor in tensors]
     with torch._C.DisableTorchFunction():
-        return recorder.note(name, function, args, kwargs)
+        result = recorder.note(name, function, args, kwargs, run)
+    if versions != [tensor._version for tensor in tensors]:
+        raise UnsupportedModuleError(f"{name} writes into its arguments")
+    return result

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pgmkit.machine import is_out_of_memory
 from pgmkit.spectrum.dual import Application, Dual, LatentsMoveError
 from pgmkit.spectrum.generic import FORWARD_MODE, push_generic
 from pgmkit.spectrum.recording import (
@@ -86,13 +87,14 @@ class TangentProgram:
 
         Raises:
             UnsupportedModuleError: the module does something that cannot be written down or
-                differentiated, or its image of one latent depends on the others.
+                differentiated, or its image of one latent depends on the others (which shows for
+                two latents or more).
         """
         dtype = self.tangent_dtype or z.dtype
         if directions is None:
             directions = torch.eye(z.shape[1])
         directions = directions.to(z.device, dtype)
-        if not self._checked:
+        if not self._checked and len(z) > 1:
             self._check_independent(z)
         if not self.one_latent_at_a_time:
             try:
@@ -204,15 +206,14 @@ class TangentProgram:
         return Dual(primal, kept[2], constant=True)
 
     def _push_through(self, call: Application) -> Any:
-        rule = RULES.get(call.name)
-        if rule is not None:
-            try:
-                return rule(call)
-            except (LatentsMoveError, UnsupportedModuleError):
+        try:
+            return RULES[call.name](call)
+        except (LatentsMoveError, UnsupportedModuleError):
+            raise
+        except Exception as error:  # there is no rule, or it does not know these arguments
+            if is_out_of_memory(error):
                 raise
-            except Exception:  # noqa: S110
-                pass  # Such as arguments that the rule does not know, which the generic way takes.
-        self._generic.add(call.name)
+            self._generic.add(call.name)
         return push_generic(call)
 
     def _settle(self, result: Any, inputs: list[Dual]) -> Any:
@@ -240,12 +241,13 @@ class TangentProgram:
 
     def _check_independent(self, z: Tensor) -> None:
         """Raises UnsupportedModuleError if the image of a latent depends on other latents."""
-        pair = z[:2] if len(z) > 1 else torch.cat([z, 1.5 * z])
+        pair = z[:2].clone()  # since the module may work in place
         try:
-            alone, together = self.module(pair[:1]), self.module(pair)
+            together = self.module(pair.clone())
+            alone = torch.cat([self.module(latent[None].clone()) for latent in pair])
             scale = float(together.abs().nan_to_num(posinf=0.0).max())
             torch.testing.assert_close(
-                alone, together[:1], rtol=1e-3, atol=1e-4 * scale, equal_nan=True
+                alone, together, rtol=1e-3, atol=1e-4 * scale, equal_nan=True
             )
         except AssertionError as error:
             raise UnsupportedModuleError(
