@@ -10,9 +10,9 @@ machine shows in the same run on any of the generator's own layers, without anyt
 
 import argparse
 import copy
-import gc
 import statistics
-import threading
+import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 from generators import GENERATORS
+from memory import peak, reset_peak
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
@@ -36,11 +37,14 @@ def main() -> None:
     parser.add_argument("--latents", type=int, default=16, help="per repetition, at most")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--probes", type=int, nargs="*", default=None, help="M/8 and M/4 if left out")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
+    if args.peak:
+        print(own_peak_mib(*args.peak, args))
+        return
     lines = [
         "# Ways to the singular values of a Jacobian",
         "",
@@ -65,7 +69,7 @@ def table(name: str, generator: Generator, args: argparse.Namespace) -> list[str
     gflop, rate = gflop_per_latent(generator), best_rate(generator)
     floor = gflop / rate * 1e3
     z = generator.sample_latents(args.latents, args.seed)
-    ways = all_ways(generator, args.probes or [dim // 8, dim // 4])
+    ways = all_ways(generator, default_probes(generator))
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     for _ in range(args.repeats):
         for way, (_, compute, count) in ways.items():
@@ -93,14 +97,14 @@ def table(name: str, generator: Generator, args: argparse.Namespace) -> list[str
         ms = median(seconds[way]) * 1e3
         lines.append(
             f"| {way} | {ms:.1f} | {reference * 1e3 / ms:.2f} | {floor / ms:.0%} | "
-            f"{peak_mib(lambda compute=compute, count=count: compute(z[:count])):.0f} | "
+            f"{peak_mib(name, way, args):.0f} | "
             f"{accuracy(generator, way, compute)} |"
         )
     return lines
 
 
 def all_ways(
-    generator: Generator, probes: list[int]
+    generator: Generator, probes: list[int], only: str | None = None
 ) -> dict[str, tuple[str, Callable[[Tensor], Tensor], int]]:
     """Returns each way with its group, what it computes, and how many latents at a time."""
     module = copy.deepcopy(generator.module).requires_grad_(False)
@@ -128,8 +132,10 @@ def all_ways(
         "pgmkit, float64": Method(dtype="float64"),
         "pgmkit, bfloat16 tangents": Method(dtype="bfloat16"),
         **{f"pgmkit, {m} probes": Method(probes=m) for m in probes},
-        f"pgmkit, top {probes[-1]}": Method(probes=probes[-1], sketch="top"),
+        **{f"pgmkit, top {m}": Method(probes=m, sketch="top") for m in (probes[0] // 2, probes[0])},
     }.items():
+        if only not in (None, way):
+            continue
         jacobians = JacobianSpectra(generator, method)
         ways[way] = (
             way,
@@ -217,28 +223,24 @@ def best_rate(generator: Generator) -> float:
     return max(rates)
 
 
-def peak_mib(run: Callable[[], object]) -> float:
-    """How much memory a call adds at its peak, by the resident size sampled every millisecond."""
-    page = 4096
+def peak_mib(name: str, way: str, args: argparse.Namespace) -> float:
+    """How much memory a way adds at its peak, in a process of its own."""
+    command = [sys.executable, __file__, "--seed", str(args.seed), "--peak", name, way]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return float(done.stdout.splitlines()[-1])
 
-    def resident() -> int:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * page
 
-    gc.collect()
-    before = resident()
-    peak, done = before, threading.Event()
+def own_peak_mib(name: str, way: str, args: argparse.Namespace) -> float:
+    torch.manual_seed(args.seed)
+    generator = GENERATORS[name]()
+    _, compute, count = all_ways(generator, default_probes(generator), only=way)[way]
+    before = reset_peak()
+    compute(generator.sample_latents(count, args.seed))
+    return (peak() - before) / 2**20
 
-    def watch() -> None:
-        nonlocal peak
-        while not done.wait(1e-3):
-            peak = max(peak, resident())
 
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    run()
-    done.set()
-    watcher.join()
-    return (peak - before) / 2**20
+def default_probes(generator: Generator) -> list[int]:
+    return [generator.latent.dim // 8, generator.latent.dim // 4, generator.latent.dim // 2]
 
 
 def median(values: list[float]) -> float:

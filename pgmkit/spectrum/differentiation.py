@@ -52,6 +52,7 @@ class Differentiator:
     Args:
         generator: stays as it is; a prepared copy of its module does the work.
         memory: bytes that tangents may take at a time.
+        num_directions: with how many directions plans are tried; M by default.
         plan: one that was chosen before; found by trying if None.
         tangent_dtype: precision of tangents, where it is lower than that of the weights; for
             generators that can be done layer by layer.
@@ -68,11 +69,13 @@ class Differentiator:
         generator: Generator,
         *,
         memory: int,
+        num_directions: int | None = None,
         plan: JacobianPlan | None = None,
         tangent_dtype: torch.dtype | None = None,
     ) -> None:
         self.generator = _prepare(generator)
         self._tangent_dtype = tangent_dtype
+        self._num_directions = num_directions or generator.latent.dim
         self._program: TangentProgram | None = None
         self._layer_bytes = _widest_layer_bytes(self.generator) * _LAYERS_AT_ONCE
         if plan is not None:
@@ -154,7 +157,7 @@ class Differentiator:
         z = self.generator.sample_latents(1, seed=0)
         z = z.to(self.generator.device, self.generator.dtype)
         directions = torch.eye(z.shape[1]).to(z)
-        tangents = max(1, min(len(directions), memory // self._layer_bytes))
+        tangents = max(1, min(self._num_directions, memory // self._layer_bytes))
         tries: dict[str, Callable[[], object]] = {
             "layers": self._take_up_program,
             "forward": lambda: self._push_forward_once(z, directions[:2]),
@@ -181,11 +184,11 @@ class Differentiator:
         first = self.plan
         if first.mode == "reverse":
             return first
-        dim = self.generator.latent.dim
+        dim = self._num_directions
         z = self.generator.sample_latents(8, seed=1)
         z = z.to(self.generator.device, self.generator.dtype)
         if self._program is not None:
-            directions = torch.eye(dim).to(z)[: min(first.tangents, _CALIBRATION_TANGENTS)]
+            directions = torch.eye(z.shape[1]).to(z)[: min(first.tangents, _CALIBRATION_TANGENTS)]
             self._program.calibrate(z[:1], directions)
             first = replace(
                 first, kernels=self._program.kernels, generic=self._program.generic
@@ -213,7 +216,7 @@ class Differentiator:
         self.plan = plan
         batch = z[: plan.batch_size]
         started = time.perf_counter()
-        self.push(batch, torch.eye(z.shape[1]))
+        self.push(batch, torch.eye(z.shape[1])[: self._num_directions])
         if z.is_cuda:
             torch.cuda.synchronize(z.device)
         return (time.perf_counter() - started) / len(batch)

@@ -123,6 +123,7 @@ class JacobianSpectra:
         self._differentiator = Differentiator(
             _in_precision(generator, self.method.dtype),
             memory=self._memory,
+            num_directions=self.method.probes,
             plan=plan,
             tangent_dtype=torch.bfloat16 if fast else None,
         )
