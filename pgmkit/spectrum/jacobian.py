@@ -56,23 +56,32 @@ class JacobianSpectra:
     Args:
         generator: stays as it is; a prepared copy of its module does the work, in float32 where
             the weights are of lower precision.
+        plan: one that was chosen before; None chooses by trying.
 
     Attributes:
-        plan: how, chosen by trying.
+        plan: how.
 
     Raises:
-        GeneratorError: the module can be differentiated neither way.
+        GeneratorError: the module can be differentiated neither way, or not as planned.
     """
 
-    def __init__(self, generator: Generator) -> None:
+    def __init__(self, generator: Generator, *, plan: JacobianPlan | None = None) -> None:
         self.generator = _prepare(generator)
         self._program: TangentProgram | None = None
-        self.plan = self._choose_plan()
+        if plan is None:
+            self.plan = self._choose_plan()
+        else:
+            self.plan = plan
+            self._follow_plan()
 
     @property
     def parallel(self) -> bool:
         """Whether several threads gain anything: not in forward mode, and not on an accelerator."""
         return self.plan.mode != "forward" and self.generator.device.type == "cpu"
+
+    def compute(self, z: Tensor) -> dict[str, Tensor]:
+        """Returns what a spectrum records of each latent z (B, M), each tensor (B, ...)."""
+        return {"singular_values": self.singular_values(z)}
 
     def singular_values(self, z: Tensor) -> Tensor:
         """Returns the singular values of J for each latent.
@@ -151,6 +160,18 @@ class JacobianSpectra:
             f"the generator {self.generator.name!r} cannot be differentiated "
             f"({'; '.join(reasons)}); remove no_grad, detach and numpy from its forward pass"
         )
+
+    def _follow_plan(self) -> None:
+        if self.plan.mode != "layers":
+            return
+        z = self.generator.sample_latents(1, seed=0)
+        try:
+            self._trace(z.to(self.generator.device, self.generator.dtype))
+        except Exception as error:
+            raise GeneratorError(
+                f"the generator {self.generator.name!r} cannot be differentiated as the spectrum "
+                f"was begun ({first_line(error)}); compute it again elsewhere"
+            ) from error
 
     def _trace(self, z: Tensor) -> None:
         """Takes up a layer-by-layer program if it agrees with reverse-mode autograd."""
