@@ -6,12 +6,14 @@ The cache is a convenience: whatever goes wrong with it is a warning.
 `PGMKIT_CACHE` names the folder, ~/.cache/pgmkit by default; `PGMKIT_CACHE_SIZE` bounds it, in GiB.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,26 +66,37 @@ def publish(entry: LocalFolder, write: Callable[[LocalFolder], None], num_bytes:
     limit = _limit()
     if num_bytes > limit:
         return
+    folder = entry.path.parent
     try:
-        _make_room(entry.path.parent, limit - num_bytes)
-        with files.replaced_folder(entry.path) as fresh:
-            write(LocalFolder(fresh))
+        with _alone(folder):
+            _make_room(folder, limit - num_bytes)
+            with files.replaced_folder(entry.path) as fresh:
+                write(LocalFolder(fresh))
     except (OSError, OutputError) as error:
-        # Another process may have published the same spectrum in between, which is as good.
-        if not (entry.path / "manifest.json").exists():
-            warnings.warn(
-                f"the spectrum is complete but was not put into the cache {entry.path.parent}: "
-                f"{error}; set PGMKIT_CACHE to another folder or switch the cache off",
-                PgmkitWarning,
-                stacklevel=2,
-            )
+        warnings.warn(
+            f"the spectrum is complete but was not put into the cache {folder}: {error}; set "
+            "PGMKIT_CACHE to another folder or switch the cache off",
+            PgmkitWarning,
+            stacklevel=2,
+        )
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Waits until no other process changes the cache; readers need not, they verify."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _make_room(folder: Path, limit: float) -> None:
-    """Removes entries, those used longest ago first, until the rest fits."""
-    if not folder.is_dir():
-        return
-    sizes = {entry: _size(entry) for entry in sorted(folder.iterdir(), key=_used)}
+    """Removes entries, those used longest ago first, until the rest fits.
+
+    What a killed process left half-written is an entry like any other here.
+    """
+    entries = sorted((path for path in folder.iterdir() if path.is_dir()), key=_used)
+    sizes = {entry: _size(entry) for entry in entries}
     excess = sum(sizes.values()) - limit
     for entry, size in sizes.items():
         if excess <= 0:

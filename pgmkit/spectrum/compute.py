@@ -90,7 +90,7 @@ def compute_spectrum(
     z = _latents(generator, latents, num_latents, seed)
     check_block_size(block_size)
     generator.check()
-    engine = as_component("engines", engine)
+    chosen: Engine = as_component("engines", engine)
     wanted = plain_settings(
         {
             "format_version": FORMAT_VERSION,
@@ -105,13 +105,13 @@ def compute_spectrum(
         generator,
         z,
         wanted,
-        engine,
+        chosen,
         folder=None if out is None else folder_at(out),
         entry=cache_entry(wanted) if cache else None,
     )
-    leads = is_coordinator(engine)
+    leads = is_coordinator(chosen)
     with contextlib.ExitStack() as held:
-        start = decide(engine, lambda: run.begin(held))
+        start = decide(chosen, lambda: run.begin(held))
         if report and leads and start.num_cached:
             report(_cache_line(start.num_cached, num_blocks(start.settings)))
         run.share(start)
