@@ -1,5 +1,6 @@
 """The cache of finished spectra: used when whole, never in the way."""
 
+import dataclasses
 import os
 import shutil
 import threading
@@ -7,14 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import run_pgmkit, write_tiny_generator
+from tiny import begin_like, run_pgmkit, write_tiny_generator
 from torch import nn
 
 import pgmkit
 from pgmkit.errors import ParameterError, PgmkitWarning
 from pgmkit.files import write_bytes
 from pgmkit.spectrum.cache import cache_folder
-from pgmkit.spectrum.jacobian import JacobianSpectra
+from pgmkit.spectrum.jacobian import JacobianPlan, JacobianSpectra
 
 
 def toy(width: int = 16) -> pgmkit.Generator:
@@ -64,6 +65,7 @@ def test_a_second_spectrum_of_the_same_generator_and_latents_is_not_computed(
     assert computed.during() == 4
     assert computed.during() == 0
     assert computed.during(out=tmp_path / "a") == 0
+    begin_like(tmp_path / "a", tmp_path / "b")
     assert computed.during(cache=False, out=tmp_path / "b") == 4
     assert bytes_of(tmp_path / "a") == bytes_of(tmp_path / "b") == bytes_of(entries()[0])
     assert len(entries()) == 1
@@ -127,12 +129,21 @@ def test_a_damaged_manifest_of_an_entry_is_no_error(
     assert computed.during() == 0
 
 
-def test_a_started_folder_goes_on_with_its_own_plan(computed: Computed, tmp_path: Path) -> None:
-    computed.during(cache=False, out=tmp_path)
-    whole = bytes_of(tmp_path)
+def test_a_started_folder_goes_on_with_its_own_plan(
+    computed: Computed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choose = JacobianSpectra._choose_plan
+
+    def otherwise(self: JacobianSpectra) -> JacobianPlan:
+        return dataclasses.replace(choose(self), batch_size=3)
+
     computed.during()
+    with monkeypatch.context() as patch:
+        patch.setattr(JacobianSpectra, "_choose_plan", otherwise)
+        computed.during(cache=False, out=tmp_path)
+    whole = bytes_of(tmp_path)
     (tmp_path / "block-000001.safetensors").unlink()
-    assert computed.during(out=tmp_path) == 0
+    assert computed.during(out=tmp_path) == 1
     assert bytes_of(tmp_path) == whole
 
 
@@ -240,6 +251,6 @@ def test_the_command_uses_the_cache_unless_told_otherwise(
     assert first.code == second.code == 0
     assert first.stderr == ""
     assert second.stderr == "spectrum read from the cache\n"
-    assert bytes_of(tmp_path / "a" / "spectrum") == bytes_of(tmp_path / "c" / "spectrum")
+    assert bytes_of(tmp_path / "b" / "spectrum") == bytes_of(tmp_path / "c" / "spectrum")
     third = run_pgmkit(*words, "-o", tmp_path / "a")
     assert third.code == 0

@@ -14,7 +14,7 @@ import pytest
 import ray
 import torch
 from ray.cluster_utils import Cluster
-from tiny import environment, run_pgmkit, write_tiny_generator
+from tiny import begin_like, begin_run_like, environment, run_pgmkit, write_tiny_generator
 
 import pgmkit
 from pgmkit.components import Component, RegisteredComponent
@@ -83,28 +83,37 @@ def undisturbed(
     return found
 
 
+@pytest.fixture
+def begun(undisturbed: dict[str, bytes], tmp_path: Path) -> Path:
+    """A folder in which the same spectrum is begun and no block is done."""
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    (whole / "manifest.json").write_bytes(undisturbed["manifest.json"])
+    return begin_like(whole, tmp_path / "begun")
+
+
 @pytest.mark.parametrize("workers", [2, 3])
 def test_any_number_of_threads_leaves_the_same_bytes(
-    workers: int, generator: pgmkit.Generator, undisturbed: dict[str, bytes], tmp_path: Path
+    workers: int, generator: pgmkit.Generator, undisturbed: dict[str, bytes], begun: Path
 ) -> None:
-    spectrum = compute(generator, tmp_path, LocalEngine(workers))
-    assert contents(tmp_path) == undisturbed
-    assert torch.equal(load_spectrum(tmp_path).singular_values, spectrum.singular_values)
+    spectrum = compute(generator, begun, LocalEngine(workers))
+    assert contents(begun) == undisturbed
+    assert torch.equal(load_spectrum(begun).singular_values, spectrum.singular_values)
 
 
 def test_a_block_that_cannot_be_written_is_one_error_and_costs_no_other(
-    generator: pgmkit.Generator, undisturbed: dict[str, bytes], tmp_path: Path
+    generator: pgmkit.Generator, undisturbed: dict[str, bytes], begun: Path
 ) -> None:
-    obstacle = tmp_path / "block-000005.safetensors"
+    obstacle = begun / "block-000005.safetensors"
     obstacle.mkdir()
     with pytest.raises(OutputError, match=r"cannot write .*block-000005"):
-        compute(generator, tmp_path, LocalEngine(1))
+        compute(generator, begun, LocalEngine(1))
     obstacle.rmdir()
-    before = shards(tmp_path)
+    before = shards(begun)
     assert len(before) >= 5
-    compute(generator, tmp_path, LocalEngine(1))
-    assert before.items() <= shards(tmp_path).items()
-    assert contents(tmp_path) == undisturbed
+    compute(generator, begun, LocalEngine(1))
+    assert before.items() <= shards(begun).items()
+    assert contents(begun) == undisturbed
 
 
 class TestUrls:
@@ -115,24 +124,26 @@ class TestUrls:
         return f"memory://{request.node.name}/run"
 
     def test_a_spectrum_behind_a_url_is_the_same_bytes(
-        self, url: str, generator: pgmkit.Generator, undisturbed: dict[str, bytes], tmp_path: Path
+        self, url: str, generator: pgmkit.Generator, undisturbed: dict[str, bytes], begun: Path
     ) -> None:
         from pgmkit.spectrum.folders import folder_at
 
-        spectrum = compute(generator, url, LocalEngine(2))
         folder = folder_at(url)
+        folder.write("manifest.json", undisturbed["manifest.json"])
+        spectrum = compute(generator, url, LocalEngine(2))
         assert {name: folder.read(name) for name in folder.names()} == undisturbed
         assert torch.equal(load_spectrum(url).singular_values, spectrum.singular_values)
-        compute(generator, tmp_path.as_uri(), LocalEngine(2))
-        assert contents(tmp_path) == undisturbed
+        compute(generator, begun.as_uri(), LocalEngine(2))
+        assert contents(begun) == undisturbed
 
     def test_damage_behind_a_url_is_repaired(
         self, url: str, generator: pgmkit.Generator, undisturbed: dict[str, bytes]
     ) -> None:
         from pgmkit.spectrum.folders import folder_at
 
-        compute(generator, url, LocalEngine(2))
         folder = folder_at(url)
+        for shard, data in undisturbed.items():
+            folder.write(shard, data)
         name = "block-000007.safetensors"
         folder.write(name, undisturbed[name][:-3])
         with pytest.raises(LoadError, match="block 7 of 16"):
@@ -190,6 +201,7 @@ class TestTorchrun:
         shatter += ("--no-cache",)
         expected, out = tmp_path / "expected", tmp_path / "out"
         assert run_pgmkit(*shatter, "-o", expected).code == 0
+        begin_run_like(expected, out)
         words = ("-m", "pgmkit", *shatter, "--engine", "torchrun", "-o", out)
         with torchrun(2, *words) as process:
             wait_until_some_blocks_are_there(out / "spectrum", 8)
@@ -247,16 +259,15 @@ class TestTorchrun:
         assert len(set(lines)) == 1
         assert contents(out) == undisturbed
 
-    def test_one_process_is_enough(
-        self, tiny: str, generator: pgmkit.Generator, tmp_path: Path
-    ) -> None:
+    def test_one_process_is_enough(self, tiny: str, tmp_path: Path) -> None:
         out, expected = tmp_path / "out", tmp_path / "expected"
-        words = ("shatter", tiny, "--clusters", 3, "--latents", 60, "--no-cache", "-o", out)
-        with torchrun(1, "-m", "pgmkit", *words, "--engine", "torchrun") as process:
+        words = ("shatter", tiny, "--clusters", 3, "--latents", 60, "--no-cache", "-o")
+        assert run_pgmkit(*words, expected).code == 0
+        begin_run_like(expected, out)
+        with torchrun(1, "-m", "pgmkit", *words, out, "--engine", "torchrun") as process:
             process.communicate(timeout=TIMEOUT)
         assert process.returncode == 0
-        pgmkit.compute_spectrum(generator, num_latents=60, out=expected)
-        assert contents(out / "spectrum") == contents(expected)
+        assert contents(out / "spectrum") == contents(expected / "spectrum")
 
     def test_outside_torchrun_the_error_tells_the_command(self, tiny: str, tmp_path: Path) -> None:
         run = run_pgmkit("shatter", tiny, "--engine", "torchrun", "-o", tmp_path / "out")
@@ -291,11 +302,11 @@ class TestRay:
         cluster: Cluster,
         generator: pgmkit.Generator,
         undisturbed: dict[str, bytes],
-        tmp_path: Path,
+        begun: Path,
     ) -> None:
         engine = build_component("engines", "ray", workers=workers)
-        spectrum = compute(generator, tmp_path, engine)
-        assert contents(tmp_path) == undisturbed
+        spectrum = compute(generator, begun, engine)
+        assert contents(begun) == undisturbed
         assert len(spectrum) == LATENTS
 
     def test_an_error_in_a_worker_is_the_error_here(
@@ -312,6 +323,7 @@ class TestRay:
         size = {"num_latents": 90, "block_size": 5}
         expected, out = tmp_path / "expected", tmp_path / "out"
         compute(generator, expected, "local", **size)
+        begin_like(expected, out)
         before: dict[str, int] = {}
 
         def remove_a_node() -> None:
@@ -332,15 +344,15 @@ class TestRay:
         cluster: Cluster,
         generator: pgmkit.Generator,
         undisturbed: dict[str, bytes],
-        tmp_path: Path,
+        begun: Path,
     ) -> None:
-        compute(generator, tmp_path, "local")
+        compute(generator, begun, "local")
         for block in (2, 9):
-            (tmp_path / f"block-{block:06d}.safetensors").unlink()
-        before = shards(tmp_path)
-        compute(generator, tmp_path, "ray")
-        assert before.items() <= shards(tmp_path).items()
-        assert contents(tmp_path) == undisturbed
+            (begun / f"block-{block:06d}.safetensors").unlink()
+        before = shards(begun)
+        compute(generator, begun, "ray")
+        assert before.items() <= shards(begun).items()
+        assert contents(begun) == undisturbed
 
     @pytest.mark.parametrize(
         "parameters", [{"workers": 0}, {"num_cpus": 0}, {"num_gpus": -1}, {"retries": -2}]

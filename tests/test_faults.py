@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +16,10 @@ from tiny import (
     LATENT_DIM,
     TRAIN_CONFIG,
     Finished,
+    begin_run_like,
     command,
     contents,
+    environment,
     every_file,
     run_pgmkit,
     started,
@@ -115,6 +118,7 @@ def test_a_killed_run_continues_to_the_same_bytes(
     shatter: tuple[object, ...], shattered: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
+    begin_run_like(shattered, out)
     first_block = out / "spectrum" / "block-000000.safetensors"
     second = killed_in_the_middle(shatter, out, first_block)
     assert 0 < num_blocks(out) < BLOCKS
@@ -137,6 +141,7 @@ def test_ctrl_c_stops_a_run_with_one_line_and_it_continues_to_the_same_bytes(
     shatter: tuple[object, ...], shattered: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
+    begin_run_like(shattered, out)
     with started(command(*shatter, out)) as process:
         wait_for(out / "spectrum" / "block-000000.safetensors", process)
         process.send_signal(signal.SIGINT)
@@ -151,6 +156,7 @@ def test_a_full_disk_is_one_line_and_with_space_the_run_ends_in_the_same_bytes(
 ) -> None:
     """A limit on the size of files stands in for the full disk: the manifest outgrows it."""
     out = tmp_path / "out"
+    begin_run_like(shattered, out)
     limit = 'ulimit -f 8; exec "$@"'
     with started(["sh", "-c", limit, "sh", *command(*shatter, out)]) as process:
         full = finished(process)
@@ -176,6 +182,7 @@ def test_a_disk_that_fills_up_in_the_middle_costs_no_finished_block(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out = tmp_path / "out"
+    begin_run_like(shattered, out)
     sync, calls = os.fsync, []
 
     def full(descriptor: int) -> None:
@@ -197,6 +204,19 @@ def test_a_disk_that_fills_up_in_the_middle_costs_no_finished_block(
     after = every_file(out / "spectrum")
     assert all(after[name] == before[name] for name in before if name.startswith("block-"))
     assert contents(out) == contents(shattered)
+
+
+def test_spectra_survive_whatever_the_benchmark_does_to_them() -> None:
+    """Kills at random moments, full disks, and damage; at its real size in `benchmarks`."""
+    script = Path(__file__).parent.parent / "benchmarks" / "faults.py"
+    run = subprocess.run(
+        [sys.executable, str(script), "--kills", "2", "--latents", "90"],
+        capture_output=True,
+        text=True,
+        env=environment(),
+    )
+    assert run.returncode == 0, run.stderr
+    assert "11 disturbances, 0 whole blocks lost, every folder identical." in run.stdout
 
 
 def test_damaged_blocks_are_computed_again_and_whole_ones_are_not(
