@@ -26,6 +26,7 @@ KINDS = {
 """The kinds of component, each with the name of its hook."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
+_REQUIREMENT = re.compile(r"\s*([\w.-]+)\s*(?:\[([^\]]*)\])?")
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class Component:
         name: lower-case name, unique within its kind; what users write.
         factory: "module:attribute" of the callable that builds it.
         summary: one line for listings.
-        requires: distributions it needs beside pgmkit's own, such as "umap-learn".
+        requires: distributions it needs beside pgmkit's own, such as "umap-learn", or extras of
+            its own distribution, such as "pgmkit[ray]".
         citation: the paper that it comes from.
 
     Raises:
@@ -201,9 +203,18 @@ def find_component(
 
 
 def _is_installed(requirement: str) -> bool:
-    distribution = re.split(r"[\s<>=!~;\[]", requirement, maxsplit=1)[0]
+    """Returns whether "distribution" is there, or all that "distribution[extra]" asks for."""
+    match = _REQUIREMENT.match(requirement)
+    if match is None:
+        return False
+    distribution, extras = match[1], re.split(r"[\s,]+", match[2] or "")
     try:
-        importlib.metadata.version(distribution)
+        needed = importlib.metadata.requires(distribution) or []
     except importlib.metadata.PackageNotFoundError:
         return False
-    return True
+    return all(
+        _is_installed(line)
+        for extra in filter(None, extras)
+        for line in needed
+        if re.search(rf"extra\s*==\s*['\"]{re.escape(extra)}['\"]", line)
+    )

@@ -44,6 +44,10 @@ class OutputError(PgmkitError):
     """An output folder is in use, belongs to another run, or cannot be written."""
 
 
+class EngineError(PgmkitError):
+    """Blocks of work cannot run where they were asked to."""
+
+
 class PgmkitWarning(UserWarning):
     """Something is allowed but probably not what was wanted."""
 

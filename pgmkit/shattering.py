@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pgmkit import files, hub, pictures
 from pgmkit.components import RegisteredComponent
+from pgmkit.engines import Engine
 from pgmkit.errors import LoadError, ParameterError, PluginError
 from pgmkit.generator import Generator
 from pgmkit.plugins import as_component, build_component, registry
@@ -20,7 +21,7 @@ from pgmkit.references import FORMAT_VERSION, open_folder, read_json
 from pgmkit.seeds import derive_seed, random_generator
 from pgmkit.selection import DensityEstimator, Selection, check_remove, num_kept, select
 from pgmkit.spectrum import Spectrum, compute_spectrum
-from pgmkit.spectrum.compute import BLOCK_SIZE, Engine
+from pgmkit.spectrum.compute import BLOCK_SIZE
 
 SAMPLER_CONFIG = "sampler.json"
 SAMPLER_STATE = "sampler.safetensors"
@@ -303,7 +304,9 @@ def shatter(
     engine: Engine | str = "local",
     block_size: int = BLOCK_SIZE,
     out: Path | str | None = None,
+    cache: bool = False,
     progress: bool = False,
+    report: Callable[[str], None] | None = None,
 ) -> ShatteredGenerator:
     """Shatters a generator: spectrum, density, removal, clusters, mapper (LASH, Algorithm 1).
 
@@ -321,7 +324,9 @@ def shatter(
         engine: where the Jacobians are computed; name or object.
         block_size: latents per block of work.
         out: a folder in which finished blocks of the spectrum are kept, to continue after a stop.
+        cache: whether to take up a spectrum that was computed before, and keep this one for later.
         progress: whether to show a progress bar on stderr.
+        report: takes a line when the spectrum came from the cache.
 
     Raises:
         UnknownNameError: no plugin offers the density estimator or the sampler.
@@ -353,7 +358,9 @@ def shatter(
             out=out,
             block_size=block_size,
             engine=engine,
+            cache=cache,
             progress=progress,
+            report=report,
         )
     spectrum_done = time.perf_counter()
     selection = select(estimator, spectrum, remove=remove, seed=seed)

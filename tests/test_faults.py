@@ -1,9 +1,11 @@
 """Faults: killed and interrupted runs, damaged files, full disks, broken generators."""
 
-import json
+import errno
+import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +16,10 @@ from tiny import (
     LATENT_DIM,
     TRAIN_CONFIG,
     Finished,
+    begin_run_like,
     command,
     contents,
+    environment,
     every_file,
     run_pgmkit,
     started,
@@ -28,7 +32,7 @@ import pgmkit
 from pgmkit.errors import GeneratorError, PgmkitWarning
 
 BLOCKS = 90
-SHATTER = ("--clusters", 3, "--latents", 2 * BLOCKS, "--set", "block_size=2")
+SHATTER = ("--clusters", 3, "--latents", 2 * BLOCKS, "--set", "block_size=2", "--no-cache")
 TIMEOUT = 120
 STOPPED = "stopped: run the same command again to continue where it was\n"
 
@@ -114,11 +118,11 @@ def test_a_killed_run_continues_to_the_same_bytes(
     shatter: tuple[object, ...], shattered: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    second = killed_in_the_middle(shatter, out, out / "spectrum" / "manifest.json")
+    begin_run_like(shattered, out)
+    first_block = out / "spectrum" / "block-000000.safetensors"
+    second = killed_in_the_middle(shatter, out, first_block)
     assert 0 < num_blocks(out) < BLOCKS
     assert not (out / "sampler.json").exists()
-    manifest = json.loads((out / "spectrum" / "manifest.json").read_text())
-    first_block = out / "spectrum" / f"block-{int(min(manifest['blocks'])):06d}.safetensors"
     written = first_block.stat().st_mtime_ns
 
     # A second process while the first one held the folder.
@@ -137,8 +141,9 @@ def test_ctrl_c_stops_a_run_with_one_line_and_it_continues_to_the_same_bytes(
     shatter: tuple[object, ...], shattered: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
+    begin_run_like(shattered, out)
     with started(command(*shatter, out)) as process:
-        wait_for(out / "spectrum" / "manifest.json", process)
+        wait_for(out / "spectrum" / "block-000000.safetensors", process)
         process.send_signal(signal.SIGINT)
         assert finished(process) == Finished(1, "", STOPPED)
     assert 0 < num_blocks(out) < BLOCKS
@@ -151,6 +156,7 @@ def test_a_full_disk_is_one_line_and_with_space_the_run_ends_in_the_same_bytes(
 ) -> None:
     """A limit on the size of files stands in for the full disk: the manifest outgrows it."""
     out = tmp_path / "out"
+    begin_run_like(shattered, out)
     limit = 'ulimit -f 8; exec "$@"'
     with started(["sh", "-c", limit, "sh", *command(*shatter, out)]) as process:
         full = finished(process)
@@ -158,10 +164,59 @@ def test_a_full_disk_is_one_line_and_with_space_the_run_ends_in_the_same_bytes(
     assert full.stdout == ""
     assert full.stderr.startswith(f"error: cannot write {out / 'spectrum' / 'manifest.json'}: ")
     assert full.stderr.count("\n") == 1
-    assert 0 < num_blocks(out) < BLOCKS
+    assert num_blocks(out) == BLOCKS
     assert not list(out.rglob(".*tmp*"))
+    before = every_file(out / "spectrum")
     assert run_pgmkit(*shatter, out).code == 0
+    after = every_file(out / "spectrum")
+    assert {name: after[name] for name in before if name.startswith("block-")} == {
+        name: stat for name, stat in before.items() if name.startswith("block-")
+    }
     assert contents(out) == contents(shattered)
+
+
+def test_a_disk_that_fills_up_in_the_middle_costs_no_finished_block(
+    shatter: tuple[object, ...],
+    shattered: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "out"
+    begin_run_like(shattered, out)
+    sync, calls = os.fsync, []
+
+    def full(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) > 60:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        stopped = run_pgmkit(*shatter, out)
+    assert stopped.code == 1
+    assert stopped.stderr.startswith(f"error: cannot write {out / 'spectrum' / 'block-'}")
+    assert "No space left on device" in stopped.stderr
+    assert stopped.stderr.count("\n") == 1
+    before = every_file(out / "spectrum")
+    assert 10 < num_blocks(out) < BLOCKS
+    assert run_pgmkit(*shatter, out).code == 0
+    after = every_file(out / "spectrum")
+    assert all(after[name] == before[name] for name in before if name.startswith("block-"))
+    assert contents(out) == contents(shattered)
+
+
+def test_spectra_survive_whatever_the_benchmark_does_to_them() -> None:
+    """Kills at random moments, full disks, and damage; at its real size in `benchmarks`."""
+    script = Path(__file__).parent.parent / "benchmarks" / "faults.py"
+    run = subprocess.run(
+        [sys.executable, str(script), "--kills", "2", "--latents", "90"],
+        capture_output=True,
+        text=True,
+        env=environment(),
+    )
+    assert run.returncode == 0, run.stderr
+    assert "11 disturbances, 0 whole blocks lost, every folder identical." in run.stdout
 
 
 def test_damaged_blocks_are_computed_again_and_whole_ones_are_not(

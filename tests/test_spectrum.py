@@ -1,6 +1,7 @@
 """Spectra against independent references in float64."""
 
 import copy
+import dataclasses
 import json
 import math
 from collections.abc import Callable
@@ -308,6 +309,62 @@ class TestSavedSpectrum:
             shard.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
         self.compute(tmp_path)
         assert shard.read_bytes() == whole
+
+    def test_blocks_that_no_manifest_names_count_if_they_certify_themselves(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        first = self.compute(tmp_path)
+        manifest = tmp_path / "manifest.json"
+        whole = manifest.read_bytes()
+        manifest.unlink()
+        with monkeypatch.context() as patch:
+            patch.setattr(JacobianSpectra, "compute", lambda *_: pytest.fail("computed again"))
+            assert torch.equal(self.compute(tmp_path).singular_values, first.singular_values)
+        assert manifest.read_bytes() == whole
+
+    @pytest.mark.parametrize("place", [9, 200, 700, -9])
+    def test_a_flipped_bit_is_found_without_the_manifest_too(
+        self, tmp_path: Path, place: int
+    ) -> None:
+        self.compute(tmp_path)
+        (tmp_path / "manifest.json").unlink()
+        shard = tmp_path / "block-000001.safetensors"
+        whole = shard.read_bytes()
+        damaged = bytearray(whole)
+        damaged[place] ^= 4
+        shard.write_bytes(damaged)
+        self.compute(tmp_path)
+        assert shard.read_bytes() == whole
+
+    def test_a_block_of_another_spectrum_or_with_another_number_does_not_count(
+        self, tmp_path: Path
+    ) -> None:
+        self.compute(tmp_path / "a")
+        self.compute(tmp_path / "b", seed=1)
+        name, other = "block-000001.safetensors", "block-000002.safetensors"
+        whole = {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()}
+        (tmp_path / "a" / "manifest.json").unlink()
+        (tmp_path / "a" / name).write_bytes((tmp_path / "b" / name).read_bytes())
+        (tmp_path / "a" / other).write_bytes(whole["block-000003.safetensors"])
+        self.compute(tmp_path / "a")
+        assert {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()} == whole
+
+    def test_the_plan_on_record_is_taken_up_again(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        choose = JacobianSpectra._choose_plan
+
+        def otherwise(self: JacobianSpectra) -> JacobianPlan:
+            return dataclasses.replace(choose(self), batch_size=3)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(JacobianSpectra, "_choose_plan", otherwise)
+            first = self.compute(tmp_path)
+        (tmp_path / "block-000001.safetensors").unlink()
+        again = self.compute(tmp_path)
+        assert again.provenance == first.provenance
+        assert again.provenance["jacobian"]["batch_size"] == 3
+        assert torch.equal(again.singular_values, first.singular_values)
 
     def test_more_latents_do_not_fit_the_folder(self, tmp_path: Path) -> None:
         self.compute(tmp_path)

@@ -1,6 +1,7 @@
 """Tiny models, data and runs of the command line that the tests share."""
 
 import io
+import json
 import os
 import shutil
 import signal
@@ -131,6 +132,24 @@ def contents(folder: Path) -> dict[str, bytes]:
     paths += sorted((folder / "spectrum").iterdir())
     paths += sorted((folder / "clusters").iterdir())
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths if path.is_file()}
+
+
+def begin_like(whole: Path, out: Path) -> Path:
+    """Begins a spectrum as another was begun, with no block done, and returns its folder.
+
+    How Jacobians are computed comes from a timed trial and is on record from then on; two runs
+    that are begun apart need not agree on it, and then differ in the last bits.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    manifest = json.loads((whole / "manifest.json").read_text())
+    (out / "manifest.json").write_text(json.dumps({**manifest, "blocks": {}}, indent=2) + "\n")
+    return out
+
+
+def begin_run_like(whole: Path, out: Path) -> None:
+    """Begins a shattering as another was begun; see `begin_like`."""
+    begin_like(whole / "spectrum", out / "spectrum")
+    shutil.copy(whole / "run.json", out)
 
 
 def every_file(folder: Path) -> dict[str, tuple[int, int]]:

@@ -19,6 +19,8 @@ from pgmkit.config import apply_overrides, read_toml
 @click.option("--remove", type=float, help="Fraction of prior mass to remove; 0.2 by default.")
 @click.option("--latents", type=int, help="Latents to draw, before removal; 20000 by default.")
 @click.option("--seed", type=int, help="Of everything random; 0 by default.")
+@click.option("--engine", help="Where the spectrum is computed: local (default), torchrun or ray.")
+@click.option("--no-cache", is_flag=True, help="Compute the spectrum though it is in the cache.")
 @click.option("--classifier", help="Classifier for the scores, such as mnist-classifier.")
 @click.option("--config", type=click.Path(path_type=Path), help="Settings as TOML.")
 @set_option
@@ -29,6 +31,7 @@ from pgmkit.config import apply_overrides, read_toml
 def shatter(
     source: str | None,
     out: Path | None,
+    no_cache: bool,
     config: Path | None,
     overrides: tuple[str, ...],
     dry_run: bool,
@@ -43,14 +46,22 @@ def shatter(
     from pgmkit.evaluate.run import prepare, run
 
     values = {} if config is None else read_toml(config)
-    settings = apply_overrides(_with_flags(values, {"source": source, **flags}), overrides)
+    flags |= {"source": source, "cache": False if no_cache else None}
+    settings = apply_overrides(_with_flags(values, flags), overrides)
     prepared = prepare(settings)
     if dry_run:
         print_json({"settings": prepared.resolved(), "generator": repr(prepared.generator)})
         return
     if out is None:
         raise click.UsageError("Missing option '-o' / '--out'.")
-    numbers = run(prepared, out, progress=sys.stderr.isatty())
+    numbers = run(
+        prepared,
+        out,
+        progress=sys.stderr.isatty(),
+        report=lambda line: click.echo(line, err=True),
+    )
+    if numbers is None:
+        return
     if as_json:
         print_json({"out": str(out), **numbers})
     else:
@@ -66,7 +77,7 @@ def _with_flags(values: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]
     for name, value in flags.items():
         if value is None:
             continue
-        if name in ("density", "sampler"):
+        if name in ("density", "sampler", "engine"):
             table = result.get(name, {})
             same = isinstance(table, dict) and table.get("name") == value
             result[name] = table if same else {"name": value}

@@ -1,14 +1,16 @@
 """One shattering as a run: checked before it starts, resumable, complete or absent."""
 
+import contextlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pgmkit import files, runs
 from pgmkit.config import make_settings
+from pgmkit.engines import decide, is_coordinator
 from pgmkit.errors import ParameterError
 from pgmkit.evaluate.classifier import Classifier, load_classifier
 from pgmkit.evaluate.report import describe, write_report
@@ -17,10 +19,13 @@ from pgmkit.hub import load_generator
 from pgmkit.machine import check_device
 from pgmkit.plugins import build_component
 from pgmkit.shattering import check_shatter, sampler_parameters, shatter
-from pgmkit.spectrum.compute import BLOCK_SIZE, check_block_size
+from pgmkit.spectrum.compute import BLOCK_SIZE, check_block_size, compute_spectrum
 
 DEFAULTS = {"density": "lash", "sampler": "kmeans-gmm", "engine": "local"}
 """The component that each table of a config names if it names none."""
+
+_NOT_ON_RECORD = ("engine", "cache")
+"""Settings that change no result, so that a run may continue with others."""
 
 _DONE_FILES = ("report.html", "report.json", "sampler.json")
 
@@ -41,6 +46,7 @@ class ShatterSettings:
         classifier: reference of a classifier for the scores, or None.
         device: where the generator runs, such as "cpu" or "cuda".
         block_size: latents per block of work.
+        cache: whether to take up a spectrum that was computed before, and keep this one for later.
     """
 
     source: str
@@ -54,6 +60,7 @@ class ShatterSettings:
     classifier: str | None = None
     device: str = "cpu"
     block_size: int = BLOCK_SIZE
+    cache: bool = True
 
 
 @dataclass(frozen=True)
@@ -97,25 +104,45 @@ def prepare(values: Mapping[str, Any]) -> PreparedRun:
     return PreparedRun(settings, generator, classifier, time.perf_counter() - started)
 
 
-def run(prepared: PreparedRun, out: Path, *, progress: bool = False) -> dict[str, Any]:
+def run(
+    prepared: PreparedRun,
+    out: Path,
+    *,
+    progress: bool = False,
+    report: Callable[[str], None] | None = None,
+) -> dict[str, Any] | None:
     """Shatters, saves and reports into `out`; returns the numbers of the report.
 
     A run with the same settings that was stopped continues; one that is complete is read back.
+    Where several processes run the same command, one of them does all this and the others only
+    compute their share of the spectrum and return None.
 
     Args:
         prepared: what `prepare` returned.
         out: the output folder.
         progress: whether to show a progress bar on stderr.
+        report: takes a line when the spectrum came from the cache.
 
     Raises:
         OutputError: `out` holds something else, is in use, or cannot be written.
     """
     settings = prepared.settings
-    runs.check_folder(out)
-    with files.single_writer(out):
-        runs.record(out, prepared.resolved())
-        if all((out / name).exists() for name in _DONE_FILES):
-            numbers: dict[str, Any] = json.loads((out / "report.json").read_text())
+    engine = _build("engines", settings.engine)
+    with contextlib.ExitStack() as held:
+        numbers = decide(engine, lambda: _begin(prepared, out, held))
+        if not is_coordinator(engine):
+            if numbers is None:
+                compute_spectrum(
+                    prepared.generator,
+                    num_latents=settings.latents,
+                    seed=settings.seed,
+                    out=out / "spectrum",
+                    block_size=settings.block_size,
+                    engine=engine,
+                    cache=settings.cache,
+                )
+            return None
+        if numbers is not None:
             return numbers
         density, sampler = dict(settings.density), dict(settings.sampler)
         shattered = shatter(
@@ -128,10 +155,12 @@ def run(prepared: PreparedRun, out: Path, *, progress: bool = False) -> dict[str
             seed=settings.seed,
             density_args=density,
             sampler_args=sampler,
-            engine=_build("engines", settings.engine),
+            engine=engine,
             block_size=settings.block_size,
             out=out / "spectrum",
+            cache=settings.cache,
             progress=progress,
+            report=report,
         )
         shattered.save_pretrained(out)
         started = time.perf_counter()
@@ -139,6 +168,18 @@ def run(prepared: PreparedRun, out: Path, *, progress: bool = False) -> dict[str
         numbers["seconds"]["scores"] = round(time.perf_counter() - started, 2)
         write_report(out, shattered, numbers)
         return numbers
+
+
+def _begin(prepared: PreparedRun, out: Path, held: contextlib.ExitStack) -> dict[str, Any] | None:
+    """Takes the output folder; returns the numbers of a run that is complete there."""
+    runs.check_folder(out)
+    held.enter_context(files.single_writer(out))
+    resolved = prepared.resolved().items()
+    runs.record(out, {key: value for key, value in resolved if key not in _NOT_ON_RECORD})
+    if not all((out / name).exists() for name in _DONE_FILES):
+        return None
+    numbers: dict[str, Any] = json.loads((out / "report.json").read_text())
+    return numbers
 
 
 def _component_table(name: str, value: Any) -> dict[str, Any]:

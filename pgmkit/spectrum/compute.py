@@ -1,34 +1,45 @@
-"""Computes spectra in blocks: bounded memory, saved as it goes, resumable."""
+"""Computes spectra in blocks: bounded memory, saved as it goes, resumable, on any engine."""
 
 import contextlib
-import hashlib
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pgmkit.errors import ParameterError
+from pgmkit.engines import Engine, decide, is_coordinator
+from pgmkit.errors import LoadError, ParameterError
 from pgmkit.generator import Generator
 from pgmkit.plugins import as_component
-from pgmkit.spectrum.jacobian import JacobianSpectra
+from pgmkit.spectrum.cache import cache_entry, mark_used, publish
+from pgmkit.spectrum.folders import Folder, LocalFolder, folder_at
+from pgmkit.spectrum.jacobian import JacobianPlan, JacobianSpectra
 from pgmkit.spectrum.spectrum import Spectrum
-from pgmkit.spectrum.store import FORMAT_VERSION, BlockStore
+from pgmkit.spectrum.store import (
+    FORMAT_VERSION,
+    MANIFEST_FILE,
+    Rows,
+    Shards,
+    Tensors,
+    check_same,
+    encode_manifest,
+    latents_digest,
+    num_blocks,
+    plain_settings,
+    recorded_settings,
+    shard_name,
+    spectrum_of,
+    whole_blocks,
+)
+from pgmkit.spectrum.task import BlockTask
 
 BLOCK_SIZE = 128
-_Result = TypeVar("_Result")
-
-
-class Engine(Protocol):
-    """Where blocks run; see `pgmkit.hookspecs.pgmkit_engines`."""
-
-    def map(
-        self, function: Callable[[int], _Result], blocks: Iterable[int], *, parallel: bool = True
-    ) -> Iterator[tuple[int, _Result]]:
-        """Yields `(block, function(block))` in any order."""
+_CHOSEN = ("jacobian", "threads_per_worker")
+"""Settings that are chosen where a spectrum is begun, and kept where it is continued."""
 
 
 def compute_spectrum(
@@ -40,7 +51,9 @@ def compute_spectrum(
     out: Path | str | None = None,
     block_size: int = BLOCK_SIZE,
     engine: Engine | str = "local",
+    cache: bool = False,
     progress: bool = False,
+    report: Callable[[str], None] | None = None,
 ) -> Spectrum:
     """Computes the singular values of ∂G/∂z at many latents (LASH paper, Eq. 1).
 
@@ -52,16 +65,20 @@ def compute_spectrum(
         latents: z (n, M); or else
         num_latents: n, the number of latents to draw from the prior.
         seed: of the drawn latents; not used when `latents` are given.
-        out: a folder for the finished blocks. A run that was stopped continues there; a complete
-            one is read back.
+        out: a folder, or a URL that fsspec opens, for the finished blocks. A run that was stopped
+            continues there; a complete one is read back. Workers write there themselves.
         block_size: latents per block, at least 1.
         engine: name of an engine component, or an object with its method `map`.
+        cache: whether to take up a spectrum of the same generator and latents that was computed
+            before, and to keep this one for later; see `pgmkit.spectrum.cache`.
         progress: whether to show a progress bar on stderr.
+        report: takes a line about where blocks came from, if they were not computed.
 
     Raises:
         ParameterError: neither or both of `latents` and `num_latents` are given, or are empty.
         GeneratorError: the latents do not fit, or the generator cannot be differentiated.
-        OutputError: `out` is in use, or holds another spectrum.
+        OutputError: `out` is in use, holds another spectrum, or cannot be written.
+        EngineError: the engine cannot run here, or gives up.
 
     Example:
         >>> from pgmkit import Generator, ImageSpec, LatentSpec
@@ -70,68 +87,235 @@ def compute_spectrum(
         >>> compute_spectrum(toy, num_latents=100, seed=0)
         Spectrum(100 latents of 2 dimensions, numeric rank 2 to 2 of 2)
     """
-    if (latents is None) == (num_latents is None):
-        raise ParameterError("give either latents or num_latents to compute_spectrum")
+    z = _latents(generator, latents, num_latents, seed)
     check_block_size(block_size)
-    if latents is None:
-        assert num_latents is not None
-        z = generator.sample_latents(num_latents, seed)
-    else:
-        generator.check_latents(latents)
-        z = latents.detach().cpu().float()
-    if not len(z):
-        raise ParameterError("the latents are empty; give at least one")
     generator.check()
-    jacobians = JacobianSpectra(generator)
-    settings = {
-        "format_version": FORMAT_VERSION,
-        "generator": generator.fingerprint(),
-        "latents": hashlib.sha256(z.contiguous().numpy().tobytes()).hexdigest(),
-        "num_latents": len(z),
-        "block_size": block_size,
-        "dtype": str(generator.dtype).removeprefix("torch."),
-        "jacobian": asdict(jacobians.plan),
-        "threads_per_worker": 1 if jacobians.parallel else torch.get_num_threads(),
-    }
-    blocks = z.split(block_size)
     chosen: Engine = as_component("engines", engine)
+    wanted = plain_settings(
+        {
+            "format_version": FORMAT_VERSION,
+            "generator": generator.fingerprint(),
+            "latents": latents_digest(z),
+            "num_latents": len(z),
+            "block_size": block_size,
+            "dtype": str(generator.dtype).removeprefix("torch."),
+        }
+    )
+    run = _Run(
+        generator,
+        z,
+        wanted,
+        chosen,
+        folder=None if out is None else folder_at(out),
+        entry=cache_entry(wanted) if cache else None,
+    )
+    leads = is_coordinator(chosen)
+    with contextlib.ExitStack() as held:
+        start = decide(chosen, lambda: run.begin(held))
+        if report and leads and start.num_cached:
+            report(_cache_line(start.num_cached, num_blocks(start.settings)))
+        run.share(start)
+        run.compute(start, progress=progress and leads)
+        if leads:
+            run.finish(start)
+    return spectrum_of(run.rows.tensors, start.settings)
 
-    def compute(block: int) -> Tensor:
-        return jacobians.singular_values(blocks[block])
 
-    log_prior = generator.log_prior(z)
-    store = None
-    if out is not None:
-        store = BlockStore(Path(out), settings, blocks, log_prior.split(block_size))
-    with store.opened() if store else contextlib.nullcontext(), _full_float32():
-        results = store.read() if store else {}
-        bar = tqdm(
-            total=len(z),
-            initial=sum(map(len, results.values())),
+@dataclass(frozen=True)
+class _Start:
+    """What the coordinator found, and all workers go by.
+
+    Args:
+        settings: of the spectrum, with what was chosen.
+        found: blocks that are there already.
+        num_cached: how many of them the cache had.
+    """
+
+    settings: dict[str, Any]
+    found: list[int]
+    num_cached: int
+
+    @property
+    def missing(self) -> list[int]:
+        """Blocks that are to be computed."""
+        return sorted(set(range(num_blocks(self.settings))).difference(self.found))
+
+
+class _Run:
+    """One computation of a spectrum.
+
+    Args:
+        generator: G.
+        z: (n, M).
+        wanted: the settings that determine the spectrum.
+        engine: where blocks are computed.
+        folder: where they are kept; None is nowhere.
+        entry: the spectrum's place in the cache; None leaves the cache out.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        z: Tensor,
+        wanted: dict[str, Any],
+        engine: Engine,
+        *,
+        folder: Folder | None,
+        entry: LocalFolder | None,
+    ) -> None:
+        self.generator = generator
+        self.z = z
+        self.wanted = wanted
+        self.engine = engine
+        self.folder = folder
+        self.entry = entry
+        self.rows = Rows(len(z), wanted["block_size"])
+        self.checksums: dict[int, str] = {}
+        self._jacobians: JacobianSpectra | None = None
+
+    def begin(self, held: contextlib.ExitStack) -> _Start:
+        """Takes the folder, decides how blocks are computed, and reads those that are there."""
+        settings = self._settings()
+        num_cached = 0
+        blocks = range(num_blocks(settings))
+        if self.folder is not None:
+            held.enter_context(self.folder.held())
+            recorded = recorded_settings(self.folder)
+            if recorded is not None:  # again, now that nobody else writes
+                check_same(self.folder, recorded, settings)
+            if not self.folder.has(MANIFEST_FILE):
+                self.folder.write(MANIFEST_FILE, encode_manifest(settings, {}))
+            for block, tensors, checksum in whole_blocks(self.folder, settings, blocks):
+                self._take(block, tensors, checksum)
+        if self.entry is not None:
+            missing = [block for block in blocks if block not in self.rows.blocks]
+            with contextlib.suppress(LoadError):
+                for block, tensors, checksum in whole_blocks(self.entry, settings, missing):
+                    if self.folder is not None:
+                        Shards(self.folder, settings).write(block, tensors)
+                    self._take(block, tensors, checksum)
+                    num_cached += 1
+        return _Start(settings, sorted(self.rows.blocks), num_cached)
+
+    def share(self, start: _Start) -> None:
+        """Gives all processes what the coordinator read, block by block to bound memory."""
+        for block in start.found:
+            self.rows.put(block, decide(self.engine, functools.partial(self.rows.get, block)))
+
+    def compute(self, start: _Start, *, progress: bool) -> None:
+        """Computes the missing blocks."""
+        missing = start.missing
+        if not missing:
+            return
+        jacobians = self._jacobians
+        if jacobians is None:
+            jacobians = JacobianSpectra(self.generator, plan=_plan(start.settings))
+        task = BlockTask(
+            self.generator,
+            jacobians.plan,
+            self.z,
+            self.generator.log_prior(self.z),
+            block_size=self.rows.block_size,
+            threads=start.settings["threads_per_worker"],
+            shards=None if self.folder is None else Shards(self.folder, start.settings),
+            jacobians=jacobians,
+        )
+        initial = sum(len(self.rows.get(block)["latents"]) for block in start.found)
+        with tqdm(
+            total=len(self.z),
+            initial=initial,
             unit="latent",
             desc="spectrum",
             disable=not progress,
-        )
-        with bar:
-            missing = [block for block in range(len(blocks)) if block not in results]
-            for block, values in chosen.map(compute, missing, parallel=jacobians.parallel):
-                results[block] = values
-                if store:
-                    store.write(block, values)
-                bar.update(len(values))
-    values = torch.cat([results[block] for block in range(len(blocks))])
-    return Spectrum(z, values, log_prior, settings)
+        ) as bar:
+            for block, record in self.engine.map(task, missing, parallel=jacobians.parallel):
+                if self.folder is not None and not self.folder.has(shard_name(block)):
+                    # The worker has a disk of its own there.
+                    Shards(self.folder, start.settings).write(block, record.tensors)
+                self._take(block, record.tensors, record.checksum)
+                bar.update(len(record.tensors["latents"]))
+
+    def finish(self, start: _Start) -> None:
+        """Completes the manifest, and puts the spectrum into the cache."""
+        if self.folder is not None:
+            manifest = encode_manifest(start.settings, self.checksums)
+            if self.folder.read(MANIFEST_FILE) != manifest:
+                self.folder.write(MANIFEST_FILE, manifest)
+        if self.entry is None:
+            return
+        if start.missing or not self.entry.has(MANIFEST_FILE):
+            publish(self.entry, lambda fresh: self._write(fresh, start), self.rows.num_bytes())
+        else:
+            mark_used(self.entry)
+
+    def _settings(self) -> dict[str, Any]:
+        """Returns all settings: as the folder or the cache has them, or else chosen by trying."""
+        recorded = None
+        if self.folder is not None:
+            recorded = recorded_settings(self.folder)
+            if recorded is not None:
+                check_same(self.folder, recorded, self.wanted)
+        if recorded is None and self.entry is not None:
+            with contextlib.suppress(LoadError):
+                recorded = recorded_settings(self.entry)
+        if recorded is None:
+            # Before anything is written, since it may turn out that nothing can be computed.
+            self._jacobians = JacobianSpectra(self.generator)
+            threads = int(getattr(self.engine, "threads", torch.get_num_threads()))
+            recorded = {
+                "jacobian": asdict(self._jacobians.plan),
+                "threads_per_worker": 1 if self._jacobians.parallel else threads,
+            }
+        chosen = {key: recorded.get(key) for key in _CHOSEN}
+        return plain_settings({**self.wanted, **chosen})
+
+    def _take(self, block: int, tensors: Tensors, checksum: str | None) -> None:
+        self.rows.put(block, tensors)
+        if checksum is not None:
+            self.checksums[block] = checksum
+
+    def _write(self, folder: Folder, start: _Start) -> None:
+        """Writes the complete spectrum to another folder."""
+        shards = Shards(folder, start.settings)
+        checksums = {
+            block: shards.write(block, self.rows.get(block)) for block in sorted(self.rows.blocks)
+        }
+        folder.write(MANIFEST_FILE, encode_manifest(start.settings, checksums))
 
 
-@contextlib.contextmanager
-def _full_float32() -> Iterator[None]:
-    """Keeps an accelerator from rounding float32 to TF32, which has 10 bits and not 23."""
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+def _latents(
+    generator: Generator, latents: Tensor | None, num_latents: int | None, seed: int
+) -> Tensor:
+    """Returns z (n, M), float32, on the CPU: those given, or drawn from the prior."""
+    if latents is not None and num_latents is None:
+        generator.check_latents(latents)
+        z = latents.detach().cpu().float()
+    elif num_latents is not None and latents is None:
+        z = generator.sample_latents(num_latents, seed)
+    else:
+        raise ParameterError("give either latents or num_latents to compute_spectrum")
+    if not len(z):
+        raise ParameterError("the latents are empty; give at least one")
+    return z
+
+
+def _plan(settings: Mapping[str, Any]) -> JacobianPlan:
+    """Returns the plan on record.
+
+    Raises:
+        LoadError: another version of pgmkit recorded it.
+    """
     try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+        return JacobianPlan(**settings["jacobian"])
+    except TypeError as error:
+        raise LoadError(
+            f"the spectrum was begun by another version of pgmkit ({error}); choose another folder"
+        ) from error
+
+
+def _cache_line(num_cached: int, count: int) -> str:
+    part = "" if num_cached == count else f", {num_cached} of {count} blocks"
+    return f"spectrum read from the cache{part}"
 
 
 def check_block_size(block_size: int) -> None:

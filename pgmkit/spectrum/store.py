@@ -1,135 +1,264 @@
-"""Spectra on disk: one safetensors shard for each block, and a manifest with checksums."""
+"""Spectra on disk: one safetensors shard for each block, and a manifest with checksums.
 
-import contextlib
+A shard carries the settings of its spectrum, its number and a digest in its header. So it can be
+told from its bytes alone that it is whole and where it belongs, also when the run that wrote it was
+killed before the manifest could name it.
+"""
+
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load
 from torch import Tensor
 
-from pgmkit import files, hub
+from pgmkit import hub
 from pgmkit.errors import LoadError, OutputError
+from pgmkit.spectrum.folders import Folder, folder_at
 from pgmkit.spectrum.spectrum import Spectrum
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_FILE = "manifest.json"
+_HEADER_KEY = "pgmkit"
+"""One key holds everything: safetensors writes several in any order."""
+
+Tensors = Mapping[str, Tensor]
 
 
-class BlockStore:
-    """A folder that takes up the blocks of one spectrum as they are finished.
+@dataclass(frozen=True)
+class Shards:
+    """The shards of one spectrum in a folder.
 
     Args:
         folder: where.
-        settings: what determines the result; a folder written with others is refused.
-        latents: of each block, (b, M).
-        log_prior: of each block, (b,).
+        settings: see `plain_settings`.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        settings: dict[str, Any],
-        latents: Sequence[Tensor],
-        log_prior: Sequence[Tensor],
-    ) -> None:
-        self.folder = folder
-        self.settings = settings
-        self.latents = latents
-        self.log_prior = log_prior
-        self.checksums: dict[str, str] = {}
+    folder: Folder
+    settings: Mapping[str, Any]
 
-    @contextlib.contextmanager
-    def opened(self) -> Iterator[None]:
-        """Holds the folder and checks that it belongs to this spectrum.
+    def encode(self, block: int, tensors: Tensors) -> bytes:
+        """Returns a shard's bytes: the same for the same values, settings and block."""
+        identity = {"settings": self.settings, "block": block}
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
+        digest.update(hub.serialise(tensors))
+        header = json.dumps({**identity, "sha256": digest.hexdigest()}, sort_keys=True)
+        return hub.serialise(tensors, {_HEADER_KEY: header})
 
-        Raises:
-            OutputError: another process holds it, or it was written with other settings.
-            LoadError: the manifest is damaged.
-        """
-        with files.single_writer(self.folder):
-            if (self.folder / MANIFEST_FILE).exists():
-                recorded, self.checksums = _read_manifest(self.folder)
-                for key, value in self.settings.items():
-                    if recorded.get(key) != value:
-                        raise OutputError(
-                            f"{self.folder} holds a spectrum with another {key} "
-                            f"({recorded.get(key)!r}, not {value!r}); choose another folder or "
-                            "remove this one"
-                        )
-            yield
-
-    def read(self) -> dict[int, Tensor]:
-        """Returns the singular values of whole blocks; damaged ones are to be computed again."""
-        blocks = {int(b): _read_shard(self.folder, b, c) for b, c in self.checksums.items()}
-        return {b: shard["singular_values"] for b, shard in blocks.items() if shard is not None}
-
-    def write(self, block: int, singular_values: Tensor) -> None:
-        """Adds a finished block; the manifest names it only once it is on the disk.
+    def write(self, block: int, tensors: Tensors) -> str:
+        """Writes a shard and returns the SHA-256 of its bytes.
 
         Raises:
             OutputError: it cannot be written.
         """
-        data = hub.serialise(
-            {
-                "latents": self.latents[block],
-                "singular_values": singular_values,
-                "log_prior": self.log_prior[block],
-            }
-        )
-        files.write_bytes(_shard(self.folder, block), data)
-        self.checksums[str(block)] = hashlib.sha256(data).hexdigest()
-        ordered = dict(sorted(self.checksums.items(), key=lambda item: int(item[0])))
-        manifest = {"settings": self.settings, "blocks": ordered}
-        files.write_json(self.folder / MANIFEST_FILE, manifest)
+        data = self.encode(block, tensors)
+        self.folder.write(shard_name(block), data)
+        return hashlib.sha256(data).hexdigest()
+
+    def read(self, block: int, checksum: str | None = None) -> tuple[Tensors, str] | None:
+        """Returns a shard's tensors and checksum, or None if it is missing or not what was written.
+
+        Args:
+            block: its number.
+            checksum: SHA-256 that the manifest has for it; None if it names none.
+        """
+        data = self.folder.read(shard_name(block))
+        if data is None:
+            return None
+        found = hashlib.sha256(data).hexdigest()
+        if checksum not in (None, found):
+            return None
+        tensors = _tensors(data)
+        # Writing the tensors again gives the same bytes only if all of them, digest included, are
+        # those of this block of this spectrum.
+        if tensors is None or self.encode(block, tensors) != data:
+            return None
+        return tensors, found
+
+
+class Rows:
+    """The tensors of all latents, filled block by block, so that memory holds the result once.
+
+    Args:
+        num_latents: n.
+        block_size: latents per block.
+    """
+
+    def __init__(self, num_latents: int, block_size: int) -> None:
+        self.num_latents = num_latents
+        self.block_size = block_size
+        self.tensors: dict[str, Tensor] = {}
+        self.blocks: set[int] = set()
+
+    def put(self, block: int, tensors: Tensors) -> None:
+        """Takes up the tensors of one block, each (b, ...)."""
+        start = block * self.block_size
+        for name, rows in tensors.items():
+            if name not in self.tensors:
+                self.tensors[name] = rows.new_empty((self.num_latents, *rows.shape[1:]))
+            self.tensors[name][start : start + len(rows)] = rows
+        self.blocks.add(block)
+
+    def get(self, block: int) -> dict[str, Tensor]:
+        """Returns the tensors of one block."""
+        start = block * self.block_size
+        return {name: rows[start : start + self.block_size] for name, rows in self.tensors.items()}
+
+    def num_bytes(self) -> int:
+        """Returns the size of all tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+
+def spectrum_of(tensors: Tensors, settings: Mapping[str, Any]) -> Spectrum:
+    """Returns the Spectrum of the tensors of all latents; further tensors are left out."""
+    return Spectrum(
+        tensors["latents"], tensors["singular_values"], tensors["log_prior"], provenance=settings
+    )
 
 
 def load_spectrum(folder: Path | str) -> Spectrum:
     """Reads a complete spectrum that `compute_spectrum(..., out=folder)` wrote.
 
+    Args:
+        folder: a path, or a URL that fsspec opens.
+
     Raises:
         LoadError: a block is missing or damaged; computing again repairs it.
     """
-    folder = Path(folder)
-    if not (folder / MANIFEST_FILE).is_file():
+    place = folder_at(folder)
+    manifest = read_manifest(place)
+    if manifest is None:
         raise LoadError(f"{folder} holds no spectrum: it has no {MANIFEST_FILE}")
-    settings, checksums = _read_manifest(folder)
-    count = -(-settings["num_latents"] // settings["block_size"])
-    shards = []
+    settings, checksums = manifest
+    shards = Shards(place, settings)
+    count = num_blocks(settings)
+    rows = Rows(settings["num_latents"], settings["block_size"])
     for block in range(count):
-        shard = _read_shard(folder, str(block), checksums.get(str(block), ""))
+        shard = shards.read(block, checksums.get(block, ""))
         if shard is None:
             raise LoadError(
                 f"block {block} of {count} in {folder} is missing or damaged; run the command that "
                 "computes it again"
             )
-        shards.append(shard)
-    parts = {key: torch.cat([shard[key] for shard in shards]) for key in shards[0]}
-    return Spectrum(
-        parts["latents"], parts["singular_values"], parts["log_prior"], provenance=settings
-    )
+        rows.put(block, shard[0])
+    return spectrum_of(rows.tensors, settings)
 
 
-def _shard(folder: Path, block: int | str) -> Path:
-    return folder / f"block-{int(block):06d}.safetensors"
+def plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns settings as they come back from JSON, with sorted keys, so that bytes agree."""
+    plain: dict[str, Any] = json.loads(json.dumps(settings, sort_keys=True))
+    return plain
 
 
-def _read_shard(folder: Path, block: str, checksum: str) -> dict[str, Tensor] | None:
-    """Returns the tensors of a block, or None if it is missing or not what was written."""
-    with contextlib.suppress(OSError):
-        data = _shard(folder, block).read_bytes()
-        if hashlib.sha256(data).hexdigest() == checksum:
-            return load(data)
+def num_blocks(settings: Mapping[str, Any]) -> int:
+    """Returns the number of blocks of a spectrum with these settings."""
+    return -(-int(settings["num_latents"]) // int(settings["block_size"]))
+
+
+def shard_name(block: int) -> str:
+    """Returns the file name of a block."""
+    return f"block-{block:06d}.safetensors"
+
+
+def read_manifest(folder: Folder) -> tuple[dict[str, Any], dict[int, str]] | None:
+    """Returns settings and SHA-256 of each block; None if there is no manifest.
+
+    Raises:
+        LoadError: it is damaged.
+    """
+    data = folder.read(MANIFEST_FILE)
+    if data is None:
+        return None
+    try:
+        recorded = json.loads(data)
+        checksums = {int(block): str(checksum) for block, checksum in recorded["blocks"].items()}
+        return dict(recorded["settings"]), checksums
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise LoadError(
+            f"{folder}/{MANIFEST_FILE} is damaged ({error}); remove that file and run the command "
+            "that computes the spectrum again: whole blocks count without it"
+        ) from error
+
+
+def encode_manifest(settings: Mapping[str, Any], checksums: Mapping[int, str]) -> bytes:
+    """Returns a manifest's bytes, the same for the same blocks in any order."""
+    blocks = {str(block): checksums[block] for block in sorted(checksums)}
+    return (json.dumps({"settings": settings, "blocks": blocks}, indent=2) + "\n").encode()
+
+
+def recorded_settings(folder: Folder) -> dict[str, Any] | None:
+    """Returns the settings of the spectrum in a folder; None if there is none.
+
+    Raises:
+        LoadError: the manifest is damaged.
+    """
+    manifest = read_manifest(folder)
+    return _settings_of_shards(folder) if manifest is None else manifest[0]
+
+
+def check_same(folder: Folder, recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Checks that a folder was written with the wanted settings.
+
+    Raises:
+        OutputError: it holds another spectrum.
+    """
+    for key, value in wanted.items():
+        if recorded.get(key) != value:
+            raise OutputError(
+                f"{folder} holds a spectrum with another {key} ({recorded.get(key)!r}, not "
+                f"{value!r}); choose another folder or remove this one"
+            )
+
+
+def whole_blocks(
+    folder: Folder, settings: Mapping[str, Any], blocks: Iterable[int]
+) -> Iterator[tuple[int, Tensors, str]]:
+    """Yields number, tensors and checksum of those blocks of a spectrum that a folder holds whole.
+
+    Blocks that the manifest does not name count if they certify themselves.
+
+    Raises:
+        LoadError: the manifest is damaged.
+    """
+    _, checksums = read_manifest(folder) or ({}, {})
+    shards = Shards(folder, settings)
+    present = folder.names()
+    for block in blocks:
+        if shard_name(block) in present:
+            shard = shards.read(block, checksums.get(block))
+            if shard is not None:
+                yield block, *shard
+
+
+def _settings_of_shards(folder: Folder) -> dict[str, Any] | None:
+    """Returns the settings that the first whole shard carries, for a folder without manifest."""
+    for name in sorted(folder.names()):
+        data = folder.read(name) if name.startswith("block-") else None
+        tensors = None if data is None else _tensors(data)
+        if data is None or tensors is None:
+            continue
+        try:
+            length = int.from_bytes(data[:8], "little")
+            header = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][_HEADER_KEY])
+            settings, block = dict(header["settings"]), int(header["block"])
+        except (ValueError, TypeError, KeyError):
+            continue
+        if Shards(folder, settings).encode(block, tensors) == data:
+            return settings
     return None
 
 
-def _read_manifest(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    path = folder / MANIFEST_FILE
+def _tensors(data: bytes) -> Tensors | None:
     try:
-        recorded = json.loads(path.read_text())
-        return dict(recorded["settings"]), dict(recorded["blocks"])
-    except (ValueError, TypeError, KeyError) as error:
-        raise LoadError(f"{path} is damaged ({error}); remove the folder {folder}") from error
+        tensors: dict[str, Tensor] = load(data)
+    except Exception:  # what a damaged header leads to is not documented
+        return None
+    return tensors
+
+
+def latents_digest(z: Tensor) -> str:
+    """Returns the SHA-256 of latents (n, M) in hexadecimal."""
+    return hashlib.sha256(z.contiguous().numpy().tobytes()).hexdigest()
