@@ -17,6 +17,9 @@ from pgmkit.spectrum.differentiation import Differentiator, JacobianPlan
 DTYPES = ("auto", "float32", "float64", "bfloat16")
 SKETCHES = ("volume", "top")
 
+MEMORY_BUDGET = 2**30
+"""Bytes beside the model, by default."""
+
 _PIXELS = 2**14
 """Rows of a Jacobian that are held in float64 at a time."""
 
@@ -51,7 +54,7 @@ class Method:
     probes: int | None = None
     sketch: str = "volume"
     min_rank_correlation: float | None = None
-    memory_budget: int = 2**30
+    memory_budget: int = MEMORY_BUDGET
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:

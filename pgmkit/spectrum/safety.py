@@ -88,8 +88,7 @@ def compare(fast: JacobianSpectra, exact: JacobianSpectra, z: Tensor) -> Check:
         started = time.perf_counter()
         values = jacobians.compute(z)["singular_values"]
         seconds.append(time.perf_counter() - started)
-        method = jacobians.method
-        provenance = {"computed": {"probes": method.probes, "sketch": method.sketch}}
+        provenance = {"computed": computed(jacobians.method)}
         spectra.append(Spectrum(z, values, torch.zeros(len(z)), provenance=provenance))
     sketched, reference = spectra
     top = fast.method.probes if fast.method.sketch == "top" else None
@@ -122,13 +121,17 @@ def compare(fast: JacobianSpectra, exact: JacobianSpectra, z: Tensor) -> Check:
     )
 
 
-def computed(method: Method, check: Check | None) -> dict[str, Any]:
-    """Returns what was computed in the end, as it is recorded with a spectrum."""
-    used = method.exact if check is not None and not check.used else method
+def used_method(method: Method, check: Mapping[str, Any] | None) -> Method:
+    """Returns the method that a recorded check led to."""
+    return method.exact if check is not None and not check["used"] else method
+
+
+def computed(method: Method) -> dict[str, Any]:
+    """Returns what a method computes, as it is recorded with a spectrum."""
     return {
-        "dtype": used.dtype,
-        "probes": used.probes,
-        "sketch": used.sketch if used.probes is not None else None,
+        "dtype": method.dtype,
+        "probes": method.probes,
+        "sketch": method.sketch if method.probes is not None else None,
     }
 
 
