@@ -90,7 +90,7 @@ def compute_spectrum(
         "num_latents": len(z),
         "block_size": block_size,
         "dtype": str(generator.dtype).removeprefix("torch."),
-        "jacobian": asdict(jacobians.plan),
+        "jacobian": {**asdict(jacobians.plan), "generic": list(jacobians.plan.generic)},
         "threads_per_worker": 1 if jacobians.parallel else torch.get_num_threads(),
     }
     blocks = z.split(block_size)
