@@ -30,8 +30,9 @@ def _push_convolution(call: Application) -> Dual:
     dual = call.dual
     dual.demand(dual.primal.ndim == ndim)
     demand_rule(dual.primal.ndim == ndim)
-    if "convolution" not in call.state:
+    if call.state.get("weight") is not weight:  # the same for all runs if it is a constant
         call.state["convolution"] = _convolution(call, call.cast(weight, dual.tangents.dtype))
+        call.state["weight"] = weight
     return dual.like(call.primal, convolve_tangents(call.state["convolution"], dual.tangents))
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pgmkit.spectrum.dual import Application, Dual, LatentsMoveError
+from pgmkit.spectrum.folding import fold_batch_norms
 from pgmkit.spectrum.generic import FORWARD_MODE, push_generic
 from pgmkit.spectrum.recording import (
     Call,
@@ -52,8 +53,6 @@ class TangentProgram:
         self._checked = False
         self._generic: set[str] = set()
         self._tapes: dict[Any, Tape] = {}
-        self._states: dict[int, dict[str, Any]] = {}
-        self._casts: dict[tuple[int, torch.dtype], tuple[Tensor, Tensor]] = {}
 
     @property
     def generic(self) -> tuple[str, ...]:
@@ -92,9 +91,8 @@ class TangentProgram:
         start = directions[None] if batched else directions[:, None]
         values: list[Any] = [None] * tape.size
         values[0] = Dual(z, start, batched)
-        states: dict[int, dict[str, Any]] = {} if tape.data_dependent else self._states
-        for position, call in enumerate(tape.calls):
-            result = self._apply(call, values, states.setdefault(position, {}))
+        for call in tape.calls:
+            result = self._apply(tape, call, values)
             _store(values, call.result, result)
             for slot in call.last_uses:
                 values[slot.number] = None
@@ -109,19 +107,19 @@ class TangentProgram:
         key = (len(z), z.dtype, z.device)
         tape = self._tapes.get(key)
         if tape is None:
-            tape = record(self.module, z, PRIMITIVES, COMPOSITIONS)
+            tape = fold_batch_norms(record(self.module, z, PRIMITIVES, COMPOSITIONS))
             if not tape.data_dependent:
-                self._tapes[key] = tape
+                tape = self._tapes.setdefault(key, tape)
         if tape.data_dependent and len(z) > 1:
             raise LatentsMoveError("the module looks at the values of several latents")
         return tape
 
-    def _apply(self, call: Call, values: list[Any], state: dict[str, Any]) -> Any:
+    def _apply(self, tape: Tape, call: Call, values: list[Any]) -> Any:
         args, kwargs = map_values(
             lambda leaf: values[leaf.number] if isinstance(leaf, Slot) else leaf,
             (call.args, call.kwargs),
         )
-        application = Application(call.name, call.function, args, kwargs, self._cast, state)
+        application = Application(call.name, call.function, args, kwargs, tape.cast, call.state)
         duals = application.duals
         outputs = values_of(Tensor, (application.primal,))
         if any(output.is_complex() for output in outputs):
@@ -158,14 +156,6 @@ class TangentProgram:
                     output.shared = output.shared or not dual.spare
                     dual.shared = True
         return result
-
-    def _cast(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
-        if weight.dtype == dtype:
-            return weight
-        key = (id(weight), dtype)
-        if key not in self._casts:
-            self._casts[key] = (weight, weight.to(dtype))  # with the weight, so that its id stays
-        return self._casts[key][1]
 
     def _check_independent(self, z: Tensor) -> None:
         """Raises UnsupportedModuleError if the image of a latent depends on other latents."""
