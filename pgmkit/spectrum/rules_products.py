@@ -30,10 +30,11 @@ def _push_convolution(call: Application) -> Dual:
     dual = call.dual
     dual.demand(dual.primal.ndim == ndim)
     demand_rule(dual.primal.ndim == ndim)
-    if call.state.get("weight") is not weight:  # the same for all runs if it is a constant
-        call.state["convolution"] = _convolution(call, call.cast(weight, dual.tangents.dtype))
-        call.state["weight"] = weight
-    return dual.like(call.primal, convolve_tangents(call.state["convolution"], dual.tangents))
+    source, convolution = call.state.get("convolution", (None, None))
+    if source is not weight:  # the same for all runs if it is a constant
+        convolution = _convolution(call, call.cast(weight, dual.tangents.dtype))
+        call.state["convolution"] = (weight, convolution)
+    return dual.like(call.primal, convolve_tangents(convolution, dual.tangents))
 
 
 def _convolution(call: Application, weight: Tensor) -> Convolution:

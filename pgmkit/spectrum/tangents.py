@@ -4,6 +4,9 @@ Forward-mode autograd pushes tangents through any module, but it carries the pri
 tangent and its state is global to the process. For networks made of common layers there is a
 shorter way: run the primal once, and send the tangents of all directions through each layer's
 derivative as one batch. That uses plain tensor operations, so several threads can do it at once.
+
+`recording` writes down which torch functions a module calls, `rules` says how each pushes tangents,
+`generic` differentiates what has no rule, and the program here runs one call after the other.
 """
 
 from typing import Any
