@@ -691,6 +691,15 @@ def test_what_cannot_be_followed_is_refused_with_a_reason(name: str) -> None:
         TangentProgram(network).push_forward(torch.randn(2, LATENT, dtype=torch.float64))
 
 
+def test_a_module_that_returns_no_tensor_is_refused() -> None:
+    class Pair(nn.Module):
+        def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+            return z, 2 * z
+
+    with pytest.raises(UnsupportedModuleError, match="returns a tuple, not a tensor"):
+        TangentProgram(Pair()).push_forward(torch.randn(2, LATENT))
+
+
 def test_no_derivative_goes_through_no_grad() -> None:
     def partly(x: Tensor) -> Tensor:
         with torch.no_grad():

@@ -165,10 +165,13 @@ class TangentProgram:
         pair = z[:2].clone()  # since the module may work in place
         try:
             together = self.module(pair.clone())
+            if not isinstance(together, Tensor):
+                return  # refused when it is written down
             alone = torch.cat([self.module(latent[None].clone()) for latent in pair])
             scale = float(together.abs().nan_to_num(posinf=0.0).max())
+            rtol = max(1e-3, 8 * torch.finfo(together.dtype).eps)
             torch.testing.assert_close(
-                alone, together, rtol=1e-3, atol=1e-4 * scale, equal_nan=True
+                alone, together, rtol=rtol, atol=rtol / 10 * scale, equal_nan=True
             )
         except AssertionError as error:
             raise UnsupportedModuleError(
