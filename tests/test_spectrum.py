@@ -198,6 +198,23 @@ def test_the_generator_is_left_as_it_was() -> None:
     assert generator.module[3].inplace is True
 
 
+def test_the_plan_names_the_functions_without_a_rule() -> None:
+    assert JacobianSpectra(generator_of(Custom())).plan.generic == ("custom function _Cube",)
+    assert JacobianSpectra(generator_of(Residual())).plan.generic == ()
+
+
+def test_a_module_that_moves_the_latents_is_given_one_at_a_time() -> None:
+    layer = nn.TransformerEncoderLayer(12, 2, 16, batch_first=True)
+    network = nn.Sequential(nn.Linear(LATENT, 48), nn.Unflatten(1, (4, 12)), layer, nn.Flatten())
+    generator = generator_of(network)
+    plan = JacobianSpectra(generator).plan
+    assert (plan.mode, plan.batch_size) == ("layers", 1)
+    z = generator.sample_latents(3, seed=0)
+    expected = reference_singular_values(generator, z)
+    values = JacobianSpectra(generator).singular_values(z)
+    torch.testing.assert_close(values, expected, rtol=1e-4, atol=1e-6)
+
+
 def test_a_rank_deficient_generator_has_the_rank_of_its_bottleneck() -> None:
     network = nn.Sequential(nn.Linear(LATENT, 3), nn.Linear(3, 48), nn.Tanh())
     spectrum = pgmkit.compute_spectrum(generator_of(network), num_latents=10)

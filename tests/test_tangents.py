@@ -691,6 +691,15 @@ def test_what_cannot_be_followed_is_refused_with_a_reason(name: str) -> None:
         TangentProgram(network).push_forward(torch.randn(2, LATENT, dtype=torch.float64))
 
 
+def test_a_module_that_returns_no_tensor_is_refused() -> None:
+    class Pair(nn.Module):
+        def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+            return z, 2 * z
+
+    with pytest.raises(UnsupportedModuleError, match="returns a tuple, not a tensor"):
+        TangentProgram(Pair()).push_forward(torch.randn(2, LATENT))
+
+
 def test_no_derivative_goes_through_no_grad() -> None:
     def partly(x: Tensor) -> Tensor:
         with torch.no_grad():
@@ -700,12 +709,43 @@ def test_no_derivative_goes_through_no_grad() -> None:
     check(Around((4,), partly))
 
 
+def test_a_convolution_with_weights_that_follow_the_latents_is_made_anew_for_each() -> None:
+    def dynamic(x: Tensor) -> Tensor:
+        weight = x.detach()[:1, :2, :3].reshape(2, 1, 3)
+        return F.conv1d(x[:, 2:], weight)
+
+    network = Around((3, 5), dynamic).double().requires_grad_(False)
+    program = TangentProgram(network)
+    for z in torch.randn(3, 1, LATENT, dtype=torch.float64):
+        torch.testing.assert_close(program.push_forward(z), reference(network, z))
+
+
 def test_any_directions_can_be_pushed() -> None:
     network = residual_generator().double().eval().requires_grad_(False)
     z, directions = torch.randn(2, LATENT).double(), torch.randn(7, LATENT).double()
     program = TangentProgram(network)
     expected = directions @ program.push_forward(z)
     torch.testing.assert_close(program.push_forward(z, directions), expected)
+
+
+class NormsBehindConvolutions(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.BatchNorm2d(6, affine=affine) for affine in (True, False))
+        self.transposed = nn.ConvTranspose2d(4, 6, 3, 2, groups=2, bias=False)
+        self.convolution = nn.Conv2d(6, 6, 2, groups=3)
+        self.grid = nn.Linear(LATENT, 16)
+
+    def forward(self, z: Tensor) -> Tensor:
+        x = self.norms[0](self.transposed(self.grid(z).view(-1, 4, 2, 2)))
+        y = self.convolution(x.relu())
+        return self.norms[1](self.convolution(x.relu())) + self.norms[1](y) * y
+
+
+def test_batch_norms_are_folded_where_nothing_else_uses_the_convolution() -> None:
+    program = check(NormsBehindConvolutions())
+    names = [call.name for tape in program._tapes.values() for call in tape.calls]
+    assert names.count("batch_norm") == len(program._tapes)
 
 
 @pytest.mark.parametrize(
@@ -748,6 +788,26 @@ def test_a_module_in_lower_precision_is_followed_through_its_changes_of_type() -
     expected = TangentProgram(network.double()).push_forward(z.double())
     assert jacobian.dtype == torch.bfloat16
     assert (jacobian - expected).norm() < 0.05 * expected.norm()
+
+
+def test_what_a_module_does_may_depend_on_the_size_of_the_batch() -> None:
+    class Halving(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.convolution = nn.Conv1d(1, 2, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if len(x) < 3:
+                return self.convolution(x.unflatten(2, (2, 3)).flatten(2))
+            return torch.cat([self.convolution(part) for part in x.split(2)])
+
+    network = Around((1, 6), torch.sin).double()
+    convolution = Halving().double()
+    module = nn.Sequential(network, nn.Unflatten(1, (1, 6)), convolution).requires_grad_(False)
+    program = TangentProgram(module)
+    z = torch.randn(4, LATENT, dtype=torch.float64)
+    for part in (z[:1], z, z[:2]):
+        torch.testing.assert_close(program.push_forward(part), reference(module, part))
 
 
 def test_threads_do_not_disturb_each_other() -> None:

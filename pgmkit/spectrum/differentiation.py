@@ -3,7 +3,7 @@
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -36,14 +36,14 @@ class JacobianPlan:
         tangents: latent directions at a time.
         kernels: of the convolutions that are not done in torch's own way, by layer; see
             `pgmkit.spectrum.convolutions`.
-        generic: parts without a rule of their own, which "layers" leaves to forward mode.
+        generic: functions without a rule of their own, which "layers" differentiates one by one.
     """
 
     mode: str
     batch_size: int
     tangents: int
     kernels: Mapping[str, str] = field(default_factory=dict)
-    generic: tuple[str, ...] = ()
+    generic: Sequence[str] = ()
 
 
 class Differentiator:
@@ -191,7 +191,7 @@ class Differentiator:
             directions = torch.eye(z.shape[1]).to(z)[: min(first.tangents, _CALIBRATION_TANGENTS)]
             self._program.calibrate(z[:1], directions)
             first = replace(
-                first, kernels=self._program.kernels, generic=self._program.generic
+                first, kernels=self._program.kernels, generic=list(self._program.generic)
             )
         rows = memory // self._layer_bytes
         sizes = [(batch, dim) for batch in (1, 2, 4, 8) if batch * dim <= rows]

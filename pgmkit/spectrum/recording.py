@@ -11,7 +11,7 @@ import types
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -42,6 +42,7 @@ class Call:
         result: a slot, or a tuple of slots and other values.
         differentiable: False inside `torch.no_grad()`.
         last_uses: the slots that no later call needs.
+        state: what the rule keeps from one run to the next.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Call:
     result: Any
     differentiable: bool = True
     last_uses: list[Slot] = field(default_factory=list)
+    state: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -69,6 +71,23 @@ class Tape:
     output: Slot
     size: int
     data_dependent: bool
+    _casts: dict[tuple[int, torch.dtype], Tensor] = field(default_factory=dict)
+
+    def cast(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+        """Returns a tensor in another type; a constant of the tape is cast once."""
+        if tensor.dtype == dtype:
+            return tensor
+        if id(tensor) not in self._constants:
+            return tensor.to(dtype)
+        key = (id(tensor), dtype)
+        if key not in self._casts:
+            self._casts[key] = tensor.to(dtype)
+        return self._casts[key]
+
+    @cached_property
+    def _constants(self) -> frozenset[int]:
+        arguments = [(call.args, call.kwargs) for call in self.calls]
+        return frozenset(id(tensor) for tensor in values_of(Tensor, arguments))
 
 
 def map_values(function: Callable[[Any], Any], value: Any) -> Any:

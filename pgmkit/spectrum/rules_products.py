@@ -30,9 +30,10 @@ def _push_convolution(call: Application) -> Dual:
     dual = call.dual
     dual.demand(dual.primal.ndim == ndim)
     demand_rule(dual.primal.ndim == ndim)
-    if "convolution" not in call.state:
-        call.state["convolution"] = _convolution(call, call.cast(weight, dual.stored.dtype))
-    convolution: Convolution = call.state["convolution"]
+    source, convolution = call.state.get("convolution", (None, None))
+    if source is not weight:  # the same for all runs if it is a constant
+        convolution = _convolution(call, call.cast(weight, dual.stored.dtype))
+        call.state["convolution"] = (weight, convolution)
     if call.state.pop("calibrate", False):
         call.state["faster"] = convolution.faster_kernels(dual.stored, dual.live)
     if convolution.kernel == "live" and dual.live is not None:

@@ -59,22 +59,28 @@ def _fold_norm(first: Call, second: Call) -> tuple[Call, ...] | None:
         return None
     _, scale, shift, mean, variance, training, _, epsilon = second.args[:8]
     x, weight, bias, *options = (*first.args, None)[: max(3, len(first.args))]
-    transposed = "transpose" in first.name
-    # A linear layer on more than one dimension has its channels elsewhere than the norm.
     held = not training and isinstance(variance, Tensor) and not first.kwargs
-    held = held and isinstance(weight, Tensor) and not isinstance(bias, Slot)
-    if not held or (transposed and weight.shape[1] != len(variance)):
+    if not (held and isinstance(weight, Tensor) and not isinstance(bias, Slot)):
         return None
+    # A linear layer on more than one dimension has its channels elsewhere than the norm.
     if first.name == "linear" and len(weight) != len(variance):
         return None
     factor = (variance + epsilon) ** -0.5
     factor = factor if scale is None else factor * scale
     bias = -mean if bias is None else bias - mean
     bias = bias * factor if shift is None else bias * factor + shift
-    axis = 1 if transposed else 0
-    shape = [-1 if dim == axis else 1 for dim in range(weight.ndim)]
-    folded = _keeping_layout(weight * factor.reshape(shape), weight)
+    groups = options[3] if "transpose" in first.name and len(options) > 3 else 1
+    folded = _scaled(weight, factor, groups, transposed="transpose" in first.name)
     return (replace(first, args=(x, folded, bias, *options), result=second.result),)
+
+
+def _scaled(weight: Tensor, factor: Tensor, groups: int, *, transposed: bool) -> Tensor:
+    """Scales each output channel of a weight, and keeps its layout in memory."""
+    ones = [1] * (weight.ndim - 2)
+    if not transposed:
+        return weight * factor.reshape(-1, 1, *ones)
+    blocks = weight.unflatten(0, (groups, -1)) * factor.reshape(groups, 1, -1, *ones)
+    return torch.empty_like(weight).copy_(blocks.flatten(0, 1))
 
 
 def _merge_doubling(first: Call, second: Call) -> tuple[Call, ...] | None:
@@ -120,9 +126,3 @@ def _doubles(call: Call) -> bool:
     nearest = call.kwargs.get("mode", "nearest") == "nearest"
     alone = len(call.args) == 1 and call.kwargs.get("size") is None
     return call.name == "interpolate" and nearest and alone and tuple(scale) == (2, 2)
-
-
-def _keeping_layout(new: Tensor, old: Tensor) -> Tensor:
-    if old.ndim == 4 and old.is_contiguous(memory_format=torch.channels_last):
-        return new.contiguous(memory_format=torch.channels_last)
-    return new
