@@ -1,6 +1,6 @@
 """Disturbs spectra in every way that machines do, and counts what that costs.
 
-    python benchmarks/faults.py > benchmarks/faults.md
+    python benchmarks/faults.py
 
 Every disturbed run is continued by the same command, and must end in the bytes of a run that
 nothing disturbed. Ends with an error if one does not.

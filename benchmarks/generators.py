@@ -1,6 +1,7 @@
 """Generators that the benchmarks of Jacobian spectra run on; all but the shipped one untrained."""
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +57,7 @@ def mlp() -> nn.Module:
     """The multilayer perceptron of many MNIST GAN tutorials."""
     sizes = (64, 256, 512, 1024)
     layers: list[nn.Module] = []
-    for inputs, outputs in zip(sizes, sizes[1:], strict=False):
+    for inputs, outputs in pairwise(sizes):
         layers += [nn.Linear(inputs, outputs), nn.LeakyReLU(0.2)]
     return nn.Sequential(*layers, nn.Linear(1024, 784), nn.Tanh(), nn.Unflatten(1, (1, 28, 28)))
 

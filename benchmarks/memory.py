@@ -132,8 +132,7 @@ def long(count: int) -> dict[str, float]:
         "seconds": time.perf_counter() - started,
         "peak": peak() - before,
         "result": sum(
-            part.nbytes
-            for part in (spectrum.latents, spectrum.singular_values, spectrum.log_prior)
+            part.nbytes for part in (spectrum.latents, spectrum.singular_values, spectrum.log_prior)
         ),
     }
 

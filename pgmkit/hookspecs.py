@@ -128,7 +128,14 @@ def pgmkit_engines() -> Iterable[Component]:  # type: ignore[empty-body]
 
     The factory builds an object with `map(function, blocks, *, parallel=True) -> iterator`, which
     calls `function(block)` for each block number and yields `(block, result)` in any order. With
-    `parallel=False` one process runs one block at a time.
+    `parallel=False` one process runs one block at a time. Function and results can be pickled; the
+    function's attribute `device_type` says where it computes, such as "cpu" or "cuda".
+
+    Optional parts: `threads` is the number of threads that a worker gives to tensor operations
+    where `parallel` is false; without it, as many as this process. An engine for which several
+    processes run the same command has `coordinator`, true in the one that writes and prints, and
+    `decide(function)`, which returns in all processes what `function()` is in that one, or raises
+    its error in all; its `map` is called in all processes and yields all blocks in each.
 
     Example:
         ::

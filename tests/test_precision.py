@@ -117,7 +117,10 @@ def test_what_overflows_float32_is_done_again_and_the_rest_is_nan() -> None:
     assert result["float64"].tolist() == [False, True, True]
     assert result["singular_values"].isfinite().all(1).tolist() == [True, True, False]
     torch.testing.assert_close(
-        result["singular_values"][1], torch.full([2], 100.0, dtype=torch.float64).exp(), rtol=1e-5, atol=0
+        result["singular_values"][1],
+        torch.full([2], 100.0, dtype=torch.float64).exp(),
+        rtol=1e-5,
+        atol=0,
     )
 
 
@@ -264,5 +267,3 @@ def test_parameters_out_of_range_are_refused(arguments: dict[str, object], messa
 def test_more_probes_than_latent_dimensions_are_refused() -> None:
     with pytest.raises(ParameterError, match="at most 6, the latent dimension"):
         JacobianSpectra(vae_decoder(), Method(probes=7))
-
-

@@ -127,9 +127,14 @@ def test_other_upsampling_stays_and_is_exact(layers: tuple[nn.Module, ...]) -> N
 def test_kernels_change_nothing_in_a_whole_network(kernel: str) -> None:
     module = with_statistics(
         nn.Sequential(
-            BLOCK, nn.ReLU(), nn.ConvTranspose2d(4, 6, 4, 2, 1), nn.BatchNorm2d(6), nn.ReLU(),
-            nn.ConvTranspose2d(6, 2, 4, 2, 1), nn.Tanh(),
-        )  # fmt: skip
+            BLOCK,
+            nn.ReLU(),
+            nn.ConvTranspose2d(4, 6, 4, 2, 1),
+            nn.BatchNorm2d(6),
+            nn.ReLU(),
+            nn.ConvTranspose2d(6, 2, 4, 2, 1),
+            nn.Tanh(),
+        )
     )
     z = torch.randn(3, 5, dtype=torch.float64)
     program = TangentProgram(module, kernels={"3": kernel, "5": kernel})

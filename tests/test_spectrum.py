@@ -309,9 +309,7 @@ class TestSavedSpectrum:
     ) -> None:
         first = self.compute(tmp_path)
         assert len(list(tmp_path.glob("block-*.safetensors"))) == 4
-        monkeypatch.setattr(
-            JacobianSpectra, "compute", lambda *_: pytest.fail("computed again")
-        )
+        monkeypatch.setattr(JacobianSpectra, "compute", lambda *_: pytest.fail("computed again"))
         assert torch.equal(self.compute(tmp_path).singular_values, first.singular_values)
 
     @pytest.mark.parametrize("damage", ["missing", "truncated", "bit flipped"])

@@ -16,8 +16,8 @@ from pgmkit.errors import LoadError, ParameterError
 from pgmkit.generator import Generator
 from pgmkit.plugins import as_component
 from pgmkit.spectrum.cache import cache_entry, mark_used, publish
-from pgmkit.spectrum.folders import Folder, LocalFolder, folder_at
 from pgmkit.spectrum.differentiation import JacobianPlan
+from pgmkit.spectrum.folders import Folder, LocalFolder, folder_at
 from pgmkit.spectrum.jacobian import MEMORY_BUDGET, JacobianSpectra, Method
 from pgmkit.spectrum.safety import choose, computed, used_method
 from pgmkit.spectrum.spectrum import Spectrum

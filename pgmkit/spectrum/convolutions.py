@@ -144,9 +144,7 @@ class Convolution:
                 result[:, out[0], out[1]] += products[:, into[0], into[1], tap]
             return result.permute(0, 4, 3, 1, 2)
         pixels = tangents.permute(0, 1, 3, 4, 2).flatten(0, 3)
-        products = (weights @ pixels.T).view(
-            -1, channels, latents, directions, *tangents.shape[3:]
-        )
+        products = (weights @ pixels.T).view(-1, channels, latents, directions, *tangents.shape[3:])
         result = tangents.new_zeros(channels, latents, directions, *tap_map.size_out)
         for tap, out, into in tap_map.slices():
             result[..., out[0], out[1]] += products[tap][..., into[0], into[1]]
@@ -163,7 +161,8 @@ class Convolution:
         for latent, result in enumerate(pushed):
             own = units[0 if len(units) == 1 else latent]
             tap_map.multiply(own, self._weight_rows, positions[latent], result)
-        return pushed.unflatten(1, tap_map.size_out).permute(0, 4, 3, 1, 2)
+        by_pixel: Tensor = pushed.unflatten(1, tap_map.size_out)
+        return by_pixel.permute(0, 4, 3, 1, 2)
 
     @property
     def _tap_major(self) -> Tensor:
@@ -213,9 +212,7 @@ class _Axis:
     def size_out(self) -> int:
         reach = self.dilation * (self.kernel_size - 1) + 1
         if self.transposed:
-            return (
-                (self.size_in - 1) * self.stride - 2 * self.padding + reach + self.output_padding
-            )
+            return (self.size_in - 1) * self.stride - 2 * self.padding + reach + self.output_padding
         return (self.size_in + 2 * self.padding - reach) // self.stride + 1
 
     def slices(self) -> Iterator[tuple[slice, slice]]:

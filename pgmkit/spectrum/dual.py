@@ -21,8 +21,8 @@ class Dual:
 
     Args:
         primal: (B, ...) if batched, else any shape.
-        stored: tangents; if batched (B or 1, D, ...), 1 as long as they are the same for all latents; else
-            (D, *primal.shape), for one latent whose dimension may be anywhere.
+        stored: tangents; if batched (B or 1, D, ...), 1 as long as they are the same for all
+            latents; else (D, *primal.shape), for one latent whose dimension may be anywhere.
         batched: whether the first dimension of the primal counts latents.
         shared: whether another value may use the memory of the tangents, too.
         live: if given, the tangents are those stored where it is true and zero elsewhere, bool,

@@ -240,7 +240,8 @@ def _probes(dim: int, probes: int | None) -> Tensor:
     if probes is None:
         return torch.eye(dim)
     draws = torch.randn(dim, probes, generator=random_generator(0, "probes"), dtype=torch.float64)
-    return torch.linalg.qr(draws).Q.T.contiguous()
+    basis: Tensor = torch.linalg.qr(draws).Q
+    return basis.T.contiguous()
 
 
 def _in_precision(generator: Generator, dtype: str) -> Generator:
@@ -253,9 +254,7 @@ def _in_precision(generator: Generator, dtype: str) -> Generator:
     module = copy.deepcopy(generator.module)
     if generator.device.type == "mps":  # has no float64
         module = module.cpu()
-    return Generator(
-        module.to(wanted), generator.latent, generator.image, name=generator.name
-    )
+    return Generator(module.to(wanted), generator.latent, generator.image, name=generator.name)
 
 
 def _is_unsafe(values: Tensor) -> Tensor:

@@ -21,11 +21,12 @@ from pgmkit.spectrum.rules_reductions import REDUCTIONS
 RULES: dict[str, Rule] = {**ELEMENTWISE, **PRODUCTS, **MOVES, **REDUCTIONS}
 """How each function pushes tangents, by its bare name."""
 
-LINEAR = frozenset(
-    "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d reshape view "
-    "flatten unflatten squeeze unsqueeze permute transpose contiguous getitem expand interpolate "
-    "pixel_shuffle pad neg sum mean".split()
-)
+_LINEAR = """
+linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d reshape view flatten
+unflatten squeeze unsqueeze permute transpose contiguous getitem expand interpolate pixel_shuffle
+pad neg sum mean
+"""
+LINEAR = frozenset(_LINEAR.split())
 """Functions of one argument whose derivative does not depend on it."""
 
 PRIMITIVES = frozenset({"interpolate", "einsum", "norm", "split"})

@@ -48,9 +48,7 @@ class Check:
     reason: str = ""
 
 
-def choose(
-    generator: Generator, z: Tensor, method: Method
-) -> tuple[JacobianSpectra, Check | None]:
+def choose(generator: Generator, z: Tensor, method: Method) -> tuple[JacobianSpectra, Check | None]:
     """Returns what computes the spectrum: the method asked for, or the exact one instead of it.
 
     Args:
@@ -152,5 +150,7 @@ def _rank_correlation(left: Tensor, right: Tensor) -> float:
 def _overlap(left: Tensor, right: Tensor) -> float:
     """Returns the share of the latents of largest volume that both agree on."""
     count = max(1, round(REMOVED * len(left)))
-    removed = [set(volume.nan_to_num(torch.inf).topk(count).indices.tolist()) for volume in (left, right)]
+    removed = [
+        set(volume.nan_to_num(torch.inf).topk(count).indices.tolist()) for volume in (left, right)
+    ]
     return len(removed[0] & removed[1]) / count

@@ -42,8 +42,10 @@ def _rewritten(calls: list[Call], output: Slot, rewrite: _Rewrite) -> list[Call]
     replaced: dict[int, tuple[Call, ...]] = {}
     for second in calls:
         source = second.args[0] if second.args else None
-        first = makers.get(source) if isinstance(source, Slot) else None
-        if first is None or id(first) in replaced or len(users[source]) > 1 or source == output:
+        if not isinstance(source, Slot) or source == output or len(users[source]) > 1:
+            continue
+        first = makers.get(source)
+        if first is None or id(first) in replaced:
             continue
         if not (first.differentiable and second.differentiable):
             continue

@@ -97,9 +97,9 @@ class Spectrum:
         From a volume sketch with m of M directions V it is `√(M/m) ‖J V‖_F`, whose square is
         unbiased for orthonormal V; from a top sketch it lacks the smallest singular values.
         """
-        norm = self.singular_values.square().sum(dim=1).sqrt()
+        norm: Tensor = self.singular_values.square().sum(dim=1).sqrt()
         if self.probes is not None and self.provenance["computed"]["sketch"] == "volume":
-            return norm * (self.latents.shape[1] / self.probes) ** 0.5
+            norm = norm * (self.latents.shape[1] / self.probes) ** 0.5
         return norm
 
     def condition_number(self) -> Tensor:

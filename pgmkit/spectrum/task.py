@@ -76,14 +76,14 @@ class BlockTask:
             OutputError: the shard cannot be written.
         """
         rows = slice(block * self.block_size, (block + 1) * self.block_size)
+        # Not a view: forward mode gives the whole that a view belongs to a tangent, too.
+        latents = self.latents[rows].clone()
         jacobians = self.jacobians()
-        if torch.get_num_threads() != self.threads:
-            torch.set_num_threads(self.threads)
         # The switch is one for all threads, and accelerators run one block at a time.
         precisely = contextlib.nullcontext() if jacobians.parallel else _full_float32()
-        with precisely:
-            tensors = jacobians.compute(self.latents[rows])
-        tensors |= {"latents": self.latents[rows], "log_prior": self.log_prior[rows]}
+        with _threads(self.threads), precisely:
+            tensors = jacobians.compute(latents)
+        tensors |= {"latents": latents, "log_prior": self.log_prior[rows]}
         checksum = None if self.shards is None else self.shards.write(block, tensors)
         return BlockRecord(tensors, checksum)
 
@@ -103,6 +103,20 @@ class BlockTask:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _building=threading.Lock())
         self.generator.to(self.device_type)
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Gives tensor operations this many threads, as they are on record."""
+    before = torch.get_num_threads()
+    if before == count:
+        yield
+        return
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextlib.contextmanager

@@ -69,13 +69,9 @@ class TorchrunEngine:
         A process runs one block at a time, whether or not threads could run several.
         """
         numbers = list(blocks)
-        threads = torch.get_num_threads()
-        try:
-            for start in range(0, len(numbers), self.world_size):
-                own = numbers[start + self.rank : start + self.rank + 1]
-                yield from self._gathered([_attempt(function, block) for block in own])
-        finally:
-            torch.set_num_threads(threads)
+        for start in range(0, len(numbers), self.world_size):
+            own = numbers[start + self.rank : start + self.rank + 1]
+            yield from self._gathered([_attempt(function, block) for block in own])
 
     def _gathered(self, own: list[_Outcome]) -> Iterator[tuple[int, Result]]:
         """Yields what all processes did in one round."""
