@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from pgmkit.spectrum import convolutions
-from pgmkit.spectrum.convolutions import Convolution
+from pgmkit.spectrum.tangents import convolutions
+from pgmkit.spectrum.tangents.convolutions import Convolution
 
 KERNELS = ("dense", "taps", "live")
 SHAPES = [

@@ -35,7 +35,7 @@ class JacobianPlan:
         batch_size: latents at a time.
         tangents: latent directions at a time.
         kernels: of the convolutions that are not done in torch's own way, by layer; see
-            `pgmkit.spectrum.convolutions`.
+            `pgmkit.spectrum.tangents.convolutions`.
         generic: functions without a rule of their own, which "layers" differentiates one by one.
     """
 

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pgmkit.spectrum.dual import Application, Dual, Rule, demand_rule, rule_for
-from pgmkit.spectrum.recording import UnsupportedModuleError
-from pgmkit.spectrum.rules_elementwise import push_elementwise
+from pgmkit.spectrum.tangents.dual import Application, Dual, Rule, demand_rule, rule_for
+from pgmkit.spectrum.tangents.recording import UnsupportedModuleError
+from pgmkit.spectrum.tangents.rules_elementwise import push_elementwise
 
 
 def _reduction_rule(position: int) -> Rule:

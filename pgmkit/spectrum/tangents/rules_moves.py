@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pgmkit.spectrum.dual import Application, Dual, Rule, demand_rule, primal_of, rule_for
+from pgmkit.spectrum.tangents.dual import Application, Dual, Rule, demand_rule, primal_of, rule_for
 
 
 def _push_reshape(call: Application) -> Dual:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pgmkit.spectrum.recording import Call, Slot, Tape, note_last_uses, values_of
+from pgmkit.spectrum.tangents.recording import Call, Slot, Tape, note_last_uses, values_of
 
 _DOUBLED_3X3 = ((2,), (1, 2), (0, 1), (0,))
 """Which taps of a 3×3 kernel each tap of the 4×4 kernel adds up, along one dimension."""

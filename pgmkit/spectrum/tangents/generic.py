@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from pgmkit.machine import is_out_of_memory
-from pgmkit.spectrum.dual import Application, Dual, total
-from pgmkit.spectrum.recording import UnsupportedModuleError, map_values
+from pgmkit.spectrum.tangents.dual import Application, Dual, total
+from pgmkit.spectrum.tangents.recording import UnsupportedModuleError, map_values
 
 FORWARD_MODE = threading.Lock()
 """Forward-mode autograd keeps its level in a global of torch: one thread at a time."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pgmkit.spectrum.recording import map_values, values_of
+from pgmkit.spectrum.tangents.recording import map_values, values_of
 
 
 class LatentsMoveError(Exception):

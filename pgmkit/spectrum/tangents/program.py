@@ -4,9 +4,6 @@ Forward-mode autograd pushes tangents through any module, but it carries the pri
 tangent and its state is global to the process. For networks made of common layers there is a
 shorter way: run the primal once, and send the tangents of all directions through each layer's
 derivative as one batch. That uses plain tensor operations, so several threads can do it at once.
-
-`recording` writes down which torch functions a module calls, `rules` says how each pushes tangents,
-`generic` differentiates what has no rule, and the program here runs one call after the other.
 """
 
 import time
@@ -17,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from pgmkit.machine import is_out_of_memory
-from pgmkit.spectrum.dual import Application, Dual, LatentsMoveError
-from pgmkit.spectrum.generic import FORWARD_MODE, push_generic
-from pgmkit.spectrum.recording import (
+from pgmkit.spectrum.tangents.dual import Application, Dual, LatentsMoveError
+from pgmkit.spectrum.tangents.generic import push_generic
+from pgmkit.spectrum.tangents.recording import (
     Call,
     Slot,
     Tape,
@@ -28,11 +25,8 @@ from pgmkit.spectrum.recording import (
     record,
     values_of,
 )
-from pgmkit.spectrum.rules import COMPOSITIONS, CONSTANTS, LINEAR, PRIMITIVES, RULES
-from pgmkit.spectrum.simplify import simplified
-
-__all__ = ["FORWARD_MODE", "TangentProgram", "UnsupportedModuleError"]
-
+from pgmkit.spectrum.tangents.rules import COMPOSITIONS, CONSTANTS, LINEAR, PRIMITIVES, RULES
+from pgmkit.spectrum.tangents.simplify import simplified
 
 _CALIBRATION_SECONDS = 3.0
 """How long combinations of kernels are tried."""
@@ -48,7 +42,7 @@ class TangentProgram:
     Args:
         module: in eval mode; maps latents (B, M) to images.
         kernels: of convolutions, by their place among the calls; see
-            `pgmkit.spectrum.convolutions`.
+            `pgmkit.spectrum.tangents.convolutions`.
         tangent_dtype: the type that tangents are pushed in, such as `torch.bfloat16`; the primal
             stays in the type of the module. By default tangents are of that type, too.
 

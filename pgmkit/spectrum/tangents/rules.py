@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pgmkit.spectrum.dual import Rule
-from pgmkit.spectrum.rules_elementwise import ELEMENTWISE
-from pgmkit.spectrum.rules_moves import MOVES
-from pgmkit.spectrum.rules_products import PRODUCTS
-from pgmkit.spectrum.rules_reductions import REDUCTIONS
+from pgmkit.spectrum.tangents.dual import Rule
+from pgmkit.spectrum.tangents.rules_elementwise import ELEMENTWISE
+from pgmkit.spectrum.tangents.rules_moves import MOVES
+from pgmkit.spectrum.tangents.rules_products import PRODUCTS
+from pgmkit.spectrum.tangents.rules_reductions import REDUCTIONS
 
 RULES: dict[str, Rule] = {**ELEMENTWISE, **PRODUCTS, **MOVES, **REDUCTIONS}
 """How each function pushes tangents, by its bare name."""

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pgmkit.spectrum.dual import Application, Dual, Rule, demand_rule, rule_for, total
-from pgmkit.spectrum.recording import UnsupportedModuleError
+from pgmkit.spectrum.tangents.dual import Application, Dual, Rule, demand_rule, rule_for, total
+from pgmkit.spectrum.tangents.recording import UnsupportedModuleError
 
 
 def push_elementwise(call: Application) -> Dual:

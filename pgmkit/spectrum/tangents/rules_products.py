@@ -7,9 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pgmkit.spectrum.convolutions import Convolution
-from pgmkit.spectrum.dual import Application, Dual, Rule, demand_rule, primal_of, rule_for, total
-from pgmkit.spectrum.recording import map_values
+from pgmkit.spectrum.tangents.convolutions import Convolution
+from pgmkit.spectrum.tangents.dual import (
+    Application,
+    Dual,
+    Rule,
+    demand_rule,
+    primal_of,
+    rule_for,
+    total,
+)
+from pgmkit.spectrum.tangents.recording import map_values
 
 
 def _push_linear(call: Application) -> Dual:
