@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from torch.nn import functional
 _GATHERED = 2**17
 """Numbers gathered for one batch of products: few enough to stay in a core's cache."""
 
-_TERMS = 2**21
+_TERMS = 2**18
 """Terms listed at once at most: bounds the memory for large images."""
 
 _FEW_TAPS = 128
@@ -231,6 +232,29 @@ class _Axis:
             yield (fine_slice, coarse_slice) if self.transposed else (coarse_slice, fine_slice)
 
 
+class _LiveUnits(NamedTuple):
+    """The units of one latent that are not zero.
+
+    Args:
+        units: their numbers, position · channels + channel, ascending.
+        counts: how many there are at each position.
+        first: where in `units` each position begins.
+        channels: at each position.
+    """
+
+    units: Tensor
+    counts: Tensor
+    first: Tensor
+    channels: int
+
+    @classmethod
+    def of(cls, live: Tensor) -> "_LiveUnits":
+        """Lists them for a mask (positions, channels)."""
+        counts = live.sum(dim=1)
+        units = live.flatten().nonzero().squeeze(1)
+        return cls(units, counts, counts.cumsum(0) - counts, live.shape[1])
+
+
 class _TapMap:
     """All (output position, tap, input position) that a two-dimensional convolution connects."""
 
@@ -270,17 +294,18 @@ class _TapMap:
             live: bool (positions, C_in).
             result: takes up the output (output positions, C_out, D).
         """
+        live_units = _LiveUnits.of(live)
         links_at_once = max(1, _TERMS // live.shape[1])
         start = 0
         while start < len(result):
             limit = int(self._links_before[start]) + links_at_once
             end = int(torch.searchsorted(self._links_before, limit, right=True)) - 1
             end = max(start + 1, min(end, len(result)))
-            self._multiply_range(units, weights, live, result[start:end], start)
+            self._multiply_range(units, weights, live_units, result[start:end], start)
             start = end
 
     def _multiply_range(
-        self, units: Tensor, weights: Tensor, live: Tensor, result: Tensor, first: int
+        self, units: Tensor, weights: Tensor, live: "_LiveUnits", result: Tensor, first: int
     ) -> None:
         """Computes the output positions from `first` that `result` has room for."""
         last = first + len(result)
@@ -300,7 +325,7 @@ class _TapMap:
             start = end
 
     def _terms(
-        self, live: Tensor, first: int, last: int, padding: int
+        self, live: "_LiveUnits", first: int, last: int, padding: int
     ) -> tuple[Tensor, Tensor, list[int]]:
         """Lists the live units that output positions from `first` to `last` see.
 
@@ -311,26 +336,22 @@ class _TapMap:
         links_before = self._links_before[first : last + 1]
         links = slice(int(links_before[0]), int(links_before[-1]))
         position, tap = self._input[links], self._tap[links]
-        channels = live.shape[1]
-        live_units = live.flatten().nonzero().squeeze(1)
-        counts = live.sum(dim=1)
-        per_link = counts[position]
+        per_link = live.counts[position]
         terms_before = torch.cat([per_link.new_zeros(1), per_link.cumsum(0)])
         of_output = terms_before[links_before - links.start]
         lengths = of_output.diff()
         longest = max(1, int(lengths.max()))
 
         total = int(of_output[-1])
-        term = torch.arange(total, device=live.device)
-        first_live = counts.cumsum(0) - counts
+        term = torch.arange(total, device=position.device)
 
         def per_term(of_link: Tensor) -> Tensor:
             return of_link.repeat_interleave(per_link, output_size=total)
 
-        unit = live_units[term + per_term(first_live[position] - terms_before[:-1])]
-        weight = unit + per_term((tap - position) * channels)
+        unit = live.units[term + per_term(live.first[position] - terms_before[:-1])]
+        weight = unit + per_term((tap - position) * live.channels)
         count = len(lengths)
-        shift = torch.arange(count, device=live.device) * longest - of_output[:-1]
+        shift = torch.arange(count, device=position.device) * longest - of_output[:-1]
         place = term + shift.repeat_interleave(lengths, output_size=total)
         units = unit.new_zeros(count * longest)
         weights = unit.new_full((count * longest,), padding)
