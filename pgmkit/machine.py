@@ -47,3 +47,10 @@ def check_device(name: str) -> torch.device:
             f"the device {name!r} cannot be used here; cpu always can ({reason})"
         ) from error
     return device
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Returns whether an error says that memory, of the machine or an accelerator, ran out."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

@@ -301,6 +301,7 @@ def shatter(
     *,
     density_args: Mapping[str, Any] | None = None,
     sampler_args: Mapping[str, Any] | None = None,
+    spectrum_args: Mapping[str, Any] | None = None,
     engine: Engine | str = "local",
     block_size: int = BLOCK_SIZE,
     out: Path | str | None = None,
@@ -321,6 +322,7 @@ def shatter(
         spectrum: one that is there already; then `num_latents` is its length.
         density_args: parameters of the density estimator.
         sampler_args: parameters of the cluster sampler.
+        spectrum_args: further arguments of `compute_spectrum`, such as dtype or probes.
         engine: where the Jacobians are computed; name or object.
         block_size: latents per block of work.
         out: a folder in which finished blocks of the spectrum are kept, to continue after a stop.
@@ -361,6 +363,7 @@ def shatter(
             cache=cache,
             progress=progress,
             report=report,
+            **(spectrum_args or {}),
         )
     spectrum_done = time.perf_counter()
     selection = select(estimator, spectrum, remove=remove, seed=seed)

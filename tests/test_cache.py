@@ -15,7 +15,8 @@ import pgmkit
 from pgmkit.errors import ParameterError, PgmkitWarning
 from pgmkit.files import write_bytes
 from pgmkit.spectrum.cache import cache_folder
-from pgmkit.spectrum.jacobian import JacobianPlan, JacobianSpectra
+from pgmkit.spectrum.differentiation import Differentiator, JacobianPlan
+from pgmkit.spectrum.jacobian import JacobianSpectra
 
 
 def toy(width: int = 16) -> pgmkit.Generator:
@@ -132,14 +133,14 @@ def test_a_damaged_manifest_of_an_entry_is_no_error(
 def test_a_started_folder_goes_on_with_its_own_plan(
     computed: Computed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    choose = JacobianSpectra._choose_plan
+    choose = Differentiator._choose_plan
 
-    def otherwise(self: JacobianSpectra) -> JacobianPlan:
-        return dataclasses.replace(choose(self), batch_size=3)
+    def otherwise(self: Differentiator, memory: int) -> JacobianPlan:
+        return dataclasses.replace(choose(self, memory), batch_size=3)
 
     computed.during()
     with monkeypatch.context() as patch:
-        patch.setattr(JacobianSpectra, "_choose_plan", otherwise)
+        patch.setattr(Differentiator, "_choose_plan", otherwise)
         computed.during(cache=False, out=tmp_path)
     whole = bytes_of(tmp_path)
     (tmp_path / "block-000001.safetensors").unlink()

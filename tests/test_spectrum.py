@@ -15,8 +15,8 @@ import pgmkit
 from pgmkit.engines.local import LocalEngine
 from pgmkit.errors import LoadError, OutputError, ParameterError
 from pgmkit.spectrum import load_spectrum
-from pgmkit.spectrum.jacobian import JacobianPlan, JacobianSpectra
-from pgmkit.spectrum.tangents import TangentProgram, UnsupportedModuleError
+from pgmkit.spectrum.differentiation import Differentiator, JacobianPlan
+from pgmkit.spectrum.jacobian import JacobianSpectra
 
 LATENT = 6
 
@@ -36,7 +36,7 @@ class Residual(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multiplies activations with each other, for which there is no layer rule."""
+    """Multiplies activations with each other."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -104,8 +104,8 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "convolutional": (convolutional, "layers"),
     "dense": (dense, "layers"),
     "residual": (Residual, "layers"),
-    "attention": (Attention, "forward"),
-    "custom function": (Custom, "reverse"),
+    "attention": (Attention, "layers"),
+    "custom function": (Custom, "layers"),
 }
 
 
@@ -170,12 +170,12 @@ def test_all_ways_give_the_same_singular_values(mode: str) -> None:
     z = generator.sample_latents(5, seed=1)
     automatic = JacobianSpectra(generator)
     assert automatic.plan.mode == "layers"
-    jacobians = JacobianSpectra(generator)
-    if mode != "layers":
-        jacobians._program = None
-    jacobians.plan = JacobianPlan(mode, batch_size=2, tangents=4)
+    plan = JacobianPlan(mode, batch_size=2, tangents=4)
     torch.testing.assert_close(
-        jacobians.singular_values(z), automatic.singular_values(z), rtol=1e-5, atol=1e-7
+        JacobianSpectra(generator, plan=plan).compute(z)["singular_values"],
+        automatic.compute(z)["singular_values"],
+        rtol=1e-5,
+        atol=1e-7,
     )
 
 
@@ -183,7 +183,7 @@ def test_a_float64_generator_is_computed_in_float64_throughout() -> None:
     generator = generator_of(dense().double().float())
     generator.module.double()
     z = generator.sample_latents(4, seed=0)
-    values = JacobianSpectra(generator).singular_values(z)
+    values = JacobianSpectra(generator).compute(z)["singular_values"]
     torch.testing.assert_close(
         values, reference_singular_values(generator, z), rtol=1e-10, atol=1e-14
     )
@@ -199,9 +199,21 @@ def test_the_generator_is_left_as_it_was() -> None:
     assert generator.module[3].inplace is True
 
 
-def test_modules_without_rules_are_refused_by_the_layer_program() -> None:
-    with pytest.raises(UnsupportedModuleError, match="no rule"):
-        TangentProgram(Attention())
+def test_the_plan_names_the_functions_without_a_rule() -> None:
+    assert JacobianSpectra(generator_of(Custom())).plan.generic == ["custom function _Cube"]
+    assert JacobianSpectra(generator_of(Residual())).plan.generic == []
+
+
+def test_a_module_that_moves_the_latents_is_given_one_at_a_time() -> None:
+    layer = nn.TransformerEncoderLayer(12, 2, 16, batch_first=True)
+    network = nn.Sequential(nn.Linear(LATENT, 48), nn.Unflatten(1, (4, 12)), layer, nn.Flatten())
+    generator = generator_of(network)
+    plan = JacobianSpectra(generator).plan
+    assert (plan.mode, plan.batch_size) == ("layers", 1)
+    z = generator.sample_latents(3, seed=0)
+    expected = reference_singular_values(generator, z)
+    values = JacobianSpectra(generator).compute(z)["singular_values"]
+    torch.testing.assert_close(values, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_a_rank_deficient_generator_has_the_rank_of_its_bottleneck() -> None:
@@ -298,7 +310,7 @@ class TestSavedSpectrum:
         first = self.compute(tmp_path)
         assert len(list(tmp_path.glob("block-*.safetensors"))) == 4
         monkeypatch.setattr(
-            JacobianSpectra, "singular_values", lambda *_: pytest.fail("computed again")
+            JacobianSpectra, "compute", lambda *_: pytest.fail("computed again")
         )
         assert torch.equal(self.compute(tmp_path).singular_values, first.singular_values)
 
@@ -358,13 +370,13 @@ class TestSavedSpectrum:
     def test_the_plan_on_record_is_taken_up_again(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        choose = JacobianSpectra._choose_plan
+        choose = Differentiator._choose_plan
 
-        def otherwise(self: JacobianSpectra) -> JacobianPlan:
-            return dataclasses.replace(choose(self), batch_size=3)
+        def otherwise(self: Differentiator, memory: int) -> JacobianPlan:
+            return dataclasses.replace(choose(self, memory), batch_size=3)
 
         with monkeypatch.context() as patch:
-            patch.setattr(JacobianSpectra, "_choose_plan", otherwise)
+            patch.setattr(Differentiator, "_choose_plan", otherwise)
             first = self.compute(tmp_path)
         (tmp_path / "block-000001.safetensors").unlink()
         again = self.compute(tmp_path)

@@ -17,7 +17,9 @@ from pgmkit.generator import Generator
 from pgmkit.plugins import as_component
 from pgmkit.spectrum.cache import cache_entry, mark_used, publish
 from pgmkit.spectrum.folders import Folder, LocalFolder, folder_at
-from pgmkit.spectrum.jacobian import JacobianPlan, JacobianSpectra
+from pgmkit.spectrum.differentiation import JacobianPlan
+from pgmkit.spectrum.jacobian import MEMORY_BUDGET, JacobianSpectra, Method
+from pgmkit.spectrum.safety import choose, computed, used_method
 from pgmkit.spectrum.spectrum import Spectrum
 from pgmkit.spectrum.store import (
     FORMAT_VERSION,
@@ -38,7 +40,7 @@ from pgmkit.spectrum.store import (
 from pgmkit.spectrum.task import BlockTask
 
 BLOCK_SIZE = 128
-_CHOSEN = ("jacobian", "threads_per_worker")
+_CHOSEN = ("jacobian", "threads_per_worker", "computed", "check")
 """Settings that are chosen where a spectrum is begun, and kept where it is continued."""
 
 
@@ -49,6 +51,11 @@ def compute_spectrum(
     seed: int = 0,
     *,
     out: Path | str | None = None,
+    dtype: str = "auto",
+    probes: int | None = None,
+    sketch: str = "volume",
+    min_rank_correlation: float | None = None,
+    memory_budget: int = MEMORY_BUDGET,
     block_size: int = BLOCK_SIZE,
     engine: Engine | str = "local",
     cache: bool = False,
@@ -58,7 +65,8 @@ def compute_spectrum(
     """Computes the singular values of ∂G/∂z at many latents (LASH paper, Eq. 1).
 
     Works for any differentiable module, block by block, so that memory does not grow with the
-    number of latents beyond the result itself.
+    number of latents beyond the result itself. How the Jacobians are computed is found by a short
+    calibration and recorded; see docs/spectra.md.
 
     Args:
         generator: G.
@@ -67,6 +75,14 @@ def compute_spectrum(
         seed: of the drawn latents; not used when `latents` are given.
         out: a folder, or a URL that fsspec opens, for the finished blocks. A run that was stopped
             continues there; a complete one is read back. Workers write there themselves.
+        dtype: "auto", "float32", "float64" or "bfloat16"; see `pgmkit.spectrum.jacobian.Method`.
+        probes: number of directions of a sketch, from 1 to M; None is exact.
+        sketch: "volume" or "top": what the probes are for.
+        min_rank_correlation: what a fast method (bfloat16 or a sketch) has to reach on a sample of
+            the latents; under it the spectrum is computed exactly, with a warning. In [-1, 1]; by
+            default 0.995 for bfloat16 and 0.95 for sketches.
+        memory_budget: bytes that each process may use beside the generator and the result, at
+            least 2**20.
         block_size: latents per block, at least 1.
         engine: name of an engine component, or an object with its method `map`.
         cache: whether to take up a spectrum of the same generator and latents that was computed
@@ -89,6 +105,7 @@ def compute_spectrum(
     """
     z = _latents(generator, latents, num_latents, seed)
     check_block_size(block_size)
+    method = Method(dtype, probes, sketch, min_rank_correlation, memory_budget)
     generator.check()
     chosen: Engine = as_component("engines", engine)
     wanted = plain_settings(
@@ -98,12 +115,16 @@ def compute_spectrum(
             "latents": latents_digest(z),
             "num_latents": len(z),
             "block_size": block_size,
-            "dtype": str(generator.dtype).removeprefix("torch."),
+            "dtype": method.dtype,
+            "probes": method.probes,
+            "sketch": method.sketch if method.probes is not None else None,
+            "min_rank_correlation": method.threshold if method.is_fast else None,
         }
     )
     run = _Run(
         generator,
         z,
+        method,
         wanted,
         chosen,
         folder=None if out is None else folder_at(out),
@@ -147,6 +168,7 @@ class _Run:
     Args:
         generator: G.
         z: (n, M).
+        method: what is computed of each Jacobian.
         wanted: the settings that determine the spectrum.
         engine: where blocks are computed.
         folder: where they are kept; None is nowhere.
@@ -157,6 +179,7 @@ class _Run:
         self,
         generator: Generator,
         z: Tensor,
+        method: Method,
         wanted: dict[str, Any],
         engine: Engine,
         *,
@@ -165,6 +188,7 @@ class _Run:
     ) -> None:
         self.generator = generator
         self.z = z
+        self.method = method
         self.wanted = wanted
         self.engine = engine
         self.folder = folder
@@ -209,9 +233,11 @@ class _Run:
             return
         jacobians = self._jacobians
         if jacobians is None:
-            jacobians = JacobianSpectra(self.generator, plan=_plan(start.settings))
+            method = used_method(self.method, start.settings["check"])
+            jacobians = JacobianSpectra(self.generator, method, _plan(start.settings))
         task = BlockTask(
             self.generator,
+            jacobians.method,
             jacobians.plan,
             self.z,
             self.generator.log_prior(self.z),
@@ -260,11 +286,13 @@ class _Run:
                 recorded = recorded_settings(self.entry)
         if recorded is None:
             # Before anything is written, since it may turn out that nothing can be computed.
-            self._jacobians = JacobianSpectra(self.generator)
+            self._jacobians, check = choose(self.generator, self.z, self.method)
             threads = int(getattr(self.engine, "threads", torch.get_num_threads()))
             recorded = {
                 "jacobian": asdict(self._jacobians.plan),
                 "threads_per_worker": 1 if self._jacobians.parallel else threads,
+                "computed": computed(self._jacobians.method),
+                "check": None if check is None else asdict(check),
             }
         chosen = {key: recorded.get(key) for key in _CHOSEN}
         return plain_settings({**self.wanted, **chosen})

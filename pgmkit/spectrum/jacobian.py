@@ -1,290 +1,300 @@
-"""Singular values of the Jacobian of a generator, exact, for any module."""
+"""Singular values of the Jacobian of a generator, for any module."""
 
 import copy
 import math
 import threading
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch import Tensor
 
-from pgmkit.errors import GeneratorError
+from pgmkit.errors import GeneratorError, ParameterError
 from pgmkit.generator import Generator
-from pgmkit.references import first_line
-from pgmkit.spectrum.tangents import TangentProgram
+from pgmkit.machine import is_out_of_memory
+from pgmkit.seeds import random_generator
+from pgmkit.spectrum.differentiation import Differentiator, JacobianPlan
 
-_CACHE_BYTES = 2**24
-"""Tangents of one batch in the widest layer: few enough to stay in a core's cache."""
+DTYPES = ("auto", "float32", "float64", "bfloat16")
+SKETCHES = ("volume", "top")
+
+MEMORY_BUDGET = 2**30
+"""Bytes beside the model, by default."""
 
 _PIXELS = 2**14
 """Rows of a Jacobian that are held in float64 at a time."""
 
-_MEMORY_BYTES = 2**28
-"""Tangents in the widest layer that may be held at once when one latent alone exceeds the cache."""
+_FLOAT32_NOISE = 2**-23
+"""Noise that float32 leaves in a singular value, relative to the largest one, at most."""
 
-
-_FORWARD_MODE = threading.Lock()
-"""Forward-mode autograd keeps its level in a global of torch: one thread at a time."""
+_UNSAFE_NATS = 0.01
+"""A latent whose log-volume may be off by more than this in float32 is done again in float64."""
 
 
 @dataclass(frozen=True)
-class JacobianPlan:
-    """How the Jacobians of one generator are computed; recorded with every spectrum.
+class Method:
+    """What is computed, and how exactly; part of what identifies a spectrum.
 
     Args:
-        mode: "layers" pushes tangents through layer by layer, for networks of common layers;
-            "forward" pushes them by forward-mode autograd, through any module that has a forward
-            derivative; "reverse" pulls back one row of J after the other, for all others.
-        batch_size: latents at a time.
-        tangents: latent directions at a time.
+        dtype: of the Jacobian. "float32" and "float64" are what they say. "auto" takes the
+            precision of the weights, at least float32, and does those latents again in float64
+            whose conditioning makes float32 unsafe. "bfloat16" rounds tangents to 8 bits.
+        probes: m, the number of random directions of a sketch, at least 1; None is exact.
+        sketch: "volume" takes the m singular values of J on a random m-dimensional subspace of
+            the latent space; "top" approximates the m largest singular values of J.
+        min_rank_correlation: a fast method (bfloat16 or a sketch) that agrees less than this with
+            the exact one is not used, in [-1, 1]; by default 0.995 for bfloat16, 0.95 for
+            sketches.
+        memory_budget: bytes to use beside the model, at least 2**20.
+
+    Raises:
+        ParameterError: a value is outside its range.
     """
 
-    mode: str
-    batch_size: int
-    tangents: int
+    dtype: str = "auto"
+    probes: int | None = None
+    sketch: str = "volume"
+    min_rank_correlation: float | None = None
+    memory_budget: int = MEMORY_BUDGET
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ParameterError(f"dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
+        if self.sketch not in SKETCHES:
+            raise ParameterError(
+                f"sketch must be one of {', '.join(SKETCHES)}, not {self.sketch!r}"
+            )
+        if self.probes is not None and self.probes < 1:
+            raise ParameterError(f"probes must be at least 1, not {self.probes}")
+        if self.probes is not None and self.dtype == "bfloat16":
+            raise ParameterError("probes and dtype 'bfloat16' are two fast methods; choose one")
+        threshold = self.min_rank_correlation
+        if threshold is not None and not -1 <= threshold <= 1:
+            raise ParameterError(f"min_rank_correlation must be in [-1, 1], not {threshold}")
+        if self.memory_budget < 2**20:
+            raise ParameterError(
+                f"memory_budget must be at least 2**20 bytes (1 MiB), not {self.memory_budget}"
+            )
+
+    @property
+    def is_fast(self) -> bool:
+        """Whether it is one that has to be checked against the exact one."""
+        return self.probes is not None or self.dtype == "bfloat16"
+
+    @property
+    def threshold(self) -> float:
+        """The rank correlation that a fast method has to reach."""
+        if self.min_rank_correlation is not None:
+            return self.min_rank_correlation
+        return 0.995 if self.dtype == "bfloat16" else 0.95
+
+    @property
+    def exact(self) -> "Method":
+        """The same without what makes it fast."""
+        dtype = "auto" if self.dtype == "bfloat16" else self.dtype
+        return replace(self, dtype=dtype, probes=None)
 
 
 class JacobianSpectra:
     """Computes singular values of J = ∂G/∂z for batches of latents.
 
     Args:
-        generator: stays as it is; a prepared copy of its module does the work, in float32 where
-            the weights are of lower precision.
-        plan: one that was chosen before; None chooses by trying.
+        generator: stays as it is.
+        method: what to compute.
+        plan: how to compute it, if that was chosen before; found by trying if None.
 
     Attributes:
-        plan: how.
+        plan: how it is computed.
 
     Raises:
-        GeneratorError: the module can be differentiated neither way, or not as planned.
+        GeneratorError: the module cannot be differentiated.
+        ParameterError: there are more probes than latent dimensions.
     """
 
-    def __init__(self, generator: Generator, *, plan: JacobianPlan | None = None) -> None:
-        self.generator = _prepare(generator)
-        self._program: TangentProgram | None = None
-        if plan is None:
-            self.plan = self._choose_plan()
-        else:
-            self.plan = plan
-            self._follow_plan()
+    def __init__(
+        self, generator: Generator, method: Method | None = None, plan: JacobianPlan | None = None
+    ) -> None:
+        self.generator = generator
+        self.method = method or Method()
+        dim = generator.latent.dim
+        if self.method.probes is not None and self.method.probes > dim:
+            raise ParameterError(
+                f"probes must be at most {dim}, the latent dimension of {generator.name!r}, not "
+                f"{self.method.probes}"
+            )
+        self._memory = self.method.memory_budget // 2
+        fast = self.method.dtype == "bfloat16"
+        self._differentiator = Differentiator(
+            _in_precision(generator, self.method.dtype),
+            memory=self._memory,
+            num_directions=self.method.probes,
+            plan=plan,
+            tangent_dtype=torch.bfloat16 if fast else None,
+        )
+        self._directions = _probes(dim, self.method.probes)
+        self._precise: Differentiator | None = None
+        self._lock = threading.Lock()
+        needed = self._differentiator.bytes_needed + self._jacobian_bytes(1)
+        self._slots = threading.BoundedSemaphore(max(1, self.method.memory_budget // needed))
+
+    @property
+    def plan(self) -> JacobianPlan:
+        """How Jacobians are computed."""
+        return self._differentiator.plan
 
     @property
     def parallel(self) -> bool:
-        """Whether several threads gain anything: not in forward mode, and not on an accelerator."""
-        return self.plan.mode != "forward" and self.generator.device.type == "cpu"
+        """Whether several threads gain anything."""
+        return self._differentiator.parallel
 
     def compute(self, z: Tensor) -> dict[str, Tensor]:
-        """Returns what a spectrum records of each latent z (B, M), each tensor (B, ...)."""
-        return {"singular_values": self.singular_values(z)}
-
-    def singular_values(self, z: Tensor) -> Tensor:
         """Returns the singular values of J for each latent.
 
-        From the Jacobian product on, everything is float64. A float32 module leaves noise of about
-        1e-7 times the largest singular value.
+        From the Jacobian product on, everything is float64. Where memory runs out, it goes on
+        with fewer latents or directions at a time.
 
         Args:
             z: latents (B, M).
 
         Returns:
-            (B, min(M, C·H·W)), descending, float64, on the CPU. A latent whose Jacobian is not
-            finite has NaN throughout.
-        """
-        batches = z.to(self.generator.device, self.generator.dtype).split(self.plan.batch_size)
-        return torch.cat([_singular_values(self._jacobians(batch)).cpu() for batch in batches])
+            `singular_values` (B, r), descending, float64: r = min(M, C·H·W), or the number of
+            probes. A latent whose Jacobian is not finite has NaN throughout. `float64` (B,), bool:
+            which latents were computed in float64. All on the CPU.
 
-    def _jacobians(self, z: Tensor) -> Tensor:
-        """Returns Jᵀ for each latent, (B, M, C·H·W)."""
-        if self._program is not None:
-            return self._program.push_forward(z)
-        if self.plan.mode == "reverse":
-            return torch.stack([self._pull_back(latent) for latent in z])
-        directions = torch.eye(z.shape[1], device=z.device, dtype=z.dtype)
-        return self._push_forward(z, directions).transpose(0, 1)
+        Raises:
+            GeneratorError: memory does not even suffice for one latent and one direction.
+        """
+        with self._slots:
+            while True:
+                try:
+                    return self._compute(z)
+                except RuntimeError as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    if not self._differentiator.halve():
+                        raise GeneratorError(
+                            f"memory does not suffice for one latent and one direction of "
+                            f"{self.generator.name!r}; free some, or choose another device"
+                        ) from error
 
     @torch.no_grad()
-    def _push_forward(self, z: Tensor, directions: Tensor) -> Tensor:
-        """Returns J·d for each of the directions (D, M), as (D, B, C·H·W)."""
-
-        def push(direction: Tensor) -> Tensor:
-            tangent: Tensor = torch.func.jvp(self._flat, (z,), (direction.expand_as(z),))[1]
-            return tangent
-
-        chunk = self.plan.tangents if self.plan.tangents < len(directions) else None
-        with _FORWARD_MODE:
-            pushed: Tensor = torch.func.vmap(push, chunk_size=chunk)(directions)
-        return pushed
-
-    def _pull_back(self, latent: Tensor) -> Tensor:
-        """Needs nothing but ordinary autograd."""
-        with torch.enable_grad():
-            rows = torch.autograd.functional.jacobian(
-                lambda value: self._flat(value[None])[0], latent
-            )
-        return torch.as_tensor(rows).T
-
-    def _flat(self, z: Tensor) -> Tensor:
-        return self.generator(z).flatten(1)
-
-    def _choose_plan(self) -> JacobianPlan:
-        dim = self.generator.latent.dim
-        bytes_per_tangent = _widest_layer_bytes(self.generator)
-        on_cpu = self.generator.device.type == "cpu"
-        batch_bytes = _CACHE_BYTES if on_cpu else _MEMORY_BYTES
-        batch_size = max(1, min(64, batch_bytes // (dim * bytes_per_tangent)))
-        tangents = max(1, min(dim, _MEMORY_BYTES // bytes_per_tangent))
-        z = self.generator.sample_latents(1, seed=0)
-        z = z.to(self.generator.device, self.generator.dtype)
-        tries: dict[str, Callable[[], object]] = {
-            "forward": lambda: self._push_forward_once(z, torch.eye(dim).to(z)[:2]),
-            "reverse": lambda: self._pull_back_once(z[0]),
-        }
-        if tangents == dim:
-            tries = {"layers": lambda: self._trace(z), **tries}
-        reasons = []
-        self.plan = JacobianPlan("forward", batch_size, tangents)
-        for mode, attempt in tries.items():
-            try:
-                attempt()
-            except Exception as error:
-                reasons.append(f"{mode}: {first_line(error)[:160]}")
-            else:
-                return JacobianPlan(mode, batch_size, tangents)
-        raise GeneratorError(
-            f"the generator {self.generator.name!r} cannot be differentiated "
-            f"({'; '.join(reasons)}); remove no_grad, detach and numpy from its forward pass"
+    def _compute(self, z: Tensor) -> dict[str, Tensor]:
+        values = torch.cat(
+            [self._values(self._differentiator, batch) for batch in self._differentiator.batches(z)]
         )
+        in_float64 = torch.full([len(z)], self._differentiator.generator.dtype == torch.float64)
+        if self.method.dtype == "auto" and self.method.probes is None:
+            unsafe = _is_unsafe(values) & ~in_float64
+            if unsafe.any():
+                precise = self._float64()
+                batches = precise.batches(z[unsafe])
+                values[unsafe] = torch.cat([self._values(precise, batch) for batch in batches])
+                in_float64 |= unsafe
+        return {"singular_values": values, "float64": in_float64}
 
-    def _follow_plan(self) -> None:
-        if self.plan.mode != "layers":
-            return
-        z = self.generator.sample_latents(1, seed=0)
-        try:
-            self._trace(z.to(self.generator.device, self.generator.dtype))
-        except Exception as error:
-            raise GeneratorError(
-                f"the generator {self.generator.name!r} cannot be differentiated as the spectrum "
-                f"was begun ({first_line(error)}); compute it again elsewhere"
-            ) from error
+    def _values(self, differentiator: Differentiator, z: Tensor) -> Tensor:
+        """Returns what the method asks for at latents (B, M), (B, r), on the CPU."""
+        directions = self._directions
+        top = self.method.probes is not None and self.method.sketch == "top"
+        if self._jacobian_bytes(len(z)) > self._memory and not top:
+            values = torch.cat([self._in_pairs(differentiator, latent[None]) for latent in z])
+        else:
+            pushed = differentiator.push(z, directions)
+            if top:
+                # Halko et al. 2011: the range of J·V holds the largest singular directions.
+                images = torch.linalg.qr(_double(pushed).transpose(1, 2)).Q.transpose(1, 2)
+                pushed = differentiator.pull(z, images)
+            values = _singular_values(pushed)
+        return values.cpu()
 
-    def _trace(self, z: Tensor) -> None:
-        """Takes up a layer-by-layer program if it agrees with reverse-mode autograd."""
-        program = TangentProgram(self.generator.module)
-        z = torch.cat([z, 1.5 * z])
-        with torch.enable_grad():
-            leaf = z.clone().requires_grad_()
-            images = self._flat(leaf)
-            probe = torch.linspace(-1, 1, images.shape[1]).to(images)
-            (expected,) = torch.autograd.grad((images * probe).sum(), leaf)
-        actual = program.push_forward(z) @ probe
-        scale = float(expected.abs().max())
-        torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-4 * scale)
-        self._program = program
+    def _in_pairs(self, differentiator: Differentiator, z: Tensor) -> Tensor:
+        """The same for a Jacobian too large to be held: two groups of directions at a time."""
+        size = max(1, self._memory // (2 * self._jacobian_bytes(1) // len(self._directions)))
+        starts = range(0, len(self._directions), size)
+        products = torch.zeros(1, *[len(self._directions)] * 2, dtype=torch.float64)
+        for first in starts:
+            pushed = differentiator.push(z, self._directions[first : first + size])
+            for other in range(0, first + 1, size):
+                against = pushed
+                if other != first:
+                    against = differentiator.push(z, self._directions[other : other + size])
+                product = _product(pushed, against)
+                products[:, first : first + size, other : other + size] = product
+        rank = min(len(self._directions), math.prod(self.generator.image.shape))
+        return _roots(products, rank)
 
-    def _push_forward_once(self, z: Tensor, directions: Tensor) -> None:
-        """Pushes some directions; one and all come out as zero where the module detaches."""
-        if self._push_forward(z, directions).any():
-            return
-        step = 0.01
-        with torch.no_grad():
-            images, moved = self._flat(z), self._flat(z + step * directions)
-        if ((moved - images).abs().max() > 1e-3 * step * images.abs().max()).item():
-            raise GeneratorError("the derivative is zero where the images change")
+    def _float64(self) -> Differentiator:
+        with self._lock:
+            if self._precise is None:
+                plan = replace(self.plan, batch_size=1)
+                generator = _in_precision(self.generator, "float64")
+                self._precise = Differentiator(generator, memory=self._memory, plan=plan)
+            return self._precise
 
-    def _pull_back_once(self, latent: Tensor) -> Tensor:
-        with torch.enable_grad():
-            leaf = latent.clone().requires_grad_()
-            (gradient,) = torch.autograd.grad(self._flat(leaf[None]).sum(), leaf)
-        return gradient
+    def _jacobian_bytes(self, latents: int) -> int:
+        size = torch.finfo(self._differentiator.generator.dtype).bits // 8
+        return latents * len(self._directions) * math.prod(self.generator.image.shape) * size
+
+
+def _probes(dim: int, probes: int | None) -> Tensor:
+    """Returns orthonormal directions (m, M): all axes, or a random subspace, always the same."""
+    if probes is None:
+        return torch.eye(dim)
+    draws = torch.randn(dim, probes, generator=random_generator(0, "probes"), dtype=torch.float64)
+    return torch.linalg.qr(draws).Q.T.contiguous()
+
+
+def _in_precision(generator: Generator, dtype: str) -> Generator:
+    """Returns the generator with weights in the precision that a method asks for."""
+    wanted = {"float32": torch.float32, "float64": torch.float64}.get(dtype, generator.dtype)
+    if wanted in (torch.float16, torch.bfloat16):
+        wanted = torch.float32
+    if wanted == generator.dtype:
+        return generator
+    module = copy.deepcopy(generator.module)
+    if generator.device.type == "mps":  # has no float64
+        module = module.cpu()
+    return Generator(
+        module.to(wanted), generator.latent, generator.image, name=generator.name
+    )
+
+
+def _is_unsafe(values: Tensor) -> Tensor:
+    """Returns whose log-volume float32 may miss (n,): to first order, by Σ noise · σ_1 / σ_i."""
+    error = (_FLOAT32_NOISE * values[:, :1] / values).sum(dim=1)
+    return ~(error <= _UNSAFE_NATS)  # also where it is not finite
+
+
+def _double(values: Tensor) -> Tensor:
+    if values.device.type == "mps":  # has no float64
+        values = values.cpu()
+    return values.double()
 
 
 def _singular_values(jacobians: Tensor) -> Tensor:
-    """Returns the singular values of each Jᵀ (B, M, N), descending, float64."""
+    """Returns the singular values of each Jᵀ (B, D, N), descending, float64."""
     rank = min(jacobians.shape[1:])
-    finite = jacobians.isfinite().all(dim=2).all(dim=1)
-    jacobians = torch.where(finite[:, None, None], jacobians, 0.0)
-    if jacobians.device.type == "mps":  # has no float64
-        jacobians = jacobians.cpu()
-        finite = finite.cpu()
     if jacobians.dtype == torch.float64:
-        values = torch.linalg.svdvals(jacobians)
-    else:
-        # JᵀJ squares the condition number, which float64 has room for: a float32 J carries noise
-        # of 1e-7 of its largest singular value, and the product adds 1e-8.
-        product = sum(
-            wide @ wide.transpose(1, 2)
-            for wide in (part.double() for part in jacobians.split(_PIXELS, dim=2))
-        )
-        values = torch.linalg.eigvalsh(product).flip(1)[:, :rank].clamp(min=0.0).sqrt()
+        finite = jacobians.isfinite().all(dim=2).all(dim=1)
+        values = torch.linalg.svdvals(torch.where(finite[:, None, None], jacobians, 0.0))
+        return torch.where(finite[:, None], values, math.nan)
+    # JᵀJ squares the condition number, which float64 has room for: a float32 J carries noise
+    # of 1e-7 of its largest singular value, and the product adds 1e-8.
+    return _roots(_product(jacobians, jacobians), rank)
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """Returns A·Bᵀ in float64 for A (B, D, N) and B (B, E, N), some pixels at a time."""
+    pairs = zip(left.split(_PIXELS, dim=2), right.split(_PIXELS, dim=2), strict=True)
+    products = (_double(a) @ _double(b).transpose(1, 2) for a, b in pairs)
+    total = next(products)
+    for product in products:
+        total += product
+    return total
+
+
+def _roots(products: Tensor, rank: int) -> Tensor:
+    """Returns the roots of the largest eigenvalues of JᵀJ (B, D, D), lower triangle."""
+    finite = products.isfinite().all(dim=2).all(dim=1)
+    products = torch.where(finite[:, None, None], products, 0.0)
+    values = torch.linalg.eigvalsh(products).flip(1)[:, :rank].clamp(min=0.0).sqrt()
     return torch.where(finite[:, None], values, math.nan)
-
-
-def _prepare(generator: Generator) -> Generator:
-    """Returns a copy that computes the same, faster: batch norms folded, channels last.
-
-    Falls back to the generator itself where the copy does not agree with it.
-    """
-    if generator.dtype in (torch.float16, torch.bfloat16):
-        module = copy.deepcopy(generator.module).float()
-        generator = Generator(module, generator.latent, generator.image, name=generator.name)
-    z = generator.sample_latents(2, seed=0)
-    with torch.no_grad():
-        expected = generator(z)
-        try:
-            module = copy.deepcopy(generator.module)
-            _fold_batch_norms(module)
-            module = module.to(memory_format=torch.channels_last)
-            for part in module.modules():
-                if getattr(part, "inplace", False):
-                    part.inplace = False  # type: ignore[assignment]
-            prepared = Generator(module, generator.latent, generator.image, name=generator.name)
-            torch.testing.assert_close(prepared(z), expected, rtol=1e-4, atol=1e-5)
-        except Exception:
-            return generator
-    return prepared
-
-
-def _fold_batch_norms(module: nn.Module) -> None:
-    """Folds batch norms that directly follow a convolution in a `Sequential` into its weights."""
-    uses = Counter(id(part) for _, part in module.named_modules(remove_duplicate=False))
-    for sequence in module.modules():
-        if not isinstance(sequence, nn.Sequential):
-            continue
-        for (first, convolution), (second, norm) in pairwise(list(sequence.named_children())):
-            if (
-                isinstance(convolution, _ConvNd)
-                and isinstance(norm, _BatchNorm)
-                and norm.running_mean is not None
-                and uses[id(convolution)] == uses[id(norm)] == 1
-                and not (isinstance(convolution, _ConvTransposeNd) and convolution.groups > 1)
-                and not hasattr(convolution, "parametrizations")
-            ):
-                fused = fuse_conv_bn_eval(
-                    convolution, norm, transpose=isinstance(convolution, _ConvTransposeNd)
-                )
-                setattr(sequence, first, fused)
-                setattr(sequence, second, nn.Identity())
-
-
-def _widest_layer_bytes(generator: Generator) -> int:
-    """Returns the bytes of the largest tensor that any submodule puts out for one latent."""
-    sizes = [math.prod(generator.image.shape)]
-
-    def record(module: nn.Module, inputs: object, output: object) -> None:
-        if isinstance(output, Tensor):
-            sizes.append(output.numel())
-
-    hooks = [part.register_forward_hook(record) for part in generator.module.modules()]
-    try:
-        with torch.no_grad():
-            generator(generator.sample_latents(1, seed=0))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return max(sizes) * torch.finfo(generator.dtype).bits // 8

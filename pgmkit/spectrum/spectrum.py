@@ -29,15 +29,23 @@ class Spectrum:
             latent whose Jacobian is not finite.
         log_prior: log p(z) (n,), nats, float64.
         provenance: how it was computed.
+        float64: which latents were computed in float64, bool (n,); None if that is not known.
     """
 
     latents: Tensor
     singular_values: Tensor
     log_prior: Tensor
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    float64: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.latents)
+
+    @property
+    def probes(self) -> int | None:
+        """The number of random directions of a sketch; None if the spectrum is exact."""
+        probes: int | None = self.provenance.get("computed", {}).get("probes")
+        return probes
 
     def finite(self) -> Tensor:
         """Returns which latents have a finite Jacobian, bool (n,)."""
@@ -84,8 +92,15 @@ class Spectrum:
         return torch.where(kept, values.log(), 0.0).sum(dim=1)
 
     def frobenius(self) -> Tensor:
-        """Returns `‖J‖_F = √Σ σ_i²`, float64 (n,)."""
-        return self.singular_values.square().sum(dim=1).sqrt()
+        """Returns `‖J‖_F = √Σ σ_i²`, float64 (n,).
+
+        From a volume sketch with m of M directions V it is `√(M/m) ‖J V‖_F`, whose square is
+        unbiased for orthonormal V; from a top sketch it lacks the smallest singular values.
+        """
+        norm = self.singular_values.square().sum(dim=1).sqrt()
+        if self.probes is not None and self.provenance["computed"]["sketch"] == "volume":
+            return norm * (self.latents.shape[1] / self.probes) ** 0.5
+        return norm
 
     def condition_number(self) -> Tensor:
         """Returns the ratio of largest to smallest singular value (n,); inf at rank loss."""

@@ -113,9 +113,13 @@ class Rows:
 
 
 def spectrum_of(tensors: Tensors, settings: Mapping[str, Any]) -> Spectrum:
-    """Returns the Spectrum of the tensors of all latents; further tensors are left out."""
+    """Returns the Spectrum of the tensors of all latents."""
     return Spectrum(
-        tensors["latents"], tensors["singular_values"], tensors["log_prior"], provenance=settings
+        tensors["latents"],
+        tensors["singular_values"],
+        tensors["log_prior"],
+        provenance=settings,
+        float64=tensors["float64"],
     )
 
 

@@ -4,207 +4,267 @@ Forward-mode autograd pushes tangents through any module, but it carries the pri
 tangent and its state is global to the process. For networks made of common layers there is a
 shorter way: run the primal once, and send the tangents of all directions through each layer's
 derivative as one batch. That uses plain tensor operations, so several threads can do it at once.
+
+`recording` writes down which torch functions a module calls, `rules` says how each pushes tangents,
+`generic` differentiates what has no rule, and the program here runs one call after the other.
 """
 
-import copy
-import operator
-from collections.abc import Callable
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
+from torch import Tensor, nn
 
-
-class UnsupportedModuleError(Exception):
-    """The module has a part without a rule; the message names it."""
-
-
-@dataclass
-class _Dual:
-    """A value with its tangents.
-
-    Args:
-        primal: (B, ...).
-        tangents: (B or 1, D, ...) for D directions; 1 as long as they are the same for all latents.
-    """
-
-    primal: Tensor
-    tangents: Tensor
-
-    def linear(self, function: Callable[[Tensor], Tensor], primal: Tensor) -> "_Dual":
-        """Applies a map that is linear in the tangents and works on a batch."""
-        latents, directions = self.tangents.shape[:2]
-        pushed = function(self.tangents.flatten(0, 1))
-        return _Dual(primal, pushed.unflatten(0, (latents, directions)))
-
-
-_LINEAR = (nn.Linear, _ConvNd)
-_ELEMENTWISE = (
-    nn.ReLU,
-    nn.LeakyReLU,
-    nn.ELU,
-    nn.SELU,
-    nn.SiLU,
-    nn.GELU,
-    nn.Softplus,
-    nn.Hardtanh,
-    nn.Tanh,
-    nn.Sigmoid,
+from pgmkit.machine import is_out_of_memory
+from pgmkit.spectrum.dual import Application, Dual, LatentsMoveError
+from pgmkit.spectrum.generic import FORWARD_MODE, push_generic
+from pgmkit.spectrum.recording import (
+    Call,
+    Slot,
+    Tape,
+    UnsupportedModuleError,
+    map_values,
+    record,
+    values_of,
 )
-_RESHAPING = (
-    nn.Identity,
-    nn.Flatten,
-    nn.Unflatten,
-    nn.PixelShuffle,
-    nn.AvgPool2d,
-    nn.AdaptiveAvgPool2d,
-    nn.Upsample,
-    nn.ZeroPad2d,
-    nn.ReflectionPad2d,
-    nn.Dropout,
-    nn.Dropout2d,
-)
-"""Linear layers without weights; drop-out is the identity in eval mode."""
+from pgmkit.spectrum.rules import COMPOSITIONS, CONSTANTS, LINEAR, PRIMITIVES, RULES
+from pgmkit.spectrum.simplify import simplified
 
-_RESHAPING_METHODS = ("reshape", "view", "flatten", "contiguous", "unflatten")
-_ELEMENTWISE_FUNCTIONS = (torch.tanh, torch.sigmoid, torch.relu, nn.functional.relu)
-_ELEMENTWISE_METHODS = ("tanh", "sigmoid", "relu")
+__all__ = ["FORWARD_MODE", "TangentProgram", "UnsupportedModuleError"]
+
+
+_CALIBRATION_SECONDS = 3.0
+"""How long combinations of kernels are tried."""
 
 
 class TangentProgram:
     """The Jacobian of a module as a program of plain tensor operations.
 
+    The first latents of each batch size are run through the module to write down what it does. What
+    does not depend on latents is kept from then on, so a module whose weights change wants a new
+    program.
+
     Args:
         module: in eval mode; maps latents (B, M) to images.
+        kernels: of convolutions, by their place among the calls; see
+            `pgmkit.spectrum.convolutions`.
+        tangent_dtype: the type that tangents are pushed in, such as `torch.bfloat16`; the primal
+            stays in the type of the module. By default tangents are of that type, too.
 
-    Raises:
-        UnsupportedModuleError: the module cannot be traced, or has a part without a rule.
+    Attributes:
+        one_latent_at_a_time: whether the module moves the dimension that counts latents, or looks
+            at values to decide what to do. Larger batches are then split up, so they gain nothing.
+            Known after the first push of two or more latents.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        try:
-            self.graph = fx.Tracer().trace(module)
-        except Exception as error:
-            raise UnsupportedModuleError(f"cannot be traced: {error}") from error
-        self.rules = {node: self._rule(node, module) for node in self.graph.nodes}
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        kernels: Mapping[str, str] | None = None,
+        tangent_dtype: torch.dtype | None = None,
+    ) -> None:
+        self.module = module
+        self.kernels = dict(kernels or {})
+        self.tangent_dtype = tangent_dtype
+        self.one_latent_at_a_time = False
+        self._checked = False
+        self._generic: set[str] = set()
+        self._tapes: dict[Any, Tape] = {}
+
+    @property
+    def generic(self) -> tuple[str, ...]:
+        """The functions that have had no rule and were differentiated automatically so far."""
+        return tuple(sorted(self._generic))
 
     @torch.no_grad()
-    def push_forward(self, z: Tensor) -> Tensor:
-        """Returns J·e for all M latent directions, (B, M, C·H·W), for latents z (B, M)."""
-        directions = torch.eye(z.shape[1], device=z.device, dtype=z.dtype)
-        values: dict[fx.Node, Any] = {}
-        for node in self.graph.nodes:
-            if node.op == "placeholder":
-                values[node] = _Dual(z, directions[None])
+    def push_forward(self, z: Tensor, directions: Tensor | None = None) -> Tensor:
+        """Returns J·d for each direction, (B, D, C·H·W).
+
+        Args:
+            z: latents (B, M).
+            directions: (D, M); by default the M unit vectors.
+
+        Raises:
+            UnsupportedModuleError: the module does something that cannot be written down or
+                differentiated, or its image of one latent depends on the others (which shows for
+                two latents or more).
+        """
+        dtype = self.tangent_dtype or z.dtype
+        if directions is None:
+            directions = torch.eye(z.shape[1])
+        directions = directions.to(z.device, dtype)
+        if not self._checked and len(z) > 1:
+            self._check_independent(z)
+        if not self.one_latent_at_a_time:
+            try:
+                return self._push(z, directions, batched=True)
+            except LatentsMoveError:
+                self.one_latent_at_a_time = True
+        return torch.cat([self._push(latent[None], directions, batched=False) for latent in z])
+
+    def calibrate(self, z: Tensor, directions: Tensor) -> None:
+        """Finds the quickest kernels for such latents (B, M) and directions (D, M).
+
+        What counts is the time for all layers, since some kernels leave their output in memory in
+        a way that slows down what follows.
+        """
+        calls = self._tape(z).calls
+        for call in calls:
+            call.state["calibrate"] = True
+        self.push_forward(z, directions)
+        faster = {place: call.state.pop("faster", []) for place, call in enumerate(calls)}
+        trials = [(place, kernel) for place, kernels in faster.items() for kernel in kernels]
+        started = time.perf_counter()
+        best = self._seconds(z, directions)
+        # A second round, since a layer may gain only once its neighbours have changed.
+        for place, kernel in trials * 2:
+            _, convolution = calls[place].state["convolution"]
+            before = convolution.kernel
+            if kernel == before or time.perf_counter() - started > _CALIBRATION_SECONDS:
                 continue
-            arguments = fx.map_arg(node.args, lambda argument: values[argument])
-            if node.op == "output":
-                result = arguments[0]
-                tangents: Tensor = result.tangents.flatten(2)
-                return tangents.expand(len(z), -1, -1)
-            values[node] = self.rules[node](*arguments)
-            for used in node.all_input_nodes:
-                if list(used.users)[-1] is node:
-                    values[used] = None
-        raise AssertionError("a traced module has an output")
+            convolution.kernel = kernel
+            seconds = self._seconds(z, directions)
+            if seconds < best:
+                best = seconds
+            else:
+                convolution.kernel = before
+        kernels = {str(place): calls[place].state["convolution"][1].kernel for place, _ in trials}
+        self.kernels = {place: kernel for place, kernel in kernels.items() if kernel != "dense"}
 
-    def _rule(self, node: fx.Node, root: nn.Module) -> Callable[..., Any]:
-        if node.kwargs and node.op != "placeholder":
-            raise UnsupportedModuleError(f"{node.format_node()} has keyword arguments")
-        if node.op in ("placeholder", "output"):
-            return lambda value: value
-        if node.op == "call_module":
-            return _module_rule(root.get_submodule(str(node.target)))
-        if node.op == "call_function" and node.target is operator.getitem:
-            return _index
-        if node.op == "call_function" and node.target in _ELEMENTWISE_FUNCTIONS:
-            return lambda dual: _elementwise(dual, node.target)  # type: ignore[arg-type]
-        if node.op == "call_function" and node.target is operator.add:
-            return _add
-        if node.op == "call_method" and node.target in _ELEMENTWISE_METHODS:
-            return lambda dual: _elementwise(dual, operator.methodcaller(str(node.target)))
-        if node.op == "call_method" and node.target in _RESHAPING_METHODS:
-            return lambda dual, *shape: _reshape(dual, str(node.target), shape)
-        if node.op == "call_method" and node.target == "size":
-            return lambda dual, *dim: dual.primal.size(*dim)
-        if node.op == "call_function" and node.target is getattr and node.args[1] == "shape":
-            return lambda dual, name: dual.primal.shape
-        raise UnsupportedModuleError(f"there is no rule for {node.op} {node.target}")
+    def _seconds(self, z: Tensor, directions: Tensor) -> float:
+        def once() -> float:
+            started = time.perf_counter()
+            self.push_forward(z, directions)
+            if z.is_cuda:
+                torch.cuda.synchronize(z.device)
+            return time.perf_counter() - started
+
+        return min(once() for _ in range(2))
+
+    def _push(self, z: Tensor, directions: Tensor, *, batched: bool) -> Tensor:
+        """Pushes in one of the layouts of `Dual`."""
+        tape = self._tape(z)
+        start = directions[None] if batched else directions[:, None]
+        values: list[Any] = [None] * tape.size
+        values[0] = Dual(z, start, batched, constant=batched)
+        for call in tape.calls:
+            result = self._apply(tape, call, values)
+            _store(values, call.result, result)
+            for slot in call.last_uses:
+                values[slot.number] = None
+        images = values[tape.output.number]
+        if not isinstance(images, Dual):
+            raise UnsupportedModuleError("no derivative reaches its output")
+        if not batched:
+            return images.tangents.flatten(1)[None]
+        return images.tangents.flatten(2).expand(len(z), -1, -1)
+
+    def _tape(self, z: Tensor) -> Tape:
+        key = (len(z), z.dtype, z.device)
+        tape = self._tapes.get(key)
+        if tape is None:
+            tape = simplified(record(self.module, z, PRIMITIVES, COMPOSITIONS))
+            for place, call in enumerate(tape.calls):
+                call.state["kernel"] = self.kernels.get(str(place), "dense")
+            if not tape.data_dependent:
+                tape = self._tapes.setdefault(key, tape)
+        if tape.data_dependent and len(z) > 1:
+            raise LatentsMoveError("the module looks at the values of several latents")
+        return tape
+
+    def _apply(self, tape: Tape, call: Call, values: list[Any]) -> Any:
+        args, kwargs = map_values(
+            lambda leaf: values[leaf.number] if isinstance(leaf, Slot) else leaf,
+            (call.args, call.kwargs),
+        )
+        application = Application(call.name, call.function, args, kwargs, tape.cast, call.state)
+        duals = application.duals
+        outputs = values_of(Tensor, (application.primal,))
+        if any(output.is_complex() for output in outputs):
+            raise UnsupportedModuleError(f"{call.name} makes complex numbers")
+        differentiable = call.differentiable and call.name not in CONSTANTS
+        if not (duals and differentiable and any(map(torch.is_floating_point, outputs))):
+            return application.primal
+        last = {id(values[slot.number]) for slot in call.last_uses}
+        for dual in duals:
+            used_once = sum(other is dual for other in duals) == 1
+            dual.spare = not dual.shared and used_once and id(dual) in last
+        if not (duals[0].constant and len(duals) == 1 and call.name in LINEAR):
+            return self._settle(self._push_through(application), duals)
+        return self._constant(application)
+
+    def _constant(self, call: Application) -> Any:
+        """Pushes what stays the same as long as the directions do, and keeps it."""
+        primal, start = call.primal, call.dual.stored
+        key = (start.data_ptr(), start.shape, start.stride())
+        kept = call.state.get("constant")
+        if kept is None or kept[0] != key:
+            result = self._settle(self._push_through(call), [call.dual])
+            if not isinstance(result, Dual) or len(result.stored) != 1:
+                return result
+            # With the tangents that it came from, so that their memory is not used again.
+            kept = call.state["constant"] = (key, start, result.stored)
+        return Dual(primal, kept[2], constant=True)
+
+    def _push_through(self, call: Application) -> Any:
+        try:
+            return RULES[call.name](call)
+        except (LatentsMoveError, UnsupportedModuleError):
+            raise
+        except Exception as error:  # there is no rule, or it does not know these arguments
+            if is_out_of_memory(error):
+                raise
+            self._generic.add(call.name)
+        return push_generic(call)
+
+    def _settle(self, result: Any, inputs: list[Dual]) -> Any:
+        """Puts results into the type of tangents and notes which share their memory."""
+        outputs = values_of(Dual, (result,))
+        for output in outputs:
+            dtype = self.tangent_dtype or output.primal.dtype
+            output.stored = output.stored.to(dtype)
+            strides = zip(output.stored.stride(), output.stored.shape, strict=True)
+            expanded = any(stride == 0 and size > 1 for stride, size in strides)
+            output.shared = expanded or len(outputs) > 1
+            for dual in inputs:
+                if _memory(output) == _memory(dual):
+                    output.shared = output.shared or not dual.spare
+                    dual.shared = True
+        return result
+
+    def _check_independent(self, z: Tensor) -> None:
+        """Raises UnsupportedModuleError if the image of a latent depends on other latents."""
+        pair = z[:2].clone()  # since the module may work in place
+        try:
+            together = self.module(pair.clone())
+            if not isinstance(together, Tensor):
+                return  # refused when it is written down
+            alone = torch.cat([self.module(latent[None].clone()) for latent in pair])
+            scale = float(together.abs().nan_to_num(posinf=0.0).max())
+            rtol = max(1e-3, 8 * torch.finfo(together.dtype).eps)
+            torch.testing.assert_close(
+                alone, together, rtol=rtol, atol=rtol / 10 * scale, equal_nan=True
+            )
+        except AssertionError as error:
+            raise UnsupportedModuleError(
+                "it mixes latents or is random: two latents give another image than one"
+            ) from error
+        except Exception as error:
+            message = f"it does not run on one and two latents: {error}"
+            raise UnsupportedModuleError(message) from error
+        self._checked = True
 
 
-def _module_rule(module: nn.Module) -> Callable[[_Dual], _Dual]:
-    if isinstance(module, _LINEAR):
-        without_bias = copy.copy(module)
-        without_bias._parameters = {**module._parameters, "bias": None}
-        return lambda dual: dual.linear(without_bias, module(dual.primal))
-    if isinstance(module, _BatchNorm) and module.running_var is not None:
-        return lambda dual: _batch_norm(dual, module)
-    if isinstance(module, nn.ReLU):
-        return _relu
-    if isinstance(module, nn.Tanh):
-        return _tanh
-    if isinstance(module, _ELEMENTWISE):
-        return lambda dual: _elementwise(dual, module)
-    if isinstance(module, _RESHAPING):
-        return lambda dual: dual.linear(module, module(dual.primal))
-    raise UnsupportedModuleError(f"there is no rule for {type(module).__name__}")
+def _memory(dual: Dual) -> int:
+    return dual.stored.untyped_storage().data_ptr()
 
 
-def _batch_norm(dual: _Dual, norm: _BatchNorm) -> _Dual:
-    assert norm.running_var is not None
-    scale = (norm.running_var + norm.eps) ** -0.5
-    if norm.weight is not None:
-        scale = scale * norm.weight
-    shape = (-1, *[1] * (dual.primal.ndim - 2))
-    return _Dual(norm(dual.primal), dual.tangents * scale.reshape(shape))
-
-
-def _relu(dual: _Dual) -> _Dual:
-    return _scale(dual, dual.primal.relu(), (dual.primal > 0).to(dual.primal.dtype))
-
-
-def _tanh(dual: _Dual) -> _Dual:
-    value = dual.primal.tanh()
-    return _scale(dual, value, 1 - value * value)
-
-
-def _elementwise(dual: _Dual, function: Callable[[Tensor], Tensor]) -> _Dual:
-    """Any function of single values: reverse mode gives all its derivatives in one pass."""
-    with torch.enable_grad():
-        leaf = dual.primal.detach().clone().requires_grad_()
-        value = function(leaf * 1)  # a copy, since the function may work in place
-        (slope,) = torch.autograd.grad(value.sum(), leaf)
-    return _scale(dual, value.detach(), slope)
-
-
-def _scale(dual: _Dual, primal: Tensor, slope: Tensor) -> _Dual:
-    return _Dual(primal, dual.tangents * slope[:, None])
-
-
-def _add(left: Any, right: Any) -> _Dual:
-    if not isinstance(left, _Dual) or not isinstance(right, _Dual):
-        dual, constant = (left, right) if isinstance(left, _Dual) else (right, left)
-        return _Dual(dual.primal + constant, dual.tangents)
-    return _Dual(left.primal + right.primal, left.tangents + right.tangents)
-
-
-def _reshape(dual: _Dual, method: str, arguments: tuple[Any, ...]) -> _Dual:
-    """Reshapes within each latent; the batch size, which may be among the arguments, is kept."""
-    primal = getattr(dual.primal, method)(*arguments)
-    if primal.shape[0] != dual.primal.shape[0]:
-        raise UnsupportedModuleError(f"{method} mixes latents")
-    shape = (*dual.tangents.shape[:2], *primal.shape[1:])
-    return _Dual(primal, dual.tangents.reshape(shape))
-
-
-def _index(value: Any, index: Any) -> Any:
-    if not isinstance(value, _Dual):
-        return value[index]
-    if not isinstance(index, tuple) or index[0] not in (slice(None), Ellipsis):
-        raise UnsupportedModuleError(f"the index {index!r} picks latents")
-    if index[0] is Ellipsis:
-        return _Dual(value.primal[index], value.tangents[index])
-    return _Dual(value.primal[index], value.tangents[(slice(None), *index)])
+def _store(values: list[Any], slots: Any, result: Any) -> None:
+    """Puts results where later calls look for them."""
+    if isinstance(slots, Slot):
+        values[slots.number] = result
+    elif isinstance(slots, tuple | list):
+        for slot, part in zip(slots, result, strict=True):
+            _store(values, slot, part)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from pgmkit.generator import Generator
-from pgmkit.spectrum.jacobian import JacobianPlan, JacobianSpectra
+from pgmkit.spectrum.differentiation import JacobianPlan
+from pgmkit.spectrum.jacobian import JacobianSpectra, Method
 from pgmkit.spectrum.store import Shards
 
 
@@ -33,6 +34,7 @@ class BlockTask:
 
     Args:
         generator: G.
+        method: what is computed of each Jacobian.
         plan: how the Jacobians are computed: the same for all workers.
         latents: z (n, M).
         log_prior: log p(z) (n,).
@@ -45,6 +47,7 @@ class BlockTask:
     def __init__(
         self,
         generator: Generator,
+        method: Method,
         plan: JacobianPlan,
         latents: Tensor,
         log_prior: Tensor,
@@ -55,6 +58,7 @@ class BlockTask:
         jacobians: JacobianSpectra | None = None,
     ) -> None:
         self.generator = generator
+        self.method = method
         self.plan = plan
         self.latents = latents
         self.log_prior = log_prior
@@ -87,7 +91,7 @@ class BlockTask:
         """Returns what computes the Jacobians, built once in each process."""
         with self._building:
             if self._jacobians is None:
-                self._jacobians = JacobianSpectra(self.generator, plan=self.plan)
+                self._jacobians = JacobianSpectra(self.generator, self.method, self.plan)
         return self._jacobians
 
     def __getstate__(self) -> dict[str, Any]:

@@ -1,0 +1,251 @@
+"""All ways to Jacobian spectra side by side, on five generators, on one thread.
+
+    python benchmarks/spectra.py --out benchmarks/spectra.md
+
+Times are for the singular values of one latent, in milliseconds, and interleaved: each way runs in
+turn, again and again, and the median counts. The floor is what the dense arithmetic of all
+convolutions and linear layers would take, M tangents per latent, at the best rate that this
+machine shows in the same run on any of the generator's own layers, without anything else.
+"""
+
+import argparse
+import copy
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from generators import GENERATORS
+from memory import peak, reset_peak
+from scipy.stats import spearmanr
+from torch import Tensor, nn
+
+from pgmkit import Generator
+from pgmkit.machine import machine
+from pgmkit.spectrum.jacobian import JacobianSpectra, Method
+
+EXACT = "pgmkit, exact"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--generators", nargs="+", default=list(GENERATORS))
+    parser.add_argument("--latents", type=int, default=16, help="per repetition, at most")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    if args.peak:
+        print(own_peak_mib(*args.peak, args))
+        return
+    lines = [
+        "# Ways to the singular values of a Jacobian",
+        "",
+        f"`python benchmarks/spectra.py`, {machine()}, one thread, float32, seed {args.seed}, "
+        f"torch {torch.__version__}. Medians of {args.repeats} interleaved repetitions.",
+        "",
+        *(__doc__ or "").strip().splitlines()[4:],
+        "Accuracy is the largest difference from singular values in float64, relative, among those "
+        "above 1e-5 of the largest; for fast methods it is the rank correlation of the log-volume "
+        "on 128 latents. Memory is what a way adds at its peak. Only mnist-dcgan is trained.",
+    ]
+    for name in args.generators:
+        torch.manual_seed(args.seed)
+        lines += ["", *table(name, GENERATORS[name](), args)]
+        print("\n".join(lines[-14:]), flush=True)
+    if args.out:
+        args.out.write_text("\n".join(lines) + "\n")
+
+
+def table(name: str, generator: Generator, args: argparse.Namespace) -> list[str]:
+    dim = generator.latent.dim
+    gflop, rate = gflop_per_latent(generator), best_rate(generator)
+    floor = gflop / rate * 1e3
+    z = generator.sample_latents(args.latents, args.seed)
+    ways = all_ways(generator, default_probes(generator))
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    for _ in range(args.repeats):
+        for way, (_, compute, count) in ways.items():
+            started = time.perf_counter()
+            compute(z[:count])
+            seconds[way].append((time.perf_counter() - started) / count)
+    # Only the best batch size of each way stays.
+    best: dict[str, str] = {}
+    for way, (group, _, _) in ways.items():
+        if group not in best or median(seconds[way]) < median(seconds[best[group]]):
+            best[group] = way
+    reference = median(seconds[best["vmap(jacfwd)"]])
+    lines = [
+        f"## {name}",
+        "",
+        f"{dim} latents to {'×'.join(map(str, generator.image.shape))}; {gflop:.2f} GFLOP per "
+        f"latent at {rate:.0f} GFLOP/s: floor {floor:.1f} ms. "
+        f"Plan: {plan_line(JacobianSpectra(generator))}.",
+        "",
+        "| way | ms per latent | times vmap(jacfwd) | share of the floor | peak MiB | accuracy |",
+        "|---|---|---|---|---|---|",
+    ]
+    for way in sorted(best.values(), key=lambda way: -median(seconds[way])):
+        _, compute, count = ways[way]
+        ms = median(seconds[way]) * 1e3
+        lines.append(
+            f"| {way} | {ms:.1f} | {reference * 1e3 / ms:.2f} | {floor / ms:.0%} | "
+            f"{peak_mib(name, way, args):.0f} | "
+            f"{accuracy(generator, way, compute)} |"
+        )
+    return lines
+
+
+def all_ways(
+    generator: Generator, probes: list[int], only: str | None = None
+) -> dict[str, tuple[str, Callable[[Tensor], Tensor], int]]:
+    """Returns each way with its group, what it computes, and how many latents at a time."""
+    module = copy.deepcopy(generator.module).requires_grad_(False)
+
+    def flat(z: Tensor) -> Tensor:
+        return module(z[None]).flatten()
+
+    def one_by_one(z: Tensor) -> Tensor:
+        return svd(torch.stack([torch.autograd.functional.jacobian(flat, row) for row in z]))
+
+    ways: dict[str, tuple[str, Callable[[Tensor], Tensor], int]] = {
+        "autograd.functional.jacobian": ("jacobian", one_by_one, 1)
+    }
+    jacrev = torch.func.vmap(torch.func.jacrev(flat))
+    jacfwd = torch.func.vmap(torch.func.jacfwd(flat))
+    ways["vmap(jacrev)"] = ("vmap(jacrev)", lambda z: svd(jacrev(z)), 1)
+    for batch in (1, 2, 4, 8, 16):
+        ways[f"vmap(jacfwd), batch {batch}"] = (
+            "vmap(jacfwd)",
+            lambda z: svd(jacfwd(z)),
+            batch,
+        )
+    for way, method in {
+        EXACT: Method(),
+        "pgmkit, float64": Method(dtype="float64"),
+        "pgmkit, bfloat16 tangents": Method(dtype="bfloat16"),
+        **{f"pgmkit, {m} probes": Method(probes=m) for m in probes},
+        **{f"pgmkit, top {m}": Method(probes=m, sketch="top") for m in (probes[0] // 2, probes[0])},
+    }.items():
+        if only not in (None, way):
+            continue
+        jacobians = JacobianSpectra(generator, method)
+        ways[way] = (
+            way,
+            lambda z, jacobians=jacobians: jacobians.compute(z)["singular_values"],
+            16,
+        )
+    return ways
+
+
+def svd(jacobians: Tensor) -> Tensor:
+    """Singular values as one would write it down: from the float64 Jacobian product."""
+    wide = jacobians.double()
+    return torch.linalg.eigvalsh(wide.transpose(1, 2) @ wide).clamp(min=0).sqrt().flip(1)
+
+
+def plan_line(jacobians: JacobianSpectra) -> str:
+    plan = jacobians.plan
+    kernels = sorted(plan.kernels.values())
+    return (
+        f"{plan.mode}, {plan.batch_size} latents and {plan.tangents} tangents at a time, "
+        f"{kernels.count('live')} convolutions by live units, {kernels.count('taps')} by taps"
+    )
+
+
+def accuracy(generator: Generator, way: str, compute: Callable[[Tensor], Tensor]) -> str:
+    exact = JacobianSpectra(generator, Method(dtype="float64"))
+    if "probes" in way or "bfloat16" in way or "top" in way:
+        z = generator.sample_latents(128, 1)
+        values, reference = compute(z), exact.compute(z)["singular_values"]
+        reference = reference[:, : values.shape[1]] if "top" in way else reference
+        volumes = [sigma.clamp(min=1e-300).log().sum(1).numpy() for sigma in (values, reference)]
+        return f"ρ = {spearmanr(*volumes).statistic:.4f}"
+    z = generator.sample_latents(4, 1)
+    values, reference = compute(z), exact.compute(z)["singular_values"]
+    safe = reference > 1e-5 * reference[:, :1]
+    return f"{float(((values - reference).abs() / reference)[safe].max()):.0e}"
+
+
+def _layers(generator: Generator) -> list[tuple[nn.Module, Tensor]]:
+    """Returns convolutions and linear layers with an input each."""
+    layers: list[tuple[nn.Module, Tensor]] = []
+    hooks = [
+        part.register_forward_hook(lambda part, args, _: layers.append((part, args[0])))
+        for part in generator.module.modules()
+        if isinstance(part, nn.Linear | nn.Conv2d | nn.ConvTranspose2d)
+    ]
+    with torch.no_grad():
+        generator(generator.sample_latents(1, 0))
+    for hook in hooks:
+        hook.remove()
+    return layers
+
+
+def _flop(layer: nn.Module, x: Tensor) -> int:
+    """Multiplications and additions of one tangent."""
+    if isinstance(layer, nn.Linear):
+        return 2 * layer.weight.numel()
+    positions = layer(x)[0, 0].numel() if isinstance(layer, nn.Conv2d) else x[0, 0].numel()
+    return 2 * layer.weight.numel() * positions
+
+
+@torch.no_grad()
+def gflop_per_latent(generator: Generator) -> float:
+    """The first layer's Jacobian is its weights: it needs no arithmetic."""
+    flop = sum(_flop(layer, x) for layer, x in _layers(generator)[1:])
+    return flop * generator.latent.dim / 1e9
+
+
+@torch.no_grad()
+def best_rate(generator: Generator) -> float:
+    """The best GFLOP/s of any layer, for the tangents of one latent."""
+    rates = []
+    for layer, x in _layers(generator)[1:]:
+        layer = copy.deepcopy(layer)
+        batch = torch.randn(generator.latent.dim, *x.shape[1:])
+        if batch.ndim == 4:
+            layer = layer.to(memory_format=torch.channels_last)
+            batch = batch.contiguous(memory_format=torch.channels_last)
+        times = []
+        for _ in range(7):
+            started = time.perf_counter()
+            layer(batch)
+            times.append(time.perf_counter() - started)
+        rates.append(_flop(layer, x) * len(batch) / median(times) / 1e9)
+    return max(rates)
+
+
+def peak_mib(name: str, way: str, args: argparse.Namespace) -> float:
+    """How much memory a way adds at its peak, in a process of its own."""
+    command = [sys.executable, __file__, "--seed", str(args.seed), "--peak", name, way]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return float(done.stdout.splitlines()[-1])
+
+
+def own_peak_mib(name: str, way: str, args: argparse.Namespace) -> float:
+    torch.manual_seed(args.seed)
+    generator = GENERATORS[name]()
+    _, compute, count = all_ways(generator, default_probes(generator), only=way)[way]
+    before = reset_peak()
+    compute(generator.sample_latents(count, args.seed))
+    return (peak() - before) / 2**20
+
+
+def default_probes(generator: Generator) -> list[int]:
+    return [generator.latent.dim // 8, generator.latent.dim // 4, generator.latent.dim // 2]
+
+
+def median(values: list[float]) -> float:
+    return statistics.median(values)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,342 @@
+"""Convolutions of tangents, in three ways of which the fastest is found by trying.
+
+A convolution meets the tangents of all latent directions at once. Three things are special about
+them. Behind a ReLU the same units are zero in every direction, and in trained generators often four
+of five are: "live" multiplies by the weights of the other units only. The last layer has one or
+three output channels, too few for a convolution to be quick: "taps" multiplies by all taps of the
+kernel at once and adds the products up where they belong. "dense" is torch's own convolution.
+"""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import product
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+_GATHERED = 2**17
+"""Numbers gathered for one batch of products: few enough to stay in a core's cache."""
+
+_TERMS = 2**21
+"""Terms listed at once at most: bounds the memory for large images."""
+
+_FEW_TAPS = 128
+"""With more products than this for each input pixel, taps are never the quickest."""
+
+_GAIN = 0.9
+"""Another kernel than "dense" is worth a try if it needs less than this share of the time."""
+
+
+@dataclass
+class Convolution:
+    """A (transposed) convolution without its bias, applied to tangents.
+
+    Args:
+        weight: (C_out, C_in / groups, *kernel), or (C_in, C_out / groups, *kernel) if transposed.
+        stride, dilation, output_padding: for each spatial dimension.
+        padding: of zeros, for each spatial dimension, or "same" or "valid".
+        groups: blocks of channels.
+        transposed: whether it is a transposed convolution.
+        kernel: "dense", "taps" or "live".
+    """
+
+    weight: Tensor
+    stride: tuple[int, ...]
+    padding: tuple[int, ...] | str
+    dilation: tuple[int, ...]
+    output_padding: tuple[int, ...]
+    groups: int = 1
+    transposed: bool = False
+    kernel: str = "dense"
+    _maps: dict[tuple[int, int], "_TapMap"] = field(default_factory=dict, repr=False)
+
+    def __call__(self, tangents: Tensor, live: Tensor | None = None) -> Tensor:
+        """Convolves tangents.
+
+        Args:
+            tangents: (B or 1, D, C_in, *size) for D directions.
+            live: which units of each latent are not zero, bool (B, C_in, *size); None for all.
+
+        Returns:
+            (B or 1, D, C_out, *size).
+        """
+        if self.kernel == "live" and live is not None:
+            return self._live(tangents, live)
+        if live is not None:
+            tangents = tangents * live[:, None]
+        return self._taps(tangents) if self.kernel == "taps" else self._dense(tangents)
+
+    def faster_kernels(self, tangents: Tensor, live: Tensor | None = None) -> list[str]:
+        """Returns the kernels that beat "dense" on such tangents, the fastest first."""
+        seconds = {}
+        for kernel in self._candidates(tangents, live):
+            self.kernel = kernel
+            seconds[kernel] = min(self._seconds(tangents, live) for _ in range(2))
+        self.kernel = "dense"
+        faster = [kernel for kernel in seconds if seconds[kernel] < _GAIN * seconds["dense"]]
+        return sorted(faster, key=lambda kernel: seconds[kernel])
+
+    def _seconds(self, tangents: Tensor, live: Tensor | None) -> float:
+        started = time.perf_counter()
+        self(tangents, live)
+        if tangents.is_cuda:
+            torch.cuda.synchronize(tangents.device)
+        return time.perf_counter() - started
+
+    def _candidates(self, tangents: Tensor, live: Tensor | None) -> Iterator[str]:
+        yield "dense"
+        if self.weight.ndim == 4 and self.groups == 1 and not isinstance(self.padding, str):
+            one_pixel = tangents.shape[3:].numel() == 1
+            if one_pixel or math.prod(self._kernel_size) * self._channels_out <= _FEW_TAPS:
+                yield "taps"
+            if live is not None:
+                yield "live"
+
+    @property
+    def _kernel_size(self) -> tuple[int, ...]:
+        return tuple(self.weight.shape[2:])
+
+    @property
+    def _channels_out(self) -> int:
+        return self.weight.shape[1] * self.groups if self.transposed else self.weight.shape[0]
+
+    def _dense(self, tangents: Tensor) -> Tensor:
+        batch = tangents.flatten(0, 1)
+        if self.weight.ndim == 4:
+            batch = batch.contiguous(memory_format=torch.channels_last)
+        dims = self.weight.ndim - 2
+        if self.transposed:
+            apply = getattr(functional, f"conv_transpose{dims}d")
+            pushed = apply(
+                batch,
+                self.weight,
+                None,
+                self.stride,
+                self.padding,
+                self.output_padding,
+                self.groups,
+                self.dilation,
+            )
+        else:
+            apply = getattr(functional, f"conv{dims}d")
+            pushed = apply(
+                batch, self.weight, None, self.stride, self.padding, self.dilation, self.groups
+            )
+        result: Tensor = pushed.unflatten(0, tangents.shape[:2])
+        return result
+
+    def _taps(self, tangents: Tensor) -> Tensor:
+        """Multiplies by all taps at once, then shifts and adds; for few output channels."""
+        tap_map = self._map(tangents)
+        weights = self._tap_major.flatten(0, 1)  # (taps · C_out, C_in)
+        latents, directions = tangents.shape[:2]
+        channels = self._channels_out
+        # Slices of one tap are to lie in memory in long runs.
+        if tangents.stride(1) == 1:  # directions innermost
+            products = weights @ tangents.permute(0, 3, 4, 2, 1)
+            products = products.unflatten(3, (-1, channels))
+            result = tangents.new_zeros(latents, *tap_map.size_out, channels, directions)
+            for tap, out, into in tap_map.slices():
+                result[:, out[0], out[1]] += products[:, into[0], into[1], tap]
+            return result.permute(0, 4, 3, 1, 2)
+        pixels = tangents.permute(0, 1, 3, 4, 2).flatten(0, 3)
+        products = (weights @ pixels.T).view(
+            -1, channels, latents, directions, *tangents.shape[3:]
+        )
+        result = tangents.new_zeros(channels, latents, directions, *tap_map.size_out)
+        for tap, out, into in tap_map.slices():
+            result[..., out[0], out[1]] += products[tap][..., into[0], into[1]]
+        return result.permute(1, 2, 0, 3, 4)
+
+    def _live(self, tangents: Tensor, live: Tensor) -> Tensor:
+        """Gathers the live units that each output position sees, with their weights."""
+        tap_map = self._map(tangents)
+        # One row of D numbers for each unit; free if the tangents lie in memory like that.
+        units = tangents.permute(0, 3, 4, 2, 1).contiguous().flatten(1, 3)
+        positions = live.permute(0, 2, 3, 1).flatten(1, 2)
+        outputs = math.prod(tap_map.size_out)
+        pushed = units.new_empty(len(live), outputs, self._channels_out, units.shape[2])
+        for latent, result in enumerate(pushed):
+            own = units[0 if len(units) == 1 else latent]
+            tap_map.multiply(own, self._weight_rows, positions[latent], result)
+        return pushed.unflatten(1, tap_map.size_out).permute(0, 4, 3, 1, 2)
+
+    @property
+    def _tap_major(self) -> Tensor:
+        """The weights as (taps, C_out, C_in)."""
+        weight = self.weight.flatten(2)
+        return weight.permute(2, 1, 0) if self.transposed else weight.permute(2, 0, 1)
+
+    @cached_property
+    def _weight_rows(self) -> Tensor:
+        """The weights as (taps · C_in + 1, C_out), the last row zero."""
+        rows = self._tap_major.transpose(1, 2).flatten(0, 1)
+        return torch.cat([rows, rows.new_zeros(1, self._channels_out)])
+
+    def _map(self, tangents: Tensor) -> "_TapMap":
+        assert not isinstance(self.padding, str)
+        size = (tangents.shape[3], tangents.shape[4])
+        if size not in self._maps:
+            axes = tuple(
+                _Axis(
+                    size[dim],
+                    self._kernel_size[dim],
+                    self.stride[dim],
+                    self.padding[dim],
+                    self.dilation[dim],
+                    self.output_padding[dim],
+                    self.transposed,
+                )
+                for dim in range(2)
+            )
+            self._maps[size] = _TapMap(axes, tangents.device)
+        return self._maps[size]
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """Which input and which output each tap connects, along one spatial dimension."""
+
+    size_in: int
+    kernel_size: int
+    stride: int
+    padding: int
+    dilation: int
+    output_padding: int
+    transposed: bool
+
+    @property
+    def size_out(self) -> int:
+        reach = self.dilation * (self.kernel_size - 1) + 1
+        if self.transposed:
+            return (
+                (self.size_in - 1) * self.stride - 2 * self.padding + reach + self.output_padding
+            )
+        return (self.size_in + 2 * self.padding - reach) // self.stride + 1
+
+    def slices(self) -> Iterator[tuple[slice, slice]]:
+        """Yields, tap by tap, the outputs and the inputs that it connects."""
+        # Position n of the coarse side meets position n · stride + offset of the fine side.
+        coarse, fine = self.size_in, self.size_out
+        if not self.transposed:
+            coarse, fine = fine, coarse
+        for tap in range(self.kernel_size):
+            offset = tap * self.dilation - self.padding
+            first = max(0, -(offset // self.stride))
+            end = max(first, min(coarse, (fine - 1 - offset) // self.stride + 1))
+            start = first * self.stride + offset
+            fine_slice = slice(start, start + (end - first) * self.stride, self.stride)
+            coarse_slice = slice(first, end)
+            yield (fine_slice, coarse_slice) if self.transposed else (coarse_slice, fine_slice)
+
+
+class _TapMap:
+    """All (output position, tap, input position) that a two-dimensional convolution connects."""
+
+    def __init__(self, axes: tuple[_Axis, ...], device: torch.device) -> None:
+        self.axes = axes
+        self.size_out = tuple(axis.size_out for axis in axes)
+        inputs = torch.arange(axes[0].size_in * axes[1].size_in).view(axes[0].size_in, -1)
+        outputs = torch.arange(math.prod(self.size_out)).view(self.size_out)
+        links = torch.cat(
+            [
+                torch.stack(
+                    [outputs[out].flatten(), inputs[into].flatten(), torch.full([count], tap)]
+                )
+                for tap, out, into in self.slices()
+                if (count := outputs[out].numel())
+            ],
+            dim=1,
+        )
+        links = links[:, links[0].argsort(stable=True)].to(device)
+        self._input, self._tap = links[1].contiguous(), links[2].contiguous()
+        self._links_before = torch.searchsorted(
+            links[0].contiguous(), torch.arange(outputs.numel() + 1, device=device)
+        )
+
+    def slices(self) -> Iterator[tuple[int, tuple[slice, slice], tuple[slice, slice]]]:
+        """Yields each tap with the slices of outputs and of inputs that it connects."""
+        pairs = product(self.axes[0].slices(), self.axes[1].slices())
+        for tap, ((out_y, in_y), (out_x, in_x)) in enumerate(pairs):
+            yield tap, (out_y, out_x), (in_y, in_x)
+
+    def multiply(self, units: Tensor, weights: Tensor, live: Tensor, result: Tensor) -> None:
+        """Convolves the tangents of one latent.
+
+        Args:
+            units: tangents (positions · C_in, D).
+            weights: (taps · C_in + 1, C_out), the last row zero.
+            live: bool (positions, C_in).
+            result: takes up the output (output positions, C_out, D).
+        """
+        links_at_once = max(1, _TERMS // live.shape[1])
+        start = 0
+        while start < len(result):
+            limit = int(self._links_before[start]) + links_at_once
+            end = int(torch.searchsorted(self._links_before, limit, right=True)) - 1
+            end = max(start + 1, min(end, len(result)))
+            self._multiply_range(units, weights, live, result[start:end], start)
+            start = end
+
+    def _multiply_range(
+        self, units: Tensor, weights: Tensor, live: Tensor, result: Tensor, first: int
+    ) -> None:
+        """Computes the output positions from `first` that `result` has room for."""
+        last = first + len(result)
+        unit, weight, lengths = self._terms(live, first, last, padding=len(weights) - 1)
+        start = 0
+        while start < len(lengths):
+            per_position = max(1, lengths[start]) * (units.shape[1] + weights.shape[1])
+            end = min(start + max(1, _GATHERED // per_position), len(lengths))
+            terms = max(1, *lengths[start:end])
+            gathered = units.index_select(0, unit[start:end, :terms].flatten())
+            factors = weights.index_select(0, weight[start:end, :terms].flatten())
+            torch.bmm(
+                factors.unflatten(0, (-1, terms)).transpose(1, 2),
+                gathered.unflatten(0, (-1, terms)),
+                out=result[start:end],
+            )
+            start = end
+
+    def _terms(
+        self, live: Tensor, first: int, last: int, padding: int
+    ) -> tuple[Tensor, Tensor, list[int]]:
+        """Lists the live units that output positions from `first` to `last` see.
+
+        Returns:
+            Rows of the units and of the weights, each (output positions, longest list), padded
+            with the row `padding` of the weights; and the lengths.
+        """
+        links_before = self._links_before[first : last + 1]
+        links = slice(int(links_before[0]), int(links_before[-1]))
+        position, tap = self._input[links], self._tap[links]
+        channels = live.shape[1]
+        live_units = live.flatten().nonzero().squeeze(1)
+        counts = live.sum(dim=1)
+        per_link = counts[position]
+        terms_before = torch.cat([per_link.new_zeros(1), per_link.cumsum(0)])
+        of_output = terms_before[links_before - links.start]
+        lengths = of_output.diff()
+        longest = max(1, int(lengths.max()))
+
+        total = int(of_output[-1])
+        term = torch.arange(total, device=live.device)
+        first_live = counts.cumsum(0) - counts
+
+        def per_term(of_link: Tensor) -> Tensor:
+            return of_link.repeat_interleave(per_link, output_size=total)
+
+        unit = live_units[term + per_term(first_live[position] - terms_before[:-1])]
+        weight = unit + per_term((tap - position) * channels)
+        count = len(lengths)
+        shift = torch.arange(count, device=live.device) * longest - of_output[:-1]
+        place = term + shift.repeat_interleave(lengths, output_size=total)
+        units = unit.new_zeros(count * longest)
+        weights = unit.new_full((count * longest,), padding)
+        units[place], weights[place] = unit, weight
+        shape = (count, longest)
+        return units.view(shape), weights.view(shape), lengths.tolist()

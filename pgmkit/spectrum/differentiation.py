@@ -1,0 +1,299 @@
+"""Derivatives of a generator along many latent directions at once, for any module."""
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from pgmkit.errors import GeneratorError
+from pgmkit.generator import Generator
+from pgmkit.references import first_line
+from pgmkit.spectrum.tangents import FORWARD_MODE, TangentProgram
+
+_LAYERS_AT_ONCE = 4
+"""Tensors of a layer's size that exist while it runs: input, masked copy, output, workspace."""
+
+_CALIBRATION_TANGENTS = 128
+"""With how many directions kernels are tried, at most."""
+
+_CALIBRATION_SECONDS = 1.0
+"""How long batch sizes are tried."""
+
+
+@dataclass(frozen=True)
+class JacobianPlan:
+    """How the Jacobians of one generator are computed; recorded with every spectrum.
+
+    Args:
+        mode: "layers" pushes tangents through layer by layer, for networks of common layers;
+            "forward" pushes them by forward-mode autograd, through any module that has a forward
+            derivative; "reverse" pulls back one row of J after the other, for all others.
+        batch_size: latents at a time.
+        tangents: latent directions at a time.
+        kernels: of the convolutions that are not done in torch's own way, by layer; see
+            `pgmkit.spectrum.convolutions`.
+        generic: functions without a rule of their own, which "layers" differentiates one by one.
+    """
+
+    mode: str
+    batch_size: int
+    tangents: int
+    kernels: Mapping[str, str] = field(default_factory=dict)
+    generic: Sequence[str] = ()
+
+
+class Differentiator:
+    """Pushes latent directions through a generator, and pulls image directions back.
+
+    Args:
+        generator: stays as it is; a prepared copy of its module does the work.
+        memory: bytes that tangents may take at a time.
+        num_directions: with how many directions plans are tried; M by default.
+        plan: one that was chosen before; found by trying if None.
+        tangent_dtype: precision of tangents, where it is lower than that of the weights; for
+            generators that can be done layer by layer.
+
+    Attributes:
+        plan: how.
+
+    Raises:
+        GeneratorError: the module can be differentiated neither way.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        *,
+        memory: int,
+        num_directions: int | None = None,
+        plan: JacobianPlan | None = None,
+        tangent_dtype: torch.dtype | None = None,
+    ) -> None:
+        self.generator = _prepare(generator)
+        self._tangent_dtype = tangent_dtype
+        self._num_directions = num_directions or generator.latent.dim
+        self._program: TangentProgram | None = None
+        self._layer_bytes = _widest_layer_bytes(self.generator) * _LAYERS_AT_ONCE
+        if plan is not None:
+            self.plan = plan
+            if plan.mode == "layers":
+                self._program = self._trace(plan.kernels)
+        else:
+            self.plan = self._choose_plan(memory)
+
+    @property
+    def parallel(self) -> bool:
+        """Whether several threads gain anything: not in forward mode, and not on an accelerator."""
+        return self.plan.mode != "forward" and self.generator.device.type == "cpu"
+
+    @property
+    def bytes_needed(self) -> int:
+        """How many bytes tangents take at a time, about."""
+        return self.plan.batch_size * self.plan.tangents * self._layer_bytes
+
+    def batches(self, z: Tensor) -> Iterator[Tensor]:
+        """Yields latents (n, M) in the plan's batches, on the generator's device."""
+        yield from z.to(self.generator.device, self.generator.dtype).split(self.plan.batch_size)
+
+    def halve(self) -> bool:
+        """Takes half as many latents, or else directions, at a time; False if there is one."""
+        plan = self.plan
+        if plan.batch_size > 1:
+            self.plan = replace(plan, batch_size=plan.batch_size // 2)
+        elif plan.tangents > 1:
+            self.plan = replace(plan, tangents=plan.tangents // 2)
+        return plan != self.plan
+
+    def push(self, z: Tensor, directions: Tensor) -> Tensor:
+        """Returns J·d at latents z (B, M) for directions (D, M), as (B, D, C·H·W)."""
+        directions = directions.to(z)
+        if self.plan.mode == "reverse":
+            return torch.stack([directions @ self._jacobian(latent).T for latent in z])
+        step = self._push_layers if self._program is not None else self._push_forward
+        parts = [step(z, part) for part in directions.split(self.plan.tangents)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def pull(self, z: Tensor, images: Tensor) -> Tensor:
+        """Returns Jᵀ·x at latents z (B, M) for image directions (B, D, C·H·W), as (B, D, M)."""
+        with torch.enable_grad():
+            leaf = z.detach().clone().requires_grad_()
+            flat = self._flat(leaf)
+            rows = [
+                torch.autograd.grad(flat, leaf, image, retain_graph=True)[0]
+                for image in images.to(z).unbind(1)
+            ]
+        return torch.stack(rows, dim=1)
+
+    def _push_layers(self, z: Tensor, directions: Tensor) -> Tensor:
+        assert self._program is not None
+        return self._program.push_forward(z, directions).to(z.dtype)
+
+    @torch.no_grad()
+    def _push_forward(self, z: Tensor, directions: Tensor) -> Tensor:
+        def push(direction: Tensor) -> Tensor:
+            tangent: Tensor = torch.func.jvp(self._flat, (z,), (direction.expand_as(z),))[1]
+            return tangent
+
+        with FORWARD_MODE:
+            pushed: Tensor = torch.func.vmap(push)(directions)
+        return pushed.transpose(0, 1)
+
+    def _jacobian(self, latent: Tensor) -> Tensor:
+        """Needs nothing but ordinary autograd; (C·H·W, M)."""
+        with torch.enable_grad():
+            rows = torch.autograd.functional.jacobian(
+                lambda value: self._flat(value[None])[0], latent
+            )
+        return torch.as_tensor(rows)
+
+    def _flat(self, z: Tensor) -> Tensor:
+        return self.generator(z).flatten(1)
+
+    def _choose_plan(self, memory: int) -> JacobianPlan:
+        z = self.generator.sample_latents(1, seed=0)
+        z = z.to(self.generator.device, self.generator.dtype)
+        directions = torch.eye(z.shape[1]).to(z)
+        tangents = max(1, min(self._num_directions, memory // self._layer_bytes))
+        tries: dict[str, Callable[[], object]] = {
+            "layers": self._take_up_program,
+            "forward": lambda: self._push_forward_once(z, directions[:2]),
+            "reverse": lambda: self._pull_back_once(z),
+        }
+        if self._tangent_dtype is not None:
+            tries = {"layers": tries["layers"]}
+        reasons = []
+        for mode, attempt in tries.items():
+            self.plan = JacobianPlan(mode, 1, tangents)
+            try:
+                attempt()
+            except Exception as error:
+                reasons.append(f"{mode}: {first_line(error)[:160]}")
+            else:
+                return self._calibrated(memory)
+        raise GeneratorError(
+            f"the generator {self.generator.name!r} cannot be differentiated "
+            f"({'; '.join(reasons)}); remove no_grad, detach and numpy from its forward pass"
+        )
+
+    def _calibrated(self, memory: int) -> JacobianPlan:
+        """Returns the plan with the sizes, and the kernels, that were quickest when tried."""
+        first = self.plan
+        if first.mode == "reverse":
+            return first
+        dim = self._num_directions
+        z = self.generator.sample_latents(8, seed=1)
+        z = z.to(self.generator.device, self.generator.dtype)
+        if self._program is not None:
+            directions = torch.eye(z.shape[1]).to(z)[: min(first.tangents, _CALIBRATION_TANGENTS)]
+            self._program.calibrate(z[:1], directions)
+            first = replace(
+                first, kernels=self._program.kernels, generic=list(self._program.generic)
+            )
+        rows = memory // self._layer_bytes
+        sizes = [(batch, dim) for batch in (1, 2, 4, 8) if batch * dim <= rows]
+        sizes += [(1, part) for part in {dim // 2, dim // 4, 16} if 8 <= part < min(dim, rows)]
+        if self._program is not None and self._program.one_latent_at_a_time:
+            sizes = [size for size in sizes if size[0] == 1]
+        best, best_seconds = first, self._seconds(first, z)
+        spent = best_seconds
+        for batch_size, tangents in sizes:
+            # Slow generators have large layers, for which more latents at a time gain nothing.
+            if spent + 2 * batch_size * best_seconds > _CALIBRATION_SECONDS:
+                continue
+            plan = replace(first, batch_size=batch_size, tangents=tangents)
+            seconds = min(self._seconds(plan, z) for _ in range(2))
+            spent += 2 * batch_size * seconds
+            if seconds < best_seconds:
+                best, best_seconds = plan, seconds
+        return best
+
+    def _seconds(self, plan: JacobianPlan, z: Tensor) -> float:
+        """Returns the seconds for one latent under a plan."""
+        self.plan = plan
+        batch = z[: plan.batch_size]
+        started = time.perf_counter()
+        self.push(batch, torch.eye(z.shape[1])[: self._num_directions])
+        if z.is_cuda:
+            torch.cuda.synchronize(z.device)
+        return (time.perf_counter() - started) / len(batch)
+
+    def _trace(self, kernels: Mapping[str, str] | None = None) -> TangentProgram:
+        return TangentProgram(
+            self.generator.module, kernels=kernels, tangent_dtype=self._tangent_dtype
+        )
+
+    def _take_up_program(self) -> None:
+        """Takes up a layer-by-layer program if it agrees with reverse-mode autograd."""
+        program = self._trace()
+        z = self.generator.sample_latents(2, seed=0)
+        z = z.to(self.generator.device, self.generator.dtype)
+        if program.one_latent_at_a_time:
+            z = z[:1]
+        with torch.enable_grad():
+            leaf = z.clone().requires_grad_()
+            images = self._flat(leaf)
+            probe = torch.linspace(-1, 1, images.shape[1]).to(images)
+            (expected,) = torch.autograd.grad((images * probe).sum(), leaf)
+        directions = torch.eye(z.shape[1]).to(z)
+        parts = directions.split(self.plan.tangents)
+        actual = torch.cat([program.push_forward(z, part).to(z.dtype) @ probe for part in parts], 1)
+        scale = float(expected.abs().max())
+        tolerance = 1e-3 if self._tangent_dtype is None else 0.1
+        torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance / 10 * scale)
+        self._program = program
+
+    def _push_forward_once(self, z: Tensor, directions: Tensor) -> None:
+        """Pushes some directions; one and all come out as zero where the module detaches."""
+        if self._push_forward(z, directions).any():
+            return
+        step = 0.01
+        with torch.no_grad():
+            images, moved = self._flat(z), self._flat(z + step * directions)
+        if ((moved - images).abs().max() > 1e-3 * step * images.abs().max()).item():
+            raise GeneratorError("the derivative is zero where the images change")
+
+    def _pull_back_once(self, z: Tensor) -> None:
+        self.pull(z, torch.ones(1, 1, math.prod(self.generator.image.shape)))
+
+
+def _prepare(generator: Generator) -> Generator:
+    """Returns a copy that computes the same, faster: batch norms folded, channels last.
+
+    Falls back to the generator itself where the copy does not agree with it.
+    """
+    z = generator.sample_latents(2, seed=0)
+    with torch.no_grad():
+        expected = generator(z)
+        try:
+            module = copy.deepcopy(generator.module)
+            module = module.to(memory_format=torch.channels_last)
+            for part in module.modules():
+                if getattr(part, "inplace", False):
+                    part.inplace = False  # type: ignore[assignment]
+            prepared = Generator(module, generator.latent, generator.image, name=generator.name)
+            torch.testing.assert_close(prepared(z), expected, rtol=1e-4, atol=1e-5)
+        except Exception:
+            return generator
+    return prepared
+
+
+def _widest_layer_bytes(generator: Generator) -> int:
+    """Returns the bytes of the largest tensor that any submodule puts out for one latent."""
+    sizes = [math.prod(generator.image.shape)]
+
+    def record(module: nn.Module, inputs: object, output: object) -> None:
+        if isinstance(output, Tensor):
+            sizes.append(output.numel())
+
+    hooks = [part.register_forward_hook(record) for part in generator.module.modules()]
+    try:
+        with torch.no_grad():
+            generator(generator.sample_latents(1, seed=0))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return max(sizes) * torch.finfo(generator.dtype).bits // 8

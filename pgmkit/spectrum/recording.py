@@ -1,0 +1,492 @@
+"""Writes down which torch functions a module calls on its latents.
+
+The module runs once, on real latents, as it would anywhere else, while a torch function mode notes
+every call that a latent reaches. So modules, functions, methods, operators and in-place variants
+all become calls of one form, whatever does not depend on the latents becomes a constant (an
+effective weight is computed once), and control flow that depends on shapes needs no care.
+"""
+
+import threading
+import types
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+
+class UnsupportedModuleError(Exception):
+    """The module cannot be differentiated layer by layer; the message says why."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Stands for a value that depends on the latents."""
+
+    number: int
+
+
+@dataclass
+class Call:
+    """One call of a torch function without side effects.
+
+    Args:
+        name: the bare name, such as "add" for `torch.add`, `x.add_`, `x += y` and `y + x`.
+        function: what is called; never an in-place variant.
+        args: its arguments, slots among them.
+        kwargs: its keyword arguments, slots among them.
+        result: a slot, or a tuple of slots and other values.
+        differentiable: False inside `torch.no_grad()`.
+        last_uses: the slots that no later call needs.
+        state: what the rule keeps from one run to the next.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    result: Any
+    differentiable: bool = True
+    last_uses: list[Slot] = field(default_factory=list)
+    state: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Tape:
+    """The calls of a module for latents of one shape.
+
+    Args:
+        calls: in order; slot 0 holds the latents.
+        output: the slot of the images.
+        size: the number of slots.
+        data_dependent: whether the calls are good for these latents only, because the module looked
+            at values to decide what to do.
+    """
+
+    calls: list[Call]
+    output: Slot
+    size: int
+    data_dependent: bool
+    _casts: dict[tuple[int, torch.dtype], Tensor] = field(default_factory=dict)
+
+    def cast(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+        """Returns a tensor in another type; a constant of the tape is cast once."""
+        if tensor.dtype == dtype:
+            return tensor
+        if id(tensor) not in self._constants:
+            return tensor.to(dtype)
+        key = (id(tensor), dtype)
+        if key not in self._casts:
+            self._casts[key] = tensor.to(dtype)
+        return self._casts[key]
+
+    @cached_property
+    def _constants(self) -> frozenset[int]:
+        arguments = [(call.args, call.kwargs) for call in self.calls]
+        return frozenset(id(tensor) for tensor in values_of(Tensor, arguments))
+
+
+def map_values(function: Callable[[Any], Any], value: Any) -> Any:
+    """Applies a function to every leaf of nested tuples, lists, dicts and slices."""
+    if isinstance(value, slice):
+        parts = (map_values(function, part) for part in (value.start, value.stop, value.step))
+        return slice(*parts)
+    if isinstance(value, tuple) and not isinstance(value, torch.Size):
+        return tuple(map_values(function, part) for part in value)
+    if isinstance(value, list):
+        return [map_values(function, part) for part in value]
+    if isinstance(value, dict):
+        return {key: map_values(function, part) for key, part in value.items()}
+    return function(value)
+
+
+def values_of(kind: type | tuple[type, ...], value: Any) -> list[Any]:
+    """Returns all leaves of a kind in nested tuples, lists, dicts and slices."""
+    found: list[Any] = []
+    map_values(lambda leaf: found.append(leaf) if isinstance(leaf, kind) else None, value)
+    return found
+
+
+def record(
+    module: nn.Module,
+    z: Tensor,
+    primitives: Collection[str],
+    compositions: Mapping[str, Callable[..., Any]],
+) -> Tape:
+    """Runs the module on latents z (B, M) and returns its calls.
+
+    Args:
+        module: in eval mode; returns one tensor.
+        z: latents (B, M).
+        primitives: names of functions written in Python that are noted as one call; all others are
+            noted as the calls that they make.
+        compositions: functions that are noted as the calls that these make in their place.
+
+    Raises:
+        UnsupportedModuleError: what the module does cannot be written down.
+    """
+    recorder = _Recorder(module, primitives, compositions)
+    z = z.detach().clone()
+    recorder.track(z)
+    # Gradients are on so that a `no_grad` inside the module shows.
+    with _opaque_calls_noted_by(recorder), torch.enable_grad(), recorder:
+        images = module(z)
+    if not isinstance(images, Tensor):
+        raise UnsupportedModuleError(f"it returns a {type(images).__name__}, not a tensor")
+    if not recorder.knows(images):
+        raise UnsupportedModuleError("its output does not depend on the latents")
+    output = recorder.refer(images)
+    note_last_uses(recorder.calls, output)
+    return Tape(recorder.calls, output, recorder.size, recorder.data_dependent)
+
+
+def note_last_uses(calls: list[Call], output: Slot) -> None:
+    """Fills in the `last_uses` of all calls."""
+    seen = {output}
+    for call in reversed(calls):
+        results = set(values_of(Slot, (call.result,)))
+        used = set(values_of(Slot, (call.args, call.kwargs))) | results
+        call.last_uses = sorted(used - seen, key=lambda slot: slot.number)
+        seen |= used
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_QUERIES = _words(
+    "size dim ndimension numel nelement stride storage_offset is_contiguous element_size "
+    "is_floating_point is_complex get_device type __len__ __hash__ is_same_size _is_view "
+    "untyped_storage data_ptr is_pinned is_inference is_neg is_conj requires_grad_ "
+    "register_hook shape dtype device ndim layout requires_grad is_cuda is_mps is_cpu is_meta "
+    "is_sparse is_quantized is_nested is_leaf grad grad_fn names _version itemsize nbytes "
+    "is_mkldnn is_xpu is_vulkan is_ipu is_maia is_mtia is_xla result_type can_cast"
+)
+"""Functions that tell nothing about values."""
+
+
+class _Recorder(TorchFunctionMode):
+    """Notes every call that a value depending on the latents reaches."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        primitives: Collection[str],
+        compositions: Mapping[str, Callable[..., Any]],
+    ) -> None:
+        super().__init__()
+        self.calls: list[Call] = []
+        self.data_dependent = False
+        self.size = 0
+        self._primitives = primitives
+        self._compositions = compositions
+        self._slots: dict[int, Slot] = {}
+        self._kept: list[Any] = []  # so that no two values have one id
+        self._owned = {id(part) for part in (*module.parameters(), *module.buffers())}
+        self._gradients_on = True
+        self._unfolding: list[str] = []
+        self._writes: dict[int, tuple[int, int]] = {}
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Any = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = _bare_name(func)
+        if name == "_set_grad_enabled":
+            # torch also turns gradients off inside custom functions, which means nothing here.
+            self._gradients_on = bool(args[0])
+        if not any(map(self.knows, values_of(Tensor, (args, kwargs)))):
+            return func(*args, **kwargs)
+        if name in _QUERIES:
+            answer = func(*args, **kwargs)
+            if not isinstance(answer, Tensor):
+                return answer
+        if name in self._compositions:
+            with self:
+                return self._compositions[name](*args, **kwargs)
+        # One that comes back under its own name has reached its compiled part.
+        if isinstance(func, _PYTHON) and name not in {*self._primitives, *self._unfolding}:
+            self._unfolding.append(name)
+            try:
+                with self:
+                    return _without_dispatch(func)(*args, **kwargs)
+            finally:
+                self._unfolding.pop()
+        return self.note(name, func, args, kwargs)
+
+    def track(self, tensor: Tensor) -> Slot:
+        """Gives a tensor a new slot; earlier calls keep the one it had."""
+        slot = Slot(self.size)
+        self.size += 1
+        self._slots[id(tensor)] = slot
+        self._kept.append(tensor)
+        return slot
+
+    def knows(self, tensor: Tensor) -> bool:
+        return id(tensor) in self._slots
+
+    def refer(self, value: Any) -> Any:
+        """Returns what stands for a value in a call: a slot, or the constant itself."""
+        if not isinstance(value, Tensor):
+            return value
+        slot = self._slots.get(id(value))
+        written, _ = self._writes.get(_storage(value), (-1, 0))
+        if written > (-1 if slot is None else slot.number):
+            raise UnsupportedModuleError("it writes into a tensor that it also uses by a view")
+        if slot is not None:
+            return slot
+        # A copy, for the module may go on to change its own.
+        return value.detach() if id(value) in self._owned else value.detach().clone()
+
+    def note(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        run: Callable[[], Any] | None = None,
+    ) -> Any:
+        """Runs a function, or what stands for it, and writes down a call without side effects."""
+        written, pure = self._written(name, function, args, kwargs)
+        if name == "__setitem__":
+            _, writer = self._writes.get(_storage(args[0]), (-1, 0))
+            if writer == id(args[2]):  # x[i] += 1 writes into x before it says so
+                del self._writes[_storage(args[0])]
+        pure_kwargs = {key: value for key, value in kwargs.items() if key != "out"}
+        if pure_kwargs.get("inplace"):
+            pure_kwargs["inplace"] = False
+        self.data_dependent |= name in _DATA_SHAPED or _is_masked(name, args)
+        noted_args, noted_kwargs = map_values(self.refer, (args, pure_kwargs))
+        result = function(*args, **kwargs) if run is None else run()
+        outcome = written if name == "__setitem__" else result
+        if name == "__set__":
+            raise UnsupportedModuleError("it sets an attribute of a tensor")
+        if not values_of(Tensor, (outcome,)):
+            self.data_dependent = True
+            return result
+        slots = map_values(
+            lambda leaf: self.track(leaf) if isinstance(leaf, Tensor) else leaf, outcome
+        )
+        if written is not None:
+            slot = self._slots[id(written)]
+            self._writes[_storage(written)] = (slot.number, id(written))
+        self.calls.append(
+            Call(_rule_name(name), pure, noted_args, noted_kwargs, slots, self._gradients_on)
+        )
+        return result
+
+    def _written(
+        self, name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Tensor | None, Callable[..., Any]]:
+        """Returns the tensor that a call writes into and the function without that effect."""
+        if kwargs.get("out") is not None:
+            return kwargs["out"], function
+        if kwargs.get("inplace") and args:
+            return args[0], function
+        if " " in name or not _works_in_place(name):
+            return None, function
+        if id(args[0]) in self._owned:
+            raise UnsupportedModuleError(f"{name} changes a weight or buffer of the module")
+        return args[0], _out_of_place(name)
+
+
+_DATA_SHAPED = _words("nonzero masked_select argwhere unique _unique2 unique_dim")
+
+
+def _is_masked(name: str, args: tuple[Any, ...]) -> bool:
+    """Whether an index is a mask, for which the values decide what shape comes out."""
+    masks = values_of(Tensor, args[1:2])
+    return name == "__getitem__" and any(mask.dtype == torch.bool for mask in masks)
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+_PYTHON = (types.FunctionType, types.MethodType)
+
+
+def _bare_name(function: Callable[..., Any]) -> str:
+    name = str(getattr(function, "__name__", type(function).__name__))
+    owner = getattr(function, "__self__", None)
+    if name == "__get__" and owner is not None:
+        return str(getattr(owner, "__name__", name))
+    return name.split(".")[0]  # relu.default
+
+
+def _works_in_place(name: str) -> bool:
+    if name.startswith("__"):
+        return name == "__setitem__" or (name.startswith("__i") and name in _IN_PLACE_OPERATORS)
+    return name.endswith("_") and name != "detach_"
+
+
+_IN_PLACE_OPERATORS = _words(
+    "__iadd__ __isub__ __imul__ __idiv__ __itruediv__ __ifloordiv__ __ipow__ __imod__ "
+    "__iand__ __ior__ __ixor__"
+)
+
+
+def with_item(x: Tensor, index: Any, value: Any) -> Tensor:
+    """Returns a copy of x with x[index] = value."""
+    x = x.clone()
+    x[index] = value
+    return x
+
+
+def copied(x: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+    """Returns what `x.copy_(source)` makes of x."""
+    return source.to(x).expand_as(x)
+
+
+_OUT_OF_PLACE: dict[str, Callable[..., Any]] = {
+    "__setitem__": with_item,
+    "copy_": copied,
+    "zero_": torch.zeros_like,
+    "fill_": torch.full_like,
+}
+
+
+def _out_of_place(name: str) -> Callable[..., Any]:
+    if name in _OUT_OF_PLACE:
+        return _OUT_OF_PLACE[name]
+    bare = f"__{name[3:]}" if name.startswith("__i") else name[:-1]
+    for owner in (Tensor, torch, torch._C._nn):
+        if hasattr(owner, bare):
+            function: Callable[..., Any] = getattr(owner, bare)
+            return function
+    raise UnsupportedModuleError(f"{name} works in place only")
+
+
+_SYNONYMS = {
+    "__setitem__": "with_item",
+    "copy": "copied",
+    "radd": "add",
+    "rmul": "mul",
+    "iadd": "add",
+    "isub": "sub",
+    "imul": "mul",
+    "itruediv": "div",
+    "idiv": "div",
+    "truediv": "div",
+    "true_divide": "div",
+    "divide": "div",
+    "multiply": "mul",
+    "subtract": "sub",
+    "negative": "neg",
+    "concat": "cat",
+    "concatenate": "cat",
+}
+
+
+def _rule_name(name: str) -> str:
+    if name in _SYNONYMS:
+        return _SYNONYMS[name]
+    bare = name.strip("_") if name.startswith("__") else name.removesuffix("_")
+    return _SYNONYMS.get(bare, bare)
+
+
+_bare_globals: dict[int, dict[str, Any]] = {}
+
+
+def _without_dispatch(function: Any) -> Callable[..., Any]:
+    """Returns a torch function written in Python that runs its body at once.
+
+    As it stands it would first ask whether someone overrides it, and come back here.
+    """
+    code = function.__func__ if isinstance(function, types.MethodType) else function
+    names = _bare_globals.get(id(code.__globals__))
+    if names is None:
+        names = {
+            name: (lambda *_: False) if name.startswith("has_torch_function") else value
+            for name, value in code.__globals__.items()
+        }
+        _bare_globals[id(code.__globals__)] = names
+    bare = types.FunctionType(
+        code.__code__, names, code.__name__, code.__defaults__, code.__closure__
+    )
+    bare.__kwdefaults__ = code.__kwdefaults__
+    if isinstance(function, types.MethodType):
+        return types.MethodType(bare, function.__self__)
+    return bare
+
+
+_patching = threading.Lock()
+_current = threading.local()
+
+
+@contextmanager
+def _opaque_calls_noted_by(recorder: _Recorder) -> Iterator[None]:
+    """Notes calls of custom autograd functions and of scripted modules as one call each.
+
+    No torch function mode sees them. Other threads meanwhile pass through unchanged.
+    """
+    scripted: Any = torch.jit.ScriptModule
+    with _patching:
+        patched = [(cls, cls.forward, vars(cls).get("forward")) for cls in _custom_functions()]
+        for cls, forward, _ in patched:
+            cls.forward = staticmethod(_noted_forward(cls, forward))
+        scripted.__call__ = _noted_script
+        _current.recorder = recorder
+        try:
+            yield
+        finally:
+            _current.recorder = None
+            del scripted.__call__
+            for cls, _, own in patched:
+                if own is None:
+                    del cls.forward
+                else:
+                    cls.forward = own
+
+
+def _custom_functions() -> Iterator[Any]:
+    """Yields every custom function; `apply` may be stored anywhere, but calls their `forward`."""
+    remaining: list[Any] = [torch.autograd.Function]
+    while remaining:
+        found = remaining.pop().__subclasses__()
+        remaining += found
+        yield from found
+
+
+def _noted_forward(cls: Any, forward: Callable[..., Any]) -> Callable[..., Any]:
+    has_context = cls.setup_context is torch.autograd.Function.setup_context
+
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        inputs = args[1:] if has_context else args
+        name = f"custom function {cls.__name__}"
+        return _note_opaque(name, cls.apply, inputs, kwargs, lambda: forward(*args, **kwargs))
+
+    return noted
+
+
+def _noted_script(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    function = types.MethodType(nn.Module.__call__, module)
+    run = partial(function, *args, **kwargs)
+    return _note_opaque("scripted module", function, args, kwargs, run)
+
+
+def _note_opaque(
+    name: str,
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    run: Callable[[], Any],
+) -> Any:
+    recorder: _Recorder | None = getattr(_current, "recorder", None)
+    tensors = values_of(Tensor, (args, kwargs))
+    if recorder is None or not any(map(recorder.knows, tensors)):
+        return run()
+    versions = [tensor._version for tensor in tensors]
+    with torch._C.DisableTorchFunction():
+        result = recorder.note(name, function, args, kwargs, run)
+    if versions != [tensor._version for tensor in tensors]:
+        raise UnsupportedModuleError(f"{name} writes into its arguments")
+    return result

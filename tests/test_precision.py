@@ -1,0 +1,268 @@
+"""Singular values in float32, float64, bfloat16 and from sketches, against float64 autograd."""
+
+import copy
+import warnings
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pgmkit
+from pgmkit.errors import GeneratorError, ParameterError, PgmkitWarning
+from pgmkit.spectrum import Spectrum
+from pgmkit.spectrum.jacobian import JacobianSpectra, Method
+from pgmkit.spectrum.safety import choose
+
+
+def generator_of(module: nn.Module, dim: int, shape: tuple[int, int, int]) -> pgmkit.Generator:
+    return pgmkit.Generator(module, pgmkit.LatentSpec(dim), pgmkit.ImageSpec(shape), name="g")
+
+
+def rank_deficient_mlp() -> pgmkit.Generator:
+    """Bends 12 latents into images that hardly depend on some of them, as real MLP GANs do."""
+    torch.manual_seed(0)
+    first, second = nn.Linear(12, 32), nn.Linear(32, 32)
+    with torch.no_grad():
+        u, _, v = torch.linalg.svd(first.weight, full_matrices=False)
+        first.weight.copy_(u @ torch.diag(torch.logspace(1, -9, 12)) @ v)
+    layers = (first, nn.LeakyReLU(0.2), second, nn.LeakyReLU(0.2), nn.Linear(32, 64), nn.Tanh())
+    return generator_of(nn.Sequential(*layers, nn.Unflatten(1, (1, 8, 8))), 12, (1, 8, 8))
+
+
+def vae_decoder() -> pgmkit.Generator:
+    torch.manual_seed(1)
+    module = nn.Sequential(
+        nn.Linear(6, 8 * 16), nn.SiLU(), nn.Unflatten(1, (8, 4, 4)),
+        nn.ConvTranspose2d(8, 4, 4, 2, 1), nn.SiLU(), nn.ConvTranspose2d(4, 1, 4, 2, 1),
+        nn.Sigmoid(),
+    )  # fmt: skip
+    return generator_of(module, 6, (1, 16, 16))
+
+
+def float64_reference(generator: pgmkit.Generator, z: Tensor) -> Tensor:
+    module = copy.deepcopy(generator.module).double()
+    jacobians = [
+        torch.autograd.functional.jacobian(lambda v: module(v[None]).flatten(), latent)
+        for latent in z.double()
+    ]
+    return torch.stack([torch.linalg.svdvals(jacobian) for jacobian in jacobians])
+
+
+def test_unsafe_latents_are_done_again_in_float64() -> None:
+    generator = rank_deficient_mlp()
+    z = generator.sample_latents(8, 0)
+    result = JacobianSpectra(generator).compute(z)
+    reference = float64_reference(generator, z)
+    assert result["float64"].all()
+    held = reference > 1e-12 * reference[:, :1]
+    assert held.sum(1).min() > 8, "float32 alone would lose all below 1e-7"
+    torch.testing.assert_close(result["singular_values"][held], reference[held], rtol=1e-3, atol=0)
+
+
+def test_float32_alone_is_wrong_on_them() -> None:
+    """Otherwise the test above shows nothing."""
+    generator = rank_deficient_mlp()
+    z = generator.sample_latents(8, 0)
+    result = JacobianSpectra(generator, Method(dtype="float32")).compute(z)
+    assert not result["float64"].any()
+    reference = float64_reference(generator, z)
+    wrong = (result["singular_values"].log() - reference.log()).abs().sum(1)
+    assert wrong.max() > 1
+
+
+def test_safe_latents_stay_in_float32_and_agree_with_float64() -> None:
+    generator = vae_decoder()
+    z = generator.sample_latents(16, 0)
+    result = JacobianSpectra(generator).compute(z)
+    assert not result["float64"].any()
+    reference = float64_reference(generator, z)
+    torch.testing.assert_close(result["singular_values"], reference, rtol=1e-4, atol=0)
+
+
+def test_float64_mode_agrees_to_the_last_digits() -> None:
+    generator = vae_decoder()
+    z = generator.sample_latents(4, 0)
+    result = JacobianSpectra(generator, Method(dtype="float64")).compute(z)
+    assert result["float64"].all()
+    reference = float64_reference(generator, z)
+    torch.testing.assert_close(result["singular_values"], reference, rtol=1e-10, atol=0)
+
+
+def test_half_precision_weights_are_computed_in_float32() -> None:
+    generator = vae_decoder()
+    z = generator.sample_latents(2, 0)
+    half = generator_of(generator.module.half(), 6, (1, 16, 16))
+    values = JacobianSpectra(half).compute(z)["singular_values"]
+    reference = float64_reference(half, z)
+    torch.testing.assert_close(values, reference, rtol=1e-4, atol=0)
+
+
+class Overflowing(nn.Module):
+    """Overflows in float32, and in float64 where z is larger still."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Parameter(torch.ones(()))
+
+    def forward(self, z: Tensor) -> Tensor:
+        z = z * self.one
+        return (z * z.abs().amax(1, keepdim=True).detach().mul(100).exp()).unflatten(1, (1, 1, 2))
+
+
+def test_what_overflows_float32_is_done_again_and_the_rest_is_nan() -> None:
+    generator = generator_of(Overflowing(), 2, (1, 1, 2))
+    z = torch.tensor([[0.1, 0.0], [1.0, 0.5], [8.0, 1.0]])
+    result = JacobianSpectra(generator).compute(z)
+    assert result["float64"].tolist() == [False, True, True]
+    assert result["singular_values"].isfinite().all(1).tolist() == [True, True, False]
+    torch.testing.assert_close(
+        result["singular_values"][1], torch.full([2], 100.0, dtype=torch.float64).exp(), rtol=1e-5, atol=0
+    )
+
+
+@pytest.mark.parametrize("budget", [2**20, 2**23, 2**30])
+def test_a_small_memory_budget_changes_no_value(budget: int) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Linear(24, 512), nn.Unflatten(1, (32, 4, 4)), nn.ReLU(), nn.Upsample(scale_factor=8),
+        nn.Conv2d(32, 1, 3, padding=1), nn.Tanh(),
+    )  # fmt: skip
+    generator = generator_of(module, 24, (1, 32, 32))
+    z = generator.sample_latents(2, 0)
+    jacobians = JacobianSpectra(generator, Method(memory_budget=budget))
+    values = jacobians.compute(z)["singular_values"]
+    assert (jacobians.plan.tangents < 24) == (budget < 2**30)
+    torch.testing.assert_close(values, float64_reference(generator, z), rtol=1e-4, atol=0)
+
+
+class Hungry(nn.Module):
+    """Runs out of memory with more than some number of rows."""
+
+    limit = 10**9
+
+    def forward(self, z: Tensor) -> Tensor:
+        if len(z) > self.limit:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return z.tanh().repeat(1, 2).unflatten(1, (1, 2, 4))
+
+
+def test_when_memory_runs_out_it_goes_on_with_fewer_latents() -> None:
+    generator = generator_of(Hungry(), 4, (1, 2, 4))
+    jacobians = JacobianSpectra(generator)
+    z = generator.sample_latents(8, 0)
+    expected = jacobians.compute(z)["singular_values"]
+    jacobians._differentiator.plan = replace(jacobians.plan, batch_size=8)
+    jacobians._differentiator._program._tapes.clear()
+    jacobians._differentiator.generator.module.limit = 3
+    result = jacobians.compute(z)["singular_values"]
+    assert jacobians.plan.batch_size == 2
+    torch.testing.assert_close(result, expected)
+
+
+def test_when_there_is_no_memory_at_all_the_error_says_so() -> None:
+    generator = generator_of(Hungry(), 4, (1, 2, 4))
+    jacobians = JacobianSpectra(generator)
+    jacobians._differentiator._program._tapes.clear()
+    jacobians._differentiator.generator.module.limit = 0
+    with pytest.raises(GeneratorError, match="one latent and one direction"):
+        jacobians.compute(generator.sample_latents(2, 0))
+
+
+def spectrum_of(generator: pgmkit.Generator, method: Method, z: Tensor) -> Spectrum:
+    values = JacobianSpectra(generator, method).compute(z)["singular_values"]
+    provenance = {"computed": {"probes": method.probes, "sketch": method.sketch}}
+    return Spectrum(z, values, torch.zeros(len(z)), provenance=provenance)
+
+
+def test_a_sketch_with_all_directions_is_exact() -> None:
+    generator = vae_decoder()
+    z = generator.sample_latents(5, 0)
+    exact = spectrum_of(generator, Method(), z)
+    for sketch in ("volume", "top"):
+        sketched = spectrum_of(generator, Method(probes=6, sketch=sketch), z)
+        torch.testing.assert_close(
+            sketched.singular_values, exact.singular_values, rtol=1e-4, atol=0
+        )
+
+
+def test_the_sketched_frobenius_norm_is_of_the_right_size() -> None:
+    """Its square is unbiased over subspaces; one subspace and many latents come close."""
+    generator = vae_decoder()
+    z = generator.sample_latents(64, 0)
+    exact = spectrum_of(generator, Method(), z).frobenius()
+    sketched = spectrum_of(generator, Method(probes=3), z).frobenius()
+    assert 0.7 < float((sketched.square().mean() / exact.square().mean()).sqrt()) < 1.3
+
+
+def test_a_top_sketch_finds_the_largest_singular_values() -> None:
+    generator = rank_deficient_mlp()
+    z = generator.sample_latents(8, 0)
+    top = spectrum_of(generator, Method(probes=6, sketch="top"), z).singular_values
+    exact = float64_reference(generator, z)
+    torch.testing.assert_close(top[:, :3], exact[:, :3], rtol=0.02, atol=0)
+
+
+def test_a_fast_method_that_agrees_is_used() -> None:
+    generator = vae_decoder()
+    z = generator.sample_latents(300, 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it may be too slow to be used
+        _, check = choose(generator, z, Method(probes=5, min_rank_correlation=0.5))
+    assert check is not None
+    assert check.latents == 128
+    assert check.rank_correlation["log_volume"] > 0.5
+    assert 0.5 <= check.removed_overlap <= 1
+    assert check.used or "as long as" in check.reason
+
+
+def test_a_fast_method_that_disagrees_gives_way_to_the_exact_one() -> None:
+    generator = rank_deficient_mlp()
+    z = generator.sample_latents(100, 0)
+    with pytest.warns(PgmkitWarning, match=r"rank correlation of .* computed exactly"):
+        jacobians, check = choose(generator, z, Method(probes=2, min_rank_correlation=0.9999))
+    assert check is not None
+    assert not check.used
+    values = jacobians.compute(z[:4])["singular_values"]
+    assert values.shape == (4, 12)
+
+
+def test_bfloat16_cannot_follow_a_condition_number_of_thousands() -> None:
+    generator = rank_deficient_mlp()
+    z = generator.sample_latents(100, 0)
+    with pytest.warns(PgmkitWarning, match="bfloat16"):
+        _, check = choose(generator, z, Method(dtype="bfloat16"))
+    assert check is not None
+    assert not check.used
+    assert check.threshold == 0.995
+
+
+def test_bfloat16_tangents_are_close_to_exact_ones() -> None:
+    generator = vae_decoder()
+    z = generator.sample_latents(8, 0)
+    rounded = JacobianSpectra(generator, Method(dtype="bfloat16")).compute(z)["singular_values"]
+    reference = float64_reference(generator, z)
+    torch.testing.assert_close(rounded, reference, rtol=0.05, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"dtype": "float8"}, "dtype must be one of auto, float32, float64, bfloat16"),
+        ({"probes": 0}, "probes must be at least 1, not 0"),
+        ({"probes": 2, "sketch": "bottom"}, "sketch must be one of volume, top"),
+        ({"probes": 2, "dtype": "bfloat16"}, "two fast methods"),
+        ({"min_rank_correlation": 1.5}, r"in \[-1, 1\], not 1.5"),
+        ({"memory_budget": 1000}, "at least 2"),
+    ],
+)
+def test_parameters_out_of_range_are_refused(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ParameterError, match=message):
+        Method(**arguments)  # type: ignore[arg-type]
+
+
+def test_more_probes_than_latent_dimensions_are_refused() -> None:
+    with pytest.raises(ParameterError, match="at most 6, the latent dimension"):
+        JacobianSpectra(vae_decoder(), Method(probes=7))
+
+
