@@ -22,6 +22,8 @@ from pgmkit.engines.local import LocalEngine
 from pgmkit.errors import LoadError, OutputError, ParameterError, PluginError
 from pgmkit.plugins import build_component
 from pgmkit.spectrum import load_spectrum
+from pgmkit.spectrum.folders import folder_at
+from pgmkit.spectrum.jacobian import JacobianSpectra
 
 LATENTS = 61
 BLOCK_SIZE = 4
@@ -116,6 +118,22 @@ def test_a_block_that_cannot_be_written_is_one_error_and_costs_no_other(
     assert contents(begun) == undisturbed
 
 
+def test_a_block_is_computed_without_a_view_of_all_latents(
+    generator: pgmkit.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forward mode gives the whole that a view belongs to a tangent: n latents for each block."""
+    sizes = []
+    compute_block = JacobianSpectra.compute
+
+    def watched(jacobians: JacobianSpectra, z: torch.Tensor) -> dict[str, torch.Tensor]:
+        sizes.append(z.untyped_storage().nbytes() // z.element_size())
+        return compute_block(jacobians, z)
+
+    monkeypatch.setattr(JacobianSpectra, "compute", watched)
+    compute(generator, None, LocalEngine(1))
+    assert max(sizes) == BLOCK_SIZE * generator.latent.dim
+
+
 class TestUrls:
     """A folder may be anything that fsspec opens."""
 
@@ -126,8 +144,6 @@ class TestUrls:
     def test_a_spectrum_behind_a_url_is_the_same_bytes(
         self, url: str, generator: pgmkit.Generator, undisturbed: dict[str, bytes], begun: Path
     ) -> None:
-        from pgmkit.spectrum.folders import folder_at
-
         folder = folder_at(url)
         folder.write("manifest.json", undisturbed["manifest.json"])
         spectrum = compute(generator, url, LocalEngine(2))
@@ -139,8 +155,6 @@ class TestUrls:
     def test_damage_behind_a_url_is_repaired(
         self, url: str, generator: pgmkit.Generator, undisturbed: dict[str, bytes]
     ) -> None:
-        from pgmkit.spectrum.folders import folder_at
-
         folder = folder_at(url)
         for shard, data in undisturbed.items():
             folder.write(shard, data)
