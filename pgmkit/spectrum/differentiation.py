@@ -12,10 +12,14 @@ from torch import Tensor, nn
 from pgmkit.errors import GeneratorError
 from pgmkit.generator import Generator
 from pgmkit.references import first_line
+from pgmkit.seeds import random_generator
 from pgmkit.spectrum.tangents import FORWARD_MODE, TangentProgram
 
 _LAYERS_AT_ONCE = 4
 """Tensors of a layer's size that exist while it runs: input, masked copy, output, workspace."""
+
+_CHECKED = 4
+"""With how many random directions a program is checked against reverse mode."""
 
 _CALIBRATION_TANGENTS = 128
 """With how many directions kernels are tried, at most."""
@@ -114,8 +118,17 @@ class Differentiator:
         if self.plan.mode == "reverse":
             return torch.stack([directions @ self._jacobian(latent).T for latent in z])
         step = self._push_layers if self._program is not None else self._push_forward
-        parts = [step(z, part) for part in directions.split(self.plan.tangents)]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        if len(directions) <= self.plan.tangents:
+            return step(z, directions)
+        pushed = z.new_empty(len(z), len(directions), math.prod(self.generator.image.shape))
+        parts = zip(
+            pushed.split(self.plan.tangents, dim=1),
+            directions.split(self.plan.tangents),
+            strict=True,
+        )
+        for result, part in parts:
+            result.copy_(step(z, part))
+        return pushed
 
     def pull(self, z: Tensor, images: Tensor) -> Tensor:
         """Returns Jᵀ·x at latents z (B, M) for image directions (B, D, C·H·W), as (B, D, M)."""
@@ -173,7 +186,10 @@ class Differentiator:
             except Exception as error:
                 reasons.append(f"{mode}: {first_line(error)[:160]}")
             else:
-                return self._calibrated(memory)
+                plan = self._calibrated(memory)
+                if self._program is not None:
+                    self._program.forget()  # the weights of layers in forms that were only tried
+                return plan
         raise GeneratorError(
             f"the generator {self.generator.name!r} cannot be differentiated "
             f"({'; '.join(reasons)}); remove no_grad, detach and numpy from its forward pass"
@@ -215,11 +231,13 @@ class Differentiator:
         """Returns the seconds for one latent under a plan."""
         self.plan = plan
         batch = z[: plan.batch_size]
+        directions = torch.eye(z.shape[1])[: plan.tangents]
         started = time.perf_counter()
-        self.push(batch, torch.eye(z.shape[1])[: self._num_directions])
+        self.push(batch, directions)
         if z.is_cuda:
             torch.cuda.synchronize(z.device)
-        return (time.perf_counter() - started) / len(batch)
+        share = len(directions) / self._num_directions
+        return (time.perf_counter() - started) / len(batch) / share
 
     def _trace(self, kernels: Mapping[str, str] | None = None) -> TangentProgram:
         return TangentProgram(
@@ -237,10 +255,11 @@ class Differentiator:
             leaf = z.clone().requires_grad_()
             images = self._flat(leaf)
             probe = torch.linspace(-1, 1, images.shape[1]).to(images)
-            (expected,) = torch.autograd.grad((images * probe).sum(), leaf)
-        directions = torch.eye(z.shape[1]).to(z)
-        parts = directions.split(self.plan.tangents)
-        actual = torch.cat([program.push_forward(z, part).to(z.dtype) @ probe for part in parts], 1)
+            (gradient,) = torch.autograd.grad((images * probe).sum(), leaf)
+        directions = torch.randn(_CHECKED, z.shape[1], generator=random_generator(0, "check"))
+        directions = directions.to(z)
+        expected = gradient @ directions.T
+        actual = program.push_forward(z, directions).to(z.dtype) @ probe
         scale = float(expected.abs().max())
         tolerance = 1e-3 if self._tangent_dtype is None else 0.1
         torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance / 10 * scale)

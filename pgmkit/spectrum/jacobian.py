@@ -20,8 +20,8 @@ SKETCHES = ("volume", "top")
 MEMORY_BUDGET = 2**30
 """Bytes beside the model, by default."""
 
-_PIXELS = 2**14
-"""Rows of a Jacobian that are held in float64 at a time."""
+_DOUBLES = 2**21
+"""Numbers of a float32 Jacobian that are turned into float64 at a time."""
 
 _FLOAT32_NOISE = 2**-23
 """Noise that float32 leaves in a singular value, relative to the largest one, at most."""
@@ -121,11 +121,10 @@ class JacobianSpectra:
                 f"probes must be at most {dim}, the latent dimension of {generator.name!r}, not "
                 f"{self.method.probes}"
             )
-        self._memory = self.method.memory_budget // 2
         fast = self.method.dtype == "bfloat16"
         self._differentiator = Differentiator(
             _in_precision(generator, self.method.dtype),
-            memory=self._memory,
+            memory=self.method.memory_budget // 4,
             num_directions=self.method.probes,
             plan=plan,
             tangent_dtype=torch.bfloat16 if fast else None,
@@ -133,7 +132,7 @@ class JacobianSpectra:
         self._directions = _probes(dim, self.method.probes)
         self._precise: Differentiator | None = None
         self._lock = threading.Lock()
-        needed = self._differentiator.bytes_needed + self._jacobian_bytes(1)
+        needed = self._differentiator.bytes_needed + self._jacobian_bytes(self._differentiator)
         self._slots = threading.BoundedSemaphore(max(1, self.method.memory_budget // needed))
 
     @property
@@ -195,7 +194,10 @@ class JacobianSpectra:
         """Returns what the method asks for at latents (B, M), (B, r), on the CPU."""
         directions = self._directions
         top = self.method.probes is not None and self.method.sketch == "top"
-        if self._jacobian_bytes(len(z)) > self._memory and not top:
+        needed = len(z) * self._jacobian_bytes(differentiator)
+        if z.dtype == torch.float64:
+            needed *= 3  # what LAPACK takes
+        if needed > self.method.memory_budget // 2 and not top:
             values = torch.cat([self._in_pairs(differentiator, latent[None]) for latent in z])
         else:
             pushed = differentiator.push(z, directions)
@@ -208,7 +210,8 @@ class JacobianSpectra:
 
     def _in_pairs(self, differentiator: Differentiator, z: Tensor) -> Tensor:
         """The same for a Jacobian too large to be held: two groups of directions at a time."""
-        size = max(1, self._memory // (2 * self._jacobian_bytes(1) // len(self._directions)))
+        per_direction = self._jacobian_bytes(differentiator) // len(self._directions)
+        size = max(1, self.method.memory_budget // (4 * per_direction))
         starts = range(0, len(self._directions), size)
         products = torch.zeros(1, *[len(self._directions)] * 2, dtype=torch.float64)
         for first in starts:
@@ -225,14 +228,16 @@ class JacobianSpectra:
     def _float64(self) -> Differentiator:
         with self._lock:
             if self._precise is None:
-                plan = replace(self.plan, batch_size=1)
+                plan = replace(self.plan, batch_size=1, tangents=max(1, self.plan.tangents // 2))
                 generator = _in_precision(self.generator, "float64")
-                self._precise = Differentiator(generator, memory=self._memory, plan=plan)
+                memory = self.method.memory_budget // 4
+                self._precise = Differentiator(generator, memory=memory, plan=plan)
             return self._precise
 
-    def _jacobian_bytes(self, latents: int) -> int:
-        size = torch.finfo(self._differentiator.generator.dtype).bits // 8
-        return latents * len(self._directions) * math.prod(self.generator.image.shape) * size
+    def _jacobian_bytes(self, differentiator: Differentiator) -> int:
+        """How large the Jacobian at one latent is."""
+        size = torch.finfo(differentiator.generator.dtype).bits // 8
+        return len(self._directions) * math.prod(self.generator.image.shape) * size
 
 
 def _probes(dim: int, probes: int | None) -> Tensor:
@@ -283,7 +288,8 @@ def _singular_values(jacobians: Tensor) -> Tensor:
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
     """Returns A·Bᵀ in float64 for A (B, D, N) and B (B, E, N), some pixels at a time."""
-    pairs = zip(left.split(_PIXELS, dim=2), right.split(_PIXELS, dim=2), strict=True)
+    pixels = max(64, _DOUBLES // left[:, :, 0].numel())
+    pairs = zip(left.split(pixels, dim=2), right.split(pixels, dim=2), strict=True)
     products = (_double(a) @ _double(b).transpose(1, 2) for a, b in pairs)
     total = next(products)
     for product in products:

@@ -127,6 +127,10 @@ class TangentProgram:
         kernels = {str(place): calls[place].state["convolution"][1].kernel for place, _ in trials}
         self.kernels = {place: kernel for place, kernel in kernels.items() if kernel != "dense"}
 
+    def forget(self) -> None:
+        """Frees what was written down; the next push writes it down again."""
+        self._tapes = {}
+
     def _seconds(self, z: Tensor, directions: Tensor) -> float:
         def once() -> float:
             started = time.perf_counter()
