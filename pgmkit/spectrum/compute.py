@@ -86,8 +86,10 @@ def compute_spectrum(
     settings = {
         "format_version": FORMAT_VERSION,
         "generator": generator.fingerprint(),
-        "latents": hashlib.sha256(z.contiguous().numpy().tobytes()).hexdigest(),
+        "generator_name": generator.name,
         "num_latents": len(z),
+        "seed": seed if latents is None else None,
+        "latents": hashlib.sha256(z.contiguous().numpy().tobytes()).hexdigest(),
         "block_size": block_size,
         "dtype": str(generator.dtype).removeprefix("torch."),
         "jacobian": asdict(jacobians.plan),

@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from pgmkit.spectrum.spectrum import Spectrum
 
 FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
+DESCRIPTIVE = ("generator_name", "seed")
+"""Settings that tell about a spectrum but do not determine it; they may differ on resuming."""
 
 
 class BlockStore:
@@ -54,7 +56,7 @@ class BlockStore:
             if (self.folder / MANIFEST_FILE).exists():
                 recorded, self.checksums = _read_manifest(self.folder)
                 for key, value in self.settings.items():
-                    if recorded.get(key) != value:
+                    if key not in DESCRIPTIVE and recorded.get(key) != value:
                         raise OutputError(
                             f"{self.folder} holds a spectrum with another {key} "
                             f"({recorded.get(key)!r}, not {value!r}); choose another folder or "
@@ -97,7 +99,7 @@ def load_spectrum(folder: Path | str) -> Spectrum:
     if not (folder / MANIFEST_FILE).is_file():
         raise LoadError(f"{folder} holds no spectrum: it has no {MANIFEST_FILE}")
     settings, checksums = _read_manifest(folder)
-    count = -(-settings["num_latents"] // settings["block_size"])
+    count = num_blocks(settings)
     shards = []
     for block in range(count):
         shard = _read_shard(folder, str(block), checksums.get(str(block), ""))
@@ -133,3 +135,26 @@ def _read_manifest(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
         return dict(recorded["settings"]), dict(recorded["blocks"])
     except (ValueError, TypeError, KeyError) as error:
         raise LoadError(f"{path} is damaged ({error}); remove the folder {folder}") from error
+
+
+def count_blocks(folder: Path | str) -> tuple[dict[str, Any], int, int]:
+    """Returns the settings of a spectrum, complete or not, and how many of its blocks are whole.
+
+    Returns:
+        Settings, number of whole blocks, number of all blocks.
+
+    Raises:
+        LoadError: the folder has no manifest, or a damaged one.
+    """
+    folder = Path(folder)
+    if not (folder / MANIFEST_FILE).is_file():
+        raise LoadError(f"{folder} holds no spectrum: it has no {MANIFEST_FILE}")
+    settings, checksums = _read_manifest(folder)
+    shards = (_read_shard(folder, block, checksum) for block, checksum in checksums.items())
+    whole = sum(shard is not None for shard in shards)
+    return settings, whole, num_blocks(settings)
+
+
+def num_blocks(settings: Mapping[str, Any]) -> int:
+    """Returns how many blocks a complete spectrum with these settings has."""
+    return -(-int(settings["num_latents"]) // int(settings["block_size"]))
