@@ -6,8 +6,14 @@ from typing import Any
 
 import click
 
-from pgmkit.cli.output import json_option, print_json, print_table, set_option
-from pgmkit.config import apply_overrides, read_toml
+from pgmkit.cli.output import json_option, print_json, print_table
+from pgmkit.cli.settings import (
+    config_option,
+    dry_run_option,
+    gather_settings,
+    needed_out,
+    set_option,
+)
 
 
 @click.command()
@@ -20,11 +26,10 @@ from pgmkit.config import apply_overrides, read_toml
 @click.option("--latents", type=int, help="Latents to draw, before removal; 20000 by default.")
 @click.option("--seed", type=int, help="Of everything random; 0 by default.")
 @click.option("--classifier", help="Classifier for the scores, such as mnist-classifier.")
-@click.option("--config", type=click.Path(path_type=Path), help="Settings as TOML.")
+@click.option("--spectrum", help="Folder of a spectrum to use; computed if left out.")
+@config_option
 @set_option
-@click.option(
-    "--dry-run", is_flag=True, help="Check everything, print the settings, write nothing."
-)
+@dry_run_option
 @json_option
 def shatter(
     source: str | None,
@@ -42,37 +47,16 @@ def shatter(
     """
     from pgmkit.evaluate.run import prepare, run
 
-    values = {} if config is None else read_toml(config)
-    settings = apply_overrides(_with_flags(values, {"source": source, **flags}), overrides)
-    prepared = prepare(settings)
+    prepared = prepare(gather_settings(config, {"source": source, **flags}, overrides))
     if dry_run:
         print_json({"settings": prepared.resolved(), "generator": repr(prepared.generator)})
         return
-    if out is None:
-        raise click.UsageError("Missing option '-o' / '--out'.")
+    out = needed_out(out)
     numbers = run(prepared, out, progress=sys.stderr.isatty())
     if as_json:
         print_json({"out": str(out), **numbers})
     else:
         _print_summary(out, numbers)
-
-
-def _with_flags(values: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
-    """Lays the flags that were given over a config; components are tables with a name."""
-    result = dict(values)
-    for name in ("density", "sampler", "engine"):
-        if isinstance(result.get(name), str):
-            result[name] = {"name": result[name]}
-    for name, value in flags.items():
-        if value is None:
-            continue
-        if name in ("density", "sampler"):
-            table = result.get(name, {})
-            same = isinstance(table, dict) and table.get("name") == value
-            result[name] = table if same else {"name": value}
-        else:
-            result[name] = value
-    return result
 
 
 def _print_summary(out: Path, numbers: dict[str, Any]) -> None:
