@@ -361,11 +361,6 @@ class TestPlot:
         assert drawn == [2, 1, 2]
         assert "1 infinite" in condition.get_xlabel()
 
-    def test_more_numbers_than_torch_takes_quantiles_of_are_drawn(self) -> None:
-        values = torch.ones(2**13 + 1, 2**11, dtype=torch.float32)
-        few = pgmkit.Spectrum(torch.zeros(len(values), 1), values, torch.zeros(len(values)))
-        assert figures.singular_values(few).startswith(b"\x89PNG")
-
     def test_a_picture_is_written(self, saved: Path, tmp_path: Path) -> None:
         out = tmp_path / "new" / "spectrum.png"
         finished = run_pgmkit("spectrum", "plot", saved, "-o", out)

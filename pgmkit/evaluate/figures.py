@@ -117,7 +117,6 @@ def png(figure: Figure) -> bytes:
 
 def _draw_singular_values(axes: Axes, spectrum: Spectrum) -> None:
     values = spectrum.only_finite().singular_values.clamp(min=1e-300).numpy()
-    # NumPy, since torch.quantile takes no more than 16 million numbers.
     low, middle, high = np.quantile(values, (0.05, 0.5, 0.95), axis=0)
     index = range(1, values.shape[1] + 1)
     axes.fill_between(index, low, high, color=_GREY, label="5 to 95 % of latents")
