@@ -85,6 +85,30 @@ def make_settings(cls: type[Settings], values: Mapping[str, Any], where: str) ->
     return cls(**values)
 
 
+def component_table(name: str, value: Any, default: str) -> dict[str, Any]:
+    """Returns a component's table; `density = "lash"` is short for one with that `name`.
+
+    Args:
+        name: of the setting.
+        value: a name, or a table with parameters that may have a `name`.
+        default: the component that a table without a name means.
+
+    Raises:
+        ParameterError: it is neither.
+    """
+    if isinstance(value, str):
+        return {"name": value}
+    if isinstance(value, Mapping) and isinstance(value.get("name", ""), str):
+        return {"name": default, **value}
+    raise ParameterError(f"{name} must be a name or a table with a name, not {value!r}")
+
+
+def check_count(what: str, value: Any) -> None:
+    """Raises ParameterError unless `value` is a whole number from 1."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ParameterError(f"{what} must be a whole number from 1, not {value!r}")
+
+
 def _check_type(value: Any, annotation: Any, what: str) -> None:
     """Checks plain types; tables and lists are left to those who take them."""
     allowed = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)

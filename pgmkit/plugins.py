@@ -2,7 +2,7 @@
 
 import importlib.metadata
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
@@ -209,6 +209,15 @@ def build_component(kind: str, name: str, **parameters: Any) -> Any:
         PluginError: two plugins offer the name, or its code cannot be imported.
     """
     return registry().find(kind, name).build(**parameters)
+
+
+def build_from_table(kind: str, table: Mapping[str, Any]) -> Any:
+    """Builds the component that a table of settings names, with the rest as its parameters.
+
+    The errors are those of `build_component`.
+    """
+    parameters = dict(table)
+    return build_component(kind, parameters.pop("name"), **parameters)
 
 
 def as_component(kind: str, component: Any, **parameters: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +13,27 @@ from pgmkit.plugins import registry
 RUN_FILE = "run.json"
 
 
-def check_folder(folder: Path) -> None:
+def check_folder(folder: Path, *, mark: str = RUN_FILE, what: str = "run", parts: str = "") -> None:
     """Checks that a run may write into a folder: it is new, empty, or holds a run.
+
+    Args:
+        folder: where to write.
+        mark: the file that says that the folder is one's own.
+        what: what the folder is to hold, for the message.
+        parts: pattern of files that may be there before the mark is.
 
     Raises:
         OutputError: it is a file, or holds something else.
     """
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder} is a file; choose another output folder")
-    if folder.is_dir() and not (folder / RUN_FILE).exists():
-        strangers = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
+    if folder.is_dir() and not (folder / mark).exists():
+        names = [path.name for path in folder.iterdir()]
+        strangers = [n for n in names if not n.startswith(".") and not fnmatch(n, parts)]
         if strangers:
             raise OutputError(
                 f"{folder} is in use: it holds {', '.join(sorted(strangers)[:3])} and no pgmkit "
-                "run; choose another output folder"
+                f"{what}; choose another output folder"
             )
 
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from pgmkit.errors import ParameterError, PgmkitWarning, PluginError
 from pgmkit.seeds import random_generator
 from pgmkit.spectrum import Spectrum
-from pgmkit.spectrum.spectrum import RANK_RTOL, NullTreatment
+from pgmkit.spectrum.spectrum import RANK_RTOL
+from pgmkit.spectrum.summary import term_spread
 
 SELECTIONS = ("threshold", "resample")
 LOW_SAMPLE_SIZE = 0.01
@@ -114,7 +115,7 @@ def select(
             "rtol": rank_rtol,
         },
         "median_condition_number": condition if math.isfinite(condition) else None,
-        **_spread(spectrum, rank_rtol, getattr(estimator, "null", "floor")),
+        **term_spread(spectrum, rank_rtol=rank_rtol, null=getattr(estimator, "null", "floor")),
     }
     return Selection(kept, weights, cut, statistics)
 
@@ -155,14 +156,3 @@ def _effective_sample_size(log_weights: Tensor) -> float:
         return float(infinite)
     ones = 2 * log_weights.logsumexp(dim=0) - (2 * log_weights).logsumexp(dim=0)
     return float(ones.exp())
-
-
-def _spread(spectrum: Spectrum, rank_rtol: float, null: NullTreatment) -> dict[str, float]:
-    """Returns the standard deviations of the two terms of Eq. 1, where both are finite."""
-    volume = spectrum.log_volume(rank_rtol=rank_rtol, null=null)
-    finite = volume.isfinite() & spectrum.log_prior.isfinite()
-    volume, prior = volume[finite], spectrum.log_prior[finite]
-    return {
-        "std_log_prior": float(prior.std(correction=0)) if len(prior) else 0.0,
-        "std_log_volume": float(volume.std(correction=0)) if len(volume) else 0.0,
-    }

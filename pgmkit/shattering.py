@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pgmkit import files, hub, pictures
 from pgmkit.components import RegisteredComponent
+from pgmkit.config import check_count
 from pgmkit.engines import Engine
 from pgmkit.errors import LoadError, ParameterError, PluginError
 from pgmkit.generator import Generator
@@ -346,7 +347,7 @@ def shatter(
     count = num_latents if spectrum is None else len(spectrum)
     check_shatter(count, remove, num_clusters)
     if spectrum is not None:
-        _check_spectrum(generator, spectrum)
+        check_spectrum(generator, spectrum)
     estimator = as_component("density-estimators", density, **(density_args or {}))
     clusterer = as_component(
         "cluster-samplers", sampler, **sampler_parameters(num_clusters, sampler_args or {})
@@ -407,12 +408,8 @@ def check_shatter(num_latents: int, remove: float, num_clusters: int) -> None:
         ParameterError: one of them is outside its range, or too few latents are left to cluster.
     """
     check_remove(remove)
-    for name, value in (
-        ("the number of clusters", num_clusters),
-        ("the number of latents", num_latents),
-    ):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ParameterError(f"{name} must be a whole number from 1, not {value!r}")
+    check_count("the number of clusters", num_clusters)
+    check_count("the number of latents", num_latents)
     kept = num_kept(num_latents, remove)
     if num_clusters > kept:
         raise ParameterError(
@@ -435,14 +432,21 @@ def sampler_parameters(num_clusters: int, given: Mapping[str, Any]) -> dict[str,
     return {"num_clusters": num_clusters, **given}
 
 
-def _check_spectrum(generator: Generator, spectrum: Spectrum) -> None:
-    generator.check_latents(spectrum.latents)
-    recorded = spectrum.provenance.get("generator")
-    if recorded is not None and recorded != generator.fingerprint():
+def check_spectrum(generator: Generator, spectrum: Spectrum) -> None:
+    """Checks that a spectrum is that of a generator, as far as is recorded.
+
+    Raises:
+        ParameterError: it was computed for another one.
+        GeneratorError: its latents do not fit.
+    """
+    recorded, actual = spectrum.provenance.get("generator"), generator.fingerprint()
+    if recorded is not None and recorded != actual:
+        name = spectrum.provenance.get("generator_name", "one without a name")
         raise ParameterError(
-            f"the spectrum was computed for another generator than {generator.name!r}; compute it "
-            "again"
+            f"the spectrum was computed for another generator: {name!r} (fingerprint "
+            f"{recorded[:12]}), not {generator.name!r} ({actual[:12]}); compute it again"
         )
+    generator.check_latents(spectrum.latents)
 
 
 def _origin(kind: str, component: Any, built: Any) -> dict[str, Any]:

@@ -54,15 +54,32 @@ def test_the_python_recipes_run(
             assert f"pgmkit:{density}" in printed or f"{density} kept" in printed
 
 
-def test_the_shell_recipe_runs(tmp_path: Path) -> None:
-    (block,) = blocks(ROOT / "README.md", "bash")
-    for line in quick(block).splitlines():
+def run_commands(page: Path, folder: Path) -> None:
+    for line in quick("".join(blocks(page, "bash"))).splitlines():
         program, *arguments = shlex.split(line)
         assert program == "pgmkit"
         command = [sys.executable, "-c", "from pgmkit.cli import main; main()", *arguments]
-        subprocess.run(command, cwd=tmp_path, check=True, timeout=280, capture_output=True)
+        subprocess.run(command, cwd=folder, check=True, timeout=280, capture_output=True)
+
+
+def test_the_shell_recipes_run(tmp_path: Path) -> None:
+    run_commands(ROOT / "README.md", tmp_path)
     assert (tmp_path / "shattered" / "report.html").exists()
+    assert (tmp_path / "by-jbt" / "report.html").exists()
     assert (tmp_path / "cluster-3.png").stat().st_size > 1000
+
+
+def test_the_page_on_spectra_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = ROOT / "docs" / "spectra.md"
+    run_commands(page, tmp_path)
+    assert (tmp_path / "by-lash" / "report.html").exists()
+    assert (tmp_path / "spectrum.png").stat().st_size > 1000
+    monkeypatch.chdir(tmp_path)
+    (block,) = blocks(page, "python")
+    exec(compile(block, page.name, "exec"), {})
+    assert "Spectrum(300 latents of 64 dimensions" in capsys.readouterr().out
 
 
 def test_the_two_commands_are_targets_of_the_makefile() -> None:

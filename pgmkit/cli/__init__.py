@@ -17,6 +17,7 @@ from pgmkit.plugins import disable_third_party_plugins, registry
 
 _COMMANDS = {
     "shatter": ("pgmkit.cli.shatter:shatter", "Shatter a generator into clusters."),
+    "spectrum": ("pgmkit.cli.spectrum:spectrum", "Compute spectra, tell about them, draw them."),
     "sample": ("pgmkit.cli.sample:sample", "Make images with a shattered generator."),
     "train": ("pgmkit.cli.train:train", "Train a generator or an evaluation classifier."),
     "generators": ("pgmkit.cli.generators:generators", "List generators and tell about one."),

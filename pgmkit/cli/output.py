@@ -1,4 +1,4 @@
-"""What the commands share: JSON, tables, options."""
+"""How the commands print: JSON and tables."""
 
 import json
 from collections.abc import Sequence
@@ -7,13 +7,6 @@ from typing import Any
 import click
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-set_option = click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="A.B=VALUE",
-    help="Override one setting; may be repeated.",
-)
 
 
 def print_json(value: Any) -> None:

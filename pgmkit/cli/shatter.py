@@ -6,8 +6,16 @@ from typing import Any
 
 import click
 
-from pgmkit.cli.output import json_option, print_json, print_table, set_option
-from pgmkit.config import apply_overrides, read_toml
+from pgmkit.cli.output import json_option, print_json, print_table
+from pgmkit.cli.settings import (
+    config_option,
+    dry_run_option,
+    gather_settings,
+    needed_out,
+    no_cache_option,
+    report,
+    set_option,
+)
 
 
 @click.command()
@@ -20,13 +28,12 @@ from pgmkit.config import apply_overrides, read_toml
 @click.option("--latents", type=int, help="Latents to draw, before removal; 20000 by default.")
 @click.option("--seed", type=int, help="Of everything random; 0 by default.")
 @click.option("--engine", help="Where the spectrum is computed: local (default), torchrun or ray.")
-@click.option("--no-cache", is_flag=True, help="Compute the spectrum though it is in the cache.")
+@no_cache_option
 @click.option("--classifier", help="Classifier for the scores, such as mnist-classifier.")
-@click.option("--config", type=click.Path(path_type=Path), help="Settings as TOML.")
+@click.option("--spectrum", help="Folder of a spectrum to use; computed if left out.")
+@config_option
 @set_option
-@click.option(
-    "--dry-run", is_flag=True, help="Check everything, print the settings, write nothing."
-)
+@dry_run_option
 @json_option
 def shatter(
     source: str | None,
@@ -45,45 +52,19 @@ def shatter(
     """
     from pgmkit.evaluate.run import prepare, run
 
-    values = {} if config is None else read_toml(config)
     flags |= {"source": source, "cache": False if no_cache else None}
-    settings = apply_overrides(_with_flags(values, flags), overrides)
-    prepared = prepare(settings)
+    prepared = prepare(gather_settings(config, flags, overrides))
     if dry_run:
         print_json({"settings": prepared.resolved(), "generator": repr(prepared.generator)})
         return
-    if out is None:
-        raise click.UsageError("Missing option '-o' / '--out'.")
-    numbers = run(
-        prepared,
-        out,
-        progress=sys.stderr.isatty(),
-        report=lambda line: click.echo(line, err=True),
-    )
-    if numbers is None:
+    out = needed_out(out)
+    numbers = run(prepared, out, progress=sys.stderr.isatty(), report=report)
+    if numbers is None:  # another process of the engine tells
         return
     if as_json:
         print_json({"out": str(out), **numbers})
     else:
         _print_summary(out, numbers)
-
-
-def _with_flags(values: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
-    """Lays the flags that were given over a config; components are tables with a name."""
-    result = dict(values)
-    for name in ("density", "sampler", "engine"):
-        if isinstance(result.get(name), str):
-            result[name] = {"name": result[name]}
-    for name, value in flags.items():
-        if value is None:
-            continue
-        if name in ("density", "sampler", "engine"):
-            table = result.get(name, {})
-            same = isinstance(table, dict) and table.get("name") == value
-            result[name] = table if same else {"name": value}
-        else:
-            result[name] = value
-    return result
 
 
 def _print_summary(out: Path, numbers: dict[str, Any]) -> None:

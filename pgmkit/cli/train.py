@@ -5,7 +5,8 @@ from pathlib import Path
 
 import click
 
-from pgmkit.cli.output import json_option, print_json, set_option
+from pgmkit.cli.output import json_option, print_json
+from pgmkit.cli.settings import set_option
 from pgmkit.config import apply_overrides, read_toml
 
 

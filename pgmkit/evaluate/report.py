@@ -54,6 +54,7 @@ def describe(
     classifier: Classifier | None = None,
     *,
     seconds: Mapping[str, float] | None = None,
+    spectrum: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Returns all numbers of a fresh result as plain values.
 
@@ -61,6 +62,8 @@ def describe(
         shattered: what `pgmkit.shatter` returned.
         classifier: gives class labels for the scores.
         seconds: times to report beside those of shattering itself.
+        spectrum: where the spectrum was read from, its `folder` and the `manifest_sha256`; None if
+            it was computed.
     """
     scores: dict[str, ClusterScores] = {}
     if classifier is not None:
@@ -73,6 +76,10 @@ def describe(
         "sampler": dict(shattered.origin.sampler),
         "settings": dict(shattered.origin.settings),
         "statistics": dict(shattered.origin.statistics),
+        "spectrum": {
+            **(spectrum or {}),
+            "settings": dict(shattered.spectrum.provenance) if shattered.spectrum else {},
+        },
         "clusters": [asdict(c) for c in _clusters(shattered, scores.get("kept latents"))],
         "classifier": None
         if classifier is None
@@ -176,6 +183,7 @@ def _facts(numbers: Mapping[str, Any]) -> str:
     rows = {
         "density estimator": _component(numbers["density"]),
         "cluster sampler": _component(numbers["sampler"]),
+        "spectrum": _spectrum(numbers["spectrum"]),
         "latents": f"{statistics['num_kept']:,} of {statistics['num_latents']:,} kept",
         "mass kept": f"{statistics['mass_kept']:.3f}",
         "effective sample size": f"{statistics['effective_sample_size']:,.0f}",
@@ -217,6 +225,14 @@ def _scores(numbers: Mapping[str, Any]) -> str:
 
 def _component(record: Mapping[str, Any]) -> str:
     return f"{record['name']} ({_pairs(record['params'])})" if record["params"] else record["name"]
+
+
+def _spectrum(record: Mapping[str, Any]) -> str:
+    plan, dtype = record["settings"].get("jacobian", {}), record["settings"].get("dtype", "unknown")
+    how = f"{plan.get('mode', 'unknown')} mode, {dtype}"
+    if "folder" not in record:
+        return f"computed in this run ({how})"
+    return f"read from {record['folder']} ({how}; manifest SHA-256 {record['manifest_sha256']})"
 
 
 def _pairs(values: Mapping[str, Any]) -> str:

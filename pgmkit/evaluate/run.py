@@ -4,63 +4,66 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pgmkit import files, runs
-from pgmkit.config import make_settings
+from pgmkit.config import component_table, make_settings
 from pgmkit.engines import decide, is_coordinator
 from pgmkit.errors import ParameterError
 from pgmkit.evaluate.classifier import Classifier, load_classifier
 from pgmkit.evaluate.report import describe, write_report
 from pgmkit.generator import Generator
-from pgmkit.hub import load_generator
-from pgmkit.machine import check_device
-from pgmkit.plugins import build_component
-from pgmkit.shattering import check_shatter, sampler_parameters, shatter
-from pgmkit.spectrum.compute import BLOCK_SIZE, check_block_size, compute_spectrum
+from pgmkit.plugins import build_from_table
+from pgmkit.shattering import check_shatter, check_spectrum, sampler_parameters, shatter
+from pgmkit.spectrum import Spectrum, load_spectrum
+from pgmkit.spectrum.run import DEFAULT_ENGINE, SpectrumSettings, check_source
+from pgmkit.spectrum.store import MANIFEST_FILE
 
-DEFAULTS = {"density": "lash", "sampler": "kmeans-gmm", "engine": "local"}
+DEFAULTS = {"density": "lash", "sampler": "kmeans-gmm", "engine": DEFAULT_ENGINE}
 """The component that each table of a config names if it names none."""
 
-_NOT_ON_RECORD = ("engine", "cache")
+_NOT_ON_RECORD = ("engine", "cache", "memory_budget")
 """Settings that change no result, so that a run may continue with others."""
 
 _DONE_FILES = ("report.html", "report.json", "sampler.json")
 
 
-@dataclass(frozen=True)
-class ShatterSettings:
+@dataclass(frozen=True, kw_only=True)
+class ShatterSettings(SpectrumSettings):
     """All settings of `pgmkit shatter`, as they stand in a config file.
 
+    Those of the spectrum are used where it is computed, and not where `spectrum` is given.
+
     Args:
-        source: reference of the generator.
         density: `name` of the density estimator and its parameters.
         sampler: `name` of the cluster sampler and its parameters.
-        engine: `name` of the engine and its parameters.
         clusters: k.
         remove: fraction of prior mass to remove, in [0, 1).
-        latents: number drawn from the prior, before removal.
-        seed: of everything random.
         classifier: reference of a classifier for the scores, or None.
-        device: where the generator runs, such as "cpu" or "cuda".
-        block_size: latents per block of work.
-        cache: whether to take up a spectrum that was computed before, and keep this one for later.
+        spectrum: folder of a spectrum of this generator, or None to compute one.
     """
 
-    source: str
     density: Mapping[str, Any]
     sampler: Mapping[str, Any]
-    engine: Mapping[str, Any]
     clusters: int = 10
     remove: float = 0.2
-    latents: int = 20_000
-    seed: int = 0
     classifier: str | None = None
-    device: str = "cpu"
-    block_size: int = BLOCK_SIZE
-    cache: bool = True
+    spectrum: str | None = None
+
+
+@dataclass(frozen=True)
+class GivenSpectrum:
+    """A spectrum that was read and not computed, and where it came from."""
+
+    folder: str
+    manifest_sha256: str
+    spectrum: Spectrum
+
+    def source(self) -> dict[str, str]:
+        """Returns folder and checksum; the manifest holds the checksum of every block."""
+        return {"folder": self.folder, "manifest_sha256": self.manifest_sha256}
 
 
 @dataclass(frozen=True)
@@ -70,13 +73,13 @@ class PreparedRun:
     settings: ShatterSettings
     generator: Generator
     classifier: Classifier | None
+    given: GivenSpectrum | None
     seconds: float
 
     def resolved(self) -> dict[str, Any]:
-        """Returns the settings as plain values, pinned to the generator's weights."""
-        provenance = self.generator.provenance
-        pinned = {key: provenance[key] for key in ("revision", "sha256") if key in provenance}
-        return {**asdict(self.settings), "generator": pinned}
+        """Returns the settings as plain values, pinned to the weights and the given spectrum."""
+        source = self.given.source() if self.given else None
+        return {**self.settings.resolved(self.generator), "spectrum": source}
 
 
 def prepare(values: Mapping[str, Any]) -> PreparedRun:
@@ -89,19 +92,25 @@ def prepare(values: Mapping[str, Any]) -> PreparedRun:
         PgmkitError: anything is missing, unknown or outside its range.
     """
     started = time.perf_counter()
-    if "source" not in values:
-        raise ParameterError("no generator is given; name one, such as mnist-dcgan")
-    tables = {name: _component_table(name, values.get(name, {})) for name in DEFAULTS}
+    check_source(values)
+    tables = {
+        name: component_table(name, values.get(name, {}), default)
+        for name, default in DEFAULTS.items()
+    }
     settings = make_settings(ShatterSettings, {**values, **tables}, "the config")
+    given = None
+    if settings.spectrum is not None:
+        given = _read_spectrum(settings.spectrum)
+        settings = _with_latents_of(given, settings, values)
     check_shatter(settings.latents, settings.remove, settings.clusters)
-    check_block_size(settings.block_size)
-    check_device(settings.device)
-    _build("density-estimators", settings.density)
-    _build("cluster-samplers", sampler_parameters(settings.clusters, settings.sampler))
-    _build("engines", settings.engine)
+    settings.check()
+    build_from_table("density-estimators", settings.density)
+    build_from_table("cluster-samplers", sampler_parameters(settings.clusters, settings.sampler))
     classifier = None if settings.classifier is None else load_classifier(settings.classifier)
-    generator = load_generator(settings.source, device=settings.device)
-    return PreparedRun(settings, generator, classifier, time.perf_counter() - started)
+    generator = settings.load_generator()
+    if given is not None:
+        check_spectrum(generator, given.spectrum)
+    return PreparedRun(settings, generator, classifier, given, time.perf_counter() - started)
 
 
 def run(
@@ -127,23 +136,21 @@ def run(
         OutputError: `out` holds something else, is in use, or cannot be written.
     """
     settings = prepared.settings
-    engine = _build("engines", settings.engine)
+    engine = build_from_table("engines", settings.engine)
     with contextlib.ExitStack() as held:
         numbers = decide(engine, lambda: _begin(prepared, out, held))
-        if not is_coordinator(engine):
-            if numbers is None:
-                compute_spectrum(
-                    prepared.generator,
-                    num_latents=settings.latents,
-                    seed=settings.seed,
-                    out=out / "spectrum",
-                    block_size=settings.block_size,
-                    engine=engine,
-                    cache=settings.cache,
-                )
-            return None
         if numbers is not None:
-            return numbers
+            return numbers if is_coordinator(engine) else None
+        started = time.perf_counter()
+        if prepared.given is not None:
+            spectrum = prepared.given.spectrum
+        else:
+            spectrum = settings.compute(
+                prepared.generator, out / "spectrum", engine, progress=progress, report=report
+            )
+        if not is_coordinator(engine):
+            return None
+        seconds = {"loading": prepared.seconds, "spectrum": time.perf_counter() - started}
         density, sampler = dict(settings.density), dict(settings.sampler)
         shattered = shatter(
             prepared.generator,
@@ -151,20 +158,15 @@ def run(
             sampler=sampler.pop("name"),
             num_clusters=settings.clusters,
             remove=settings.remove,
-            num_latents=settings.latents,
             seed=settings.seed,
+            spectrum=spectrum,
             density_args=density,
             sampler_args=sampler,
-            engine=engine,
-            block_size=settings.block_size,
-            out=out / "spectrum",
-            cache=settings.cache,
-            progress=progress,
-            report=report,
         )
         shattered.save_pretrained(out)
         started = time.perf_counter()
-        numbers = describe(shattered, prepared.classifier, seconds={"loading": prepared.seconds})
+        source = prepared.given.source() if prepared.given else None
+        numbers = describe(shattered, prepared.classifier, seconds=seconds, spectrum=source)
         numbers["seconds"]["scores"] = round(time.perf_counter() - started, 2)
         write_report(out, shattered, numbers)
         return numbers
@@ -182,15 +184,19 @@ def _begin(prepared: PreparedRun, out: Path, held: contextlib.ExitStack) -> dict
     return numbers
 
 
-def _component_table(name: str, value: Any) -> dict[str, Any]:
-    """Accepts `density = "lash"` as well as a table with `name` and parameters."""
-    if isinstance(value, str):
-        return {"name": value}
-    if isinstance(value, Mapping) and isinstance(value.get("name", ""), str):
-        return {"name": DEFAULTS[name], **value}
-    raise ParameterError(f"{name} must be a name or a table with a name, not {value!r}")
+def _read_spectrum(folder: str) -> GivenSpectrum:
+    spectrum = load_spectrum(folder)
+    return GivenSpectrum(folder, files.sha256(Path(folder) / MANIFEST_FILE), spectrum)
 
 
-def _build(kind: str, table: Mapping[str, Any]) -> Any:
-    parameters = dict(table)
-    return build_component(kind, parameters.pop("name"), **parameters)
+def _with_latents_of(
+    given: GivenSpectrum, settings: ShatterSettings, values: Mapping[str, Any]
+) -> ShatterSettings:
+    """Returns the settings with the spectrum's number of latents, unless they ask for another."""
+    count = len(given.spectrum)
+    if values.get("latents", count) != count:
+        raise ParameterError(
+            f"latents is {values['latents']}, and the spectrum in {given.folder} has {count}; "
+            "leave latents out, or compute a spectrum of as many"
+        )
+    return replace(settings, latents=count)

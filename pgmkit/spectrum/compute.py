@@ -22,12 +22,14 @@ from pgmkit.spectrum.jacobian import MEMORY_BUDGET, JacobianSpectra, Method
 from pgmkit.spectrum.safety import choose, computed, used_method
 from pgmkit.spectrum.spectrum import Spectrum
 from pgmkit.spectrum.store import (
+    DESCRIPTIVE,
     FORMAT_VERSION,
     MANIFEST_FILE,
     Rows,
     Shards,
     Tensors,
     check_same,
+    determining,
     encode_manifest,
     latents_digest,
     num_blocks,
@@ -112,8 +114,10 @@ def compute_spectrum(
         {
             "format_version": FORMAT_VERSION,
             "generator": generator.fingerprint(),
-            "latents": latents_digest(z),
+            "generator_name": generator.name,
             "num_latents": len(z),
+            "seed": seed if latents is None else None,
+            "latents": latents_digest(z),
             "block_size": block_size,
             "dtype": method.dtype,
             "probes": method.probes,
@@ -128,7 +132,7 @@ def compute_spectrum(
         wanted,
         chosen,
         folder=None if out is None else folder_at(out),
-        entry=cache_entry(wanted) if cache else None,
+        entry=cache_entry(determining(wanted)) if cache else None,
     )
     leads = is_coordinator(chosen)
     with contextlib.ExitStack() as held:
@@ -294,8 +298,9 @@ class _Run:
                 "computed": computed(self._jacobians.method),
                 "check": None if check is None else asdict(check),
             }
-        chosen = {key: recorded.get(key) for key in _CHOSEN}
-        return plain_settings({**self.wanted, **chosen})
+        kept = {key: recorded.get(key) for key in _CHOSEN}
+        kept |= {key: recorded[key] for key in DESCRIPTIVE if key in recorded}
+        return plain_settings({**self.wanted, **kept})
 
     def _take(self, block: int, tensors: Tensors, checksum: str | None) -> None:
         self.rows.put(block, tensors)

@@ -51,6 +51,17 @@ class Spectrum:
         """Returns which latents have a finite Jacobian, bool (n,)."""
         return self.singular_values.isfinite().all(dim=1)
 
+    def only_finite(self) -> "Spectrum":
+        """Returns the part of the spectrum whose Jacobians are finite."""
+        kept = self.finite()
+        return Spectrum(
+            self.latents[kept],
+            self.singular_values[kept],
+            self.log_prior[kept],
+            self.provenance,
+            None if self.float64 is None else self.float64[kept],
+        )
+
     def numeric_rank(self, rtol: float = RANK_RTOL) -> Tensor:
         """Returns how many singular values exceed `rtol` times the largest, int64 (n,).
 

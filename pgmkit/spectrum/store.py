@@ -22,6 +22,9 @@ from pgmkit.spectrum.spectrum import Spectrum
 
 FORMAT_VERSION = 2
 MANIFEST_FILE = "manifest.json"
+DESCRIPTIVE = ("generator_name", "seed")
+"""Settings that tell about a spectrum but do not determine it; they may differ on resuming."""
+
 _HEADER_KEY = "pgmkit"
 """One key holds everything: safetensors writes several in any order."""
 
@@ -133,10 +136,7 @@ def load_spectrum(folder: Path | str) -> Spectrum:
         LoadError: a block is missing or damaged; computing again repairs it.
     """
     place = folder_at(folder)
-    manifest = read_manifest(place)
-    if manifest is None:
-        raise LoadError(f"{folder} holds no spectrum: it has no {MANIFEST_FILE}")
-    settings, checksums = manifest
+    settings, checksums = _manifest_of(place)
     shards = Shards(place, settings)
     count = num_blocks(settings)
     rows = Rows(settings["num_latents"], settings["block_size"])
@@ -149,6 +149,36 @@ def load_spectrum(folder: Path | str) -> Spectrum:
             )
         rows.put(block, shard[0])
     return spectrum_of(rows.tensors, settings)
+
+
+def count_blocks(folder: Path | str) -> tuple[dict[str, Any], int, int]:
+    """Returns the settings of a spectrum, complete or not, and how many of its blocks are whole.
+
+    Args:
+        folder: a path, or a URL that fsspec opens.
+
+    Returns:
+        Settings, number of whole blocks, number of all blocks.
+
+    Raises:
+        LoadError: the folder has no manifest, or a damaged one.
+    """
+    place = folder_at(folder)
+    settings, _ = _manifest_of(place)
+    total = num_blocks(settings)
+    return settings, sum(1 for _ in whole_blocks(place, settings, range(total))), total
+
+
+def _manifest_of(folder: Folder) -> tuple[dict[str, Any], dict[int, str]]:
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise LoadError(f"{folder} holds no spectrum: it has no {MANIFEST_FILE}")
+    if manifest[0].get("format_version") != FORMAT_VERSION:
+        raise LoadError(
+            f"{folder} holds a spectrum of format {manifest[0].get('format_version')!r}, and this "
+            f"version of pgmkit reads {FORMAT_VERSION}; compute it again"
+        )
+    return manifest
 
 
 def plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -203,13 +233,18 @@ def recorded_settings(folder: Folder) -> dict[str, Any] | None:
     return _settings_of_shards(folder) if manifest is None else manifest[0]
 
 
+def determining(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings that determine a spectrum."""
+    return {key: value for key, value in settings.items() if key not in DESCRIPTIVE}
+
+
 def check_same(folder: Folder, recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Checks that a folder was written with the wanted settings.
 
     Raises:
         OutputError: it holds another spectrum.
     """
-    for key, value in wanted.items():
+    for key, value in determining(wanted).items():
         if recorded.get(key) != value:
             raise OutputError(
                 f"{folder} holds a spectrum with another {key} ({recorded.get(key)!r}, not "

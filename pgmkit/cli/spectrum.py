@@ -1,0 +1,215 @@
+"""`pgmkit spectrum`."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pgmkit.cli.output import json_option, print_json, print_table
+from pgmkit.cli.settings import (
+    config_option,
+    dry_run_option,
+    gather_settings,
+    needed_out,
+    no_cache_option,
+    report,
+    set_option,
+)
+from pgmkit.errors import LoadError, ParameterError
+
+if TYPE_CHECKING:
+    from pgmkit.spectrum import Spectrum
+
+_LABELS = {
+    "numeric_rank": "numeric rank",
+    "condition_number": "condition number",
+    "log_volume": "log-volume, nats",
+    "frobenius_norm": "Frobenius norm",
+    "log_prior": "log prior, nats",
+}
+_FIELDS = {
+    "generator_name": "generator",
+    "generator": "fingerprint",
+    "num_latents": "latents",
+    "latents": "SHA-256 of latents",
+    "jacobian": "computed in",
+}
+"""What the table calls settings whose own name says too little; all others stand as they are."""
+
+_COLUMNS = {"min": "min", "q05": "5 %", "median": "median", "q95": "95 %", "max": "max"}
+
+_folder = click.argument("folder", type=click.Path(path_type=Path))
+_rank_rtol = click.option(
+    "--rank-rtol",
+    type=float,
+    help="Share of the largest singular value up to which one counts as null; 1e-6 by default.",
+)
+
+
+@click.group()
+def spectrum() -> None:
+    """Compute spectra, tell about them, draw them.
+
+    A spectrum is the singular values of a generator's Jacobian at many latents. It is the one
+    expensive thing, and every density estimator reads it: pgmkit shatter --spectrum FOLDER.
+    """
+
+
+@spectrum.command()
+@click.argument("source", required=False)
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder of the spectrum.")
+@click.option("--latents", type=int, help="Latents to draw; 20000 by default.")
+@click.option("--seed", type=int, help="Of the latents; 0 by default.")
+@click.option("--dtype", help="auto (default), float32, float64 or bfloat16.")
+@click.option("--probes", type=int, help="Directions of a sketch; exact if left out.")
+@click.option("--sketch", help="What the probes are for: volume (default) or top.")
+@click.option("--engine", help="Where blocks are computed: local (default), torchrun or ray.")
+@click.option("--block-size", type=int, help="Latents per block of work; 128 by default.")
+@click.option("--device", help="Such as cpu or cuda; cpu by default.")
+@no_cache_option
+@config_option
+@set_option
+@dry_run_option
+@json_option
+def compute(
+    out: Path | None,
+    no_cache: bool,
+    config: Path | None,
+    overrides: tuple[str, ...],
+    dry_run: bool,
+    as_json: bool,
+    **flags: Any,
+) -> None:
+    """Compute the spectrum of SOURCE: a registry name, local-dir:/path or hf-hub:org/name.
+
+    Each finished block is kept. A computation that was stopped continues, and a complete spectrum
+    is read back.
+    """
+    from pgmkit.spectrum.run import prepare, run
+
+    flags["cache"] = False if no_cache else None
+    prepared = prepare(gather_settings(config, flags, overrides))
+    if dry_run:
+        print_json({"settings": prepared.resolved(), "generator": repr(prepared.generator)})
+        return
+    out = needed_out(out)
+    computed = run(prepared, out, progress=sys.stderr.isatty(), report=report)
+    if computed is not None:
+        _tell(out, computed, {}, as_json)
+
+
+@spectrum.command()
+@_folder
+@_rank_rtol
+@json_option
+def info(folder: Path, rank_rtol: float | None, as_json: bool) -> None:
+    """Tell about the spectrum in FOLDER; exits with 1 if it is incomplete or damaged."""
+    from pgmkit.spectrum import load_spectrum
+
+    try:
+        loaded = load_spectrum(folder)
+    except LoadError:
+        _tell_incomplete(folder, as_json)
+        raise
+    _tell(folder, loaded, _given(rank_rtol=rank_rtol), as_json)
+
+
+@spectrum.command()
+@_folder
+@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="A .png file.")
+@_rank_rtol
+def plot(folder: Path, out: Path, rank_rtol: float | None) -> None:
+    """Draw the spectrum in FOLDER: singular values, volume, condition, rank and prior."""
+    if out.suffix.lower() != ".png":
+        raise ParameterError(f"the picture is written as .png, not {out.name!r}")
+    from pgmkit import files
+    from pgmkit.evaluate import figures
+    from pgmkit.spectrum import load_spectrum
+
+    figure = figures.spectrum_overview(load_spectrum(folder), **_given(rank_rtol=rank_rtol))
+    files.write_bytes(out, figures.png(figure))
+    click.echo(out)
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """Returns the options that were given, so that defaults stand in one place."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _tell(folder: Path, loaded: "Spectrum", options: Mapping[str, Any], as_json: bool) -> None:
+    from pgmkit.spectrum.store import num_blocks
+    from pgmkit.spectrum.summary import summarize
+
+    statistics = summarize(loaded, **options)
+    if as_json:
+        total = num_blocks(loaded.provenance)
+        print_json(_record(folder, loaded.provenance, total, total, statistics))
+        return
+    _print_facts(folder, loaded.provenance, "complete", _facts(statistics))
+    if statistics["quantiles"] is None:
+        return
+    click.echo()
+    rows = [
+        (_LABELS[name], *(_number(values[column]) for column in _COLUMNS))
+        for name, values in statistics["quantiles"].items()
+    ]
+    print_table(rows, ("over latents", *_COLUMNS.values()))
+
+
+def _tell_incomplete(folder: Path, as_json: bool) -> None:
+    """Tells what there is of a spectrum, if its manifest can be read."""
+    from pgmkit.spectrum.store import count_blocks
+
+    try:
+        settings, whole, total = count_blocks(folder)
+    except LoadError:
+        return
+    if as_json:
+        print_json(_record(folder, settings, whole, total, None))
+    else:
+        _print_facts(folder, settings, f"incomplete: {whole} of {total} blocks are whole", {})
+
+
+def _record(
+    folder: Path, settings: Mapping[str, Any], whole: int, total: int, statistics: Any
+) -> dict[str, Any]:
+    return {
+        "folder": str(folder),
+        "complete": whole == total,
+        "blocks": {"whole": whole, "of": total},
+        "settings": dict(settings),
+        "statistics": statistics,
+    }
+
+
+def _print_facts(
+    folder: Path, settings: Mapping[str, Any], state: str, more: Mapping[str, str]
+) -> None:
+    rows = [("folder", str(folder)), ("state", state)]
+    rows += [(_FIELDS.get(k, k.replace("_", " ")), _value(v)) for k, v in settings.items()]
+    print_table([*rows, *more.items()], ("field", "value"))
+
+
+def _facts(statistics: Mapping[str, Any]) -> dict[str, str]:
+    prior, volume = statistics["std_log_prior"], statistics["std_log_volume"]
+    larger = "log prior" if prior > volume else "log-volume"
+    return {
+        "dimension": f"{statistics['latent_dim']}, {statistics['num_singular_values']} singular "
+        "values each",
+        "not finite": f"{statistics['not_finite']:,} latents",
+        "rank rtol": f"{statistics['rank_rtol']:g}",
+        "LASH Eq. 1": f"std of log prior {prior:.4g} : std of log-volume {volume:.4g} nats = "
+        f"{_number(statistics['std_ratio'])}; {larger} dominates",
+    }
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key.replace('_', ' ')} {part}" for key, part in value.items())
+    return "-" if value is None else str(value)
+
+
+def _number(value: float | None) -> str:
+    return "infinite" if value is None else f"{value:,.4g}"
