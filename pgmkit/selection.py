@@ -107,6 +107,7 @@ def select(
         "effective_sample_size": sample_size,
         "selection": selection,
         "not_finite": int((~spectrum.finite()).sum()),
+        "float64_share": spectrum.float64_share(),
         "numeric_rank": {
             "smallest": int(rank.min()),
             "median": int(rank.median()),

@@ -113,13 +113,13 @@ class TestCompute:
         self, tiny: str, saved: Path, unfinished: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         computed = []
-        compute = JacobianSpectra.singular_values
+        compute = JacobianSpectra.compute
 
-        def counted(self: JacobianSpectra, z: torch.Tensor) -> torch.Tensor:
+        def counted(self: JacobianSpectra, z: torch.Tensor) -> dict[str, torch.Tensor]:
             computed.append(len(z))
             return compute(self, z)
 
-        monkeypatch.setattr(JacobianSpectra, "singular_values", counted)
+        monkeypatch.setattr(JacobianSpectra, "compute", counted)
         assert run_pgmkit("spectrum", "compute", tiny, "-o", unfinished, *SMALL).code == 0
         assert sorted(computed) == [10, 20]
         assert whole_files(unfinished) == whole_files(saved)
@@ -127,7 +127,7 @@ class TestCompute:
     def test_a_complete_one_is_read_back(
         self, tiny: str, saved: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(JacobianSpectra, "singular_values", lambda *_: pytest.fail("computed"))
+        monkeypatch.setattr(JacobianSpectra, "compute", lambda *_: pytest.fail("computed"))
         before = every_file(saved)
         again = run_pgmkit("spectrum", "compute", tiny, "-o", saved, *SMALL)
         assert again.stdout == run_pgmkit("spectrum", "info", saved).stdout
@@ -261,9 +261,9 @@ class TestInfo:
         assert settings["generator"] == pgmkit.load_generator(tiny).fingerprint()
         assert (settings["generator_name"], settings["seed"]) == ("tiny", 0)
         assert settings["jacobian"]["mode"] == "layers"
-        assert settings["dtype"] == "float32"
+        assert settings["dtype"] == "auto"
         table = run_pgmkit("spectrum", "info", saved).stdout
-        for part in ("tiny", settings["generator"], "mode layers", "float32", "dominates"):
+        for part in ("tiny", settings["generator"], "mode layers", "auto", "dominates"):
             assert part in table
 
     def test_the_term_of_larger_spread_is_named(self, saved: Path) -> None:
@@ -396,7 +396,7 @@ class TestShatterWithASpectrum:
     ) -> None:
         fresh = shatter(tiny, "-o", tmp_path / "fresh", "--latents", LATENTS)
         assert fresh.code == 0, fresh.stderr
-        monkeypatch.setattr(JacobianSpectra, "singular_values", lambda *_: pytest.fail("computed"))
+        monkeypatch.setattr(JacobianSpectra, "compute", lambda *_: pytest.fail("computed"))
         given = shatter(tiny, "-o", tmp_path / "given", "--spectrum", saved)
         assert given.code == 0, given.stderr
         for name in ("sampler.json", "sampler.safetensors", "samples.png", "model.safetensors"):
@@ -436,9 +436,7 @@ class TestShatterWithASpectrum:
         report = json.loads((tmp_path / "report.json").read_text())
         assert report["spectrum"].keys() == {"settings"}
         assert report["spectrum"]["settings"]["jacobian"]["mode"] == "layers"
-        assert (
-            "computed in this run (layers mode, float32)" in (tmp_path / "report.html").read_text()
-        )
+        assert "computed in this run (layers mode, auto)" in (tmp_path / "report.html").read_text()
 
     def test_a_changed_spectrum_does_not_continue_the_run(
         self, tiny: str, saved: Path, tmp_path: Path

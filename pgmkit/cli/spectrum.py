@@ -194,11 +194,13 @@ def _print_facts(
 
 def _facts(statistics: Mapping[str, Any]) -> dict[str, str]:
     prior, volume = statistics["std_log_prior"], statistics["std_log_volume"]
+    share = statistics["float64_share"]
     larger = "log prior" if prior > volume else "log-volume"
     return {
         "dimension": f"{statistics['latent_dim']}, {statistics['num_singular_values']} singular "
         "values each",
         "not finite": f"{statistics['not_finite']:,} latents",
+        "in float64": "-" if share is None else f"{share:.1%} of the latents",
         "rank rtol": f"{statistics['rank_rtol']:g}",
         "LASH Eq. 1": f"std of log prior {prior:.4g} : std of log-volume {volume:.4g} nats = "
         f"{_number(statistics['std_ratio'])}; {larger} dominates",

@@ -191,6 +191,7 @@ def _facts(numbers: Mapping[str, Any]) -> str:
         f"median {rank['median']} (rank_rtol {rank['rtol']:g})",
         "condition number": f"median {_number(statistics['median_condition_number'])}",
         "latents without a finite Jacobian": f"{statistics['not_finite']:,}",
+        "latents computed in float64": _share(statistics["float64_share"]),
         "standard deviation over latents": f"log p(z) {statistics['std_log_prior']:.3g}, "
         f"log-volume {statistics['std_log_volume']:.3g} nats",
         "seed": str(numbers["settings"]["seed"]),
@@ -221,6 +222,10 @@ def _scores(numbers: Mapping[str, Any]) -> str:
         f"<h2>Agreement with the classes of {_text(numbers['classifier']['name'])} ({judge})</h2>"
         + _table([header, *rows, ("samples", *counts)])
     )
+
+
+def _share(value: float | None) -> str:
+    return "not known" if value is None else f"{value:.1%}"
 
 
 def _component(record: Mapping[str, Any]) -> str:

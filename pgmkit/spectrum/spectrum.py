@@ -51,6 +51,10 @@ class Spectrum:
         """Returns which latents have a finite Jacobian, bool (n,)."""
         return self.singular_values.isfinite().all(dim=1)
 
+    def float64_share(self) -> float | None:
+        """Returns the share of latents that were computed in float64; None if not known."""
+        return None if self.float64 is None else float(self.float64.double().mean())
+
     def only_finite(self) -> "Spectrum":
         """Returns the part of the spectrum whose Jacobians are finite."""
         kept = self.finite()

@@ -244,11 +244,12 @@ def check_same(folder: Folder, recorded: Mapping[str, Any], wanted: Mapping[str,
     Raises:
         OutputError: it holds another spectrum.
     """
-    for key, value in determining(wanted).items():
-        if recorded.get(key) != value:
+    # A count says more than the hash of the latents that go with it.
+    for key in ("num_latents", *determining(wanted)):
+        if recorded.get(key) != wanted[key]:
             raise OutputError(
                 f"{folder} holds a spectrum with another {key} ({recorded.get(key)!r}, not "
-                f"{value!r}); choose another folder or remove this one"
+                f"{wanted[key]!r}); choose another folder or remove this one"
             )
 
 

@@ -18,8 +18,8 @@ def summarize(spectrum: Spectrum, rank_rtol: float = RANK_RTOL) -> dict[str, Any
         rank_rtol: singular values at or below this share of the largest count as null, in [0, 1).
 
     Returns:
-        The number of latents, their dimension, how many have no finite Jacobian, the standard
-        deviations of both terms of LASH Eq. 1 and their ratio, and quantiles over the latents with
+        The number of latents, their dimension, how many have no finite Jacobian, the share that was
+        computed in float64, the standard deviations of both terms of LASH Eq. 1 and their ratio, and quantiles over the latents with
         a finite Jacobian. Numeric rank and log-volume are those at `rank_rtol`.
 
     Raises:
@@ -40,6 +40,7 @@ def summarize(spectrum: Spectrum, rank_rtol: float = RANK_RTOL) -> dict[str, Any
         "latent_dim": spectrum.latents.shape[1],
         "num_singular_values": spectrum.singular_values.shape[1],
         "not_finite": len(spectrum) - len(usable),
+        "float64_share": spectrum.float64_share(),
         "rank_rtol": rank_rtol,
         **spread,
         "std_ratio": prior / volume if volume else None,
