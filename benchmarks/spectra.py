@@ -58,9 +58,10 @@ def main() -> None:
         f"torch {torch.__version__}. Medians of {args.repeats} interleaved repetitions.",
         "",
         *(__doc__ or "").strip().splitlines()[4:],
-        "Accuracy is the largest difference from singular values by forward mode in float64, relative, among those "
-        "above 1e-5 of the largest; for fast methods it is the rank correlation of the log-volume "
-        "on 128 latents. Memory is what a way adds at its peak. Only mnist-dcgan is trained.",
+        "Accuracy is the largest difference from singular values by forward mode in float64, "
+        "relative, among those above 1e-5 of the largest; for fast methods it is the rank "
+        "correlation ρ of the log-volume on 128 latents. Memory is what a way adds at its peak. "
+        "Only mnist-dcgan is trained.",
     ]
     for name in args.generators:
         torch.manual_seed(args.seed)

@@ -3,13 +3,14 @@
 import copy
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import pgmkit
-from pgmkit.errors import GeneratorError, ParameterError, PgmkitWarning
+from pgmkit.errors import GeneratorError, OutputError, ParameterError, PgmkitWarning
 from pgmkit.spectrum import Spectrum
 from pgmkit.spectrum.jacobian import JacobianSpectra, Method
 from pgmkit.spectrum.safety import choose
@@ -267,3 +268,43 @@ def test_parameters_out_of_range_are_refused(arguments: dict[str, object], messa
 def test_more_probes_than_latent_dimensions_are_refused() -> None:
     with pytest.raises(ParameterError, match="at most 6, the latent dimension"):
         JacobianSpectra(vae_decoder(), Method(probes=7))
+
+
+def test_a_spectrum_says_how_it_was_computed() -> None:
+    spectrum = pgmkit.compute_spectrum(rank_deficient_mlp(), num_latents=6)
+    assert spectrum.provenance["computed"] == {"dtype": "auto", "probes": None, "sketch": None}
+    assert spectrum.provenance["check"] is None
+    assert spectrum.float64_share() == 1
+    exact = pgmkit.compute_spectrum(vae_decoder(), num_latents=6)
+    assert exact.float64_share() == 0
+
+
+@pytest.mark.filterwarnings("ignore:.*computed exactly")
+def test_a_sketched_spectrum_continues_as_it_was_begun(tmp_path: Path) -> None:
+    def compute() -> Spectrum:
+        return pgmkit.compute_spectrum(
+            vae_decoder(),
+            num_latents=40,
+            probes=4,
+            min_rank_correlation=-1,
+            block_size=10,
+            out=tmp_path,
+        )
+
+    first = compute()
+    check = first.provenance["check"]
+    assert check["latents"] == 40
+    assert first.probes == (4 if check["used"] else None)
+    assert first.singular_values.shape[1] == (4 if check["used"] else 6)
+    shard = tmp_path / "block-000001.safetensors"
+    whole = shard.read_bytes()
+    shard.unlink()
+    again = compute()
+    assert shard.read_bytes() == whole
+    assert again.provenance == first.provenance
+
+
+def test_another_method_is_another_spectrum(tmp_path: Path) -> None:
+    pgmkit.compute_spectrum(vae_decoder(), num_latents=4, out=tmp_path)
+    with pytest.raises(OutputError, match=r"another dtype \('auto', not 'float64'\)"):
+        pgmkit.compute_spectrum(vae_decoder(), num_latents=4, out=tmp_path, dtype="float64")

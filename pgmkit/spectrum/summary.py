@@ -19,8 +19,9 @@ def summarize(spectrum: Spectrum, rank_rtol: float = RANK_RTOL) -> dict[str, Any
 
     Returns:
         The number of latents, their dimension, how many have no finite Jacobian, the share that was
-        computed in float64, the standard deviations of both terms of LASH Eq. 1 and their ratio, and quantiles over the latents with
-        a finite Jacobian. Numeric rank and log-volume are those at `rank_rtol`.
+        computed in float64, the standard deviations of both terms of LASH Eq. 1 and their ratio,
+        and quantiles over the latents with a finite Jacobian. Numeric rank and log-volume are those
+        at `rank_rtol`.
 
     Raises:
         ParameterError: `rank_rtol` is outside [0, 1).
