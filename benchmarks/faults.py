@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pgmkit
+from pgmkit.machine import machine
 
 BLOCK_SIZE = 2
 
@@ -194,7 +195,14 @@ def main() -> None:
             bench.damaged("block with one bit flipped", each, bench.flip_a_bit),
             bench.without_manifest(),
         ]
-    print(f"{count} blocks of {BLOCK_SIZE} latents of mnist-dcgan, seed {options.seed}.\n")
+    print("# Spectra under faults\n")
+    print(
+        f"`python benchmarks/faults.py --kills {options.kills} --latents {options.latents} --seed "
+        f"{options.seed}`, {machine()}\n\n"
+        f"{count} blocks of {BLOCK_SIZE} latents of mnist-dcgan. Each disturbed run is continued "
+        'and must end in the bytes of an undisturbed one; for damage, "whole blocks" are all but '
+        "the damaged ones. A limit on the size of files stands in for the full disk.\n"
+    )
     print("| disturbance | times | whole blocks computed again | bytes as undisturbed |")
     print("|---|---|---|---|")
     for row in rows:
