@@ -1,8 +1,10 @@
 """Singular values of the Jacobian of a generator, for any module."""
 
+import contextlib
 import copy
 import math
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -162,7 +164,9 @@ class JacobianSpectra:
         Raises:
             GeneratorError: memory does not even suffice for one latent and one direction.
         """
-        with self._slots:
+        # The switch is one for all threads, and accelerators run one block at a time.
+        precisely = contextlib.nullcontext() if self.parallel else _full_float32()
+        with self._slots, precisely:
             while True:
                 try:
                     return self._compute(z)
@@ -238,6 +242,17 @@ class JacobianSpectra:
         """How large the Jacobian at one latent is."""
         size = torch.finfo(differentiator.generator.dtype).bits // 8
         return len(self._directions) * math.prod(self.generator.image.shape) * size
+
+
+@contextlib.contextmanager
+def _full_float32() -> Iterator[None]:
+    """Keeps an accelerator from rounding float32 to TF32, which has 10 bits and not 23."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def _probes(dim: int, probes: int | None) -> Tensor:

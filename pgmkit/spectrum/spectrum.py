@@ -25,8 +25,8 @@ class Spectrum:
 
     Args:
         latents: z (n, M), float32.
-        singular_values: σ (n, r), r = min(M, C·H·W), descending, float64; a row of NaN marks a
-            latent whose Jacobian is not finite.
+        singular_values: σ (n, r), r = min(M, C·H·W) or the number of probes of a sketch,
+            descending, float64; a row of NaN marks a latent whose Jacobian is not finite.
         log_prior: log p(z) (n,), nats, float64.
         provenance: how it was computed.
         float64: which latents were computed in float64, bool (n,); None if that is not known.

@@ -79,9 +79,7 @@ class BlockTask:
         # Not a view: forward mode gives the whole that a view belongs to a tangent, too.
         latents = self.latents[rows].clone()
         jacobians = self.jacobians()
-        # The switch is one for all threads, and accelerators run one block at a time.
-        precisely = contextlib.nullcontext() if jacobians.parallel else _full_float32()
-        with _threads(self.threads), precisely:
+        with _threads(self.threads):
             tensors = jacobians.compute(latents)
         tensors |= {"latents": latents, "log_prior": self.log_prior[rows]}
         checksum = None if self.shards is None else self.shards.write(block, tensors)
@@ -117,14 +115,3 @@ def _threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextlib.contextmanager
-def _full_float32() -> Iterator[None]:
-    """Keeps an accelerator from rounding float32 to TF32, which has 10 bits and not 23."""
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
