@@ -31,19 +31,11 @@ BLOCKS = 16
 TIMEOUT = 120
 
 pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
     # Ray leaves sockets and the processes that it started to the garbage collector.
     pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning"),
     pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Sums in one order, here as in the workers."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

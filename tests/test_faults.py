@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,16 +33,9 @@ from pgmkit.errors import GeneratorError, PgmkitWarning
 BLOCKS = 90
 SHATTER = ("--clusters", 3, "--latents", 2 * BLOCKS, "--set", "block_size=2", "--no-cache")
 TIMEOUT = 120
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 STOPPED = "stopped: run the same command again to continue where it was\n"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Sums in one order, here as in the subprocesses."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
