@@ -118,12 +118,13 @@ class Differentiator:
         if self.plan.mode == "reverse":
             return torch.stack([directions @ self._jacobian(latent).T for latent in z])
         step = self._push_layers if self._program is not None else self._push_forward
-        if len(directions) <= self.plan.tangents:
+        size = self.plan.tangents  # once, as another thread may find that memory runs out
+        if len(directions) <= size:
             return step(z, directions)
         pushed = z.new_empty(len(z), len(directions), math.prod(self.generator.image.shape))
         parts = zip(
-            pushed.split(self.plan.tangents, dim=1),
-            directions.split(self.plan.tangents),
+            pushed.split(size, dim=1),
+            directions.split(size),
             strict=True,
         )
         for result, part in parts:
