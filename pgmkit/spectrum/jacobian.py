@@ -22,6 +22,9 @@ SKETCHES = ("volume", "top")
 MEMORY_BUDGET = 2**30
 """Bytes beside the model, by default."""
 
+_WEIGHT_COPIES = 4
+"""How often the weights are held in other forms: prepared, folded, by taps, in float64."""
+
 _DOUBLES = 2**21
 """Numbers of a float32 Jacobian that are turned into float64 at a time."""
 
@@ -123,10 +126,12 @@ class JacobianSpectra:
                 f"probes must be at most {dim}, the latent dimension of {generator.name!r}, not "
                 f"{self.method.probes}"
             )
+        budget = self.method.memory_budget
+        self._memory = max(budget // 4, budget - _WEIGHT_COPIES * _weight_bytes(generator))
         fast = self.method.dtype == "bfloat16"
         self._differentiator = Differentiator(
             _in_precision(generator, self.method.dtype),
-            memory=self.method.memory_budget // 4,
+            memory=self._memory // 4,
             num_directions=self.method.probes,
             plan=plan,
             tangent_dtype=torch.bfloat16 if fast else None,
@@ -135,7 +140,7 @@ class JacobianSpectra:
         self._precise: Differentiator | None = None
         self._lock = threading.Lock()
         needed = self._differentiator.bytes_needed + self._jacobian_bytes(self._differentiator)
-        self._slots = threading.BoundedSemaphore(max(1, self.method.memory_budget // needed))
+        self._slots = threading.BoundedSemaphore(max(1, self._memory // needed))
 
     @property
     def plan(self) -> JacobianPlan:
@@ -201,7 +206,7 @@ class JacobianSpectra:
         needed = len(z) * self._jacobian_bytes(differentiator)
         if z.dtype == torch.float64:
             needed *= 3  # what LAPACK takes
-        if needed > self.method.memory_budget // 2 and not top:
+        if needed > self._memory // 2 and not top:
             values = torch.cat([self._in_pairs(differentiator, latent[None]) for latent in z])
         else:
             pushed = differentiator.push(z, directions)
@@ -215,7 +220,7 @@ class JacobianSpectra:
     def _in_pairs(self, differentiator: Differentiator, z: Tensor) -> Tensor:
         """The same for a Jacobian too large to be held: two groups of directions at a time."""
         per_direction = self._jacobian_bytes(differentiator) // len(self._directions)
-        size = max(1, self.method.memory_budget // (4 * per_direction))
+        size = max(1, self._memory // (5 * per_direction))
         starts = range(0, len(self._directions), size)
         products = torch.zeros(1, *[len(self._directions)] * 2, dtype=torch.float64)
         for first in starts:
@@ -234,8 +239,7 @@ class JacobianSpectra:
             if self._precise is None:
                 plan = replace(self.plan, batch_size=1, tangents=max(1, self.plan.tangents // 2))
                 generator = _in_precision(self.generator, "float64")
-                memory = self.method.memory_budget // 4
-                self._precise = Differentiator(generator, memory=memory, plan=plan)
+                self._precise = Differentiator(generator, memory=self._memory // 4, plan=plan)
             return self._precise
 
     def _jacobian_bytes(self, differentiator: Differentiator) -> int:
@@ -275,6 +279,11 @@ def _in_precision(generator: Generator, dtype: str) -> Generator:
     if generator.device.type == "mps":  # has no float64
         module = module.cpu()
     return Generator(module.to(wanted), generator.latent, generator.image, name=generator.name)
+
+
+def _weight_bytes(generator: Generator) -> int:
+    module = generator.module
+    return sum(part.nbytes for part in (*module.parameters(), *module.buffers()))
 
 
 def _is_unsafe(values: Tensor) -> Tensor:
