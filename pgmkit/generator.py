@@ -196,7 +196,8 @@ class Generator:
     @property
     def dtype(self) -> torch.dtype:
         """The floating point type of the weights."""
-        return next((p.dtype for p in self.module.parameters()), torch.float32)
+        parts = (*self.module.parameters(), *self.module.buffers())
+        return next((part.dtype for part in parts if part.is_floating_point()), torch.float32)
 
     def to(self, device: torch.device | str) -> "Generator":
         """Moves the weights in place and returns the generator."""

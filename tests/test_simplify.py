@@ -52,7 +52,6 @@ NORMS: dict[str, Callable[[], nn.Module]] = {
     "transposed groups": lambda: nn.Sequential(
         BLOCK, nn.ConvTranspose2d(4, 6, 3, groups=2), nn.BatchNorm2d(6), nn.ELU()
     ),
-    "linear": lambda: nn.Sequential(nn.Linear(5, 7), nn.BatchNorm1d(7), nn.ELU()),
 }
 
 
@@ -143,3 +142,23 @@ def test_kernels_change_nothing_in_a_whole_network(kernel: str) -> None:
     calls = next(iter(program._tapes.values())).calls
     kernels = [c.state["convolution"][1].kernel for c in calls if "convolution" in c.state]
     assert kernels == [kernel, kernel]
+
+
+class Functional(nn.Module):
+    """Doubles and convolves by functions, with options in short forms."""
+
+    def __init__(self, *options: int) -> None:
+        super().__init__()
+        self.block, self.options = BLOCK, options
+        self.weight = nn.Parameter(torch.randn(6, 4, 3, 3))
+
+    def forward(self, z: Tensor) -> Tensor:
+        x = nn.functional.interpolate(self.block(z), scale_factor=2)
+        return nn.functional.conv2d(x, self.weight, None, *self.options).tanh()
+
+
+@pytest.mark.parametrize(("options", "merged"), [((1, 1), True), ((1, 1, 1, 1), True), ((), False)])
+def test_options_may_be_short(options: tuple[int, ...], merged: bool) -> None:
+    module = with_statistics(Functional(*options))
+    assert ("conv_transpose2d" in names_of(module)) == merged
+    assert_exact(module)

@@ -127,7 +127,7 @@ def _draw_singular_values(axes: Axes, spectrum: Spectrum) -> None:
 
 
 def _draw_volume(axes: Axes, spectrum: Spectrum, rank_rtol: float) -> None:
-    volume = spectrum.log_volume(rank_rtol=rank_rtol)
+    volume = spectrum.log_volume(rank_rtol=rank_rtol, top_k=spectrum.known_top_k)
     axes.hist(volume[volume.isfinite()].numpy(), bins=_bins(len(volume)), color=_BLUE)
     axes.set_xlabel("log-volume Σ log σ, nats")
     axes.set_ylabel("latents")
@@ -164,7 +164,7 @@ def _draw_rank(axes: Axes, spectrum: Spectrum, rank_rtol: float) -> None:
 
 def _draw_terms(axes: Axes, spectrum: Spectrum, rank_rtol: float) -> None:
     """Latents are drawn at random, so the first of them stand for all."""
-    volume = spectrum.log_volume(rank_rtol=rank_rtol)
+    volume = spectrum.log_volume(rank_rtol=rank_rtol, top_k=spectrum.known_top_k)
     spread = term_spread(spectrum, rank_rtol=rank_rtol)
     points = spectrum.log_prior[:_POINTS].numpy(), volume[:_POINTS].numpy()
     axes.plot(*points, ".", markersize=3, color=_BLUE)

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -259,11 +260,17 @@ class _Run:
             disable=not progress,
         ) as bar:
             for block, record in self.engine.map(task, missing, parallel=jacobians.parallel):
-                if self.folder is not None and not self.folder.has(shard_name(block)):
+                if self.folder is not None and not self._has(block, record.checksum):
                     # The worker has a disk of its own there.
                     Shards(self.folder, start.settings).write(block, record.tensors)
                 self._take(block, record.tensors, record.checksum)
                 bar.update(len(record.tensors["latents"]))
+
+    def _has(self, block: int, checksum: str | None) -> bool:
+        """Whether the folder, as this process sees it, holds what a worker wrote."""
+        assert self.folder is not None
+        data = self.folder.read(shard_name(block))
+        return data is not None and hashlib.sha256(data).hexdigest() == checksum
 
     def finish(self, start: _Start) -> None:
         """Completes the manifest, and puts the spectrum into the cache."""

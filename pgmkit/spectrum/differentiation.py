@@ -11,9 +11,16 @@ from torch import Tensor, nn
 
 from pgmkit.errors import GeneratorError
 from pgmkit.generator import Generator
+from pgmkit.machine import is_out_of_memory
 from pgmkit.references import first_line
 from pgmkit.seeds import random_generator
-from pgmkit.spectrum.tangents import FORWARD_MODE, TangentProgram
+from pgmkit.spectrum.tangents import (
+    FORWARD_MODE,
+    TangentProgram,
+    UnsupportedModuleError,
+    check_independent,
+    without_undefined,
+)
 
 _LAYERS_AT_ONCE = 4
 """Tensors of a layer's size that exist while it runs: input, masked copy, output, workspace."""
@@ -82,12 +89,14 @@ class Differentiator:
         self._num_directions = num_directions or generator.latent.dim
         self._program: TangentProgram | None = None
         self._layer_bytes = _widest_layer_bytes(self.generator) * _LAYERS_AT_ONCE
-        if plan is not None:
-            self.plan = plan
+        if plan is None:
+            self.plan = self._plan_within(memory)
+        else:
+            rows = max(1, memory // self._layer_bytes)
+            batch_size = max(1, min(plan.batch_size, rows // plan.tangents))
+            self.plan = replace(plan, batch_size=batch_size, tangents=min(plan.tangents, rows))
             if plan.mode == "layers":
                 self._program = self._trace(plan.kernels)
-        else:
-            self.plan = self._choose_plan(memory)
 
     @property
     def parallel(self) -> bool:
@@ -116,7 +125,9 @@ class Differentiator:
         """Returns J·d at latents z (B, M) for directions (D, M), as (B, D, C·H·W)."""
         directions = directions.to(z)
         if self.plan.mode == "reverse":
-            return torch.stack([directions @ self._jacobian(latent).T for latent in z])
+            pushed = torch.stack([directions @ self._jacobian(latent).T for latent in z])
+            with torch.no_grad():
+                return without_undefined(pushed, self._flat(z))
         step = self._push_layers if self._program is not None else self._push_forward
         size = self.plan.tangents  # once, as another thread may find that memory runs out
         if len(directions) <= size:
@@ -154,7 +165,7 @@ class Differentiator:
 
         with FORWARD_MODE:
             pushed: Tensor = torch.func.vmap(push)(directions)
-        return pushed.transpose(0, 1)
+        return without_undefined(pushed.transpose(0, 1), self._flat(z))
 
     def _jacobian(self, latent: Tensor) -> Tensor:
         """Needs nothing but ordinary autograd; (C·H·W, M)."""
@@ -165,7 +176,17 @@ class Differentiator:
         return torch.as_tensor(rows)
 
     def _flat(self, z: Tensor) -> Tensor:
-        return self.generator(z).flatten(1)
+        return self.generator(z.clone()).flatten(1)  # as the module may work in place
+
+    def _plan_within(self, memory: int) -> JacobianPlan:
+        """Returns a plan for as much of the memory as there turns out to be."""
+        while True:
+            try:
+                return self._choose_plan(memory)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or memory <= self._layer_bytes:
+                    raise
+                memory //= 2
 
     def _choose_plan(self, memory: int) -> JacobianPlan:
         z = self.generator.sample_latents(1, seed=0)
@@ -179,18 +200,18 @@ class Differentiator:
         }
         if self._tangent_dtype is not None:
             tries = {"layers": tries["layers"]}
+        self._check_independent()
         reasons = []
         for mode, attempt in tries.items():
             self.plan = JacobianPlan(mode, 1, tangents)
             try:
                 attempt()
             except Exception as error:
+                if is_out_of_memory(error):
+                    raise
                 reasons.append(f"{mode}: {first_line(error)[:160]}")
             else:
-                plan = self._calibrated(memory)
-                if self._program is not None:
-                    self._program.forget()  # the weights of layers in forms that were only tried
-                return plan
+                return self._calibrated(memory)
         raise GeneratorError(
             f"the generator {self.generator.name!r} cannot be differentiated "
             f"({'; '.join(reasons)}); remove no_grad, detach and numpy from its forward pass"
@@ -198,18 +219,26 @@ class Differentiator:
 
     def _calibrated(self, memory: int) -> JacobianPlan:
         """Returns the plan with the sizes, and the kernels, that were quickest when tried."""
-        first = self.plan
-        if first.mode == "reverse":
-            return first
+        if self.plan.mode == "reverse":
+            return self.plan
         dim = self._num_directions
         z = self.generator.sample_latents(8, seed=1)
         z = z.to(self.generator.device, self.generator.dtype)
         if self._program is not None:
-            directions = torch.eye(z.shape[1]).to(z)[: min(first.tangents, _CALIBRATION_TANGENTS)]
+            # Activations that are no module's output, too.
+            widest = self._program.widest * torch.finfo(z.dtype).bits // 8
+            self._layer_bytes = max(self._layer_bytes, widest * _LAYERS_AT_ONCE)
+            tangents = max(1, min(dim, memory // self._layer_bytes))
+            directions = torch.eye(z.shape[1]).to(z)[: min(tangents, _CALIBRATION_TANGENTS)]
             self._program.calibrate(z[:1], directions)
-            first = replace(
-                first, kernels=self._program.kernels, generic=list(self._program.generic)
+            self._program.forget()  # the weights of layers in forms that were only tried
+            self.plan = replace(
+                self.plan,
+                tangents=tangents,
+                kernels=self._program.kernels,
+                generic=list(self._program.generic),
             )
+        first = self.plan
         rows = memory // self._layer_bytes
         sizes = [(batch, dim) for batch in (1, 2, 4, 8) if batch * dim <= rows]
         sizes += [(1, part) for part in {dim // 2, dim // 4, 16} if 8 <= part < min(dim, rows)]
@@ -244,6 +273,18 @@ class Differentiator:
         return TangentProgram(
             self.generator.module, kernels=kernels, tangent_dtype=self._tangent_dtype
         )
+
+    def _check_independent(self) -> None:
+        """Raises GeneratorError unless the image of a latent depends on that latent alone."""
+        z = self.generator.sample_latents(2, seed=0)
+        z = z.to(self.generator.device, self.generator.dtype)
+        try:
+            with torch.no_grad():
+                check_independent(self._flat, z)
+        except UnsupportedModuleError as error:
+            raise GeneratorError(
+                f"the generator {self.generator.name!r} cannot be differentiated: {error}"
+            ) from error
 
     def _take_up_program(self) -> None:
         """Takes up a layer-by-layer program if it agrees with reverse-mode autograd."""

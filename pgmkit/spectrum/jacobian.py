@@ -4,17 +4,20 @@ import contextlib
 import copy
 import math
 import threading
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from pgmkit.errors import GeneratorError, ParameterError
+from pgmkit.errors import GeneratorError, ParameterError, PgmkitWarning
 from pgmkit.generator import Generator
 from pgmkit.machine import is_out_of_memory
+from pgmkit.references import first_line
 from pgmkit.seeds import random_generator
 from pgmkit.spectrum.differentiation import Differentiator, JacobianPlan
+from pgmkit.spectrum.tangents import UnsupportedModuleError
 
 DTYPES = ("auto", "float32", "float64", "bfloat16")
 SKETCHES = ("volume", "top")
@@ -68,6 +71,8 @@ class Method:
             raise ParameterError(
                 f"sketch must be one of {', '.join(SKETCHES)}, not {self.sketch!r}"
             )
+        if self.sketch == "top" and self.probes is None:
+            raise ParameterError("sketch 'top' needs a number of probes; give it, such as 8")
         if self.probes is not None and self.probes < 1:
             raise ParameterError(f"probes must be at least 1, not {self.probes}")
         if self.probes is not None and self.dtype == "bfloat16":
@@ -96,7 +101,7 @@ class Method:
     def exact(self) -> "Method":
         """The same without what makes it fast."""
         dtype = "auto" if self.dtype == "bfloat16" else self.dtype
-        return replace(self, dtype=dtype, probes=None)
+        return replace(self, dtype=dtype, probes=None, sketch="volume")
 
 
 class JacobianSpectra:
@@ -138,6 +143,7 @@ class JacobianSpectra:
         )
         self._directions = _probes(dim, self.method.probes)
         self._precise: Differentiator | None = None
+        self._has_float64 = True
         self._lock = threading.Lock()
         needed = self._differentiator.bytes_needed + self._jacobian_bytes(self._differentiator)
         self._slots = threading.BoundedSemaphore(max(1, self._memory // needed))
@@ -167,37 +173,44 @@ class JacobianSpectra:
             which latents were computed in float64. All on the CPU.
 
         Raises:
-            GeneratorError: memory does not even suffice for one latent and one direction.
+            GeneratorError: memory does not even suffice for one latent and one direction, or the
+                module does at one of the latents what cannot be differentiated.
         """
         # The switch is one for all threads, and accelerators run one block at a time.
         precisely = contextlib.nullcontext() if self.parallel else _full_float32()
-        with self._slots, precisely:
-            while True:
-                try:
-                    return self._compute(z)
-                except RuntimeError as error:
-                    if not is_out_of_memory(error):
-                        raise
-                    if not self._differentiator.halve():
-                        raise GeneratorError(
-                            f"memory does not suffice for one latent and one direction of "
-                            f"{self.generator.name!r}; free some, or choose another device"
-                        ) from error
-
-    @torch.no_grad()
-    def _compute(self, z: Tensor) -> dict[str, Tensor]:
-        values = torch.cat(
-            [self._values(self._differentiator, batch) for batch in self._differentiator.batches(z)]
-        )
-        in_float64 = torch.full([len(z)], self._differentiator.generator.dtype == torch.float64)
-        if self.method.dtype == "auto" and self.method.probes is None:
-            unsafe = _is_unsafe(values) & ~in_float64
-            if unsafe.any():
-                precise = self._float64()
-                batches = precise.batches(z[unsafe])
-                values[unsafe] = torch.cat([self._values(precise, batch) for batch in batches])
-                in_float64 |= unsafe
+        with self._slots, precisely, torch.no_grad():
+            values = self._all_values(self._differentiator, z)
+            exact = self.method.dtype != "bfloat16"
+            precision = self._differentiator.generator.dtype
+            in_float64 = torch.full([len(z)], exact and precision == torch.float64)
+            if self.method.dtype == "auto" and self.method.probes is None:
+                unsafe = _is_unsafe(values) & ~in_float64
+                precise = self._float64() if unsafe.any() else None
+                if precise is not None:
+                    values[unsafe] = self._all_values(precise, z[unsafe])
+                    in_float64 |= unsafe
         return {"singular_values": values, "float64": in_float64}
+
+    def _all_values(self, differentiator: Differentiator, z: Tensor) -> Tensor:
+        """Returns what the method asks for at any number of latents, with what memory there is."""
+        while True:
+            try:
+                return torch.cat(
+                    [self._values(differentiator, batch) for batch in differentiator.batches(z)]
+                )
+            except UnsupportedModuleError as error:
+                raise GeneratorError(
+                    f"the generator {self.generator.name!r} cannot be differentiated at one of the "
+                    f"latents: {error}"
+                ) from error
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if not differentiator.halve():
+                    raise GeneratorError(
+                        f"memory does not suffice for one latent and one direction of "
+                        f"{self.generator.name!r}; free some, or choose another device"
+                    ) from error
 
     def _values(self, differentiator: Differentiator, z: Tensor) -> Tensor:
         """Returns what the method asks for at latents (B, M), (B, r), on the CPU."""
@@ -206,7 +219,8 @@ class JacobianSpectra:
         needed = len(z) * self._jacobian_bytes(differentiator)
         if z.dtype == torch.float64:
             needed *= 3  # what LAPACK takes
-        if needed > self._memory // 2 and not top:
+        whole = top or differentiator.plan.mode == "reverse"  # which takes whole rows of J
+        if needed > self._memory // 2 and not whole:
             values = torch.cat([self._in_pairs(differentiator, latent[None]) for latent in z])
         else:
             pushed = differentiator.push(z, directions)
@@ -234,12 +248,27 @@ class JacobianSpectra:
         rank = min(len(self._directions), math.prod(self.generator.image.shape))
         return _roots(products, rank)
 
-    def _float64(self) -> Differentiator:
+    def _float64(self) -> Differentiator | None:
+        """Returns what computes in float64; None if the module cannot."""
         with self._lock:
-            if self._precise is None:
+            if self._precise is None and self._has_float64:
                 plan = replace(self.plan, batch_size=1, tangents=max(1, self.plan.tangents // 2))
                 generator = _in_precision(self.generator, "float64")
-                self._precise = Differentiator(generator, memory=self._memory // 4, plan=plan)
+                try:
+                    precise = Differentiator(generator, memory=self._memory // 4, plan=plan)
+                    z = next(precise.batches(self.generator.sample_latents(1, 0)))
+                    precise.push(z, self._directions[:1])
+                    self._precise = precise
+                except Exception as error:
+                    if is_out_of_memory(error):
+                        raise
+                    self._has_float64 = False
+                    warnings.warn(
+                        f"the generator {self.generator.name!r} does not run in float64 "
+                        f"({first_line(error)}); latents that float32 is unsafe for stay in it",
+                        PgmkitWarning,
+                        stacklevel=2,
+                    )
             return self._precise
 
     def _jacobian_bytes(self, differentiator: Differentiator) -> int:

@@ -47,6 +47,17 @@ class Spectrum:
         probes: int | None = self.provenance.get("computed", {}).get("probes")
         return probes
 
+    @property
+    def sketch(self) -> str | None:
+        """Which sketch, "volume" or "top"; None if the spectrum is exact."""
+        sketch: str | None = self.provenance.get("computed", {}).get("sketch")
+        return sketch
+
+    @property
+    def known_top_k(self) -> int | None:
+        """How many of the largest singular values are known; None for all that there are."""
+        return self.probes if self.sketch == "top" else None
+
     def finite(self) -> Tensor:
         """Returns which latents have a finite Jacobian, bool (n,)."""
         return self.singular_values.isfinite().all(dim=1)
@@ -94,17 +105,39 @@ class Spectrum:
             top_k: sum over the k largest singular values only; None for all.
 
         Returns:
-            (n,), float64; NaN where the Jacobian is not finite, -inf where it is zero.
+            (n,), float64; NaN where the Jacobian is not finite, -inf where it is zero. Of a volume
+            sketch with m of M directions, M/m times what it holds, so that it is to scale with
+            the log prior.
+
+        Raises:
+            ParameterError: a value is outside its range, or the spectrum is a sketch that cannot
+                tell.
         """
         check_volume(rank_rtol=rank_rtol, null=null, top_k=top_k)
+        self._check_sketch(top_k)
         values = self.singular_values[:, :top_k]
         floor = rank_rtol * self.singular_values[:, :1]
+        scale = self.latents.shape[1] / (self.probes or 1) if self.sketch == "volume" else 1.0
         if null == "floor":
-            return torch.maximum(values, floor).log().sum(dim=1)
+            return scale * torch.maximum(values, floor).log().sum(dim=1)
         # σ_1 always counts: then a Jacobian of zero gives -inf and one of NaN gives NaN.
         kept = values > floor
         kept[:, 0] = True
-        return torch.where(kept, values.log(), 0.0).sum(dim=1)
+        return scale * torch.where(kept, values.log(), 0.0).sum(dim=1)
+
+    def _check_sketch(self, top_k: int | None) -> None:
+        if self.sketch == "volume" and top_k is not None:
+            raise ParameterError(
+                f"the spectrum is a sketch of the volume, which does not tell the {top_k} largest "
+                f"singular values; compute it exactly, or with sketch='top' and probes={top_k}"
+            )
+        if self.sketch == "top" and (top_k is None or top_k > (self.probes or 0)):
+            wanted = "all" if top_k is None else f"the {top_k} largest"
+            raise ParameterError(
+                f"the spectrum is a sketch of the {self.probes} largest singular values, and "
+                f"{wanted} are asked for; set top_k to at most {self.probes}, or compute it "
+                "exactly or with sketch='volume'"
+            )
 
     def frobenius(self) -> Tensor:
         """Returns `‖J‖_F = √Σ σ_i²`, float64 (n,).
@@ -113,7 +146,7 @@ class Spectrum:
         unbiased for orthonormal V; from a top sketch it lacks the smallest singular values.
         """
         norm: Tensor = self.singular_values.square().sum(dim=1).sqrt()
-        if self.probes is not None and self.provenance["computed"]["sketch"] == "volume":
+        if self.sketch == "volume" and self.probes is not None:
             norm = norm * (self.latents.shape[1] / self.probes) ** 0.5
         return norm
 

@@ -30,7 +30,7 @@ def summarize(spectrum: Spectrum, rank_rtol: float = RANK_RTOL) -> dict[str, Any
     quantities = {
         "numeric_rank": usable.numeric_rank(rank_rtol),
         "condition_number": usable.condition_number(),
-        "log_volume": usable.log_volume(rank_rtol=rank_rtol),
+        "log_volume": usable.log_volume(rank_rtol=rank_rtol, top_k=usable.known_top_k),
         "frobenius_norm": usable.frobenius(),
         "log_prior": usable.log_prior,
     }
@@ -61,7 +61,7 @@ def term_spread(
         rank_rtol: see `Spectrum.log_volume`.
         null: see `Spectrum.log_volume`.
     """
-    volume = spectrum.log_volume(rank_rtol=rank_rtol, null=null)
+    volume = spectrum.log_volume(rank_rtol=rank_rtol, null=null, top_k=spectrum.known_top_k)
     finite = volume.isfinite() & spectrum.log_prior.isfinite()
     volume, prior = volume[finite], spectrum.log_prior[finite]
     return {

@@ -6,7 +6,13 @@ the time goes.
 """
 
 from pgmkit.spectrum.tangents.generic import FORWARD_MODE
-from pgmkit.spectrum.tangents.program import TangentProgram
+from pgmkit.spectrum.tangents.program import TangentProgram, check_independent, without_undefined
 from pgmkit.spectrum.tangents.recording import UnsupportedModuleError
 
-__all__ = ["FORWARD_MODE", "TangentProgram", "UnsupportedModuleError"]
+__all__ = [
+    "FORWARD_MODE",
+    "TangentProgram",
+    "UnsupportedModuleError",
+    "check_independent",
+    "without_undefined",
+]

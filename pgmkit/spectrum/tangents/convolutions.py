@@ -92,7 +92,8 @@ class Convolution:
         yield "dense"
         if self.weight.ndim == 4 and self.groups == 1 and not isinstance(self.padding, str):
             one_pixel = tangents.shape[3:].numel() == 1
-            if one_pixel or math.prod(self._kernel_size) * self._channels_out <= _FEW_TAPS:
+            few = min(_FEW_TAPS, 2 * tangents.shape[2])  # products are no larger than tangents
+            if one_pixel or math.prod(self._kernel_size) * self._channels_out <= few:
                 yield "taps"
             if live is not None:
                 yield "live"

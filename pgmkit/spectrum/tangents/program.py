@@ -6,8 +6,9 @@ shorter way: run the primal once, and send the tangents of all directions throug
 derivative as one batch. That uses plain tensor operations, so several threads can do it at once.
 """
 
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -50,6 +51,7 @@ class TangentProgram:
         one_latent_at_a_time: whether the module moves the dimension that counts latents, or looks
             at values to decide what to do. Larger batches are then split up, so they gain nothing.
             Known after the first push of two or more latents.
+        widest: numbers in the largest value that one latent has led to so far.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class TangentProgram:
         self.kernels = dict(kernels or {})
         self.tangent_dtype = tangent_dtype
         self.one_latent_at_a_time = False
+        self.widest = 0
         self._checked = False
         self._generic: set[str] = set()
         self._tapes: dict[Any, Tape] = {}
@@ -90,7 +93,8 @@ class TangentProgram:
             directions = torch.eye(z.shape[1])
         directions = directions.to(z.device, dtype)
         if not self._checked and len(z) > 1:
-            self._check_independent(z)
+            check_independent(self.module, z)
+            self._checked = True
         if not self.one_latent_at_a_time:
             try:
                 return self._push(z, directions, batched=True)
@@ -150,14 +154,17 @@ class TangentProgram:
         for call in tape.calls:
             result = self._apply(tape, call, values)
             _store(values, call.result, result)
+            if isinstance(result, Dual):
+                self.widest = max(self.widest, result.primal.numel() // len(z))
             for slot in call.last_uses:
                 values[slot.number] = None
         images = values[tape.output.number]
         if not isinstance(images, Dual):
             raise UnsupportedModuleError("no derivative reaches its output")
         if not batched:
-            return images.tangents.flatten(1)[None]
-        return images.tangents.flatten(2).expand(len(z), -1, -1)
+            return without_undefined(images.tangents.flatten(1)[None], images.primal[None])
+        tangents = images.tangents.flatten(2).expand(len(z), -1, -1)
+        return without_undefined(tangents, images.primal)
 
     def _tape(self, z: Tensor) -> Tape:
         key = (len(z), z.dtype, z.device)
@@ -232,27 +239,36 @@ class TangentProgram:
                     dual.shared = True
         return result
 
-    def _check_independent(self, z: Tensor) -> None:
-        """Raises UnsupportedModuleError if the image of a latent depends on other latents."""
-        pair = z[:2].clone()  # since the module may work in place
-        try:
-            together = self.module(pair.clone())
-            if not isinstance(together, Tensor):
-                return  # refused when it is written down
-            alone = torch.cat([self.module(latent[None].clone()) for latent in pair])
-            scale = float(together.abs().nan_to_num(posinf=0.0).max())
-            rtol = max(1e-3, 8 * torch.finfo(together.dtype).eps)
-            torch.testing.assert_close(
-                alone, together, rtol=rtol, atol=rtol / 10 * scale, equal_nan=True
-            )
-        except AssertionError as error:
-            raise UnsupportedModuleError(
-                "it mixes latents or is random: two latents give another image than one"
-            ) from error
-        except Exception as error:
-            message = f"it does not run on one and two latents: {error}"
-            raise UnsupportedModuleError(message) from error
-        self._checked = True
+
+def check_independent(function: Callable[[Tensor], Tensor], z: Tensor) -> None:
+    """Raises UnsupportedModuleError if what a function makes of two latents depends on both."""
+    pair = z[:2].clone()  # since the module may work in place
+    try:
+        together = function(pair.clone())
+        if not isinstance(together, Tensor):
+            return  # refused when it is written down
+        alone = torch.cat([function(latent[None].clone()) for latent in pair])
+        scale = float(together.abs().nan_to_num(posinf=0.0).max())
+        rtol = max(1e-3, 8 * torch.finfo(together.dtype).eps)
+        torch.testing.assert_close(
+            alone, together, rtol=rtol, atol=rtol / 10 * scale, equal_nan=True
+        )
+    except AssertionError as error:
+        raise UnsupportedModuleError(
+            "it mixes latents or is random: two latents give another image than one"
+        ) from error
+    except Exception as error:
+        message = f"it does not run on one and two latents: {error}"
+        raise UnsupportedModuleError(message) from error
+
+
+def without_undefined(tangents: Tensor, images: Tensor) -> Tensor:
+    """Returns tangents (B, D, ...), NaN for latents whose images (B, ...) are not finite.
+
+    Behind a ReLU a value of NaN has no live units, and its tangents come out as zero.
+    """
+    undefined = ~images.flatten(1).isfinite().all(dim=1)
+    return tangents.masked_fill(undefined[:, None, None], math.nan) if undefined.any() else tangents
 
 
 def _memory(dual: Dual) -> int:

@@ -1,6 +1,6 @@
 """Rewrites a tape so that it does the same with less arithmetic.
 
-* A batch norm that follows a convolution or a linear layer becomes part of its weights.
+* A batch norm that follows a convolution becomes part of its weights.
 * Doubling by nearest neighbours and then a 3×3 convolution is a transposed 4×4 convolution of
   stride 2: each pixel that was doubled meets the sum of the taps that fall on it, 16 products
   where there were 36.
@@ -56,16 +56,12 @@ def _rewritten(calls: list[Call], output: Slot, rewrite: _Rewrite) -> list[Call]
 
 
 def _fold_norm(first: Call, second: Call) -> tuple[Call, ...] | None:
-    weighted = first.name == "linear" or first.name.startswith("conv")
-    if not (weighted and second.name == "batch_norm" and not second.kwargs):
+    if not (first.name.startswith("conv") and second.name == "batch_norm" and not second.kwargs):
         return None
     _, scale, shift, mean, variance, training, _, epsilon = second.args[:8]
     x, weight, bias, *options = (*first.args, None)[: max(3, len(first.args))]
     held = not training and isinstance(variance, Tensor) and not first.kwargs
     if not (held and isinstance(weight, Tensor) and not isinstance(bias, Slot)):
-        return None
-    # A linear layer on more than one dimension has its channels elsewhere than the norm.
-    if first.name == "linear" and len(weight) != len(variance):
         return None
     factor = (variance + epsilon) ** -0.5
     factor = factor if scale is None else factor * scale
@@ -88,8 +84,8 @@ def _scaled(weight: Tensor, factor: Tensor, groups: int, *, transposed: bool) ->
 def _merge_doubling(first: Call, second: Call) -> tuple[Call, ...] | None:
     if not (_doubles(first) and second.name == "conv2d" and not second.kwargs):
         return None
-    _, weight, bias, stride, padding, dilation, groups = second.args
-    same = tuple(stride) == (1, 1) == tuple(dilation) and tuple(padding) == (1, 1)
+    weight, bias, *options, groups = _arguments(second)
+    same = [_pair(option) for option in options] == [(1, 1), (1, 1), (1, 1)]
     if not (isinstance(weight, Tensor) and weight.shape[2:] == (3, 3) and same):
         return None
     rows = torch.stack([weight[:, :, list(taps)].sum(2) for taps in _DOUBLED_3X3], 2)
@@ -109,9 +105,9 @@ def _merge_doubling(first: Call, second: Call) -> tuple[Call, ...] | None:
 def _convolve_before_upsampling(first: Call, second: Call) -> tuple[Call, ...] | None:
     if not (first.name == "interpolate" and second.name == "conv2d" and not second.kwargs):
         return None
-    _, weight, _, stride, padding, *_ = second.args
+    weight, _, stride, padding, *_ = _arguments(second)
     pointwise = isinstance(weight, Tensor) and weight.shape[2:] == (1, 1)
-    if not (pointwise and tuple(stride) == (1, 1) and tuple(padding) == (0, 0)):
+    if not (pointwise and _pair(stride) == (1, 1) and _pair(padding) == (0, 0)):
         return None
     # Nearest and linear interpolation have weights that add up to one, so the bias may pass.
     if first.kwargs.get("mode") not in ("nearest", "nearest-exact", "bilinear"):
@@ -120,6 +116,16 @@ def _convolve_before_upsampling(first: Call, second: Call) -> tuple[Call, ...] |
         replace(second, args=(first.args[0], *second.args[1:]), result=first.result),
         replace(first, args=(first.result, *first.args[1:]), result=second.result),
     )
+
+
+def _arguments(convolution: Call) -> list[Any]:
+    """Returns weight, bias, stride, padding, dilation and groups."""
+    given = list(convolution.args[1:])
+    return given + [None, None, 1, 0, 1, 1][len(given) :]
+
+
+def _pair(option: Any) -> Any:
+    return (option, option) if isinstance(option, int) else tuple(option)
 
 
 def _doubles(call: Call) -> bool:
