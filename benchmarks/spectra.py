@@ -99,7 +99,7 @@ def table(name: str, generator: Generator, args: argparse.Namespace) -> list[str
         "",
         f"{dim} latents to {'×'.join(map(str, generator.image.shape))}; {gflop:.2f} GFLOP per "
         f"latent at {rate:.0f} GFLOP/s: floor {floor:.1f} ms. "
-        f"Plan: {plan_line(exact)}.",
+        f"Plan: {plan_line(exact)}.{live_line(generator)}",
         "",
         "| way | ms per latent | times vmap(jacfwd) | share of the floor | peak MiB | accuracy |",
         "|---|---|---|---|---|---|",
@@ -179,6 +179,23 @@ def plan_line(jacobians: JacobianSpectra) -> str:
         f"{plan.mode}, {plan.batch_size} latents and {plan.tangents} tangents at a time, "
         f"{kernels.count('live')} convolutions by live units, {kernels.count('taps')} by taps"
     )
+
+
+@torch.no_grad()
+def live_line(generator: Generator) -> str:
+    """Which shares of the units behind its ReLUs are not zero, on 128 latents."""
+    shares: list[float] = []
+    hooks = [
+        part.register_forward_hook(lambda *call: shares.append(float((call[2] > 0).float().mean())))
+        for part in generator.module.modules()
+        if isinstance(part, nn.ReLU)
+    ]
+    generator(generator.sample_latents(SAMPLE, 1))
+    for hook in hooks:
+        hook.remove()
+    if not shares:
+        return ""
+    return f" Live units behind its ReLU modules: {', '.join(f'{share:.0%}' for share in shares)}."
 
 
 def accuracy(
