@@ -28,6 +28,9 @@ MEMORY_BUDGET = 2**30
 _WEIGHT_COPIES = 4
 """How often the weights are held in other forms: prepared, folded, by taps, in float64."""
 
+_TANGENTS_SHARE = 6
+"""Tangents get one part in so many of the memory, a Jacobian that is held whole at most half."""
+
 _DOUBLES = 2**21
 """Numbers of a float32 Jacobian that are turned into float64 at a time."""
 
@@ -136,7 +139,7 @@ class JacobianSpectra:
         fast = self.method.dtype == "bfloat16"
         self._differentiator = Differentiator(
             _in_precision(generator, self.method.dtype),
-            memory=self._memory // 4,
+            memory=self._memory // _TANGENTS_SHARE,
             num_directions=self.method.probes,
             plan=plan,
             tangent_dtype=torch.bfloat16 if fast else None,
@@ -255,7 +258,9 @@ class JacobianSpectra:
                 plan = replace(self.plan, batch_size=1, tangents=max(1, self.plan.tangents // 2))
                 generator = _in_precision(self.generator, "float64")
                 try:
-                    precise = Differentiator(generator, memory=self._memory // 4, plan=plan)
+                    precise = Differentiator(
+                        generator, memory=self._memory // _TANGENTS_SHARE, plan=plan
+                    )
                     z = next(precise.batches(self.generator.sample_latents(1, 0)))
                     precise.push(z, self._directions[:1])
                     self._precise = precise
