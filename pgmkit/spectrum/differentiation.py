@@ -35,6 +35,10 @@ _CALIBRATION_SECONDS = 1.0
 """How long batch sizes are tried."""
 
 
+_CALIBRATED: "dict[tuple[object, ...], JacobianPlan]" = {}
+"""Plans by generator and circumstances: one process calibrates once, and so repeats its results."""
+
+
 @dataclass(frozen=True)
 class JacobianPlan:
     """How the Jacobians of one generator are computed; recorded with every spectrum.
@@ -221,6 +225,22 @@ class Differentiator:
         """Returns the plan with the sizes, and the kernels, that were quickest when tried."""
         if self.plan.mode == "reverse":
             return self.plan
+        key = (
+            self.generator.fingerprint(),
+            self.generator.device,
+            self._tangent_dtype,
+            self._num_directions,
+            memory,
+            self.plan.mode,
+        )
+        if key not in _CALIBRATED:
+            _CALIBRATED[key] = self._calibrate(memory)
+        plan = _CALIBRATED[key]
+        if self._program is not None:
+            self._program.kernels = dict(plan.kernels)
+        return plan
+
+    def _calibrate(self, memory: int) -> JacobianPlan:
         dim = self._num_directions
         z = self.generator.sample_latents(8, seed=1)
         z = z.to(self.generator.device, self.generator.dtype)
