@@ -2,6 +2,8 @@
 
 import os
 import platform
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -47,6 +49,15 @@ def check_device(name: str) -> torch.device:
             f"the device {name!r} cannot be used here; cpu always can ({reason})"
         ) from error
     return device
+
+
+def seconds_for(function: Callable[[], object], device: torch.device) -> float:
+    """Returns how long a call takes, with all that it starts on a device."""
+    started = time.perf_counter()
+    function()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
 
 
 def is_out_of_memory(error: BaseException) -> bool:

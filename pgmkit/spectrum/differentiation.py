@@ -2,7 +2,6 @@
 
 import copy
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from pgmkit.errors import GeneratorError
 from pgmkit.generator import Generator
-from pgmkit.machine import is_out_of_memory
+from pgmkit.machine import is_out_of_memory, seconds_for
 from pgmkit.references import first_line
 from pgmkit.seeds import random_generator
 from pgmkit.spectrum.tangents import (
@@ -179,6 +178,11 @@ class Differentiator:
             )
         return torch.as_tensor(rows)
 
+    def _latents(self, count: int, seed: int) -> Tensor:
+        """Draws latents (count, M) to try things with, where the generator computes."""
+        z = self.generator.sample_latents(count, seed)
+        return z.to(self.generator.device, self.generator.dtype)
+
     def _flat(self, z: Tensor) -> Tensor:
         return self.generator(z.clone()).flatten(1)  # as the module may work in place
 
@@ -193,8 +197,7 @@ class Differentiator:
                 memory //= 2
 
     def _choose_plan(self, memory: int) -> JacobianPlan:
-        z = self.generator.sample_latents(1, seed=0)
-        z = z.to(self.generator.device, self.generator.dtype)
+        z = self._latents(1, seed=0)
         directions = torch.eye(z.shape[1]).to(z)
         tangents = max(1, min(self._num_directions, memory // self._layer_bytes))
         tries: dict[str, Callable[[], object]] = {
@@ -225,6 +228,10 @@ class Differentiator:
         """Returns the plan with the sizes, and the kernels, that were quickest when tried."""
         if self.plan.mode == "reverse":
             return self.plan
+        if self._program is not None:
+            # Activations that are no module's output, too.
+            widest = self._program.widest * torch.finfo(self.generator.dtype).bits // 8
+            self._layer_bytes = max(self._layer_bytes, widest * _LAYERS_AT_ONCE)
         key = (
             self.generator.fingerprint(),
             self.generator.device,
@@ -242,12 +249,8 @@ class Differentiator:
 
     def _calibrate(self, memory: int) -> JacobianPlan:
         dim = self._num_directions
-        z = self.generator.sample_latents(8, seed=1)
-        z = z.to(self.generator.device, self.generator.dtype)
+        z = self._latents(8, seed=1)
         if self._program is not None:
-            # Activations that are no module's output, too.
-            widest = self._program.widest * torch.finfo(z.dtype).bits // 8
-            self._layer_bytes = max(self._layer_bytes, widest * _LAYERS_AT_ONCE)
             tangents = max(1, min(dim, memory // self._layer_bytes))
             directions = torch.eye(z.shape[1]).to(z)[: min(tangents, _CALIBRATION_TANGENTS)]
             self._program.calibrate(z[:1], directions)
@@ -282,12 +285,8 @@ class Differentiator:
         self.plan = plan
         batch = z[: plan.batch_size]
         directions = torch.eye(z.shape[1])[: plan.tangents]
-        started = time.perf_counter()
-        self.push(batch, directions)
-        if z.is_cuda:
-            torch.cuda.synchronize(z.device)
         share = len(directions) / self._num_directions
-        return (time.perf_counter() - started) / len(batch) / share
+        return seconds_for(lambda: self.push(batch, directions), z.device) / len(batch) / share
 
     def _trace(self, kernels: Mapping[str, str] | None = None) -> TangentProgram:
         return TangentProgram(
@@ -296,8 +295,7 @@ class Differentiator:
 
     def _check_independent(self) -> None:
         """Raises GeneratorError unless the image of a latent depends on that latent alone."""
-        z = self.generator.sample_latents(2, seed=0)
-        z = z.to(self.generator.device, self.generator.dtype)
+        z = self._latents(2, seed=0)
         try:
             with torch.no_grad():
                 check_independent(self._flat, z)
@@ -309,10 +307,7 @@ class Differentiator:
     def _take_up_program(self) -> None:
         """Takes up a layer-by-layer program if it agrees with reverse-mode autograd."""
         program = self._trace()
-        z = self.generator.sample_latents(2, seed=0)
-        z = z.to(self.generator.device, self.generator.dtype)
-        if program.one_latent_at_a_time:
-            z = z[:1]
+        z = self._latents(2, seed=0)
         with torch.enable_grad():
             leaf = z.clone().requires_grad_()
             images = self._flat(leaf)
@@ -342,7 +337,7 @@ class Differentiator:
 
 
 def _prepare(generator: Generator) -> Generator:
-    """Returns a copy that computes the same, faster: batch norms folded, channels last.
+    """Returns a copy that computes the same, faster: channels last.
 
     Falls back to the generator itself where the copy does not agree with it.
     """

@@ -8,7 +8,6 @@ kernel at once and adds the products up where they belong. "dense" is torch's ow
 """
 
 import math
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,6 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from pgmkit.machine import seconds_for
 
 _GATHERED = 2**17
 """Numbers gathered for one batch of products: few enough to stay in a core's cache."""
@@ -76,17 +77,12 @@ class Convolution:
         seconds = {}
         for kernel in self._candidates(tangents, live):
             self.kernel = kernel
-            seconds[kernel] = min(self._seconds(tangents, live) for _ in range(2))
+            seconds[kernel] = min(
+                seconds_for(lambda: self(tangents, live), tangents.device) for _ in range(2)
+            )
         self.kernel = "dense"
         faster = [kernel for kernel in seconds if seconds[kernel] < _GAIN * seconds["dense"]]
         return sorted(faster, key=lambda kernel: seconds[kernel])
-
-    def _seconds(self, tangents: Tensor, live: Tensor | None) -> float:
-        started = time.perf_counter()
-        self(tangents, live)
-        if tangents.is_cuda:
-            torch.cuda.synchronize(tangents.device)
-        return time.perf_counter() - started
 
     def _candidates(self, tangents: Tensor, live: Tensor | None) -> Iterator[str]:
         yield "dense"

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pgmkit.machine import is_out_of_memory
+from pgmkit.machine import is_out_of_memory, seconds_for
 from pgmkit.spectrum.tangents.dual import Application, Dual, LatentsMoveError
 from pgmkit.spectrum.tangents.generic import push_generic
 from pgmkit.spectrum.tangents.recording import (
@@ -136,14 +136,9 @@ class TangentProgram:
         self._tapes = {}
 
     def _seconds(self, z: Tensor, directions: Tensor) -> float:
-        def once() -> float:
-            started = time.perf_counter()
-            self.push_forward(z, directions)
-            if z.is_cuda:
-                torch.cuda.synchronize(z.device)
-            return time.perf_counter() - started
-
-        return min(once() for _ in range(2))
+        return min(
+            seconds_for(lambda: self.push_forward(z, directions), z.device) for _ in range(2)
+        )
 
     def _push(self, z: Tensor, directions: Tensor, *, batched: bool) -> Tensor:
         """Pushes in one of the layouts of `Dual`."""
