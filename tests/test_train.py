@@ -211,3 +211,27 @@ def test_the_shipped_generator_is_what_its_example_says() -> None:
     training = generator.provenance["training"]
     assert {key: training[key] for key in example} == json.loads(json.dumps(example))
     assert training["steps"] == 50 * (60_000 // 64)
+
+
+def test_snapshots_are_exported_on_the_way_and_change_nothing(digits: Path, tmp_path: Path) -> None:
+    plain = run_training(gan_config("epochs=2"), str(digits), tmp_path / "plain")
+    config = gan_config("epochs=2", "snapshots=[1]")
+    model = run_training(config, str(digits), tmp_path / "run")
+    snapshot = tmp_path / "run" / "snapshots" / "epoch-001"
+    same = [(path / "model.safetensors").read_bytes() for path in (plain, model)]
+    assert same[0] == same[1] != (snapshot / "model.safetensors").read_bytes()
+    early, late = (
+        pgmkit.load_generator(f"local-dir:{path}").provenance["training"]
+        for path in (snapshot, model)
+    )
+    assert (early["epochs"], late["epochs"]) == (1, 2)
+    assert early["steps"] * 2 == late["steps"]
+
+
+@pytest.mark.parametrize("epochs", ["[0]", "[3]", "['last']"])
+def test_a_snapshot_after_no_such_epoch_is_refused(
+    digits: Path, tmp_path: Path, epochs: str
+) -> None:
+    with pytest.raises(ParameterError, match="epochs from 1 to 2"):
+        config = gan_config("epochs=2", f"snapshots={epochs}")
+        run_training(config, str(digits), tmp_path / "run")

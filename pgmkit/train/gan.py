@@ -1,5 +1,6 @@
 """Unconditional GAN training."""
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -134,7 +135,7 @@ class GANTask:
         grid = self._sample_grid()
         shape = (grid.shape[1], grid.shape[2], grid.shape[3])
         generator = Generator(
-            self.generator.to(memory_format=torch.contiguous_format),
+            copy.deepcopy(self.generator).to(memory_format=torch.contiguous_format),
             latent=self.settings.latent,
             image=ImageSpec(shape, (-1.0, 1.0)),
             name=folder.parent.name,

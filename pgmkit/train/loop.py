@@ -4,7 +4,7 @@ import csv
 import io
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -56,6 +56,7 @@ def train(
     epochs: int,
     batch_size: int,
     seed: int,
+    snapshots: Collection[int] = (),
     progress: bool = False,
     report: Callable[[str], None] = lambda line: None,
 ) -> None:
@@ -74,6 +75,7 @@ def train(
         epochs: passes over the data, at least 1.
         batch_size: B, at most the number of images.
         seed: of the run.
+        snapshots: epochs after which the model is exported too, to `snapshots/epoch-NNN`.
         progress: whether to show a progress bar on stderr.
         report: takes one line of text per epoch.
 
@@ -97,6 +99,9 @@ def train(
         log = _Log(out / "losses.csv", step)
         started = time.monotonic() - seconds
         bar = tqdm(total=epochs * steps_per_epoch, initial=step, unit="step", disable=not progress)
+
+        def progress_so_far() -> dict[str, Any]:
+            return {"steps": step, "seconds": round(time.monotonic() - started)}
 
         def save() -> None:
             # The log goes first: rows that are newer than the checkpoint are dropped on resume.
@@ -124,12 +129,14 @@ def train(
                         save()
                         raise KeyboardInterrupt
                 measured = task.end_epoch(epoch + 1, out)
+                if epoch + 1 in snapshots:
+                    so_far = {**config, "epochs": epoch + 1, **progress_so_far()}
+                    task.export(out / "snapshots" / f"epoch-{epoch + 1:03d}", so_far)
                 save()
                 if interrupted():
                     raise KeyboardInterrupt
                 report(_epoch_line(epoch + 1, epochs, {**losses, **measured}, started))
-        seconds = time.monotonic() - started
-        task.export(out / "model", {**config, "steps": step, "seconds": round(seconds)})
+        task.export(out / "model", {**config, **progress_so_far()})
 
 
 def _check_finite(losses: Mapping[str, float], step: int, out: Path) -> None:

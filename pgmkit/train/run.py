@@ -1,6 +1,6 @@
 """From a config to a training run."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ class TrainSettings:
         epochs: passes over the data, at least 1.
         batch_size: images per step, at least 2.
         seed: of everything random.
+        snapshots: epochs after which the model is exported too, each from 1 to `epochs`.
         image_size: side to which images are padded or resized; None leaves them.
         model: settings of the task.
         optimizer: `learning_rate` and `betas`.
@@ -37,6 +38,7 @@ class TrainSettings:
     epochs: int
     batch_size: int
     seed: int = 0
+    snapshots: Sequence[int] = ()
     image_size: int | None = None
     model: Mapping[str, Any] = field(default_factory=dict)
     optimizer: Mapping[str, Any] = field(default_factory=dict)
@@ -73,6 +75,10 @@ def run_training(
             f"epochs must be at least 1 and batch_size at least 2, not {settings.epochs} and "
             f"{settings.batch_size}"
         )
+    if not all(isinstance(at, int) and 1 <= at <= settings.epochs for at in settings.snapshots):
+        raise ParameterError(
+            f"snapshots must be epochs from 1 to {settings.epochs}, not {list(settings.snapshots)}"
+        )
     images = load_images(data, split="train", size=settings.image_size)
     if len(images) < settings.batch_size:
         raise DataError(
@@ -88,6 +94,7 @@ def run_training(
         epochs=settings.epochs,
         batch_size=settings.batch_size,
         seed=settings.seed,
+        snapshots=settings.snapshots,
         progress=progress,
         report=report,
     )
