@@ -232,6 +232,6 @@ def test_snapshots_are_exported_on_the_way_and_change_nothing(digits: Path, tmp_
 def test_a_snapshot_after_no_such_epoch_is_refused(
     digits: Path, tmp_path: Path, epochs: str
 ) -> None:
+    config = gan_config("epochs=2", f"snapshots={epochs}")
     with pytest.raises(ParameterError, match="epochs from 1 to 2"):
-        config = gan_config("epochs=2", f"snapshots={epochs}")
         run_training(config, str(digits), tmp_path / "run")
