@@ -44,6 +44,10 @@ class OutputError(PgmkitError):
     """An output folder is in use, belongs to another run, or cannot be written."""
 
 
+class SamplingError(PgmkitError):
+    """Samples of the wanted kind are too rare to be found."""
+
+
 class EngineError(PgmkitError):
     """Blocks of work cannot run where they were asked to."""
 

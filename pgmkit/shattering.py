@@ -34,10 +34,14 @@ class ClusterSampler(Protocol):
     """Finds clusters of latents and draws new latents from each.
 
     To be saved it also has `get_params() -> dict`, `state() -> dict[str, Tensor]` and
-    `load_state(state)`.
+    `load_state(state)`; if it needs the generator after loading, `bind(generator)`. Further
+    optional parts: `features(latents, *, generator, seed) -> (n, d)`, the points in which it will
+    look for clusters; `acceptance_rate(cluster) -> float | None`, the share of its draws that it
+    keeps.
 
     Attributes:
         labels_: cluster of each latent that was fitted, int64 (n,), from 0.
+        num_clusters_: (optional) how many clusters it found, where that is its own choice.
     """
 
     labels_: Tensor
@@ -240,6 +244,8 @@ class ShatteredGenerator:
             name, params = origin.sampler["name"], origin.sampler["params"]
             sampler = build_component("cluster-samplers", name, **params)
             sampler.load_state(hub.read_weights(folder.path(SAMPLER_STATE)))
+            if hasattr(sampler, "bind"):
+                sampler.bind(generator)
             return cls(generator, sampler, list(description["cluster_sizes"]), origin)
         except (KeyError, TypeError) as error:
             raise LoadError(f"{path} is damaged or of another version: {error}") from error
@@ -393,7 +399,7 @@ def shatter(
     return ShatteredGenerator(
         generator,
         clusterer,
-        labels.bincount(minlength=num_clusters).tolist(),
+        labels.bincount(minlength=getattr(clusterer, "num_clusters_", num_clusters)).tolist(),
         origin,
         spectrum=spectrum,
         selection=selection,

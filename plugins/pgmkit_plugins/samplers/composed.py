@@ -1,0 +1,208 @@
+"""What the built-in cluster samplers share: points to cluster, a clusterer, and a mapper."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.base import BaseEstimator
+from sklearn.cluster import KMeans
+from threadpoolctl import threadpool_limits
+from torch import Tensor
+
+from pgmkit.config import check_count
+from pgmkit.errors import ParameterError
+from pgmkit.generator import Generator, LatentSpec
+from pgmkit.seeds import derive_seed
+from pgmkit_plugins.samplers.mappers import Mapper, build_mapper, inside
+
+Array = npt.NDArray[np.float64]
+
+
+class ComposedSampler(BaseEstimator):  # type: ignore[misc]
+    """A cluster sampler in three steps: latents become points, points clusters, clusters latents.
+
+    This class clusters the latents themselves by k-means. A method of its own overrides
+
+    * `_fit_points` and `_points`, if it clusters something else than latents;
+    * `_find_clusters` and `_assign`, if it clusters otherwise than by k-means;
+    * `_saved`, the names of the fitted tensors that make up its state (without the trailing
+      underscore).
+
+    Args:
+        num_clusters: k, at least 1.
+        num_starts: runs of k-means from different centres, of which the best is kept.
+        num_components: Gaussians per cluster of the mapper's mixtures, or "bic".
+        mapper: "mixture", "refined" or "rejection"; see `pgmkit_plugins.samplers.mappers`.
+        mapper_args: further parameters of the mapper.
+
+    Attributes:
+        labels_: cluster of each latent that was fitted, int64 (n,).
+        num_clusters_: how many clusters there are; `num_clusters`, unless the method finds it.
+        cluster_centers_: (k, d), float64.
+        mapper_: fitted.
+    """
+
+    _saved: tuple[str, ...] = ("labels", "cluster_centers")
+
+    def __init__(
+        self,
+        num_clusters: int = 10,
+        num_starts: int = 4,
+        num_components: int | str = 2,
+        mapper: str = "mixture",
+        mapper_args: Mapping[str, Any] | None = None,
+    ) -> None:
+        check_count("num_clusters", num_clusters)
+        check_count("num_starts", num_starts)
+        self.num_clusters = num_clusters
+        self.num_starts = num_starts
+        self.num_components = num_components
+        self.mapper = mapper
+        self.mapper_args = mapper_args
+        self._build_mapper()  # parameters that do not fit are refused here
+        self._generator: Generator | None = None
+        self._fitted_for: tuple[Generator | None, int] | None = None
+
+    def features(
+        self, latents: Tensor, *, generator: Generator | None = None, seed: int = 0
+    ) -> Tensor:
+        """Returns the points (n, d), float64, in which clusters of latents (n, M) are sought.
+
+        They do not depend on `num_clusters`. A `fit` that follows, with the same generator and
+        seed, takes up what was learned from these latents, be it on a part of them.
+
+        Raises:
+            ParameterError: the method looks at images, and there is no generator.
+        """
+        self.bind(generator)
+        self._fit_points(latents, seed)
+        self._fitted_for = (generator, seed)
+        return torch.from_numpy(self._points(latents))
+
+    def fit(
+        self,
+        latents: Tensor,
+        *,
+        images: Tensor | None = None,
+        generator: Generator | None = None,
+        seed: int = 0,
+    ) -> "ComposedSampler":
+        """Finds the clusters and learns to draw from each.
+
+        Args:
+            latents: z (n, M), n at least `num_clusters`.
+            images: not used; images are made from the latents, batch by batch.
+            generator: G; needed by methods that look at images.
+            seed: of everything random.
+
+        Raises:
+            ParameterError: there are fewer distinct latents than clusters, or no generator.
+        """
+        distinct = len(latents.detach().cpu().unique(dim=0))
+        if distinct < self.num_clusters:
+            raise ParameterError(
+                f"{self.num_clusters} clusters need as many distinct latents, and there are "
+                f"{distinct}; ask for fewer clusters or more latents"
+            )
+        prepared, self._fitted_for = self._fitted_for == (generator, seed), None
+        self.bind(generator)
+        if not prepared:
+            self._fit_points(latents, seed)
+        points = self._points(latents)
+        # Threads would add up in an order that changes from run to run.
+        with threadpool_limits(limits=1):
+            found = self._find_clusters(points, derive_seed(seed, "k-means") % 2**32)
+        labels = torch.from_numpy(found.astype(np.int64))
+        self.num_clusters_ = max(self.num_clusters, int(labels.max()) + 1)
+        self.mapper_ = self._build_mapper()
+        self.mapper_.fit(
+            latents, labels, self.num_clusters_, assign=self.predict, prior=self._prior, seed=seed
+        )
+        if (labels < 0).any():  # what belongs nowhere goes to the nearest cluster
+            labels[labels < 0] = self.predict(latents[labels < 0])
+        self.labels_ = labels
+        return self
+
+    def predict(self, latents: Tensor) -> Tensor:
+        """Returns the cluster of each latent (n, M), int64 (n,)."""
+        return torch.from_numpy(self._assign(self._points(latents)).astype(np.int64))
+
+    def sample(self, n: int, cluster: int, seed: int) -> Tensor:
+        """Draws latents (n, M), float32, from one cluster.
+
+        Raises:
+            SamplingError: the mapper does not find as many in the tries that it has.
+        """
+        drawn = self.mapper_.sample(n, cluster, assign=self.predict, prior=self._prior, seed=seed)
+        return inside(self._prior, drawn)
+
+    def acceptance_rate(self, cluster: int) -> float | None:
+        """Returns the share of the mapper's proposals that it accepts; None if it takes all."""
+        rates = getattr(self.mapper_, "acceptance_", None)
+        return None if rates is None else float(rates[cluster])
+
+    def bind(self, generator: Generator | None) -> None:
+        """Takes the generator whose latents these are; a loaded sampler gets it back so."""
+        self._generator = generator
+
+    def state(self) -> dict[str, Tensor]:
+        """Returns all that was fitted, by name."""
+        own = {name: getattr(self, f"{name}_") for name in self._saved}
+        return own | {f"mapper.{name}": value for name, value in self.mapper_.state().items()}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Takes up what `state` returned."""
+        mapper = {}
+        for name, value in state.items():
+            if name.startswith("mapper."):
+                mapper[name.removeprefix("mapper.")] = value
+            else:
+                setattr(self, f"{name}_", value)
+        self.mapper_ = self._build_mapper()
+        self.mapper_.load_state(mapper)
+        self.num_clusters_ = max(self.num_clusters, int(self.labels_.max()) + 1)
+
+    def _build_mapper(self) -> Mapper:
+        parameters = {"num_components": self.num_components, **(self.mapper_args or {})}
+        return build_mapper(self.mapper, **parameters)
+
+    @property
+    def _prior(self) -> LatentSpec | None:
+        return None if self._generator is None else self._generator.latent
+
+    def _fit_points(self, latents: Tensor, seed: int) -> None:
+        """Learns how to turn latents (n, M) into points."""
+
+    def _points(self, latents: Tensor) -> Array:
+        """Returns the points (n, d) of latents (n, M)."""
+        points: Array = latents.detach().cpu().double().numpy()
+        return points
+
+    def _find_clusters(self, points: Array, random_state: int) -> npt.NDArray[Any]:
+        """Returns the cluster of each point (n, d), from 0, and -1 where a point has none."""
+        kmeans = KMeans(self.num_clusters, n_init=self.num_starts, random_state=random_state)
+        labels: npt.NDArray[Any] = kmeans.fit_predict(points)
+        self.cluster_centers_ = torch.from_numpy(kmeans.cluster_centers_)
+        return labels
+
+    def _assign(self, points: Array) -> npt.NDArray[Any]:
+        """Returns the cluster of each new point (n, d)."""
+        nearest = torch.cdist(torch.from_numpy(points), self.cluster_centers_).argmin(dim=1)
+        assigned: npt.NDArray[Any] = nearest.numpy()
+        return assigned
+
+
+def images_of(generator: Generator | None, method: str) -> Generator:
+    """Returns the generator that a method looks through.
+
+    Raises:
+        ParameterError: there is none.
+    """
+    if generator is None:
+        raise ParameterError(
+            f"the cluster sampler {method!r} looks at images, so it needs the generator; "
+            "fit with generator=..., and bind a loaded sampler to its generator"
+        )
+    return generator

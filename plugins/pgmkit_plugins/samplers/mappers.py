@@ -1,0 +1,398 @@
+"""Mappers: they draw new latents from each cluster. Every built-in cluster sampler has one.
+
+A mapper never looks at images itself. Where it has to know in which cluster a new latent lies, it
+asks the cluster sampler, through the function `assign` (latents (n, M) to clusters (n,)).
+"""
+
+import warnings
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.mixture import GaussianMixture
+from threadpoolctl import threadpool_limits
+from torch import Tensor
+
+from pgmkit.components import check_parameters
+from pgmkit.config import check_count
+from pgmkit.errors import ParameterError, PgmkitWarning, SamplingError, UnknownNameError
+from pgmkit.generator import LatentSpec
+from pgmkit.seeds import derive_seed, random_generator
+
+Array = npt.NDArray[np.float64]
+Assign = Callable[[Tensor], Tensor]
+
+_MOST_COMPONENTS = 5
+_TRIAL_PROPOSALS = 256
+_LARGEST_BATCH = 4096
+
+
+class Mapper(Protocol):
+    """Learns the distribution of each cluster and draws from it."""
+
+    def fit(
+        self,
+        latents: Tensor,
+        labels: Tensor,
+        num_clusters: int,
+        *,
+        assign: Assign,
+        prior: LatentSpec | None,
+        seed: int,
+    ) -> None:
+        """Learns from latents (n, M) with clusters (n,), -1 for none."""
+
+    def sample(
+        self, n: int, cluster: int, *, assign: Assign, prior: LatentSpec | None, seed: int
+    ) -> Tensor:
+        """Draws latents (n, M), float32, from one cluster; `assign` and `prior` are as in `fit`."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Returns all that was learned, by name."""
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Takes up what `state` returned."""
+
+
+class MixtureMapper:
+    """A Gaussian mixture per cluster: the mapper of the LASH paper (section 3.2).
+
+    Everything is fitted in float64 on latents that are centred and divided by one common scale. A
+    cluster with fewer than `num_components · (M + 1)` latents cannot carry full covariances: it
+    gets one Gaussian with the covariance that all clusters share, and a warning says so.
+
+    Args:
+        num_components: Gaussians per cluster, at least 1; "bic" takes for each cluster the number
+            from 1 to 5 with the lowest Bayesian information criterion (Schwarz 1978).
+
+    Attributes:
+        weights_: of the components, (k, c), float64, each row sums to 1.
+        means_: (k, c, M), float64.
+        cholesky_: lower factors L of the covariances L·Lᵀ, (k, c, M, M), float64.
+    """
+
+    def __init__(self, num_components: int | str = 2) -> None:
+        if num_components != "bic":
+            if isinstance(num_components, str):
+                raise ParameterError(
+                    f"num_components must be a whole number or 'bic', not {num_components!r}"
+                )
+            check_count("num_components", num_components)
+        self.num_components = num_components
+
+    def fit(
+        self,
+        latents: Tensor,
+        labels: Tensor,
+        num_clusters: int,
+        *,
+        assign: Assign,
+        prior: LatentSpec | None,
+        seed: int,
+    ) -> None:
+        """Fits a mixture to each cluster; see `Mapper`."""
+        z, clusters = latents.detach().cpu().double().numpy(), labels.numpy()
+        centre = z.mean(axis=0)
+        scale = float(z.std()) or 1.0
+        scaled = (z - centre) / scale
+        groups = [scaled[clusters == cluster] for cluster in range(num_clusters)]
+        shared = _shared_covariance(groups, z.shape[1])
+        self._warn_of_small_clusters([len(group) for group in groups], z.shape[1])
+        # Threads would add up in an order that changes from run to run.
+        with threadpool_limits(limits=1):
+            fitted = [
+                self._fit_cluster(group, shared, derive_seed(seed, "mixture", cluster) % 2**32)
+                for cluster, group in enumerate(groups)
+            ]
+        weights, means, cholesky = (_stacked(parts) for parts in zip(*fitted, strict=True))
+        self.weights_ = torch.from_numpy(weights)
+        self.means_ = torch.from_numpy(means * scale + centre)
+        self.cholesky_ = torch.from_numpy(cholesky * scale)
+
+    def sample(
+        self, n: int, cluster: int, *, assign: Assign, prior: LatentSpec | None, seed: int
+    ) -> Tensor:
+        """Draws latents (n, M), float32, from the mixture of one cluster."""
+        random = random_generator(seed, "cluster", cluster)
+        component = torch.multinomial(self.weights_[cluster], n, replacement=True, generator=random)
+        drawn = torch.randn(n, self.means_.shape[2], generator=random, dtype=torch.float64)
+        for index, (mean, factor) in enumerate(
+            zip(self.means_[cluster], self.cholesky_[cluster], strict=True)
+        ):
+            chosen = component == index
+            drawn[chosen] = mean + drawn[chosen] @ factor.T
+        return drawn.float()
+
+    def state(self) -> dict[str, Tensor]:
+        """Returns all that was fitted, by name."""
+        return {"weights": self.weights_, "means": self.means_, "cholesky": self.cholesky_}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Takes up what `state` returned."""
+        for name, value in state.items():
+            setattr(self, f"{name}_", value)
+
+    def _candidates(self, count: int, dim: int) -> list[int]:
+        """Returns the numbers of components that `count` latents can carry, none if too few."""
+        wanted = (
+            range(1, _MOST_COMPONENTS + 1)
+            if isinstance(self.num_components, str)
+            else [self.num_components]
+        )
+        return [number for number in wanted if count >= number * (dim + 1)]
+
+    def _warn_of_small_clusters(self, sizes: list[int], dim: int) -> None:
+        small = [
+            f"{cluster} ({size})"
+            for cluster, size in enumerate(sizes)
+            if not self._candidates(size, dim)
+        ]
+        if small:
+            number = 1 if self.num_components == "bic" else int(self.num_components)
+            warnings.warn(
+                f"{len(small)} of {len(sizes)} clusters have fewer latents than the "
+                f"{number * (dim + 1)} that {number} full covariances in {dim} dimensions need, so "
+                f"each gets one Gaussian with the covariance that all share: "
+                f"{', '.join(small[:8])}; draw more latents or ask for fewer clusters",
+                PgmkitWarning,
+                stacklevel=4,
+            )
+
+    def _fit_cluster(
+        self, points: Array, shared: Array, random_state: int
+    ) -> tuple[npt.NDArray[Any], ...]:
+        """Returns weights (c,), means (c, M) and Cholesky factors (c, M, M) of one cluster."""
+        count, dim = points.shape
+        candidates = self._candidates(count, dim)
+        if not candidates:
+            mean = points.mean(axis=0) if count else np.zeros(dim)
+            factor = np.linalg.cholesky(shared + 1e-6 * np.eye(dim))
+            return np.ones((1,)), np.asarray(mean)[None], factor[None]
+        mixtures = []
+        for number in candidates:
+            mixture = GaussianMixture(number, reg_covar=1e-6, random_state=random_state)
+            with warnings.catch_warnings():
+                # A mixture that is still moving after 100 rounds is as good a sampler.
+                warnings.simplefilter("ignore", ConvergenceWarning)
+                mixtures.append(mixture.fit(points))
+        best = mixtures[0] if len(mixtures) == 1 else min(mixtures, key=lambda m: m.bic(points))
+        return best.weights_, best.means_, np.linalg.cholesky(best.covariances_)
+
+
+class RefinedMixtureMapper(MixtureMapper):
+    """A Gaussian mixture per cluster, fitted again to those of its own draws that land in it.
+
+    Each round draws from every mixture, keeps what the cluster sampler assigns to the cluster that
+    it was drawn for, and fits the mixture to that and the cluster's latents together. So more of
+    what it draws lands in the cluster, at the price of a plain mixture; `rejection` keeps the
+    promise exactly.
+
+    Args:
+        num_components: as for `MixtureMapper`.
+        rounds: how often, at least 1.
+        draws: draws per round, as a multiple of the cluster's size, above 0.
+    """
+
+    def __init__(self, num_components: int | str = 2, rounds: int = 2, draws: float = 2.0) -> None:
+        super().__init__(num_components)
+        check_count("rounds", rounds)
+        if not draws > 0:
+            raise ParameterError(f"draws must be above 0, not {draws!r}")
+        self.rounds = rounds
+        self.draws = draws
+
+    def fit(
+        self,
+        latents: Tensor,
+        labels: Tensor,
+        num_clusters: int,
+        *,
+        assign: Assign,
+        prior: LatentSpec | None,
+        seed: int,
+    ) -> None:
+        """Fits a mixture to each cluster, then refines it; see `Mapper`."""
+        data: dict[str, Any] = {"assign": assign, "prior": prior}
+        super().fit(latents, labels, num_clusters, seed=seed, **data)
+        sizes = labels[labels >= 0].bincount(minlength=num_clusters)
+        for turn in range(self.rounds):
+            points, clusters = [latents.cpu().float()], [labels]
+            for cluster, size in enumerate(sizes.tolist()):
+                if not size:
+                    continue
+                count = max(1, round(self.draws * size))
+                turn_seed = derive_seed(seed, "refine", turn)
+                drawn = inside(prior, super().sample(count, cluster, seed=turn_seed, **data))
+                landed = drawn[assign(drawn) == cluster]
+                points.append(landed)
+                clusters.append(torch.full((len(landed),), cluster))
+            super().fit(
+                torch.cat(points),
+                torch.cat(clusters),
+                num_clusters,
+                seed=derive_seed(seed, "refit", turn),
+                **data,
+            )
+
+
+class RejectionMapper:
+    """Draws proposals and keeps those that the cluster sampler assigns to the wanted cluster.
+
+    Every latent that it returns lies in the cluster, by the sampler's own word.
+
+    Args:
+        proposal: "mixture" and "refined" propose from the mapper of that name; "prior" proposes
+            from the generator's prior, so that the result is the prior restricted to the cluster,
+            latents of removed mass included.
+        max_tries: proposals per wanted latent before giving up, at least 1.
+        num_components: of the mixtures, as for `MixtureMapper`.
+
+    Attributes:
+        acceptance_: share of proposals that lay in each cluster when it was fitted, (k,), float64.
+    """
+
+    def __init__(
+        self,
+        num_components: int | str = 2,
+        proposal: str = "mixture",
+        max_tries: int = 1000,
+    ) -> None:
+        if proposal not in PROPOSALS:
+            raise UnknownNameError("proposal", proposal, PROPOSALS)
+        check_count("max_tries", max_tries)
+        self.proposal = proposal
+        self.max_tries = max_tries
+        self._mixture: MixtureMapper | None = None
+        if proposal != "prior":
+            kind = RefinedMixtureMapper if proposal == "refined" else MixtureMapper
+            self._mixture = kind(num_components)
+
+    def fit(
+        self,
+        latents: Tensor,
+        labels: Tensor,
+        num_clusters: int,
+        *,
+        assign: Assign,
+        prior: LatentSpec | None,
+        seed: int,
+    ) -> None:
+        """Fits the proposals and measures how many of them are accepted; see `Mapper`."""
+        data: dict[str, Any] = {"assign": assign, "prior": prior}
+        if self._mixture is not None:
+            self._mixture.fit(latents, labels, num_clusters, seed=seed, **data)
+        shares = []
+        for cluster in range(num_clusters):
+            drawn = self._propose(
+                _TRIAL_PROPOSALS, cluster, seed=derive_seed(seed, "trial"), **data
+            )
+            shares.append((assign(drawn) == cluster).double().mean())
+        self.acceptance_ = torch.stack(shares)
+
+    def sample(
+        self, n: int, cluster: int, *, assign: Assign, prior: LatentSpec | None, seed: int
+    ) -> Tensor:
+        """Draws latents (n, M), float32, all of which `assign` gives to `cluster`.
+
+        Raises:
+            SamplingError: `max_tries · n` proposals were not enough.
+        """
+        found: list[Tensor] = []
+        missing, tried, accepted = n, 0, 0
+        while missing > 0:
+            if tried >= self.max_tries * n:
+                raise SamplingError(
+                    f"cluster {cluster} took {accepted} of {tried:,} proposals, and {n} latents "
+                    f"were asked for; raise max_tries (now {self.max_tries} per latent) or choose "
+                    f"another proposal than {self.proposal!r}"
+                )
+            rate = max(
+                float(self.acceptance_[cluster]) if not tried else accepted / tried,
+                1.0 / _TRIAL_PROPOSALS,
+            )
+            count = min(int(missing / rate * 1.1) + 8, _LARGEST_BATCH, self.max_tries * n - tried)
+            drawn = self._propose(
+                count, cluster, assign=assign, prior=prior, seed=derive_seed(seed, "tries", tried)
+            )
+            drawn = drawn[assign(drawn) == cluster]
+            found.append(drawn[:missing])
+            tried, accepted = tried + count, accepted + len(drawn)
+            missing -= len(found[-1])
+        return torch.cat(found)
+
+    def state(self) -> dict[str, Tensor]:
+        """Returns all that was fitted, by name."""
+        mixture = {} if self._mixture is None else self._mixture.state()
+        return {"acceptance": self.acceptance_, **mixture}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Takes up what `state` returned."""
+        rest = dict(state)
+        self.acceptance_ = rest.pop("acceptance")
+        if self._mixture is not None:
+            self._mixture.load_state(rest)
+
+    def _propose(
+        self, count: int, cluster: int, *, assign: Assign, prior: LatentSpec | None, seed: int
+    ) -> Tensor:
+        if self._mixture is not None:
+            drawn = self._mixture.sample(count, cluster, assign=assign, prior=prior, seed=seed)
+            return inside(prior, drawn)
+        if prior is None:
+            raise ParameterError(
+                "proposal 'prior' needs the generator whose prior it is; fit with generator=..., "
+                "or take proposal 'mixture'"
+            )
+        return prior.sample(count, random_generator(seed, "cluster", cluster))
+
+
+MAPPERS = {
+    "mixture": MixtureMapper,
+    "refined": RefinedMixtureMapper,
+    "rejection": RejectionMapper,
+}
+PROPOSALS = ("mixture", "refined", "prior")
+
+
+def build_mapper(name: str, **parameters: Any) -> Mapper:
+    """Builds the mapper called `name`.
+
+    Raises:
+        UnknownNameError: there is none.
+        ParameterError: a parameter is unknown or outside its range.
+    """
+    if name not in MAPPERS:
+        raise UnknownNameError("mapper", name, MAPPERS)
+    check_parameters(MAPPERS[name], parameters, f"mapper {name!r}")
+    mapper: Mapper = MAPPERS[name](**parameters)
+    return mapper
+
+
+def inside(prior: LatentSpec | None, latents: Tensor) -> Tensor:
+    """Returns latents (n, M) moved into the bounds of the prior, where it has any."""
+    if prior is None or prior.distribution == "normal":
+        return latents
+    return latents.clamp(prior.low, prior.high)
+
+
+def _shared_covariance(groups: list[Array], dim: int) -> Array:
+    """Returns the covariance (M, M) of latents around the mean of their cluster."""
+    within = np.concatenate([group - group.mean(axis=0) for group in groups if len(group)])
+    return np.cov(within, rowvar=False, bias=True).reshape(dim, dim)
+
+
+def _stacked(parts: tuple[npt.NDArray[Any], ...]) -> Array:
+    """Stacks arrays over clusters; those with fewer components are filled up with their first.
+
+    Weights are filled up with 0, so that what is filled in is never drawn.
+    """
+    most = max(len(part) for part in parts)
+    filled = []
+    for part in parts:
+        missing = most - len(part)
+        extra = np.zeros(missing) if part.ndim == 1 else np.repeat(part[:1], missing, axis=0)
+        filled.append(np.concatenate([part, extra]))
+    return np.stack(filled)
