@@ -235,3 +235,40 @@ def test_a_snapshot_after_no_such_epoch_is_refused(
     config = gan_config("epochs=2", f"snapshots={epochs}")
     with pytest.raises(ParameterError, match="epochs from 1 to 2"):
         run_training(config, str(digits), tmp_path / "run")
+
+
+def test_a_classifier_may_be_tested_on_a_part_of_the_images(digits: Path, tmp_path: Path) -> None:
+    data = np.load(digits)
+    whole = tmp_path / "whole.npz"
+    np.savez(whole, images=data["x_train"], labels=data["y_train"])
+    config = read_toml(EXAMPLES / "mnist-classifier.toml")
+    settings = ["epochs=3", "model.num_classes=2", "test_fraction=0.2", "batch_size=8"]
+    names = ["card.classes=['upper', 'lower']"]
+    model = run_training(
+        apply_overrides(config, settings + names), str(whole), tmp_path / "classifier"
+    )
+    classifier = load_classifier(f"local-dir:{model}")
+    assert classifier.classes == ("upper", "lower")
+    assert classifier.measured["test_accuracy"] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error", "message"),
+    [
+        (["epochs=1"], DataError, "x_test"),
+        (["test_fraction=1.0"], ParameterError, "above 0 and below 1"),
+        (
+            ["test_fraction=0.1", "card.classes=['upper']"],
+            ParameterError,
+            "names 1 classes, and model.num_classes is 10",
+        ),
+    ],
+)
+def test_what_a_classifier_cannot_be_tested_on_is_refused(
+    digits: Path, tmp_path: Path, overrides: list[str], error: type[Exception], message: str
+) -> None:
+    data = np.load(digits)
+    np.savez(tmp_path / "whole.npz", images=data["x_train"], labels=data["y_train"])
+    config = apply_overrides(read_toml(EXAMPLES / "mnist-classifier.toml"), overrides)
+    with pytest.raises(error, match=message):
+        run_training(config, str(tmp_path / "whole.npz"), tmp_path / "out")

@@ -1,6 +1,6 @@
 """Training of the evaluation classifier."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pgmkit import files, hub
-from pgmkit.errors import DataError
+from pgmkit.errors import DataError, ParameterError
 from pgmkit.evaluate.classifier import ARCHITECTURE, LASHClassifier
 from pgmkit.references import CONFIG_FILE, FORMAT_VERSION, WEIGHTS_FILE
 from pgmkit.train.card import model_card
@@ -25,6 +25,7 @@ class ClassifierTask:
         model_args: parameters of `LASHClassifier`.
         optimizer: its settings.
         test: labelled test images.
+        classes: names of the classes in order, or None for their numbers.
         seed: of the initial weights.
         device: where it is trained.
     """
@@ -35,12 +36,19 @@ class ClassifierTask:
         optimizer: Adam,
         test: ImageData,
         *,
+        classes: Sequence[str] | None = None,
         seed: int,
         device: torch.device,
     ) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             network = LASHClassifier(**model_args)
+        if classes is not None and len(classes) != network.num_classes:
+            raise ParameterError(
+                f"card.classes names {len(classes)} classes, and model.num_classes is "
+                f"{network.num_classes}"
+            )
+        self.classes = classes
         self.model_args = dict(model_args)
         self.network = network.to(device)
         self.optimizer = optimizer.build(self.network)
@@ -102,6 +110,7 @@ class ClassifierTask:
             "format_version": FORMAT_VERSION,
             "architecture": ARCHITECTURE,
             "model_args": self.model_args,
+            **({"classes": list(self.classes)} if self.classes else {}),
             **hub.terms(record.get("card", {})),
             "measured": measured,
             "provenance": {"training": record},

@@ -1,7 +1,7 @@
 """From a config to a training run."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from pgmkit.config import make_settings
 from pgmkit.errors import DataError, ParameterError, UnknownNameError
 from pgmkit.generator import LatentSpec
 from pgmkit.machine import check_device
+from pgmkit.seeds import random_generator
 from pgmkit.train.classifier import ClassifierTask
 from pgmkit.train.data import ImageData, load_images
 from pgmkit.train.gan import GANSettings, GANTask
@@ -28,6 +29,8 @@ class TrainSettings:
         batch_size: images per step, at least 2.
         seed: of everything random.
         snapshots: epochs after which the model is exported too, each from 1 to `epochs`.
+        test_fraction: share of the images, in (0, 1), that a classifier is tested on and not
+            trained on; None where the data have a test split of their own.
         image_size: side to which images are padded or resized; None leaves them.
         model: settings of the task.
         optimizer: `learning_rate` and `betas`.
@@ -39,6 +42,7 @@ class TrainSettings:
     batch_size: int
     seed: int = 0
     snapshots: Sequence[int] = ()
+    test_fraction: float | None = None
     image_size: int | None = None
     model: Mapping[str, Any] = field(default_factory=dict)
     optimizer: Mapping[str, Any] = field(default_factory=dict)
@@ -80,12 +84,17 @@ def run_training(
             f"snapshots must be epochs from 1 to {settings.epochs}, not {list(settings.snapshots)}"
         )
     images = load_images(data, split="train", size=settings.image_size)
+    test = None
+    if settings.test_fraction is not None:
+        images, test = _split(images, settings.test_fraction, settings.seed)
+    elif settings.task == "classifier":
+        test = load_images(data, split="test", size=settings.image_size)
     if len(images) < settings.batch_size:
         raise DataError(
             f"{data} holds {len(images)} images, fewer than one batch of {settings.batch_size}; "
             "lower batch_size"
         )
-    task = _build_task(settings, images, data, check_device(device))
+    task = _build_task(settings, images, test, check_device(device))
     train(
         task,
         images,
@@ -101,8 +110,28 @@ def run_training(
     return out / "model"
 
 
+def _split(images: ImageData, test_fraction: float, seed: int) -> tuple[ImageData, ImageData]:
+    """Returns training and test images, parted by chance."""
+    count = round(test_fraction * len(images))
+    if not 0 < count < len(images):
+        raise ParameterError(
+            f"test_fraction is a share of the {len(images)} images above 0 and below 1, such as "
+            f"0.1, not {test_fraction}"
+        )
+    order = torch.randperm(len(images), generator=random_generator(seed, "test split"))
+    test, train = (
+        replace(
+            images,
+            images=images.images[index],
+            labels=None if images.labels is None else images.labels[index],
+        )
+        for index in (order[:count], order[count:])
+    )
+    return train, test
+
+
 def _build_task(
-    settings: TrainSettings, images: ImageData, data: str, device: torch.device
+    settings: TrainSettings, images: ImageData, test: ImageData | None, device: torch.device
 ) -> Task:
     optimizer = make_settings(Adam, settings.optimizer, "optimizer")
     if settings.task == "gan":
@@ -112,7 +141,13 @@ def _build_task(
         gan = make_settings(GANSettings, {**model, "optimizer": optimizer}, "model")
         return GANTask(gan, seed=settings.seed, device=device)
     if settings.task == "classifier":
-        images.require_labels()
-        test = load_images(data, split="test", size=settings.image_size)
-        return ClassifierTask(settings.model, optimizer, test, seed=settings.seed, device=device)
+        assert test is not None
+        return ClassifierTask(
+            settings.model,
+            optimizer,
+            test,
+            classes=settings.card.get("classes"),
+            seed=settings.seed,
+            device=device,
+        )
     raise UnknownNameError("training task", settings.task, ["gan", "classifier"])
