@@ -77,7 +77,8 @@ class LatentSpec:
         else:
             below, above = self._normal_cdf_at_bounds()
             share = (torch.special.ndtr(z / self.std) - below) / (above - below)
-        return torch.special.ndtri(share.clamp(_SMALLEST_SHARE, 1 - _SMALLEST_SHARE))
+        x: Tensor = torch.special.ndtri(share.clamp(_SMALLEST_SHARE, 1 - _SMALLEST_SHARE))
+        return x
 
     def from_normal(self, x: Tensor) -> Tensor:
         """Returns the latents z (B, M), float32, of x (B, M): the inverse of `to_normal`."""
