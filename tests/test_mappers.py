@@ -328,6 +328,28 @@ def test_tiny_clusters_and_repeated_latents_end_in_finite_draws(
         assert drawn.isfinite().all()
 
 
+def test_clusters_that_are_points_are_drawn_as_points() -> None:
+    points = torch.tensor([[0.1, 0.7], [0.3, 0.9], [5.3, 0.1]])
+    labels = torch.arange(3).repeat(7)
+    mixture = fitted("mixture", points.repeat(7, 1), labels)
+    for cluster, point in enumerate(points):
+        drawn = mixture.sample(50, cluster, assign=nowhere, prior=None, seed=0)
+        torch.testing.assert_close(drawn, point.expand(50, 2), rtol=0, atol=1e-5)
+
+
+def test_a_cluster_without_latents_is_no_obstacle() -> None:
+    latents, labels = gaussian(100), torch.arange(100) % 2 * 2  # there is no cluster 1
+    with pytest.warns(PgmkitWarning, match=r"1 of 3 clusters .*: 1 \(0\)"):
+        mixture = fitted("mixture", latents, labels)
+    assert mixture.sample(20, 1, assign=nowhere, prior=None, seed=0).isfinite().all()
+    with pytest.warns(PgmkitWarning) as caught:
+        mapper = fitted("rejection", latents, labels, assign=lambda z: by_sign(z) * 2)
+    assert "1 of 3 clusters took none of the trial proposals" in str(caught[-1].message)
+    assert mapper.acceptance_[1] == 0
+    with pytest.raises(SamplingError, match="cluster 1 took 0 of 2,000 proposals"):
+        mapper.sample(2, 1, assign=lambda z: by_sign(z) * 2, prior=None, seed=0)
+
+
 @pytest.mark.parametrize("mapper", ["mixture", "refined"])
 def test_small_clusters_are_warned_of_once(mapper: str) -> None:
     latents = torch.cat([gaussian(100), torch.tensor([[30.0, 0.0]])])

@@ -154,8 +154,8 @@ class MixtureMapper:
         centre = z.mean(axis=0)
         groups = [z[clusters == cluster] - centre for cluster in range(num_clusters)]
         within = np.concatenate([group - group.mean(axis=0) for group in groups if len(group)])
-        # Clusters of one point each have no spread; what all latents have is the next best.
-        scale = float(within.std()) or float(z.std()) or 1.0
+        # Clusters that are points have no spread but what rounding makes of it.
+        scale = max(float(within.std()), 1e-6 * float(z.std())) or 1.0
         shared = np.cov(within / scale, rowvar=False, bias=True).reshape(z.shape[1], z.shape[1])
         # Threads would add up in an order that changes from run to run.
         with threadpool_limits(limits=1):
@@ -360,8 +360,8 @@ class RejectionMapper:
             if tried >= budget:
                 raise SamplingError(
                     f"cluster {cluster} took {accepted} of {tried:,} proposals, and {n} latents "
-                    f"were asked for; raise max_tries (now {self.max_tries} per latent) or choose "
-                    f"another proposal than {self.proposal!r}"
+                    f"were asked for; raise max_tries (now {self.max_tries} per latent), choose "
+                    f"another proposal than {self.proposal!r}, or ask for fewer clusters"
                 )
             count = min(_num_proposals(missing, rate), _LARGEST_BATCH, budget - tried)
             tries = derive_seed(seed, "tries", tried)
