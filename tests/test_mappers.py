@@ -182,8 +182,8 @@ def two_parts(count: int) -> Tensor:
 
 
 def test_bic_takes_as_many_components_as_there_are_parts() -> None:
-    latents = torch.cat([gaussian(600), two_parts(600) + 20])
-    labels = (torch.arange(1200) >= 600).long()
+    latents = torch.cat([gaussian(400), two_parts(400) + 20])
+    labels = (torch.arange(800) >= 400).long()
     mixture = fitted("mixture", latents, labels, num_components="bic")
     assert (mixture.weights_ > 0).sum(dim=1).tolist() == [1, 2]
     torch.testing.assert_close(mixture.weights_.sum(1), torch.ones(2).double())
