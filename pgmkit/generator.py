@@ -13,6 +13,7 @@ from pgmkit.errors import GeneratorError, ParameterError
 from pgmkit.seeds import random_generator
 
 _LATENT_CHUNK = 256
+_SMALLEST_SHARE = 1e-7
 _DISTRIBUTIONS = ("normal", "uniform", "truncated-normal")
 
 
@@ -61,11 +62,30 @@ class LatentSpec:
         if self.distribution == "normal":
             return torch.randn(count, self.dim, generator=random) * self.std
         uniform = torch.rand(count, self.dim, generator=random, dtype=torch.float64)
+        return self._quantile(uniform).float()
+
+    def to_normal(self, z: Tensor) -> Tensor:
+        """Returns x (B, M), float64, such that z from this prior gives x from N(0, 1).
+
+        Coordinates on a bound, whose x would be infinite, count as 1e-7 of the mass away from it.
+        """
+        z = z.double()
+        if self.distribution == "normal":
+            return z / self.std
         if self.distribution == "uniform":
-            return (self.low + (self.high - self.low) * uniform).float()
-        below, above = self._normal_cdf_at_bounds()
-        drawn: Tensor = torch.special.ndtri(below + (above - below) * uniform) * self.std
-        return drawn.clamp_(self.low, self.high).float()
+            share = (z - self.low) / (self.high - self.low)
+        else:
+            below, above = self._normal_cdf_at_bounds()
+            share = (torch.special.ndtr(z / self.std) - below) / (above - below)
+        x: Tensor = torch.special.ndtri(share.clamp(_SMALLEST_SHARE, 1 - _SMALLEST_SHARE))
+        return x
+
+    def from_normal(self, x: Tensor) -> Tensor:
+        """Returns the latents z (B, M), float32, of x (B, M): the inverse of `to_normal`."""
+        if self.distribution == "normal":
+            return (x.double() * self.std).float()
+        share = torch.special.ndtr(x.double())
+        return self._quantile(share.clamp(_SMALLEST_SHARE, 1 - _SMALLEST_SHARE)).float()
 
     def log_prior(self, z: Tensor) -> Tensor:
         """Returns log p(z) in nats, float64 (B,), for z (B, M); -inf outside the support."""
@@ -80,6 +100,14 @@ class LatentSpec:
         if self.distribution != "normal":
             density = density.masked_fill((z < self.low) | (z > self.high), -math.inf)
         return density.sum(dim=1)
+
+    def _quantile(self, share: Tensor) -> Tensor:
+        """Returns the coordinates, of a bounded prior, below which shares of its mass lie."""
+        if self.distribution == "uniform":
+            return self.low + (self.high - self.low) * share
+        below, above = self._normal_cdf_at_bounds()
+        found: Tensor = torch.special.ndtri(below + (above - below) * share) * self.std
+        return found.clamp_(self.low, self.high)
 
     def _normal_cdf_at_bounds(self) -> tuple[float, float]:
         bounds = torch.tensor([self.low, self.high], dtype=torch.float64) / self.std

@@ -60,12 +60,40 @@ def pgmkit_cluster_samplers() -> Iterable[Component]:  # type: ignore[empty-body
     and `sample(n, cluster, seed) -> (n, M)`. To be saved it has `get_params() -> dict`,
     `state() -> dict[str, Tensor]` and `load_state(state)`.
 
+    Optional parts: `bind(generator)` is called after loading, for a sampler that needs its
+    generator. `features(latents, *, generator, seed) -> (n, d)` gives the points in which clusters
+    are sought, so that they can be looked at without a fit. `acceptance_rate(cluster)` is the share
+    of the latents it tries that `sample` returns, in [0, 1], or None if that is all of them.
+    `num_clusters_`, set by `fit`, is the number of clusters where the sampler finds it itself; k is
+    `num_clusters` otherwise. `sample` raises `pgmkit.errors.SamplingError` for a cluster that it
+    cannot find latents of.
+
     Example:
         ::
 
             @hookimpl
             def pgmkit_cluster_samplers():
                 return [Component("grid", "my_plugin.grid:GridSampler", "cells of a grid")]
+
+        and in `my_plugin/grid.py`, without what is only needed to save it::
+
+            class GridSampler:
+                def __init__(self, num_clusters=4):
+                    self.num_clusters = num_clusters
+
+                def fit(self, latents, *, images=None, generator=None, seed=0):
+                    steps = torch.linspace(0, 1, self.num_clusters + 1)[1:-1]
+                    self.cuts = latents[:, 0].quantile(steps)
+                    self.latents, self.labels_ = latents, self.predict(latents)
+                    return self
+
+                def predict(self, latents):
+                    return torch.bucketize(latents[:, 0].contiguous(), self.cuts)
+
+                def sample(self, n, cluster, seed):
+                    random = torch.Generator().manual_seed(seed)
+                    members = self.latents[self.labels_ == cluster]
+                    return members[torch.randint(len(members), (n,), generator=random)]
     """
 
 

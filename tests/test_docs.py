@@ -6,12 +6,15 @@ import re
 import shlex
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pluggy
 import pytest
+import torch
 from click.testing import CliRunner
 
+import pgmkit
 from pgmkit import hookspecs
 from pgmkit.cli import cli
 from pgmkit.components import KINDS
@@ -82,6 +85,19 @@ def test_the_page_on_spectra_runs(
     assert "Spectrum(300 latents of 64 dimensions" in capsys.readouterr().out
 
 
+def test_the_page_on_samplers_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = ROOT / "docs" / "samplers.md"
+    run_commands(page, tmp_path)
+    assert (tmp_path / "refined" / "report.html").exists()
+    assert (tmp_path / "exact.png").stat().st_size > 1000
+    monkeypatch.chdir(tmp_path)
+    for block in blocks(page, "python"):
+        exec(compile(quick(block), page.name, "exec"), {})
+    assert "of the proposals are accepted" in capsys.readouterr().out
+
+
 def test_the_two_commands_are_targets_of_the_makefile() -> None:
     makefile = (ROOT / "Makefile").read_text()
     (block,) = blocks(ROOT / "README.md", "")[:1]
@@ -108,6 +124,20 @@ def test_the_example_plugin_of_the_docs_is_a_plugin(
     assert component.name == "central"
     assert len(code.splitlines()) <= 30
     sys.modules.pop("my_plugin")
+
+
+def test_the_example_sampler_of_the_specification_shatters() -> None:
+    text = inspect.getdoc(hookspecs.pgmkit_cluster_samplers) or ""
+    code = textwrap.dedent(text[text.index("    class GridSampler") :])
+    names: dict[str, object] = {"torch": torch}
+    exec(compile(code, "hookspecs.py", "exec"), names)
+    net = torch.nn.Sequential(torch.nn.Linear(2, 16), torch.nn.Tanh())
+    toy = pgmkit.Generator(net, latent=pgmkit.LatentSpec(2), image=pgmkit.ImageSpec((1, 4, 4)))
+    sampler = names["GridSampler"](num_clusters=3)  # type: ignore[operator]
+    shattered = pgmkit.shatter(toy, sampler=sampler, num_clusters=3, num_latents=200)
+    assert min(shattered.cluster_sizes) > 40
+    latents = shattered.sample_latents(20, cluster=1)
+    assert (shattered.predict(latents) == 1).all()
 
 
 def test_every_hook_and_its_arguments_are_documented() -> None:

@@ -37,6 +37,30 @@ def test_log_prior_is_the_log_density(name: str) -> None:
     torch.testing.assert_close(spec.log_prior(z), reference, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", PRIORS)
+def test_latents_become_standard_normal_and_come_back(name: str) -> None:
+    spec, _ = PRIORS[name]
+    z = spec.sample(4000, torch.Generator().manual_seed(0))
+    x = spec.to_normal(z)
+    assert x.dtype == torch.float64
+    assert stats.kstest(x.flatten().numpy(), "norm").pvalue > 0.01
+    assert spec.from_normal(x).dtype == torch.float32
+    torch.testing.assert_close(spec.from_normal(x), z, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["uniform", "truncated"])
+def test_the_bounds_of_a_prior_become_finite_and_nothing_comes_back_outside(name: str) -> None:
+    spec, _ = PRIORS[name]
+    bounds = torch.tensor([[spec.low, spec.high, spec.low]])
+    x = spec.to_normal(bounds)
+    assert (x.abs() > 5).all()
+    assert (x.abs() < 6).all()
+    torch.testing.assert_close(spec.from_normal(x), bounds, rtol=0, atol=1e-5)
+    far = spec.from_normal(torch.tensor([[-50.0, 50.0, math.inf]]))
+    assert (far >= spec.low).all()
+    assert (far <= spec.high).all()
+
+
 def test_outside_a_bounded_prior_the_density_is_zero() -> None:
     for name in ("uniform", "truncated"):
         assert PRIORS[name][0].log_prior(torch.full((1, 3), 9.0)).item() == -math.inf

@@ -15,7 +15,7 @@ from pgmkit.config import check_count
 from pgmkit.errors import ParameterError
 from pgmkit.generator import Generator, LatentSpec
 from pgmkit.seeds import derive_seed
-from pgmkit_plugins.samplers.mappers import Mapper, build_mapper, inside
+from pgmkit_plugins.samplers.mappers import Mapper, build_mapper
 
 Array = npt.NDArray[np.float64]
 
@@ -135,8 +135,7 @@ class ComposedSampler(BaseEstimator):  # type: ignore[misc]
         Raises:
             SamplingError: the mapper does not find as many in the tries that it has.
         """
-        drawn = self.mapper_.sample(n, cluster, assign=self.predict, prior=self._prior, seed=seed)
-        return inside(self._prior, drawn)
+        return self.mapper_.sample(n, cluster, assign=self.predict, prior=self._prior, seed=seed)
 
     def acceptance_rate(self, cluster: int) -> float | None:
         """Returns the share of the mapper's proposals that it accepts; None if it takes all."""
@@ -189,8 +188,13 @@ class ComposedSampler(BaseEstimator):  # type: ignore[misc]
 
     def _assign(self, points: Array) -> npt.NDArray[Any]:
         """Returns the cluster of each new point (n, d)."""
-        nearest = torch.cdist(torch.from_numpy(points), self.cluster_centers_).argmin(dim=1)
-        assigned: npt.NDArray[Any] = nearest.numpy()
+        # By differences, not by a product of matrices, whose last bits depend on the other points.
+        distances = torch.cdist(
+            torch.from_numpy(points),
+            self.cluster_centers_,
+            compute_mode="donot_use_mm_for_euclid_dist",
+        )
+        assigned: npt.NDArray[Any] = distances.argmin(dim=1).numpy()
         return assigned
 
 

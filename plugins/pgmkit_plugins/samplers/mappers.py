@@ -4,6 +4,7 @@ A mapper never looks at images itself. Where it has to know in which cluster a n
 asks the cluster sampler, through the function `assign` (latents (n, M) to clusters (n,)).
 """
 
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -60,8 +61,10 @@ class Mapper(Protocol):
 class MixtureMapper:
     """A Gaussian mixture per cluster: the mapper of the LASH paper (section 3.2).
 
-    Everything is fitted in float64 on latents that are centred and divided by one common scale. A
-    cluster with fewer than `num_components · (M + 1)` latents cannot carry full covariances: it
+    Everything is fitted in float64 on latents that are centred and divided by one common scale, the
+    spread within clusters. Where the prior has bounds, latents are first turned into those of a
+    normal prior, and what is drawn is turned back, so that it lies inside (`LatentSpec.to_normal`).
+    A cluster with fewer than `num_components · (M + 1)` latents cannot carry full covariances: it
     gets one Gaussian with the covariance that all clusters share, and a warning says so.
 
     Args:
@@ -69,10 +72,14 @@ class MixtureMapper:
             from 1 to 5 with the lowest Bayesian information criterion (Schwarz 1978).
 
     Attributes:
-        weights_: of the components, (k, c), float64, each row sums to 1.
+        weights_: of the components, (k, c), float64, each row sums to 1; 0 fills up clusters with
+            fewer components than others.
         means_: (k, c, M), float64.
         cholesky_: lower factors L of the covariances L·Lᵀ, (k, c, M, M), float64.
+        bounded_: whether the prior had bounds, so that the mixtures are those of `to_normal`.
     """
+
+    _saved = ("weights", "means", "cholesky", "bounded")
 
     def __init__(self, num_components: int | str = 2) -> None:
         if num_components != "bic":
@@ -94,46 +101,75 @@ class MixtureMapper:
         seed: int,
     ) -> None:
         """Fits a mixture to each cluster; see `Mapper`."""
-        z, clusters = latents.detach().cpu().double().numpy(), labels.numpy()
+        sizes = labels[labels >= 0].bincount(minlength=num_clusters)
+        self._warn_of_small_clusters(sizes.tolist(), latents.shape[1])
+        self._fit_mixtures(latents, labels, num_clusters, prior, seed)
+
+    def sample(
+        self, n: int, cluster: int, *, assign: Assign, prior: LatentSpec | None, seed: int
+    ) -> Tensor:
+        """Draws latents (n, M), float32, from the mixture of one cluster.
+
+        Raises:
+            ParameterError: the prior has bounds, and is not given.
+        """
+        random = random_generator(seed, "cluster", cluster)
+        component = torch.multinomial(self.weights_[cluster], n, replacement=True, generator=random)
+        drawn = torch.randn(n, self.means_.shape[2], generator=random, dtype=torch.float64)
+        for index in component.unique().tolist():
+            chosen = component == index
+            factor = self.cholesky_[cluster, index]
+            drawn[chosen] = self.means_[cluster, index] + drawn[chosen] @ factor.T
+        if not self.bounded_:
+            return drawn.float()
+        if prior is None:
+            raise ParameterError(
+                "these clusters were found in latents with bounds; bind the sampler to its "
+                "generator, which knows them"
+            )
+        return prior.from_normal(drawn)
+
+    def state(self) -> dict[str, Tensor]:
+        """Returns all that was fitted, by name."""
+        return {name: getattr(self, f"{name}_") for name in self._saved}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Takes up what `state` returned."""
+        for name in self._saved:
+            setattr(self, f"{name}_", state[name])
+
+    def _fit_mixtures(
+        self,
+        latents: Tensor,
+        labels: Tensor,
+        num_clusters: int,
+        prior: LatentSpec | None,
+        seed: int,
+    ) -> None:
+        """Fits a mixture to each cluster, without a warning."""
+        bounded = prior is not None and prior.distribution != "normal"
+        latents = latents.detach().cpu()
+        latents = prior.to_normal(latents) if prior is not None and bounded else latents.double()
+        z, clusters = latents.numpy(), labels.numpy()
         centre = z.mean(axis=0)
-        scale = float(z.std()) or 1.0
-        scaled = (z - centre) / scale
-        groups = [scaled[clusters == cluster] for cluster in range(num_clusters)]
-        shared = _shared_covariance(groups, z.shape[1])
-        self._warn_of_small_clusters([len(group) for group in groups], z.shape[1])
+        groups = [z[clusters == cluster] - centre for cluster in range(num_clusters)]
+        within = np.concatenate([group - group.mean(axis=0) for group in groups if len(group)])
+        # Clusters that are points have no spread but what rounding makes of it.
+        scale = max(float(within.std()), 1e-6 * float(z.std())) or 1.0
+        shared = np.cov(within / scale, rowvar=False, bias=True).reshape(z.shape[1], z.shape[1])
         # Threads would add up in an order that changes from run to run.
         with threadpool_limits(limits=1):
             fitted = [
-                self._fit_cluster(group, shared, derive_seed(seed, "mixture", cluster) % 2**32)
+                self._fit_cluster(
+                    group / scale, shared, derive_seed(seed, "mixture", cluster) % 2**32
+                )
                 for cluster, group in enumerate(groups)
             ]
         weights, means, cholesky = (_stacked(parts) for parts in zip(*fitted, strict=True))
         self.weights_ = torch.from_numpy(weights)
         self.means_ = torch.from_numpy(means * scale + centre)
         self.cholesky_ = torch.from_numpy(cholesky * scale)
-
-    def sample(
-        self, n: int, cluster: int, *, assign: Assign, prior: LatentSpec | None, seed: int
-    ) -> Tensor:
-        """Draws latents (n, M), float32, from the mixture of one cluster."""
-        random = random_generator(seed, "cluster", cluster)
-        component = torch.multinomial(self.weights_[cluster], n, replacement=True, generator=random)
-        drawn = torch.randn(n, self.means_.shape[2], generator=random, dtype=torch.float64)
-        for index, (mean, factor) in enumerate(
-            zip(self.means_[cluster], self.cholesky_[cluster], strict=True)
-        ):
-            chosen = component == index
-            drawn[chosen] = mean + drawn[chosen] @ factor.T
-        return drawn.float()
-
-    def state(self) -> dict[str, Tensor]:
-        """Returns all that was fitted, by name."""
-        return {"weights": self.weights_, "means": self.means_, "cholesky": self.cholesky_}
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """Takes up what `state` returned."""
-        for name, value in state.items():
-            setattr(self, f"{name}_", value)
+        self.bounded_ = torch.tensor(bounded)
 
     def _candidates(self, count: int, dim: int) -> list[int]:
         """Returns the numbers of components that `count` latents can carry, none if too few."""
@@ -199,8 +235,8 @@ class RefinedMixtureMapper(MixtureMapper):
     def __init__(self, num_components: int | str = 2, rounds: int = 2, draws: float = 2.0) -> None:
         super().__init__(num_components)
         check_count("rounds", rounds)
-        if not draws > 0:
-            raise ParameterError(f"draws must be above 0, not {draws!r}")
+        if not isinstance(draws, int | float) or not 0 < draws < math.inf:
+            raise ParameterError(f"draws must be a number above 0, not {draws!r}")
         self.rounds = rounds
         self.draws = draws
 
@@ -215,26 +251,30 @@ class RefinedMixtureMapper(MixtureMapper):
         seed: int,
     ) -> None:
         """Fits a mixture to each cluster, then refines it; see `Mapper`."""
-        data: dict[str, Any] = {"assign": assign, "prior": prior}
-        super().fit(latents, labels, num_clusters, seed=seed, **data)
-        sizes = labels[labels >= 0].bincount(minlength=num_clusters)
+        super().fit(latents, labels, num_clusters, assign=assign, prior=prior, seed=seed)
+        own = latents.detach().cpu()
+        sizes = labels[labels >= 0].bincount(minlength=num_clusters).tolist()
         for turn in range(self.rounds):
-            points, clusters = [latents.cpu().float()], [labels]
-            for cluster, size in enumerate(sizes.tolist()):
+            points, clusters = [own], [labels]
+            for cluster, size in enumerate(sizes):
                 if not size:
                     continue
-                count = max(1, round(self.draws * size))
-                turn_seed = derive_seed(seed, "refine", turn)
-                drawn = inside(prior, super().sample(count, cluster, seed=turn_seed, **data))
-                landed = drawn[assign(drawn) == cluster]
+                drawn = self.sample(
+                    math.ceil(self.draws * size),
+                    cluster,
+                    assign=assign,
+                    prior=prior,
+                    seed=derive_seed(seed, "refine", turn),
+                )
+                landed = drawn[assign(drawn) == cluster].to(own.dtype)
                 points.append(landed)
                 clusters.append(torch.full((len(landed),), cluster))
-            super().fit(
+            self._fit_mixtures(
                 torch.cat(points),
                 torch.cat(clusters),
                 num_clusters,
-                seed=derive_seed(seed, "refit", turn),
-                **data,
+                prior,
+                derive_seed(seed, "refit", turn),
             )
 
 
@@ -244,14 +284,15 @@ class RejectionMapper:
     Every latent that it returns lies in the cluster, by the sampler's own word.
 
     Args:
+        num_components: of the mixtures, as for `MixtureMapper`.
         proposal: "mixture" and "refined" propose from the mapper of that name; "prior" proposes
             from the generator's prior, so that the result is the prior restricted to the cluster,
             latents of removed mass included.
         max_tries: proposals per wanted latent before giving up, at least 1.
-        num_components: of the mixtures, as for `MixtureMapper`.
 
     Attributes:
-        acceptance_: share of proposals that lay in each cluster when it was fitted, (k,), float64.
+        acceptance_: share of proposals that lay in each cluster when it was fitted, (k,), float64;
+            measured on 256 per cluster.
     """
 
     def __init__(
@@ -281,16 +322,28 @@ class RejectionMapper:
         seed: int,
     ) -> None:
         """Fits the proposals and measures how many of them are accepted; see `Mapper`."""
-        data: dict[str, Any] = {"assign": assign, "prior": prior}
         if self._mixture is not None:
-            self._mixture.fit(latents, labels, num_clusters, seed=seed, **data)
-        shares = []
-        for cluster in range(num_clusters):
-            drawn = self._propose(
-                _TRIAL_PROPOSALS, cluster, seed=derive_seed(seed, "trial"), **data
-            )
-            shares.append((assign(drawn) == cluster).double().mean())
+            self._mixture.fit(latents, labels, num_clusters, assign=assign, prior=prior, seed=seed)
+        trial = derive_seed(seed, "trial")
+        if self._mixture is None:  # one draw from the prior serves all clusters
+            drawn = self._propose(_TRIAL_PROPOSALS * num_clusters, 0, assign, prior, trial)
+            found = torch.cat([assign(batch) for batch in drawn.split(_LARGEST_BATCH)])
+            shares = [(found == cluster).double().mean() for cluster in range(num_clusters)]
+        else:
+            shares = []
+            for cluster in range(num_clusters):
+                drawn = self._propose(_TRIAL_PROPOSALS, cluster, assign, prior, trial)
+                shares.append((assign(drawn) == cluster).double().mean())
         self.acceptance_ = torch.stack(shares)
+        never = (self.acceptance_ == 0).nonzero().flatten().tolist()
+        if never:
+            warnings.warn(
+                f"{len(never)} of {num_clusters} clusters took none of the trial proposals from "
+                f"{self.proposal!r}, and may end in an error when they are sampled: "
+                f"{', '.join(map(str, never[:8]))}; choose another proposal or fewer clusters",
+                PgmkitWarning,
+                stacklevel=3,
+            )
 
     def sample(
         self, n: int, cluster: int, *, assign: Assign, prior: LatentSpec | None, seed: int
@@ -301,26 +354,23 @@ class RejectionMapper:
             SamplingError: `max_tries · n` proposals were not enough.
         """
         found: list[Tensor] = []
-        missing, tried, accepted = n, 0, 0
+        missing, tried, accepted, budget = n, 0, 0, self.max_tries * n
+        rate = float(self.acceptance_[cluster])
         while missing > 0:
-            if tried >= self.max_tries * n:
+            if tried >= budget:
                 raise SamplingError(
                     f"cluster {cluster} took {accepted} of {tried:,} proposals, and {n} latents "
-                    f"were asked for; raise max_tries (now {self.max_tries} per latent) or choose "
-                    f"another proposal than {self.proposal!r}"
+                    f"were asked for; raise max_tries (now {self.max_tries} per latent), choose "
+                    f"another proposal than {self.proposal!r}, or ask for fewer clusters"
                 )
-            rate = max(
-                float(self.acceptance_[cluster]) if not tried else accepted / tried,
-                1.0 / _TRIAL_PROPOSALS,
-            )
-            count = min(int(missing / rate * 1.1) + 8, _LARGEST_BATCH, self.max_tries * n - tried)
-            drawn = self._propose(
-                count, cluster, assign=assign, prior=prior, seed=derive_seed(seed, "tries", tried)
-            )
+            count = min(_num_proposals(missing, rate), _LARGEST_BATCH, budget - tried)
+            tries = derive_seed(seed, "tries", tried)
+            drawn = self._propose(count, cluster, assign, prior, tries)
             drawn = drawn[assign(drawn) == cluster]
             found.append(drawn[:missing])
-            tried, accepted = tried + count, accepted + len(drawn)
             missing -= len(found[-1])
+            tried, accepted = tried + count, accepted + len(drawn)
+            rate = accepted / tried
         return torch.cat(found)
 
     def state(self) -> dict[str, Tensor]:
@@ -330,23 +380,27 @@ class RejectionMapper:
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Takes up what `state` returned."""
-        rest = dict(state)
-        self.acceptance_ = rest.pop("acceptance")
+        self.acceptance_ = state["acceptance"]
         if self._mixture is not None:
-            self._mixture.load_state(rest)
+            self._mixture.load_state(state)
 
     def _propose(
-        self, count: int, cluster: int, *, assign: Assign, prior: LatentSpec | None, seed: int
+        self, count: int, cluster: int, assign: Assign, prior: LatentSpec | None, seed: int
     ) -> Tensor:
         if self._mixture is not None:
-            drawn = self._mixture.sample(count, cluster, assign=assign, prior=prior, seed=seed)
-            return inside(prior, drawn)
+            return self._mixture.sample(count, cluster, assign=assign, prior=prior, seed=seed)
         if prior is None:
             raise ParameterError(
                 "proposal 'prior' needs the generator whose prior it is; fit with generator=..., "
                 "or take proposal 'mixture'"
             )
         return prior.sample(count, random_generator(seed, "cluster", cluster))
+
+
+def _num_proposals(missing: int, rate: float) -> int:
+    """Returns how many proposals yield `missing` accepted ones, with a margin of one deviation."""
+    rate = max(rate, 1 / _TRIAL_PROPOSALS)
+    return math.ceil((missing + math.sqrt(missing * (1 - rate))) / rate)
 
 
 MAPPERS = {
@@ -369,19 +423,6 @@ def build_mapper(name: str, **parameters: Any) -> Mapper:
     check_parameters(MAPPERS[name], parameters, f"mapper {name!r}")
     mapper: Mapper = MAPPERS[name](**parameters)
     return mapper
-
-
-def inside(prior: LatentSpec | None, latents: Tensor) -> Tensor:
-    """Returns latents (n, M) moved into the bounds of the prior, where it has any."""
-    if prior is None or prior.distribution == "normal":
-        return latents
-    return latents.clamp(prior.low, prior.high)
-
-
-def _shared_covariance(groups: list[Array], dim: int) -> Array:
-    """Returns the covariance (M, M) of latents around the mean of their cluster."""
-    within = np.concatenate([group - group.mean(axis=0) for group in groups if len(group)])
-    return np.cov(within, rowvar=False, bias=True).reshape(dim, dim)
 
 
 def _stacked(parts: tuple[npt.NDArray[Any], ...]) -> Array:
