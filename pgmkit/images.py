@@ -47,7 +47,7 @@ class ImageData:
 
     def summary(self) -> dict[str, Any]:
         """Returns source, shape and checksum, which tell this data from other data."""
-        digest = hashlib.sha256(self.images.numpy().tobytes())
+        digest = hashlib.sha256(self.images.contiguous().numpy().data)
         if self.labels is not None:
             digest.update(self.labels.numpy().tobytes())
         shape = list(self.images.shape)
