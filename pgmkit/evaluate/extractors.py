@@ -1,7 +1,9 @@
 """Feature extractors: what fidelity scores look at images through. Each number names its own."""
 
+import contextlib
 import hashlib
 import importlib.metadata
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ from pgmkit.evaluate.classifier import load_classifier
 from pgmkit.references import first_line
 
 _BATCH = 64
+_LUMA = (0.299, 0.587, 0.114)
 _KINDS = ("inception", "classifier:NAME", "timm:NAME")
 _INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 
@@ -66,16 +69,16 @@ class FeatureExtractor:
                 f"{tuple(images.shape)}"
             )
         given = images.shape[1]
-        if self.channels is not None and given != self.channels:
-            if {given, self.channels} != {1, 3}:
-                raise ParameterError(
-                    f"the extractor {self.name!r} takes images of {self.channels} channels, and "
-                    f"these have {given}; only grey (1) and RGB (3) are turned into each other"
-                )
-            images = (
-                images.expand(-1, 3, -1, -1) if given == 1 else transforms.rgb_to_grayscale(images)
+        if self.channels not in (None, given) and {given, self.channels} != {1, 3}:
+            raise ParameterError(
+                f"the extractor {self.name!r} takes images of {self.channels} channels, and "
+                f"these have {given}; only grey (1) and RGB (3) are turned into each other"
             )
         pixels = images.float()
+        if self.channels == 3:
+            pixels = pixels.expand(-1, 3, -1, -1)
+        elif self.channels == 1 and given == 3:
+            pixels = torch.einsum("nchw,c->nhw", pixels, torch.tensor(_LUMA))[:, None].round()
         if self.size is not None and pixels.shape[-2:] != (self.size, self.size):
             mode = InterpolationMode(self.interpolation)
             pixels = transforms.resize(pixels, [self.size, self.size], mode, antialias=True)
@@ -182,9 +185,10 @@ def _inception(name: str, path: Path | None) -> FeatureExtractor:
     if path is None:
         path = Path(torch.hub.get_dir()) / "checkpoints" / _INCEPTION_FILE
         try:
-            torch.hub.load_state_dict_from_url(
-                URL_INCEPTION_V3, progress=False, check_hash=True, weights_only=True
-            )
+            with contextlib.redirect_stdout(sys.stderr):  # it says what it downloads
+                torch.hub.load_state_dict_from_url(
+                    URL_INCEPTION_V3, progress=False, check_hash=True, weights_only=True
+                )
         except Exception as error:  # of the network, the disk or the file; all end here
             raise LoadError(
                 f"the weights of Inception-v3 cannot be fetched from {URL_INCEPTION_V3}: "

@@ -205,12 +205,7 @@ def shattering_fidelity(
         LoadError: the extractor's weights are not there.
     """
     per_cluster = num_samples // shattered.num_clusters
-    if per_cluster < FEWEST:
-        raise ParameterError(
-            f"{num_samples} samples are {per_cluster} for each of {shattered.num_clusters} "
-            f"clusters, and fidelity needs {FEWEST}; ask for more samples"
-        )
-    _check_classes(reference, classifier)
+    check_fidelity(shattered, reference, classifier, num_samples)
     loaded = load_extractor(extractor, device)
     seed = derive_seed(seed, "fidelity")
     everything = reference_features(reference, loaded, cache=cache)
@@ -240,6 +235,35 @@ def shattering_fidelity(
     )
     _warn_of_few([result.before, result.after, *filter(None, result.clusters)])
     return result
+
+
+def check_fidelity(
+    shattered: ShatteredGenerator,
+    reference: ImageData,
+    classifier: Classifier | None,
+    num_samples: int,
+) -> None:
+    """Checks what `shattering_fidelity` takes, before anything is loaded or computed.
+
+    Raises:
+        ParameterError: `num_samples` is too small, or the reference has other classes.
+    """
+    per_cluster = num_samples // shattered.num_clusters
+    if per_cluster < FEWEST:
+        raise ParameterError(
+            f"{num_samples} samples are {per_cluster} for each of {shattered.num_clusters} "
+            f"clusters, and fidelity needs {FEWEST}; ask for more samples"
+        )
+    _check_count(reference.images, "reference images")
+    if reference.labels is None or classifier is None:
+        return
+    low, high = int(reference.labels.min()), int(reference.labels.max())
+    if low < 0 or high >= len(classifier.classes):
+        raise ParameterError(
+            f"the labels in {reference.source} go from {low} to {high}, and the classifier "
+            f"{classifier.name!r} knows 0 to {len(classifier.classes) - 1}; give another "
+            "classifier, or none to compare every cluster with all images"
+        )
 
 
 def reference_features(
@@ -419,18 +443,6 @@ def _check_count(images: Tensor, what: str) -> None:
         raise ParameterError(
             f"fidelity needs at least {FEWEST} {what}, and thousands to mean much; there are "
             f"{len(images)}"
-        )
-
-
-def _check_classes(reference: ImageData, classifier: Classifier | None) -> None:
-    if reference.labels is None or classifier is None:
-        return
-    low, high = int(reference.labels.min()), int(reference.labels.max())
-    if low < 0 or high >= len(classifier.classes):
-        raise ParameterError(
-            f"the labels in {reference.source} go from {low} to {high}, and the classifier "
-            f"{classifier.name!r} knows 0 to {len(classifier.classes) - 1}; give another "
-            "classifier, or none to compare every cluster with all images"
         )
 
 
