@@ -118,18 +118,19 @@ def load_extractor(
 ) -> FeatureExtractor:
     """Returns a feature extractor; its network goes into eval mode, without gradients, in place.
 
-    Args:
-        extractor: one of
+    * "inception": Inception-v3 of the TensorFlow model that published FID values use, its 2048
+      pooled features, through torch-fidelity. It resizes to 299×299 itself, as TensorFlow 1 did.
+      "inception@FILE" reads the weights from a file.
+    * "classifier:NAME": what the last layer of a classifier of pgmkit sees, such as
+      "classifier:mnist-classifier" for grey digits; NAME is any reference.
+    * "timm:NAME": a model of timm without its last layer, with pretrained weights from the Hub;
+      "timm:NAME@FILE" reads them from a safetensors or torch file.
 
-            * "inception": Inception-v3 of the TensorFlow model that published FID values use, its
-              2048 pooled features, through torch-fidelity. It resizes to 299×299 itself, as
-              TensorFlow 1 did. "inception@FILE" reads the weights from a file.
-            * "classifier:NAME": what the last layer of a classifier of pgmkit sees, such as
-              "classifier:mnist-classifier" for grey digits; NAME is any reference.
-            * "timm:NAME": a model of timm without its last layer, with pretrained weights from the
-              Hub; "timm:NAME@FILE" reads them from a safetensors or torch file.
-            * a `torch.nn.Module` that takes images in [-1, 1], or a `FeatureExtractor`. Their
-              features are not cached unless `FeatureExtractor.version` is set.
+    Features of other networks are not cached, unless `FeatureExtractor.version` is set.
+
+    Args:
+        extractor: one of these names, a `FeatureExtractor`, or a `torch.nn.Module` that takes
+            images in [-1, 1].
         device: where the network runs.
 
     Raises:
