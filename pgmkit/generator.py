@@ -14,6 +14,7 @@ from pgmkit.seeds import random_generator
 
 _LATENT_CHUNK = 256
 _SMALLEST_SHARE = 1e-7
+_IMAGE_BATCH = 256
 _DISTRIBUTIONS = ("normal", "uniform", "truncated-normal")
 
 
@@ -207,6 +208,11 @@ class Generator:
                 f"latents, and its image spec says {wanted}; correct the spec or wrap the module"
             )
         return images.reshape(wanted)
+
+    @torch.no_grad()
+    def images(self, latents: Tensor) -> Tensor:
+        """Returns G(z) for latents (n, M), made batch by batch and gathered on the CPU."""
+        return torch.cat([self(batch).cpu() for batch in latents.split(_IMAGE_BATCH)])
 
     def check_latents(self, z: Tensor) -> None:
         """Raises GeneratorError unless z has the shape (B, M)."""

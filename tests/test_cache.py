@@ -12,9 +12,9 @@ from tiny import begin_like, run_pgmkit, write_tiny_generator
 from torch import nn
 
 import pgmkit
+from pgmkit.cache import cache_folder
 from pgmkit.errors import ParameterError, PgmkitWarning
 from pgmkit.files import write_bytes
-from pgmkit.spectrum.cache import cache_folder
 from pgmkit.spectrum.differentiation import Differentiator, JacobianPlan
 from pgmkit.spectrum.jacobian import JacobianSpectra
 
@@ -53,7 +53,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> Computed:
 
 
 def entries() -> list[Path]:
-    return sorted(cache_folder().glob("[!.]*"))
+    return sorted(cache_folder("spectra").glob("[!.]*"))
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
@@ -232,10 +232,10 @@ def test_the_folder_is_the_users_cache_folder_unless_one_is_named(
 ) -> None:
     monkeypatch.delenv("PGMKIT_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / "pgmkit" / "spectra"
+    assert cache_folder("spectra") == tmp_path / "pgmkit" / "spectra"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert cache_folder() == tmp_path / "home" / ".cache" / "pgmkit" / "spectra"
+    assert cache_folder("spectra") == tmp_path / "home" / ".cache" / "pgmkit" / "spectra"
 
 
 def test_the_command_uses_the_cache_unless_told_otherwise(

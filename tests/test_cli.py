@@ -136,7 +136,7 @@ def test_a_bad_shatter_is_one_line_and_leaves_no_folder(
 
 BAD_TRAIN: dict[str, tuple[list[object], str]] = {
     "config that is not there": (["none.toml", "noise.npz"], "none.toml"),
-    "data that is not there": (["train.toml", "none.npz"], "no training data at"),
+    "data that is not there": (["train.toml", "none.npz"], "there are no images at"),
     "data of no known kind": (["train.toml", "train.toml"], "give an .npz file"),
     "archive without images": (["train.toml", "numbers.npz"], "it needs an array called 'images'"),
     "folder without images": (["train.toml", "empty"], "there are no images in"),

@@ -1,5 +1,6 @@
 """What the README and the docs say is true."""
 
+import dataclasses
 import inspect
 import json
 import re
@@ -19,6 +20,9 @@ from pgmkit import hookspecs
 from pgmkit.cli import cli
 from pgmkit.components import KINDS
 from pgmkit.config import read_toml
+from pgmkit.evaluate.diagnostics import ClusterFidelity, Diagnostics
+from pgmkit.evaluate.fidelity import FidelityScores
+from pgmkit.evaluate.metrics import ClusterScores
 from pgmkit.evaluate.run import prepare
 
 ROOT = Path(__file__).parent.parent
@@ -96,6 +100,31 @@ def test_the_page_on_samplers_runs(
     for block in blocks(page, "python"):
         exec(compile(quick(block), page.name, "exec"), {})
     assert "of the proposals are accepted" in capsys.readouterr().out
+
+
+def test_the_page_on_metrics_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = ROOT / "docs" / "metrics.md"
+    run_commands(page, tmp_path)
+    numbers = json.loads((tmp_path / "evaluation.json").read_text())
+    assert numbers["scores"]["mapper samples"]["num_samples"] == 300
+    monkeypatch.chdir(tmp_path)
+    (block,) = blocks(page, "python")
+    exec(compile(block, page.name, "exec"), {})
+    assert "FidelityScores(extractor='Flatten'" in capsys.readouterr().out
+
+
+def test_every_score_is_documented() -> None:
+    text = (ROOT / "docs" / "metrics.md").read_text().lower()
+    for record in (FidelityScores, ClusterFidelity, Diagnostics, ClusterScores):
+        documentation = inspect.getdoc(record) or ""
+        for field in dataclasses.fields(record):
+            assert f"{field.name}:" in documentation
+    for field in ("fid", "kid", "precision", "recall", "density", "coverage", "homogeneity"):
+        assert f"| {field} |" in text
+    for name in ("inception", "classifier:", "timm:"):
+        assert f"| `{name}" in text
 
 
 def test_the_two_commands_are_targets_of_the_makefile() -> None:

@@ -14,7 +14,7 @@ import pgmkit
 from pgmkit.config import apply_overrides, read_toml
 from pgmkit.errors import DataError, OutputError, ParameterError
 from pgmkit.evaluate.classifier import load_classifier
-from pgmkit.train.data import load_images
+from pgmkit.images import load_images
 from pgmkit.train.run import run_training
 
 EXAMPLES = Path(__file__).parent.parent / "examples"

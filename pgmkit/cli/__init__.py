@@ -19,6 +19,7 @@ _COMMANDS = {
     "shatter": ("pgmkit.cli.shatter:shatter", "Shatter a generator into clusters."),
     "spectrum": ("pgmkit.cli.spectrum:spectrum", "Compute spectra, tell about them, draw them."),
     "sample": ("pgmkit.cli.sample:sample", "Make images with a shattered generator."),
+    "evaluate": ("pgmkit.cli.evaluate:evaluate", "Score a shattered generator."),
     "train": ("pgmkit.cli.train:train", "Train a generator or an evaluation classifier."),
     "generators": ("pgmkit.cli.generators:generators", "List generators and tell about one."),
     "components": ("pgmkit.cli.components:components", "List the installed methods."),

@@ -1,7 +1,7 @@
 """How the commands print: JSON and tables."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
@@ -21,3 +21,14 @@ def print_table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> None:
     for line in lines:
         cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
         click.echo("  ".join(cells).rstrip())
+
+
+def scores_line(protocol: str, scores: Mapping[str, Any]) -> str:
+    """Returns the scores of one protocol, a `ClusterScores` as a mapping, on one line."""
+    return (
+        f"{protocol}: AMI {scores['adjusted_mutual_information']:.4f}, NMI "
+        f"{scores['normalized_mutual_information']:.4f}, V-measure {scores['v_measure']:.4f}, "
+        f"homogeneity {scores['homogeneity']:.4f}, completeness {scores['completeness']:.4f}, "
+        f"purity {scores['overall_purity']:.4f}, class entropy {scores['class_entropy']:.3f} nats "
+        f"and {scores['mean_cluster_entropy']:.3f} within clusters"
+    )

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from pgmkit.cli.output import json_option, print_json, print_table
+from pgmkit.cli.output import json_option, print_json, print_table, scores_line
 from pgmkit.cli.settings import (
     config_option,
     dry_run_option,
@@ -87,12 +87,7 @@ def _print_summary(out: Path, numbers: dict[str, Any]) -> None:
     ]
     print_table(rows, ("cluster", "size", "share", "purity"))
     for protocol, scores in numbers["scores"].items():
-        click.echo(
-            f"\n{protocol}: AMI {scores['adjusted_mutual_information']:.4f}, V-measure "
-            f"{scores['v_measure']:.4f}, homogeneity {scores['homogeneity']:.4f}, completeness "
-            f"{scores['completeness']:.4f}, class entropy {scores['class_entropy']:.3f} nats",
-            nl=False,
-        )
+        click.echo(f"\n{scores_line(protocol, scores)}", nl=False)
     click.echo(
         f"\n{', '.join(f'{k} {v:.1f} s' for k, v in numbers['seconds'].items())}; "
         f"seed {numbers['settings']['seed']}; {numbers['machine']}"

@@ -48,6 +48,11 @@ class LASHClassifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns logits (B, num_classes) for images x (B, C, H, W) in [-1, 1]."""
+        logits: Tensor = self.layers[-1](self.features(x))
+        return logits
+
+    def features(self, x: Tensor) -> Tensor:
+        """Returns what the last layer sees, (B, 2 · image_size²), for the same images."""
         height, width = x.shape[-2:]
         top, left = (height - self.image_size) // 2, (width - self.image_size) // 2
         if top < 0 or left < 0:
@@ -56,8 +61,8 @@ class LASHClassifier(nn.Module):
                 f"images have {height}×{width}"
             )
         x = x[..., top : top + self.image_size, left : left + self.image_size]
-        logits: Tensor = self.layers(x)
-        return logits
+        features: Tensor = self.layers[:-1](x)
+        return features
 
 
 @dataclass(frozen=True)

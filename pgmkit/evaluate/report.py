@@ -40,6 +40,7 @@ class Cluster:
         size: kept latents.
         share: of all kept latents, in [0, 1].
         purity: share of the most frequent class, or None without a classifier.
+        class_entropy: of the classes in it, nats, or None without a classifier.
     """
 
     index: int
@@ -47,6 +48,7 @@ class Cluster:
     size: int
     share: float
     purity: float | None
+    class_entropy: float | None
 
 
 def describe(
@@ -138,6 +140,7 @@ def _clusters(shattered: ShatteredGenerator, scores: ClusterScores | None) -> li
             size=size,
             share=size / total,
             purity=scores.purity[index] if scores else None,
+            class_entropy=scores.cluster_entropy[index] if scores else None,
         )
         for index, size in enumerate(shattered.cluster_sizes)
     ]
@@ -154,8 +157,12 @@ def _page(
 ) -> str:
     captions = []
     for cluster, grid in zip(numbers["clusters"], grids.values(), strict=True):
-        purity = "" if cluster["purity"] is None else f", purity {cluster['purity']:.2f}"
-        caption = f"<b>{_text(cluster['name'])}</b>: {cluster['size']:,} latents{purity}"
+        caption = f"<b>{_text(cluster['name'])}</b>: {cluster['size']:,} latents"
+        if cluster["purity"] is not None:
+            caption += (
+                f", purity {cluster['purity']:.2f}, "
+                f"class entropy {cluster['class_entropy']:.2f} nats"
+            )
         captions.append(
             f"<figure><figcaption>{caption}</figcaption>{_image(grid, caption)}</figure>"
         )
@@ -212,7 +219,10 @@ def _scores(numbers: Mapping[str, Any]) -> str:
             "completeness",
             "v_measure",
             "adjusted_mutual_information",
+            "normalized_mutual_information",
+            "overall_purity",
             "class_entropy",
+            "mean_cluster_entropy",
         )
     ]
     counts = [f"{s['num_samples']:,}" for s in numbers["scores"].values()]

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from pgmkit.cache import cache_entry, mark_used, publish
 from pgmkit.engines import Engine, decide, is_coordinator
 from pgmkit.errors import LoadError, ParameterError
 from pgmkit.generator import Generator
 from pgmkit.plugins import as_component
-from pgmkit.spectrum.cache import cache_entry, mark_used, publish
 from pgmkit.spectrum.differentiation import JacobianPlan
 from pgmkit.spectrum.folders import Folder, LocalFolder, folder_at
 from pgmkit.spectrum.jacobian import MEMORY_BUDGET, JacobianSpectra, Method
@@ -89,7 +89,7 @@ def compute_spectrum(
         block_size: latents per block, at least 1.
         engine: name of an engine component, or an object with its method `map`.
         cache: whether to take up a spectrum of the same generator and latents that was computed
-            before, and to keep this one for later; see `pgmkit.spectrum.cache`.
+            before, and to keep this one for later; see `pgmkit.cache`.
         progress: whether to show a progress bar on stderr.
         report: takes a line about where blocks came from, if they were not computed.
 
@@ -133,7 +133,7 @@ def compute_spectrum(
         wanted,
         chosen,
         folder=None if out is None else folder_at(out),
-        entry=cache_entry(determining(wanted)) if cache else None,
+        entry=LocalFolder(cache_entry("spectra", determining(wanted))) if cache else None,
     )
     leads = is_coordinator(chosen)
     with contextlib.ExitStack() as held:
@@ -281,9 +281,14 @@ class _Run:
         if self.entry is None:
             return
         if start.missing or not self.entry.has(MANIFEST_FILE):
-            publish(self.entry, lambda fresh: self._write(fresh, start), self.rows.num_bytes())
+            publish(
+                self.entry.path,
+                lambda fresh: self._write(LocalFolder(fresh), start),
+                self.rows.num_bytes(),
+                what="spectrum",
+            )
         else:
-            mark_used(self.entry)
+            mark_used(self.entry.path)
 
     def _settings(self) -> dict[str, Any]:
         """Returns all settings: as the folder or the cache has them, or else chosen by trying."""

@@ -11,10 +11,10 @@ from torch.nn import functional
 from pgmkit import files, hub
 from pgmkit.errors import DataError, ParameterError
 from pgmkit.evaluate.classifier import ARCHITECTURE, LASHClassifier
+from pgmkit.images import ImageData
 from pgmkit.references import CONFIG_FILE, FORMAT_VERSION, WEIGHTS_FILE
 from pgmkit.train.card import model_card
 from pgmkit.train.checkpoint import Part
-from pgmkit.train.data import ImageData
 from pgmkit.train.optimizer import Adam
 
 

@@ -13,11 +13,11 @@ from torch.nn import functional
 from pgmkit import hub, pictures
 from pgmkit.errors import ParameterError
 from pgmkit.generator import Generator, ImageSpec, LatentSpec
+from pgmkit.images import ImageData
 from pgmkit.plugins import build_component, registry
 from pgmkit.seeds import random_generator
 from pgmkit.train.card import model_card
 from pgmkit.train.checkpoint import Part
-from pgmkit.train.data import ImageData
 from pgmkit.train.optimizer import Adam
 
 _GRID_IMAGES = 64

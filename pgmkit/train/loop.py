@@ -16,9 +16,9 @@ from tqdm import tqdm
 
 from pgmkit import files, runs
 from pgmkit.errors import PgmkitError
+from pgmkit.images import ImageData
 from pgmkit.seeds import random_generator
 from pgmkit.train.checkpoint import Part, load_checkpoint, save_checkpoint
-from pgmkit.train.data import ImageData
 
 _LOG_EVERY = 50
 

@@ -10,10 +10,10 @@ import torch
 from pgmkit.config import make_settings
 from pgmkit.errors import DataError, ParameterError, UnknownNameError
 from pgmkit.generator import LatentSpec
+from pgmkit.images import ImageData, load_images
 from pgmkit.machine import check_device
 from pgmkit.seeds import random_generator
 from pgmkit.train.classifier import ClassifierTask
-from pgmkit.train.data import ImageData, load_images
 from pgmkit.train.gan import GANSettings, GANTask
 from pgmkit.train.loop import Task, train
 from pgmkit.train.optimizer import Adam
@@ -62,7 +62,7 @@ def run_training(
 
     Args:
         config: see `TrainSettings`.
-        data: see `pgmkit.train.data.load_images`.
+        data: see `pgmkit.images.load_images`.
         out: the output folder; a run that was stopped there continues.
         device: "cpu", "cuda", ...
         progress: whether to show a progress bar on stderr.

@@ -1,4 +1,4 @@
-"""Training images from an `.npz` file, a folder of images, or a torchvision data set."""
+"""Data sets of images from an `.npz` file, a folder of images, or a torchvision data set."""
 
 import hashlib
 from dataclasses import dataclass
@@ -47,7 +47,7 @@ class ImageData:
 
     def summary(self) -> dict[str, Any]:
         """Returns source, shape and checksum, which tell this data from other data."""
-        digest = hashlib.sha256(self.images.numpy().tobytes())
+        digest = hashlib.sha256(self.images.contiguous().numpy().data)
         if self.labels is not None:
             digest.update(self.labels.numpy().tobytes())
         shape = list(self.images.shape)
@@ -81,7 +81,7 @@ def load_images(source: str, *, split: str = "train", size: int | None = None) -
         images, labels = _load_npz(Path(source), split)
     else:
         raise DataError(
-            f"no training data at {source!r}; give an .npz file, a folder of images, or "
+            f"there are no images at {source!r}; give an .npz file, a folder of images, or "
             "torchvision:NAME:ROOT"
         )
     if size is not None:
@@ -105,7 +105,7 @@ def _load_npz(path: Path, split: str) -> tuple[Tensor, Tensor | None]:
             images = archive[image_key]
             labels = archive[label_key] if label_key else None
     except FileNotFoundError as error:
-        raise DataError(f"no training data at {path}; check the path") from error
+        raise DataError(f"there are no images at {path}; check the path") from error
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{path} cannot be read as .npz: {error}") from error
     return _as_bytes(images, str(path)), _as_labels(labels, len(images), str(path))

@@ -1,7 +1,8 @@
-"""Finished spectra that any later run of the same generator and latents can take up.
+"""What took long to compute, kept for any later run that needs the same.
 
-An entry is an ordinary spectrum folder, so it is checked on reading like any other, shard by shard.
-The cache is a convenience: whatever goes wrong with it is a warning.
+An entry is a folder, named by all that determines it. "spectra" holds ordinary spectrum folders,
+"references" the features of reference images; whoever reads an entry checks it. The cache is a
+convenience: whatever goes wrong with it is a warning.
 
 `PGMKIT_CACHE` names the folder, ~/.cache/pgmkit by default; `PGMKIT_CACHE_SIZE` bounds it, in GiB.
 """
@@ -15,87 +16,97 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pgmkit import files
 from pgmkit.errors import OutputError, ParameterError, PgmkitWarning
-from pgmkit.spectrum.folders import LocalFolder
 
 DEFAULT_SIZE = 2.0
 """GiB."""
 
 
-def cache_folder() -> Path:
-    """Returns the folder under which spectra are kept; it may not exist yet."""
-    if named := os.environ.get("PGMKIT_CACHE"):
-        return Path(named) / "spectra"
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "pgmkit" / "spectra"
+Part = Literal["spectra", "references"]
+_PARTS: tuple[Part, ...] = ("spectra", "references")
 
 
-def cache_entry(settings: Mapping[str, Any]) -> LocalFolder:
-    """Returns the folder of the spectrum that these settings determine.
+def cache_folder(part: Part) -> Path:
+    """Returns the folder under which entries of one kind are kept; it may not exist yet."""
+    return _root() / part
+
+
+def cache_entry(part: Part, settings: Mapping[str, Any]) -> Path:
+    """Returns the folder of the entry that these settings determine; it may not exist yet.
 
     Args:
-        settings: generator, latents, block size and precision; not how or where it is computed.
+        part: the kind of entry.
+        settings: all that the result depends on, and not how or where it is computed.
 
     Raises:
         ParameterError: the size of the cache is no number.
     """
     _limit()
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-    return LocalFolder(cache_folder() / key[:32])
+    return cache_folder(part) / key[:32]
 
 
-def mark_used(entry: LocalFolder) -> None:
+def mark_used(entry: Path) -> None:
     """Makes an entry the last one to go."""
     try:
-        os.utime(entry.path)
+        os.utime(entry)
     except OSError:
         return  # a cache that is not ours to write; its owner sees to it
 
 
-def publish(entry: LocalFolder, write: Callable[[LocalFolder], None], num_bytes: int) -> None:
-    """Puts a spectrum into the cache, whole or not at all; a failure is a warning.
+def publish(entry: Path, write: Callable[[Path], None], num_bytes: int, *, what: str) -> None:
+    """Puts an entry into the cache, whole or not at all; a failure is a warning.
 
     Args:
         entry: its place.
         write: writes all its files into the folder that it is given.
         num_bytes: about how large it is; what exceeds the whole cache is left out.
+        what: what it holds, for the warning.
     """
     limit = _limit()
     if num_bytes > limit:
         return
-    folder = entry.path.parent
+    root = _root()
     try:
-        with _alone(folder):
-            _make_room(folder, limit - num_bytes)
-            with files.replaced_folder(entry.path) as fresh:
-                write(LocalFolder(fresh))
+        with _alone(root):
+            _make_room(root, limit - num_bytes)
+            with files.replaced_folder(entry) as fresh:
+                write(fresh)
     except (OSError, OutputError) as error:
         warnings.warn(
-            f"the spectrum is complete but was not put into the cache {folder}: {error}; set "
+            f"the {what} is complete but was not put into the cache {root}: {error}; set "
             "PGMKIT_CACHE to another folder or switch the cache off",
             PgmkitWarning,
             stacklevel=2,
         )
 
 
+def _root() -> Path:
+    if named := os.environ.get("PGMKIT_CACHE"):
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pgmkit"
+
+
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _alone(root: Path) -> Iterator[None]:
     """Waits until no other process changes the cache; readers need not, they verify."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a") as lock:
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / ".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
-def _make_room(folder: Path, limit: float) -> None:
+def _make_room(root: Path, limit: float) -> None:
     """Removes entries, those used longest ago first, until the rest fits.
 
     What a killed process left half-written is an entry like any other here.
     """
-    entries = sorted((path for path in folder.iterdir() if path.is_dir()), key=_used)
+    parts = [root / part for part in _PARTS if (root / part).is_dir()]
+    found = (path for part in parts for path in part.iterdir() if path.is_dir())
+    entries = sorted(found, key=_used)
     sizes = {entry: _size(entry) for entry in entries}
     excess = sum(sizes.values()) - limit
     for entry, size in sizes.items():

@@ -1,0 +1,137 @@
+"""`pgmkit evaluate`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pgmkit.cli.output import json_option, print_json, print_table, scores_line
+
+
+@click.command()
+@click.argument("source")
+@click.option("--classifier", help="Reference of a classifier, for scores against its classes.")
+@click.option("--reference", help="Real images: an .npz file, a folder, or torchvision:NAME:ROOT.")
+@click.option(
+    "--split",
+    type=click.Choice(["train", "test"]),
+    default="train",
+    show_default=True,
+    help="Part of the reference.",
+)
+@click.option(
+    "--extractor",
+    default="inception",
+    show_default=True,
+    help="Features for fidelity: inception, classifier:NAME or timm:NAME; @FILE names weights.",
+)
+@click.option(
+    "-n", "--num", "count", default=10_000, show_default=True, help="Samples for each score."
+)
+@click.option("--seed", default=0, show_default=True, help="The same seed gives the same numbers.")
+@click.option("--device", default="cpu", show_default=True, help="Such as cpu or cuda.")
+@click.option("--no-cache", is_flag=True, help="Do not keep features of the reference.")
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), help="Also write JSON, as evaluation.json."
+)
+@json_option
+def evaluate(
+    source: str,
+    classifier: str | None,
+    reference: str | None,
+    split: str,
+    extractor: str,
+    count: int,
+    seed: int,
+    device: str,
+    no_cache: bool,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Evaluate SOURCE, a folder that `pgmkit shatter` wrote or a reference."""
+    from pgmkit import files
+    from pgmkit.errors import OutputError
+    from pgmkit.evaluate.evaluation import evaluate as run
+
+    if out is not None and out.is_dir():
+        raise OutputError(f"{out} is a folder; give a file, such as {out / 'evaluation.json'}")
+    numbers = run(
+        source,
+        classifier=classifier,
+        data=reference,
+        split=split,
+        extractor=extractor,
+        num_samples=count,
+        seed=seed,
+        device=device,
+        cache=not no_cache,
+    )
+    if out is not None:
+        files.write_json(out, numbers)
+    if as_json:
+        print_json(numbers)
+    else:
+        _print_summary(numbers)
+
+
+def _print_summary(numbers: Mapping[str, Any]) -> None:
+    click.echo(numbers["generator"])
+    returned, found = numbers["cluster_fidelity"], numbers["diagnostics"]
+    rates = returned["acceptance_rates"]
+    rows = [
+        ("cluster fidelity", f"{returned['overall']:.4f}"),
+        ("  by cluster", ", ".join(map(_short, returned["clusters"]))),
+        *([("acceptance rate by cluster", ", ".join(map(_short, rates)))] if rates else []),
+        ("milliseconds per accepted sample", _short(returned["seconds_per_accepted"], 1000)),
+        ("silhouette of latents", _short(found["silhouette_latents"])),
+        ("silhouette of images", _short(found["silhouette_images"])),
+        ("latent-output agreement (AMI)", f"{found['latent_output_agreement']:.4f}"),
+    ]
+    header = f"{found['num_latents']:,} {found['latents']}"
+    print_table(rows, (header, ""))
+    for protocol, scores in numbers["scores"].items():
+        click.echo(f"\n{scores_line(protocol, scores)}")
+    if numbers["fidelity"] is not None:
+        click.echo()
+        _print_fidelity(numbers["fidelity"])
+    taken = ", ".join(f"{name} {value:.1f} s" for name, value in numbers["seconds"].items())
+    click.echo(f"\n{taken}; seed {numbers['evaluation']['seed']}; {numbers['machine']}")
+
+
+def _print_fidelity(fidelity: Mapping[str, Any]) -> None:
+    """Prints one row for each set of samples, with numbers of images and extractor."""
+    parts = {"before": fidelity["before"], "after": fidelity["after"]}
+    parts |= {f"cluster {index}": part for index, part in enumerate(fidelity["clusters"])}
+    rows = [
+        (
+            name,
+            f"{part['fid']:.2f}",
+            f"{part['kid']:.4f} ± {part['kid_std']:.4f}",
+            *(f"{part[key]:.3f}" for key in ("precision", "recall", "density", "coverage")),
+            f"{part['num_samples']:,}",
+            f"{part['num_reference']:,}, {part['reference']}",
+        )
+        for name, part in parts.items()
+        if part is not None
+    ]
+    first = fidelity["before"]
+    click.echo(f"fidelity by {first['num_features']:,} features of {first['extractor']}")
+    print_table(
+        rows,
+        (
+            "",
+            "FID",
+            "KID",
+            "precision",
+            "recall",
+            "density",
+            "coverage",
+            "samples",
+            "references",
+        ),
+    )
+
+
+def _short(value: float | None, factor: float = 1) -> str:
+    return "-" if value is None else f"{value * factor:.3g}"

@@ -1,0 +1,99 @@
+"""The evaluation of a shattered generator as one record, as `pgmkit evaluate` prints it."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from pgmkit.config import check_count
+from pgmkit.evaluate.classifier import load_classifier
+from pgmkit.evaluate.diagnostics import diagnose
+from pgmkit.evaluate.extractors import load_extractor
+from pgmkit.evaluate.fidelity import check_fidelity, shattering_fidelity
+from pgmkit.evaluate.metrics import score_samples
+from pgmkit.images import load_images
+from pgmkit.machine import check_device, machine
+from pgmkit.shattering import ShatteredGenerator
+
+
+def evaluate(
+    source: str,
+    *,
+    classifier: str | None = None,
+    data: str | None = None,
+    split: str = "train",
+    extractor: str = "inception",
+    num_samples: int = 10_000,
+    seed: int = 0,
+    device: str = "cpu",
+    cache: bool = True,
+) -> Mapping[str, Any]:
+    """Evaluates a saved shattered generator and returns all numbers as plain values.
+
+    Args:
+        source: the shattered generator; see `ShatteredGenerator.from_pretrained`.
+        classifier: reference of a classifier; without one there are no `scores`.
+        data: reference images, see `pgmkit.images.load_images`; without any there is no `fidelity`.
+        split: "train" or "test", where the data has both.
+        extractor: looks at both kinds of images; see `load_extractor`.
+        num_samples: how many latents or images each score is made from.
+        seed: of everything random.
+        device: where generator and extractor run.
+        cache: whether to keep the features of the reference images for later.
+
+    Raises:
+        PgmkitError: anything is missing, unknown or outside its range.
+    """
+    check_count("the number of samples", num_samples)
+    where = check_device(device)
+    shattered = ShatteredGenerator.from_pretrained(source)
+    shattered.generator.to(where)
+    judge = None if classifier is None else load_classifier(classifier)
+    images, looks = None, None
+    if data is not None:
+        height, width = shattered.generator.image.shape[1:]
+        images = load_images(data, split=split, size=height if height == width else None)
+        check_fidelity(shattered, images, judge, num_samples)
+        looks = load_extractor(extractor, where)
+    seconds: dict[str, float] = {}
+    started = time.perf_counter()
+
+    def lap(name: str) -> None:
+        seconds[name] = round(time.perf_counter() - started - sum(seconds.values()), 2)
+
+    diagnostics = asdict(diagnose(shattered, num_latents=min(num_samples, 5_000), seed=seed))
+    cluster_fidelity = diagnostics.pop("cluster_fidelity")
+    lap("diagnostics")
+    scores = None
+    if judge is not None:
+        scores = asdict(score_samples(shattered, judge, num_samples, seed))
+        lap("scores")
+    fidelity = None
+    if images is not None and looks is not None:
+        found = shattering_fidelity(
+            shattered,
+            images,
+            looks,
+            classifier=judge,
+            num_samples=num_samples,
+            seed=seed,
+            cache=cache,
+            device=where,
+        )
+        fidelity = {**asdict(found), "data": images.summary()}
+        lap("fidelity")
+    return {
+        "generator": repr(shattered.generator),
+        "density": dict(shattered.origin.density),
+        "sampler": dict(shattered.origin.sampler),
+        "settings": dict(shattered.origin.settings),
+        "evaluation": {"num_samples": num_samples, "seed": seed},
+        "classifier": None if judge is None else {"name": judge.name, **judge.measured},
+        "scores": {} if scores is None else {"mapper samples": scores},
+        "cluster_fidelity": cluster_fidelity,
+        "diagnostics": diagnostics,
+        "fidelity": fidelity,
+        "seconds": seconds,
+        "versions": dict(shattered.origin.versions),
+        "machine": machine(),
+    }

@@ -1,0 +1,400 @@
+"""Scores, label-free diagnostics, and `pgmkit evaluate`."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from sklearn import metrics
+from tiny import run_pgmkit, write_tiny_generator
+from torch import Tensor, nn
+
+import pgmkit
+from pgmkit.errors import ParameterError
+from pgmkit.evaluate.classifier import ARCHITECTURE, Classifier, LASHClassifier
+from pgmkit.evaluate.diagnostics import (
+    cluster_fidelity,
+    diagnose,
+    latent_output_agreement,
+    silhouette,
+    stability,
+)
+from pgmkit.evaluate.metrics import (
+    classify_latents,
+    cluster_scores,
+    score_known,
+    score_latents,
+    score_samples,
+)
+
+NAMES = ["a", "b", "c", "d"]
+
+
+def test_a_perfect_clustering_has_perfect_scores() -> None:
+    classes = torch.arange(400) % 4
+    scores = cluster_scores((classes + 1) % 4, classes, 4, NAMES)
+    for name in ("homogeneity", "completeness", "v_measure", "overall_purity"):
+        assert getattr(scores, name) == pytest.approx(1)
+    assert scores.adjusted_mutual_information == pytest.approx(1)
+    assert scores.normalized_mutual_information == pytest.approx(1)
+    assert scores.class_entropy == pytest.approx(math.log(4))
+    assert scores.cluster_entropy == [0, 0, 0, 0]
+    assert scores.mean_cluster_entropy == 0
+    assert scores.majority == ["d", "a", "b", "c"]
+    assert scores.counts == [[0, 0, 0, 100], [100, 0, 0, 0], [0, 100, 0, 0], [0, 0, 100, 0]]
+
+
+def test_clusters_that_know_nothing_of_classes_score_as_chance() -> None:
+    clusters, classes = torch.arange(1600) // 4 % 4, torch.arange(1600) % 4
+    scores = cluster_scores(clusters, classes, 4, NAMES)
+    assert scores.adjusted_mutual_information == pytest.approx(0, abs=3e-3)
+    assert scores.normalized_mutual_information == pytest.approx(0, abs=1e-9)
+    assert scores.overall_purity == 0.25
+    assert scores.mean_cluster_entropy == pytest.approx(math.log(4))
+
+
+def test_empty_clusters_weigh_nothing() -> None:
+    clusters = torch.tensor([0, 0, 0, 0, 2, 2])
+    classes = torch.tensor([0, 0, 1, 1, 2, 2])
+    scores = cluster_scores(clusters, classes, 4, NAMES)
+    assert scores.purity == [0.5, 0, 1, 0]
+    assert scores.cluster_entropy == [pytest.approx(math.log(2), abs=1e-6), 0, 0, 0]
+    assert scores.overall_purity == pytest.approx(4 / 6)
+    assert scores.mean_cluster_entropy == pytest.approx(4 / 6 * math.log(2))
+    assert scores.counts == [[2, 2, 0, 0], [0] * 4, [0, 0, 2, 0], [0] * 4]
+    assert scores.majority == ["a", "", "c", ""]
+
+
+def test_scores_are_those_of_scikit_learn() -> None:
+    random = torch.Generator().manual_seed(0)
+    classes = torch.randint(0, 4, (500,), generator=random)
+    clusters = (classes + torch.randint(0, 2, (500,), generator=random)) % 4
+    scores = cluster_scores(clusters, classes, 4, NAMES)
+    pair = classes.numpy(), clusters.numpy()
+    assert scores.normalized_mutual_information == metrics.normalized_mutual_info_score(*pair)
+    assert scores.adjusted_mutual_information == metrics.adjusted_mutual_info_score(*pair)
+    table = metrics.cluster.contingency_matrix(*pair)
+    assert np.array_equal(np.array(scores.counts).T, table)
+    assert scores.overall_purity == pytest.approx(table.max(axis=0).sum() / 500)
+    assert scores.mean_cluster_entropy == pytest.approx(
+        scores.class_entropy * (1 - scores.homogeneity)
+    )
+
+
+@pytest.mark.parametrize(
+    ("clusters", "classes", "said"),
+    [
+        ([0, 1], [0], "same length"),
+        ([], [], "same length"),
+        ([0, 4], [0, 1], "clusters go from 0 to 4, and there are 4"),
+        ([0, -1], [0, 1], "clusters go from -1 to 0"),
+        ([0, 1], [0, 9], "classes go from 0 to 9"),
+    ],
+)
+def test_numbers_that_cannot_be_compared_are_refused(
+    clusters: list[int], classes: list[int], said: str
+) -> None:
+    with pytest.raises(ParameterError, match=said):
+        cluster_scores(torch.tensor(clusters), torch.tensor(classes), 4, NAMES)
+
+
+class Corners(nn.Module):
+    """Four images, one for each pair of signs of the first two latents, and a little of all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slope = nn.Parameter(torch.tensor(30.0))
+
+    def forward(self, z: Tensor) -> Tensor:
+        corner = torch.tanh(self.slope * z[:, :2])
+        return torch.cat([corner, 0.01 * z], dim=1).reshape(-1, 1, 2, 3)
+
+
+class Signs(nn.Module):
+    """Knows the four images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.signs = nn.Parameter(torch.tensor([[-1.0, -1], [-1, 1], [1, -1], [1, 1]]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1)[:, :2] @ self.signs.T
+
+
+JUDGE = Classifier(Signs(), "signs", ("--", "-+", "+-", "++"))
+
+
+class Quadrants:
+    """The clusters that Corners has, and a mapper that misses cluster 3 half of the time."""
+
+    signs = torch.tensor([[-1.0, -1], [-1, 1], [1, -1], [1, 1]])
+
+    def fit(self, latents: Tensor, **ignored: Any) -> "Quadrants":
+        self.labels_ = self.predict(latents)
+        return self
+
+    def predict(self, latents: Tensor) -> Tensor:
+        return (latents[:, :2] @ self.signs.T).argmax(dim=1)
+
+    def sample(self, n: int, cluster: int, seed: int) -> Tensor:
+        drawn = torch.randn(n, 4, generator=torch.Generator().manual_seed(seed)).abs()
+        drawn[:, :2] *= self.signs[cluster]
+        if cluster == 3:
+            drawn[::2, 0] *= -1
+        return drawn
+
+    def acceptance_rate(self, cluster: int) -> float:
+        return 1 / (1 + cluster)
+
+
+@pytest.fixture(scope="module")
+def generator() -> pgmkit.Generator:
+    spec = pgmkit.ImageSpec((1, 2, 3))
+    return pgmkit.Generator(Corners(), pgmkit.LatentSpec(4), spec, name="corners")
+
+
+@pytest.fixture(scope="module")
+def spectrum(generator: pgmkit.Generator) -> pgmkit.Spectrum:
+    return pgmkit.compute_spectrum(generator, num_latents=600, seed=0)
+
+
+@pytest.fixture(scope="module")
+def quadrants(generator: pgmkit.Generator, spectrum: pgmkit.Spectrum) -> pgmkit.ShatteredGenerator:
+    return pgmkit.shatter(generator, "jbt", Quadrants(), 4, spectrum=spectrum)
+
+
+@pytest.fixture(scope="module")
+def means(generator: pgmkit.Generator, spectrum: pgmkit.Spectrum) -> pgmkit.ShatteredGenerator:
+    return pgmkit.shatter(generator, "none", "kmeans-gmm", 4, remove=0.0, spectrum=spectrum)
+
+
+def test_known_classes_score_as_those_that_are_found_again(
+    quadrants: pgmkit.ShatteredGenerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert quadrants.spectrum is not None
+    classes = classify_latents(quadrants.generator, JUDGE, quadrants.spectrum.latents)
+    found = score_latents(quadrants, JUDGE)
+    with monkeypatch.context() as patch:
+        patch.setattr(quadrants.generator, "module", None)
+        assert score_known(quadrants, classes, JUDGE.classes) == found
+    assert found.adjusted_mutual_information == pytest.approx(1)
+    assert found.num_samples == 480
+    with pytest.raises(ParameterError, match=r"each of the 600 latents.*shape \(480,\)"):
+        score_known(quadrants, classes[:480], JUDGE.classes)
+
+
+def test_samples_are_scored_by_the_cluster_they_were_asked_from(
+    quadrants: pgmkit.ShatteredGenerator,
+) -> None:
+    scores = score_samples(quadrants, JUDGE, 2000)
+    assert scores.purity[:3] == [1, 1, 1]
+    assert scores.purity[3] == pytest.approx(0.5, abs=0.05)
+    assert scores.counts[3][1] + scores.counts[3][3] == sum(scores.counts[3])
+
+
+def test_silhouette_agrees_with_scikit_learn_and_tells_apart_from_touching() -> None:
+    random = torch.Generator().manual_seed(0)
+    clusters = torch.arange(300) % 3
+    points = torch.randn(300, 2, generator=random) + 50.0 * clusters[:, None]
+    found = silhouette(points, clusters)
+    assert found == pytest.approx(metrics.silhouette_score(points.double(), clusters))
+    assert found is not None
+    assert found > 0.9
+    one = torch.randn(300, 2, generator=random)
+    assert silhouette(one, clusters) == pytest.approx(0, abs=0.05)
+    part = silhouette(points, clusters, max_points=60, seed=1)
+    assert part == pytest.approx(found, abs=0.05)
+    assert part != found
+    assert silhouette(points.reshape(300, 1, 1, 2), clusters) == pytest.approx(found)
+
+
+@pytest.mark.parametrize("clusters", [torch.zeros(9), torch.arange(9)])
+def test_there_is_no_silhouette_of_one_cluster_or_of_single_points(clusters: Tensor) -> None:
+    assert silhouette(torch.randn(9, 2), clusters) is None
+
+
+def test_agreement_with_the_output_is_one_if_clusters_show_and_zero_if_not(
+    quadrants: pgmkit.ShatteredGenerator,
+) -> None:
+    z = quadrants.generator.sample_latents(500, seed=0)
+    images, clusters = quadrants.images(z), quadrants.predict(z)
+    assert latent_output_agreement(images, clusters) > 0.85
+    assert latent_output_agreement(images, clusters, num_components=2) > 0.85
+    hidden = (z[:, 2] > 0).long() + 2 * (z[:, 3] > 0).long()
+    assert latent_output_agreement(images, hidden) == pytest.approx(0, abs=0.03)
+    assert latent_output_agreement(torch.zeros(20, 1, 2, 2), torch.arange(20) % 4) == 0
+
+
+def test_samples_that_do_not_come_back_are_counted(quadrants: pgmkit.ShatteredGenerator) -> None:
+    found = cluster_fidelity(quadrants, 400)
+    assert found.clusters == [1, 1, 1, 0.5]
+    expected = 1 - 0.5 * quadrants.cluster_sizes[3] / sum(quadrants.cluster_sizes)
+    assert found.overall == pytest.approx(expected)
+    assert found.acceptance_rates == [1, 1 / 2, 1 / 3, 1 / 4]
+    assert found.seconds_per_accepted is not None
+    assert found.seconds_per_accepted > 0
+    assert found.num_samples == 400
+
+
+def test_a_mapper_that_never_hits_has_no_time_per_sample(
+    quadrants: pgmkit.ShatteredGenerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quadrants.sampler, "predict", lambda z: torch.full((len(z),), -1))
+    monkeypatch.setattr(quadrants.sampler, "acceptance_rate", lambda cluster: None)
+    found = cluster_fidelity(quadrants, 10)
+    assert (found.overall, found.seconds_per_accepted) == (0, None)
+    assert found.acceptance_rates is None
+
+
+def test_an_empty_cluster_is_not_asked(quadrants: pgmkit.ShatteredGenerator) -> None:
+    sizes = [10, 10, 10, 0]
+    emptied = pgmkit.ShatteredGenerator(
+        quadrants.generator, quadrants.sampler, sizes, quadrants.origin
+    )
+    found = cluster_fidelity(emptied, 10)
+    assert (found.overall, found.clusters) == (pytest.approx(1), [1, 1, 1, None])
+
+
+def test_a_sampler_finds_groups_that_are_apart_with_every_seed(
+    means: pgmkit.ShatteredGenerator, spectrum: pgmkit.Spectrum
+) -> None:
+    unclear = stability(means)
+    assert (unclear.num_fits, unclear.num_fitted, unclear.num_held_out) == (3, 450, 150)
+    assert unclear.lowest <= unclear.mean < 0.95
+    assert stability(means) == unclear
+    middle = torch.sign(spectrum.latents[:, :2]) * 20
+    apart = pgmkit.Spectrum(
+        latents=torch.cat([middle, spectrum.latents[:, 2:]], dim=1),
+        singular_values=spectrum.singular_values,
+        log_prior=spectrum.log_prior,
+    )
+    clear = pgmkit.shatter(means.generator, "none", num_clusters=4, remove=0.0, spectrum=apart)
+    assert stability(clear).lowest == pytest.approx(1)
+
+
+def test_stability_needs_a_component_and_its_latents(
+    means: pgmkit.ShatteredGenerator, quadrants: pgmkit.ShatteredGenerator
+) -> None:
+    with pytest.raises(ParameterError, match="'Quadrants' is no component"):
+        stability(quadrants)
+    with pytest.raises(ParameterError, match="at least 2 fits, not 1"):
+        stability(means, num_fits=1)
+    loaded = pgmkit.ShatteredGenerator(
+        means.generator, means.sampler, means.cluster_sizes, means.origin
+    )
+    with pytest.raises(ParameterError, match="the kept latents are not saved"):
+        stability(loaded)
+
+
+def test_a_fresh_result_is_diagnosed_by_its_latents_and_a_loaded_one_by_samples(
+    means: pgmkit.ShatteredGenerator,
+) -> None:
+    fresh = diagnose(means, num_latents=300)
+    assert (fresh.latents, fresh.num_latents) == ("kept latents", 300)
+    assert fresh.stability is not None
+    assert fresh.silhouette_images is not None
+    assert fresh.silhouette_latents is not None
+    assert fresh.cluster_fidelity.num_samples == 75
+    loaded = pgmkit.ShatteredGenerator(
+        means.generator, means.sampler, means.cluster_sizes, means.origin
+    )
+    found = diagnose(loaded, num_latents=300)
+    assert (found.latents, found.num_latents, found.stability) == ("mapper samples", 300, None)
+    with pytest.raises(ParameterError, match="not 0"):
+        diagnose(means, num_latents=0)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved result of the tiny generator, and labelled noise of its size."""
+    root = tmp_path_factory.mktemp("evaluate")
+    source = write_tiny_generator(root / "tiny")
+    tiny = pgmkit.load_generator(source)
+    result = pgmkit.shatter(tiny, num_clusters=2, num_latents=200, seed=0)
+    result.save_pretrained(root / "result")
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, 256, (40, 28, 28), dtype=np.uint8)
+    labels = np.arange(40) % 10
+    np.savez(root / "noise.npz", x_train=pixels, y_train=labels, x_test=pixels[:9])
+    network = LASHClassifier(image_size=8)
+    config = {"architecture": ARCHITECTURE, "model_args": {"image_size": 8}}
+    (root / "judge").mkdir()
+    (root / "judge" / "config.json").write_text(json.dumps(config))
+    save_file(network.state_dict(), root / "judge" / "model.safetensors")
+    return root
+
+
+def against_noise(folder: Path) -> tuple[object, ...]:
+    extractor = f"classifier:local-dir:{folder / 'judge'}"
+    data = ("--reference", folder / "noise.npz", "--extractor", extractor)
+    return ("evaluate", folder / "result", *data, "-n", 60)
+
+
+def test_evaluate_prints_and_writes_all_numbers(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "evaluation.json"
+    words = against_noise(folder)
+    finished = run_pgmkit(*words, "--classifier", "mnist-classifier", "--json", "-o", out)
+    assert finished.code == 0, finished.stderr
+    numbers = json.loads(finished.stdout)
+    assert numbers == json.loads(out.read_text())
+    fidelity = numbers["fidelity"]
+    for part in (fidelity["before"], fidelity["after"], *fidelity["clusters"]):
+        assert part["extractor"] == f"classifier:local-dir:{folder / 'judge'}"
+        assert part["num_features"] == 128
+    assert (fidelity["before"]["num_samples"], fidelity["before"]["num_reference"]) == (60, 40)
+    assert fidelity["data"]["shape"] == [40, 1, 32, 32]
+    assert numbers["scores"]["mapper samples"]["num_samples"] == 60
+    assert 0 <= numbers["cluster_fidelity"]["overall"] <= 1
+    assert numbers["diagnostics"]["latents"] == "mapper samples"
+    assert set(numbers["seconds"]) == {"diagnostics", "scores", "fidelity"}
+    assert finished.stderr.startswith("warning: 4 of 4 FIDs come from no more images than features")
+    again = json.loads(run_pgmkit(*words, "--classifier", "mnist-classifier", "--json").stdout)
+    for name in ("scores", "fidelity", "diagnostics"):
+        assert again[name] == numbers[name]
+
+
+def test_evaluate_prints_a_summary_with_the_extractor_beside_the_numbers(folder: Path) -> None:
+    finished = run_pgmkit(*against_noise(folder), "--split", "test")
+    assert finished.code == 0, finished.stderr
+    for said in (
+        "cluster fidelity",
+        "silhouette of latents",
+        "latent-output agreement (AMI)",
+        "fidelity by 128 features of classifier:local-dir:",
+        "9, all of noise.npz",
+    ):
+        assert said in finished.stdout
+    assert "AMI 0" not in finished.stdout
+
+
+def test_evaluate_needs_no_data_and_no_classifier(folder: Path) -> None:
+    finished = run_pgmkit("evaluate", folder / "result", "-n", 60, "--json")
+    assert finished.code == 0, finished.stderr
+    numbers = json.loads(finished.stdout)
+    assert (numbers["fidelity"], numbers["scores"]) == (None, {})
+    assert finished.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["none"], "there is no folder"),
+        (["{folder}/result", "-n", 0], "the number of samples"),
+        (["{folder}/result", "--classifier", "mnist"], "'mnist-classifier'"),
+        (["{folder}/result", "--reference", "none.npz"], "there are no images at none.npz"),
+        (["{folder}/result", "--reference", "{folder}/noise.npz", "--extractor", "x"], "'x'"),
+        (["{folder}/result", "--reference", "{folder}/noise.npz", "-n", 11], "needs 6"),
+        (["{folder}/result", "--device", "abacus"], "'abacus'"),
+        (["{folder}/result", "-o", "{folder}"], "is a folder; give a file"),
+    ],
+)
+def test_a_bad_evaluation_is_one_line(words: list[object], said: str, folder: Path) -> None:
+    finished = run_pgmkit("evaluate", *(str(word).format(folder=folder) for word in words))
+    assert (finished.code, finished.stdout) == (1, "")
+    assert finished.stderr.startswith("error: ")
+    assert finished.stderr.count("\n") == 1
+    assert said in finished.stderr
