@@ -30,6 +30,8 @@ AUTO = "auto"
 NUM_CLUSTERS_OPTIONS = ("criterion", "candidates")
 MASS_OPTIONS = ("candidates", "max_loss")
 """What a table with the name "auto" may also hold."""
+CHOSEN = {"num_clusters": "number of clusters", "remove": "removed mass"}
+"""What can be chosen: the settings of `pgmkit.shatter`, in words."""
 NUM_CLUSTERS = tuple(range(2, 21))
 """Candidates for the number of clusters."""
 REMOVED_MASS = tuple(step / 20 for step in range(13))
@@ -40,7 +42,7 @@ MAX_LOSS = 0.1
 _REPEATS = 5
 _HALF = 2_000
 """Most points in one half of a repeat, and most that a partition is fitted to."""
-_STARTS = 3
+_STARTS = 4
 _SILHOUETTES = 1_000
 _LEAST_MARGIN = 0.03
 _PER_CLUSTER = 4
@@ -54,7 +56,8 @@ class Choice:
         value: the candidate that was chosen.
         candidates: in ascending order.
         mean: of the criterion for each candidate, over the repeats; higher is better.
-        std: its standard deviation over the repeats (divisor one less than their number).
+        std: its standard deviation over the repeats (divisor one less than their number); for the
+            number of clusters, that of the points and that of the Gaussian, added in squares.
         criterion: its name.
         reference: where it comes from.
         convincing: whether the criterion at `value` is beyond what chance gives.
@@ -85,8 +88,8 @@ class _Criterion:
 
     Args:
         score: of two disjoint samples, for k and a seed.
-        compare: turns scores of the points (repeats, candidates) and the mean ones of points
-            without clusters (candidates,) into values of the criterion (repeats, candidates).
+        compare: turns scores of the points and of points without clusters into values of the
+            criterion; (repeats, candidates), or the means over the repeats (candidates,).
         pick: index of the candidate, from mean and standard deviation of the values.
         least: what the mean less two standard errors must reach to be convincing.
         reference: where it comes from.
@@ -110,7 +113,7 @@ def choose_num_clusters(
 
     Five times two disjoint halves of at most 2,000 points are drawn, and two samples of as many
     from a Gaussian with the mean and the covariance of the points, which has no clusters. The
-    criteria compare the two; all of them use k-means (three starts):
+    criteria compare the two; all of them use k-means (four starts):
 
     * "stability": both halves are clustered, and the second also by the nearest centres of the
       first; a is the adjusted Rand index of the two labellings of the second half, b its mean for
@@ -156,8 +159,10 @@ def choose_num_clusters(
                 kmeans_seed = derive_seed(seed, criterion, repeat, k) % 2**31
                 scores[repeat, index] = chosen_by.score(*halves, k, kmeans_seed)
                 null[repeat, index] = chosen_by.score(*gaussian, k, kmeans_seed)
-    values = chosen_by.compare(scores, null.mean(axis=0))
-    mean, std = values.mean(axis=0), values.std(axis=0, ddof=1)
+    by_points = chosen_by.compare(scores, null.mean(axis=0))
+    by_null = chosen_by.compare(scores.mean(axis=0), null)
+    mean = by_points.mean(axis=0)
+    std = np.hypot(by_points.std(axis=0, ddof=1), by_null.std(axis=0, ddof=1))
     index = chosen_by.pick(mean, std)
     convincing = bool(mean[index] - 2 * _standard_error(std[index]) >= chosen_by.least)
     choice = Choice(
@@ -193,7 +198,7 @@ def choose_removed_mass(
     """Chooses which share of the points to remove, those of smallest weight first.
 
     What ought to go are points between clusters (LASH paper, section 3.1). Five times k-means
-    (three starts) is fitted to at most 2,000 points and gives every point its margin
+    (four starts) is fitted to at most 2,000 points and gives every point its margin
     1 - d₁/d₂, with d₁ and d₂ the distances to the nearest and second nearest centre: 0 half way
     between two clusters, 1 at a centre. The criterion, "margin", is the share of the variance of
     the margins that lies between removed and kept points: with a share r removed,
@@ -324,11 +329,11 @@ def check_removed_mass(
 
 
 def describe_choice(what: str, record: Mapping[str, Any]) -> str:
-    """Returns one line on what was chosen, from the record of a `Choice`."""
+    """Returns one line on a value, one of `CHOSEN`, from the record of its `Choice`."""
     index = record["candidates"].index(record["value"])
     doubt = "" if record["convincing"] else "; no candidate is convincing"
     return (
-        f"{what} {record['value']:g} of {record['candidates'][0]:g} to "
+        f"{CHOSEN[what]} {record['value']:g} of {record['candidates'][0]:g} to "
         f"{record['candidates'][-1]:g}, chosen by {record['criterion']}: "
         f"{record['mean'][index]:.3f} ± {record['std'][index]:.3f}{doubt}"
     )

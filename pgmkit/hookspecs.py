@@ -60,6 +60,10 @@ def pgmkit_cluster_samplers() -> Iterable[Component]:  # type: ignore[empty-body
     and `sample(n, cluster, seed) -> (n, M)`. To be saved it has `get_params() -> dict`,
     `state() -> dict[str, Tensor]` and `load_state(state)`.
 
+    Optional: `features(latents, *, generator, seed) -> (n, d)` returns the points among which it
+    will look for clusters, before `fit` and for any `num_clusters`; without it they are the
+    latents. They serve to choose `num_clusters`, which `set_params(num_clusters=k)` then sets.
+
     Example:
         ::
 

@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pluggy
@@ -80,6 +81,17 @@ def test_the_page_on_spectra_runs(
     (block,) = blocks(page, "python")
     exec(compile(block, page.name, "exec"), {})
     assert "Spectrum(300 latents of 64 dimensions" in capsys.readouterr().out
+
+
+def test_the_page_on_choices_runs(tmp_path: Path) -> None:
+    page = ROOT / "docs" / "choices.md"
+    run_commands(page, tmp_path)
+    report = json.loads((tmp_path / "chosen" / "report.json").read_text())
+    assert report["settings"]["chosen"].keys() == {"num_clusters", "remove"}
+    (block,) = blocks(page, "toml")
+    values = {"source": "mnist-dcgan", **tomllib.loads(block)}
+    settings = prepare(values).settings
+    assert settings.clusters["candidates"] == [2, 5, 10, 20]  # type: ignore[index, call-overload]
 
 
 def test_the_two_commands_are_targets_of_the_makefile() -> None:

@@ -100,7 +100,7 @@ def _print_summary(out: Path, numbers: dict[str, Any]) -> None:
         f"{rank['smallest']} to {rank['largest']} of {rank['of']})"
     )
     for name, choice in numbers["settings"].get("chosen", {}).items():
-        click.echo(describe_choice(name.replace("_", " "), choice))
+        click.echo(describe_choice(name, choice))
     click.echo()
     rows = [
         (

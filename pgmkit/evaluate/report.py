@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pgmkit import files, pictures
-from pgmkit.choice import describe_choice
+from pgmkit.choice import CHOSEN, describe_choice
 from pgmkit.errors import ParameterError
 from pgmkit.evaluate import figures
 from pgmkit.evaluate.classifier import Classifier
@@ -121,7 +121,7 @@ def write_report(folder: Path, shattered: ShatteredGenerator, numbers: Mapping[s
         "singular-values.png": figures.singular_values(shattered.spectrum),
     }
     charts |= {
-        _choice_file(what): figures.choice(record, _spaced(what))
+        _choice_file(what): figures.choice(record, CHOSEN[what])
         for what, record in numbers["settings"].get("chosen", {}).items()
     }
     for name, data in {**grids, **charts}.items():
@@ -168,10 +168,7 @@ def _page(
     charts_html = "".join(
         f"<h2>{_text(title)}</h2>{_image(charts[name], title)}"
         for name, title in [
-            *(
-                (_choice_file(what), describe_choice(_spaced(what), chosen[what]))
-                for what in chosen
-            ),
+            *((_choice_file(what), describe_choice(what, chosen[what])) for what in chosen),
             ("cluster-sizes.png", "Cluster sizes"),
             ("log-density.png", "Log-density and what was removed"),
             ("singular-values.png", "Singular values and numeric rank"),
@@ -216,7 +213,7 @@ def _scores(numbers: Mapping[str, Any]) -> str:
     if not numbers["scores"]:
         return ""
     rows = [
-        (_spaced(name), *(f"{s[name]:.4f}" for s in numbers["scores"].values()))
+        (name.replace("_", " "), *(f"{s[name]:.4f}" for s in numbers["scores"].values()))
         for name in (
             "homogeneity",
             "completeness",
@@ -238,10 +235,6 @@ def _choice_file(what: str) -> str:
     return f"choice-of-{what.replace('_', '-')}.png"
 
 
-def _spaced(name: str) -> str:
-    return name.replace("_", " ")
-
-
 def _share(value: float | None) -> str:
     return "not known" if value is None else f"{value:.1%}"
 
@@ -259,7 +252,7 @@ def _spectrum(record: Mapping[str, Any]) -> str:
 
 
 def _pairs(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{_spaced(key)} {value}" for key, value in values.items())
+    return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in values.items())
 
 
 def _table(rows: list[tuple[str, ...]]) -> str:
