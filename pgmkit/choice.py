@@ -45,6 +45,8 @@ _HALF = 2_000
 _STARTS = 4
 _SILHOUETTES = 1_000
 _LEAST_MARGIN = 0.03
+_NEAR = 0.02
+"""By how much stabilities may differ and still count as the same."""
 _PER_CLUSTER = 4
 
 
@@ -118,8 +120,8 @@ def choose_num_clusters(
     * "stability": both halves are clustered, and the second also by the nearest centres of the
       first; a is the adjusted Rand index of the two labellings of the second half, b its mean for
       the Gaussian, and the criterion (a - b) / (1 - b): 0 for points without clusters, 1 if every
-      repeat finds the same clusters. Of the candidates within one standard error of the best mean,
-      the largest is taken.
+      repeat finds the same clusters. Of the candidates within one standard deviation of the best
+      mean, or within 0.02 of it if that is more, the largest is taken.
     * "gap": the logarithm of the sum of squares within clusters, Gaussian less points. The first
       candidate is taken whose gap is at least that of the next less its standard deviation times
       √(1 + 1/5); if there is none, that of the largest gap.
@@ -435,7 +437,7 @@ def _below_null(scores: Values, null: Values) -> Values:
 
 def _largest_near_best(mean: Values, std: Values) -> int:
     best = int(mean.argmax())
-    return int(np.flatnonzero(mean >= mean[best] - _standard_error(std[best]))[-1])
+    return int(np.flatnonzero(mean >= mean[best] - max(std[best], _NEAR))[-1])
 
 
 def _first_not_below_next(mean: Values, std: Values) -> int:
