@@ -62,7 +62,8 @@ def pgmkit_cluster_samplers() -> Iterable[Component]:  # type: ignore[empty-body
 
     Optional parts: `bind(generator)` is called after loading, for a sampler that needs its
     generator. `features(latents, *, generator, seed) -> (n, d)` gives the points in which clusters
-    are sought, so that they can be looked at without a fit. `acceptance_rate(cluster)` is the share
+    are sought, before `fit` and for any `num_clusters`; k can be chosen from them, and
+    `set_params(num_clusters=k)` then sets it. `acceptance_rate(cluster)` is the share
     of the latents it tries that `sample` returns, in [0, 1], or None if that is all of them.
     `num_clusters_`, set by `fit`, is the number of clusters where the sampler finds it itself; k is
     `num_clusters` otherwise. `sample` raises `pgmkit.errors.SamplingError` for a cluster that it

@@ -68,25 +68,14 @@ def select(
         PluginError: the log-weights have another shape, or are all -inf.
     """
     check_remove(remove)
-    selection = getattr(estimator, "selection", "threshold")
-    if selection not in SELECTIONS:
-        raise PluginError(
-            f"{estimator!r} has selection={selection!r}; it must be one of {', '.join(SELECTIONS)}"
-        )
-    weights = _checked(estimator.log_weights(spectrum), estimator, spectrum)
+    weights, scores = _scored(estimator, spectrum, seed)
     count = min(num_kept(len(spectrum), remove), int((weights > -math.inf).sum()))
     if count == 0:
         raise ParameterError(
             f"remove={remove} leaves none of {len(spectrum)} latents; remove less or draw more"
         )
-    scores = weights
-    if selection == "resample":
-        # The count largest of log-weight plus Gumbel noise are a draw without replacement.
-        uniform = torch.rand(
-            len(weights), generator=random_generator(seed, "selection"), dtype=torch.float64
-        )
-        scores = weights - (-uniform.clamp(min=1e-300).log()).log()
     kept = scores.argsort(descending=True, stable=True)[:count].sort().values
+    selection = _selection_of(estimator)
     sample_size = _effective_sample_size(weights) if selection == "resample" else float(count)
     if selection == "resample" and sample_size < LOW_SAMPLE_SIZE * len(spectrum):
         warnings.warn(
@@ -121,6 +110,17 @@ def select(
     return Selection(kept, weights, cut, statistics)
 
 
+def keep_scores(estimator: DensityEstimator, spectrum: Spectrum, *, seed: int) -> Tensor:
+    """Returns scores (n,), float64: `select` keeps the latents with the largest, for any `remove`.
+
+    They are the log-weights, with noise where the estimator resamples; -inf is never kept.
+
+    Raises:
+        PluginError: see `select`.
+    """
+    return _scored(estimator, spectrum, seed)[1]
+
+
 def num_kept(num_latents: int, remove: float) -> int:
     """Returns how many latents are left when a fraction is removed, rounded half up."""
     return math.floor((1 - remove) * num_latents + 0.5)
@@ -132,6 +132,28 @@ def check_remove(remove: float) -> None:
         raise ParameterError(
             f"remove is a fraction of prior mass in [0, 1), such as 0.2, not {remove!r}"
         )
+
+
+def _selection_of(estimator: DensityEstimator) -> str:
+    selection: str = getattr(estimator, "selection", "threshold")
+    if selection not in SELECTIONS:
+        raise PluginError(
+            f"{estimator!r} has selection={selection!r}; it must be one of {', '.join(SELECTIONS)}"
+        )
+    return selection
+
+
+def _scored(estimator: DensityEstimator, spectrum: Spectrum, seed: int) -> tuple[Tensor, Tensor]:
+    """Returns log-weights and scores; the latents with the largest scores are kept."""
+    selection = _selection_of(estimator)
+    weights = _checked(estimator.log_weights(spectrum), estimator, spectrum)
+    if selection == "threshold":
+        return weights, weights
+    # The largest of log-weight plus Gumbel noise are a draw without replacement.
+    uniform = torch.rand(
+        len(weights), generator=random_generator(seed, "selection"), dtype=torch.float64
+    )
+    return weights, weights - (-uniform.clamp(min=1e-300).log()).log()
 
 
 def _checked(weights: Any, estimator: DensityEstimator, spectrum: Spectrum) -> Tensor:

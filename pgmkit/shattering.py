@@ -1,6 +1,7 @@
 """Shattering: from a generator to one that can be sampled cluster by cluster."""
 
 import importlib.metadata
+import math
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -12,6 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from pgmkit import files, hub, pictures
+from pgmkit.choice import (
+    MASS_OPTIONS,
+    NUM_CLUSTERS_OPTIONS,
+    Choice,
+    auto_options,
+    check_num_clusters,
+    check_removed_mass,
+    choose_num_clusters,
+    choose_removed_mass,
+)
 from pgmkit.components import RegisteredComponent
 from pgmkit.config import check_count
 from pgmkit.engines import Engine
@@ -20,7 +31,14 @@ from pgmkit.generator import Generator
 from pgmkit.plugins import as_component, build_component, registry
 from pgmkit.references import FORMAT_VERSION, open_folder, read_json
 from pgmkit.seeds import derive_seed, random_generator
-from pgmkit.selection import DensityEstimator, Selection, check_remove, num_kept, select
+from pgmkit.selection import (
+    DensityEstimator,
+    Selection,
+    check_remove,
+    keep_scores,
+    num_kept,
+    select,
+)
 from pgmkit.spectrum import Spectrum, compute_spectrum
 from pgmkit.spectrum.compute import BLOCK_SIZE
 
@@ -37,6 +55,11 @@ class ClusterSampler(Protocol):
     optional parts: `features(latents, *, generator, seed) -> (n, d)`, the points in which it will
     look for clusters; `acceptance_rate(cluster) -> float | None`, the share of its draws that it
     keeps.
+
+    One that looks for clusters elsewhere than among the latents says where with
+    `features(latents, *, generator, seed) -> (n, d)`, before `fit` and whatever the number of
+    clusters: that number and the removed mass are then chosen there. `set_params(num_clusters=k)`
+    lets it keep the features it has computed.
 
     Attributes:
         labels_: cluster of each latent that was fitted, int64 (n,), from 0.
@@ -69,7 +92,8 @@ class Origin:
     Args:
         density: name and parameters of the density estimator.
         sampler: qualified name and parameters of the cluster sampler.
-        settings: num_clusters, remove, num_latents and seed.
+        settings: num_clusters, remove, num_latents and seed; under `chosen`, how those were chosen
+            that were to be.
         statistics: mass kept, effective sample size, numeric rank; see `pgmkit.selection.select`.
         versions: of pgmkit, torch and the plugins that took part.
     """
@@ -298,8 +322,8 @@ def shatter(
     generator: Generator,
     density: DensityEstimator | str = "lash",
     sampler: ClusterSampler | str = "kmeans-gmm",
-    num_clusters: int = 10,
-    remove: float = 0.2,
+    num_clusters: int | str | Mapping[str, Any] = 10,
+    remove: float | str | Mapping[str, Any] = 0.2,
     num_latents: int = 20_000,
     seed: int = 0,
     spectrum: Spectrum | None = None,
@@ -320,8 +344,12 @@ def shatter(
         generator: G.
         density: name of a density estimator, or an object with `log_weights`.
         sampler: name of a cluster sampler, or an object with its methods.
-        num_clusters: k, at least 1; ignored where `sampler` is an object.
-        remove: fraction of prior mass to remove, in [0, 1); the paper takes 0.2.
+        num_clusters: k, at least 1; ignored where `sampler` is an object. "auto" chooses it without
+            labels, and so does a table with the name "auto" and options, `criterion` or
+            `candidates`; see `pgmkit.choice.choose_num_clusters`.
+        remove: fraction of prior mass to remove, in [0, 1); the paper takes 0.2. "auto" or a table,
+            with `candidates` or `max_loss`, chooses it; see `pgmkit.choice.choose_removed_mass`.
+            If both are chosen, the number of clusters comes first, from all latents.
         num_latents: latents to draw from the prior, before removal.
         seed: of everything random.
         spectrum: one that is there already; then `num_latents` is its length.
@@ -356,6 +384,11 @@ def shatter(
     clusterer = as_component(
         "cluster-samplers", sampler, **sampler_parameters(num_clusters, sampler_args or {})
     )
+    if not (isinstance(sampler, str) or isinstance(num_clusters, int) or _is_settable(clusterer)):
+        raise ParameterError(
+            f"the number of clusters of {clusterer!r} cannot be chosen, since it has no "
+            "set_params; give num_clusters"
+        )
     started = time.perf_counter()
     if spectrum is None:
         spectrum = compute_spectrum(
@@ -371,6 +404,15 @@ def shatter(
             **(spectrum_args or {}),
         )
     spectrum_done = time.perf_counter()
+    num_clusters, remove, choices = _choose(
+        estimator, clusterer, generator, spectrum, num_clusters, remove, seed
+    )
+    if "num_clusters" in choices and _is_settable(clusterer):
+        clusterer.set_params(num_clusters=num_clusters)
+    elif "num_clusters" in choices:
+        parameters = sampler_parameters(num_clusters, sampler_args or {})
+        clusterer = as_component("cluster-samplers", sampler, **parameters)
+    chosen = time.perf_counter()
     selection = select(estimator, spectrum, remove=remove, seed=seed)
     latents = spectrum.latents[selection.kept]
     clusterer.fit(latents, generator=generator, seed=seed)
@@ -390,6 +432,7 @@ def shatter(
             "remove": remove,
             "num_latents": count,
             "seed": seed,
+            **_records(choices),
         },
         statistics=selection.statistics,
         versions=_versions(density_origin, sampler_origin),
@@ -401,19 +444,32 @@ def shatter(
         origin,
         spectrum=spectrum,
         selection=selection,
-        seconds={"spectrum": spectrum_done - started, "clusters": done - spectrum_done},
+        seconds={
+            "spectrum": spectrum_done - started,
+            **({"choices": chosen - spectrum_done} if choices else {}),
+            "clusters": done - chosen,
+        },
     )
 
 
-def check_shatter(num_latents: int, remove: float, num_clusters: int) -> None:
-    """Checks the numbers that `shatter` takes, before anything is computed.
+def check_shatter(num_latents: int, remove: Any, num_clusters: Any) -> None:
+    """Checks the numbers that `shatter` takes, or how to choose them, before anything is computed.
 
     Raises:
         ParameterError: one of them is outside its range, or too few latents are left to cluster.
+        UnknownNameError: no criterion has the name that is given.
     """
-    check_remove(remove)
-    check_count("the number of clusters", num_clusters)
+    by_clusters, by_mass = _clusters_options(num_clusters), _mass_options(remove)
     check_count("the number of latents", num_latents)
+    if by_clusters is None:
+        check_count("the number of clusters", num_clusters)
+    if by_mass is None:
+        check_remove(remove)
+    if by_clusters is not None:
+        count = num_latents if by_mass is not None else num_kept(num_latents, remove)
+        num_clusters = check_num_clusters(count, **by_clusters)[-1]
+    if by_mass is not None:
+        remove = check_removed_mass(num_latents, num_clusters=num_clusters, **by_mass)[-1]
     kept = num_kept(num_latents, remove)
     if num_clusters > kept:
         raise ParameterError(
@@ -422,8 +478,12 @@ def check_shatter(num_latents: int, remove: float, num_clusters: int) -> None:
         )
 
 
-def sampler_parameters(num_clusters: int, given: Mapping[str, Any]) -> dict[str, Any]:
+def sampler_parameters(
+    num_clusters: int | str | Mapping[str, Any], given: Mapping[str, Any]
+) -> dict[str, Any]:
     """Returns the parameters of a cluster sampler: the number of clusters and those given.
+
+    A number that is still to be chosen stands at 2.
 
     Raises:
         ParameterError: the number of clusters is among those given, too.
@@ -433,7 +493,7 @@ def sampler_parameters(num_clusters: int, given: Mapping[str, Any]) -> dict[str,
             f"num_clusters={given['num_clusters']!r} is given as a parameter of the sampler; give "
             "the number of clusters of the whole run instead"
         )
-    return {"num_clusters": num_clusters, **given}
+    return {"num_clusters": num_clusters if isinstance(num_clusters, int) else 2, **given}
 
 
 def check_spectrum(generator: Generator, spectrum: Spectrum) -> None:
@@ -451,6 +511,70 @@ def check_spectrum(generator: Generator, spectrum: Spectrum) -> None:
             f"{recorded[:12]}), not {generator.name!r} ({actual[:12]}); compute it again"
         )
     generator.check_latents(spectrum.latents)
+
+
+def _clusters_options(num_clusters: Any) -> dict[str, Any] | None:
+    return auto_options("the number of clusters", num_clusters, NUM_CLUSTERS_OPTIONS)
+
+
+def _mass_options(remove: Any) -> dict[str, Any] | None:
+    return auto_options("remove", remove, MASS_OPTIONS)
+
+
+def _is_settable(clusterer: Any) -> bool:
+    return hasattr(clusterer, "set_params")
+
+
+def _choose(
+    estimator: DensityEstimator,
+    clusterer: ClusterSampler,
+    generator: Generator,
+    spectrum: Spectrum,
+    num_clusters: Any,
+    remove: Any,
+    seed: int,
+) -> tuple[int, float, dict[str, Choice]]:
+    """Returns the number of clusters, the removed mass, and how those were chosen that were."""
+    by_clusters, by_mass = _clusters_options(num_clusters), _mass_options(remove)
+    if by_clusters is None and by_mass is None:
+        return num_clusters, remove, {}
+    points = _features(clusterer, spectrum.latents, generator, seed)
+    scores = keep_scores(estimator, spectrum, seed=seed)
+    choices = {}
+    if by_clusters is not None:
+        count = len(scores) if by_mass is not None else num_kept(len(scores), remove)
+        count = min(count, int((scores > -math.inf).sum()))
+        kept = scores.argsort(descending=True, stable=True)[:count].sort().values
+        choices["num_clusters"] = choose_num_clusters(points[kept], **by_clusters, seed=seed)
+        num_clusters = int(choices["num_clusters"].value)
+    if by_mass is not None:
+        choices["remove"] = choose_removed_mass(
+            points, scores, num_clusters=num_clusters, **by_mass, seed=seed
+        )
+        remove = choices["remove"].value
+    return num_clusters, remove, choices
+
+
+def _features(
+    clusterer: ClusterSampler, latents: Tensor, generator: Generator, seed: int
+) -> Tensor:
+    """Returns the points (n, d) among which a cluster sampler will look for clusters."""
+    features = getattr(clusterer, "features", None)
+    if features is None:
+        return latents
+    points = torch.as_tensor(features(latents, generator=generator, seed=seed)).detach().cpu()
+    if points.ndim != 2 or len(points) != len(latents) or not points.isfinite().all():
+        raise PluginError(
+            f"{clusterer!r} has features of shape {tuple(points.shape)} for {len(latents)} "
+            f"latents; they must be finite and of shape ({len(latents)}, d)"
+        )
+    return points
+
+
+def _records(choices: Mapping[str, Choice]) -> dict[str, Any]:
+    if not choices:
+        return {}
+    return {"chosen": {name: choice.record() for name, choice in choices.items()}}
 
 
 def _origin(kind: str, component: Any, built: Any) -> dict[str, Any]:

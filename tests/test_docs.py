@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 import textwrap
+import tomllib
 from pathlib import Path
 
 import pluggy
@@ -125,6 +126,17 @@ def test_every_score_is_documented() -> None:
         assert f"| {field} |" in text
     for name in ("inception", "classifier:", "timm:"):
         assert f"| `{name}" in text
+
+
+def test_the_page_on_choices_runs(tmp_path: Path) -> None:
+    page = ROOT / "docs" / "choices.md"
+    run_commands(page, tmp_path)
+    report = json.loads((tmp_path / "chosen" / "report.json").read_text())
+    assert report["settings"]["chosen"].keys() == {"num_clusters", "remove"}
+    (block,) = blocks(page, "toml")
+    values = {"source": "mnist-dcgan", **tomllib.loads(block)}
+    settings = prepare(values).settings
+    assert settings.clusters["candidates"] == [2, 5, 10, 20]  # type: ignore[index, call-overload]
 
 
 def test_the_two_commands_are_targets_of_the_makefile() -> None:

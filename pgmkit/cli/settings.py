@@ -8,7 +8,8 @@ import click
 
 from pgmkit.config import apply_overrides, read_toml
 
-_COMPONENTS = ("density", "sampler", "engine")
+_NAMED = ("density", "sampler", "engine", "clusters", "remove")
+"""Settings that are a table with a name, or may be one; the name alone is short for it."""
 
 config_option = click.option("--config", type=click.Path(path_type=Path), help="Settings as TOML.")
 set_option = click.option(
@@ -47,15 +48,15 @@ def needed_out(out: Path | None) -> Path:
 
 
 def _with_flags(values: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
-    """Lays the flags that were given over a config; components are tables with a name."""
+    """Lays the flags that were given over a config; a name becomes a table with it."""
     result = dict(values)
-    for name in _COMPONENTS:
+    for name in _NAMED:
         if isinstance(result.get(name), str):
             result[name] = {"name": result[name]}
     for name, value in flags.items():
         if value is None:
             continue
-        if name in _COMPONENTS:
+        if name in _NAMED and isinstance(value, str):
             table = result.get(name, {})
             same = isinstance(table, dict) and table.get("name") == value
             result[name] = table if same else {"name": value}

@@ -1,6 +1,7 @@
 """`pgmkit shatter`."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,33 @@ from pgmkit.cli.settings import (
 )
 
 
+def _number_or_auto(number: Callable[[str], float]) -> Callable[[str], float | str]:
+    def convert(value: str) -> float | str:
+        try:
+            return "auto" if value == "auto" else number(value)
+        except ValueError:
+            raise click.BadParameter(f"{value!r} is neither a number nor auto") from None
+
+    return convert
+
+
 @click.command()
 @click.argument("source", required=False)
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Output folder.")
 @click.option("--density", help="Density estimator; lash by default.")
 @click.option("--sampler", help="Cluster sampler; kmeans-gmm by default.")
-@click.option("--clusters", type=int, help="Number of clusters; 10 by default.")
-@click.option("--remove", type=float, help="Fraction of prior mass to remove; 0.2 by default.")
+@click.option(
+    "--clusters",
+    type=_number_or_auto(int),
+    metavar="N|auto",
+    help="Number of clusters, or auto to choose it without labels; 10 by default.",
+)
+@click.option(
+    "--remove",
+    type=_number_or_auto(float),
+    metavar="F|auto",
+    help="Fraction of prior mass to remove, or auto to choose it; 0.2 by default.",
+)
 @click.option("--latents", type=int, help="Latents to draw, before removal; 20000 by default.")
 @click.option("--seed", type=int, help="Of everything random; 0 by default.")
 @click.option("--engine", help="Where the spectrum is computed: local (default), torchrun or ray.")
@@ -68,14 +89,19 @@ def shatter(
 
 
 def _print_summary(out: Path, numbers: dict[str, Any]) -> None:
+    from pgmkit.choice import describe_choice
+
     statistics, rank = numbers["statistics"], numbers["statistics"]["numeric_rank"]
     click.echo(numbers["generator"])
     click.echo(
         f"{numbers['density']['name']} kept {statistics['num_kept']:,} of "
         f"{statistics['num_latents']:,} latents (mass {statistics['mass_kept']:.3f}, effective "
         f"sample size {statistics['effective_sample_size']:,.0f}, numeric rank "
-        f"{rank['smallest']} to {rank['largest']} of {rank['of']})\n"
+        f"{rank['smallest']} to {rank['largest']} of {rank['of']})"
     )
+    for name, choice in numbers["settings"].get("chosen", {}).items():
+        click.echo(describe_choice(name, choice))
+    click.echo()
     rows = [
         (
             cluster["name"],

@@ -2,7 +2,8 @@
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -68,6 +69,31 @@ def singular_values(spectrum: Spectrum) -> bytes:
         label=f"numeric rank at {RANK_RTOL:g}: {rank.min()} to {rank.max()}",
     )
     axes.legend(frameon=False)
+    return png(figure)
+
+
+def choice(record: Mapping[str, Any], what: str) -> bytes:
+    """Draws a criterion over its candidates, with the chosen one, and what removal leaves.
+
+    Args:
+        record: of a `pgmkit.choice.Choice`.
+        what: the value that was chosen.
+    """
+    figure, axes = _axes()
+    candidates, value = record["candidates"], record["value"]
+    axes.errorbar(
+        candidates, record["mean"], record["std"], color=_BLUE, marker=".", capsize=2, linewidth=1
+    )
+    axes.axvline(value, color=_RED, label=f"chosen: {value:g}")
+    axes.set_xlabel(what)
+    axes.set_ylabel(str(record["criterion"]))
+    axes.legend(frameon=False, loc="lower right")
+    if record["diversity"]:
+        left = axes.twinx()
+        left.plot(candidates, record["diversity"], color=_GREY, linestyle="--")
+        left.set_ylabel("share of clusters left")
+        left.set_ylim(0, 1.05)
+        left.spines["top"].set_visible(False)
     return png(figure)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pgmkit import files, pictures
+from pgmkit.choice import CHOSEN, describe_choice
 from pgmkit.errors import ParameterError
 from pgmkit.evaluate import figures
 from pgmkit.evaluate.classifier import Classifier
@@ -121,6 +122,10 @@ def write_report(folder: Path, shattered: ShatteredGenerator, numbers: Mapping[s
         ),
         "singular-values.png": figures.singular_values(shattered.spectrum),
     }
+    charts |= {
+        _choice_file(what): figures.choice(record, CHOSEN[what])
+        for what, record in numbers["settings"].get("chosen", {}).items()
+    }
     for name, data in {**grids, **charts}.items():
         files.write_bytes(folder / name, data)
     files.write_json(folder / "report.json", numbers)
@@ -166,9 +171,11 @@ def _page(
         captions.append(
             f"<figure><figcaption>{caption}</figcaption>{_image(grid, caption)}</figure>"
         )
+    chosen = numbers["settings"].get("chosen", {})
     charts_html = "".join(
-        f"<h2>{title}</h2>{_image(charts[name], title)}"
+        f"<h2>{_text(title)}</h2>{_image(charts[name], title)}"
         for name, title in [
+            *((_choice_file(what), describe_choice(what, chosen[what])) for what in chosen),
             ("cluster-sizes.png", "Cluster sizes"),
             ("log-density.png", "Log-density and what was removed"),
             ("singular-values.png", "Singular values and numeric rank"),
@@ -232,6 +239,10 @@ def _scores(numbers: Mapping[str, Any]) -> str:
         f"<h2>Agreement with the classes of {_text(numbers['classifier']['name'])} ({judge})</h2>"
         + _table([header, *rows, ("samples", *counts)])
     )
+
+
+def _choice_file(what: str) -> str:
+    return f"choice-of-{what.replace('_', '-')}.png"
 
 
 def _share(value: float | None) -> str:

@@ -39,16 +39,16 @@ class ShatterSettings(SpectrumSettings):
     Args:
         density: `name` of the density estimator and its parameters.
         sampler: `name` of the cluster sampler and its parameters.
-        clusters: k.
-        remove: fraction of prior mass to remove, in [0, 1).
+        clusters: k; or "auto", or a table with that `name`, to choose it: see `pgmkit.shatter`.
+        remove: fraction of prior mass to remove, in [0, 1); or "auto" or such a table.
         classifier: reference of a classifier for the scores, or None.
         spectrum: folder of a spectrum of this generator, or None to compute one.
     """
 
     density: Mapping[str, Any]
     sampler: Mapping[str, Any]
-    clusters: int = 10
-    remove: float = 0.2
+    clusters: int | str | Mapping[str, Any] = 10
+    remove: float | str | Mapping[str, Any] = 0.2
     classifier: str | None = None
     spectrum: str | None = None
 
