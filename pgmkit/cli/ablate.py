@@ -22,7 +22,9 @@ SOME_FAILED = 3
 @click.command()
 @click.argument("config", type=click.Path(path_type=Path))
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Output folder.")
-@click.option("--jobs", type=int, help="Cells at the same time, each in a process; 1 by default.")
+@click.option(
+    "--jobs", type=int, help="Cells at the same time, each in a process; one per core by default."
+)
 @no_cache_option
 @set_option
 @dry_run_option

@@ -1,12 +1,15 @@
 """Figures of an ablation: metrics along an axis, and the classes in each cluster."""
 
+import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import mean, stdev
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from pgmkit.evaluate.ablation.measures import MEASURES, Metric
 from pgmkit.evaluate.ablation.plan import slug
@@ -20,6 +23,7 @@ from pgmkit.evaluate.ablation.tables import (
 from pgmkit.evaluate.figures import png
 
 _STYLES = ("-", "--", ":", "-.")
+_WHOLE = ("clusters", "latents")
 _PANEL = (4.6, 3.2)
 _MOST_COLUMNS = 3
 _HISTOGRAM = (1.7, 1.3)
@@ -38,11 +42,9 @@ def draw_all(rows: Sequence[Row], measures: Iterable[str]) -> Iterator[tuple[str
                     yield f"{slug(generator)}-{measure}-along-{axis}.png", png(figure)
     axes = [*block_axes(rows), *method_axes(rows)]
     for place, cells in grouped(rows, axes).items():
-        for measure in measures:
-            counted = [row for row in cells if measure in row.result.counts]
-            if counted:
-                figure = class_histograms(counted[0], measure, place)
-                yield f"{slug(place)}-classes-of-{measure}.png", png(figure)
+        counted = [(row, measure) for measure in measures for row in cells if row.counted(measure)]
+        if counted:
+            yield f"{slug(place)}-classes.png", png(class_histograms(*counted[0], place))
 
 
 def numeric_axes(rows: Sequence[Row]) -> list[str]:
@@ -79,17 +81,14 @@ def along_axis(rows: Sequence[Row], axis: str, measure: str) -> Figure | None:
     figure = Figure(figsize=(_PANEL[0] * columns, _PANEL[1] * height), layout="constrained")
     grid = figure.subplots(height, columns, squeeze=False).flatten()
     for axes, (title, metrics) in zip(grid, panels.items(), strict=False):
-        for color, (name, line) in enumerate(lines.items()):
-            for style, (key, metric) in enumerate(metrics.items()):
-                text = name if len(metrics) == 1 else f"{name}: {metric.title.lower()}"
-                _draw_line(axes, line, axis, key, text, f"C{color % 10}", _STYLES[style % 4])
-        axes.set_xlabel(axis)
-        axes.set_ylabel(title)
-        axes.spines[["top", "right"]].set_visible(False)
-        if len(lines) * len(metrics) > 1:
-            axes.legend(frameon=False, fontsize="small")
+        for key, style in zip(metrics, itertools.cycle(_STYLES)):
+            for color, line in enumerate(lines.values()):
+                _draw_line(axes, line, axis, key, f"C{color % 10}", style)
+        _label(axes, axis, title, metrics)
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
+    handles = [Line2D([], [], color=f"C{color % 10}") for color in range(len(lines))]
+    figure.legend(handles, list(lines), loc="outside lower center", ncols=columns, frameon=False)
     figure.suptitle(f"{rows[0].cell.generator}: {MEASURES[measure].title.lower()}")
     return figure
 
@@ -126,7 +125,7 @@ def class_histograms(row: Row, measure: str, title: str) -> Figure:
 
 
 def _draw_line(
-    axes: Axes, rows: Sequence[Row], axis: str, metric: str, text: str, color: str, style: str
+    axes: Axes, rows: Sequence[Row], axis: str, metric: str, color: str, style: str
 ) -> None:
     points = []
     for x in _numbers(rows, axis):
@@ -134,11 +133,21 @@ def _draw_line(
         values = [value for value in found if value is not None]
         if values:
             points.append((x, mean(values), stdev(values) if len(values) > 1 else 0.0))
-    if not points:
-        return
-    x, middle, spread = np.asarray(points).T
-    axes.plot(x, middle, style, marker=".", color=color, label=text)
-    axes.fill_between(x, middle - spread, middle + spread, color=color, alpha=0.2, linewidth=0)
+    if points:
+        x, middle, spread = np.asarray(points).T
+        axes.plot(x, middle, style, marker=".", color=color)
+        axes.fill_between(x, middle - spread, middle + spread, color=color, alpha=0.2, linewidth=0)
+
+
+def _label(axes: Axes, axis: str, title: str, metrics: Mapping[str, Metric]) -> None:
+    axes.set_xlabel(axis)
+    axes.set_ylabel(title)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=axis in _WHOLE))
+    if len(metrics) > 1:
+        for metric, style in zip(metrics.values(), itertools.cycle(_STYLES)):
+            axes.plot([], [], style, color="grey", label=metric.title.lower())
+        axes.legend(frameon=False, fontsize="small")
 
 
 def _numbers(rows: Iterable[Row], axis: str) -> list[float]:

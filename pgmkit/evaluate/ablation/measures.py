@@ -18,7 +18,7 @@ from pgmkit.shattering import ShatteredGenerator
 Pairs = tuple[Tensor, Tensor]
 """Cluster number and class number of n latents or samples, int64 (n,) each."""
 
-_BATCH = 256
+_BATCH = 128
 
 
 class Subject:
@@ -37,7 +37,7 @@ class Subject:
         *,
         classes: Tensor | None = None,
         classifier: Classifier | None = None,
-        num_samples: int = 10_000,
+        num_samples: int = 5_000,
     ) -> None:
         self.shattered = shattered
         self.classes = classes

@@ -11,7 +11,7 @@ from typing import Any
 from pgmkit.config import check_count, component_table, make_settings
 from pgmkit.errors import ParameterError, UnknownNameError, nearest_names
 from pgmkit.evaluate.ablation.measures import DEFAULT_MEASURES, MEASURES
-from pgmkit.machine import check_device
+from pgmkit.machine import available_cores, check_device
 from pgmkit.plugins import build_from_table
 from pgmkit.selection import check_remove
 from pgmkit.shattering import check_shatter, sampler_parameters
@@ -65,7 +65,8 @@ class AblationSettings:
         seeds: of everything random, one or a list.
         samples: how many samples from the mapper are scored.
         measures: names of what is measured, from `pgmkit.evaluate.ablation.measures.MEASURES`.
-        jobs: cells at the same time, each in a process of its own; 1 is this process.
+        jobs: cells at the same time, each in a process of its own; 1 is this process, None one per
+            available core.
         threads: of each of these processes.
         engine: where spectra are computed: `name` of the engine and its parameters.
     """
@@ -77,9 +78,9 @@ class AblationSettings:
     clusters: Any = 10
     remove: Any = 0.2
     seeds: Any = 0
-    samples: int = 10_000
+    samples: int = 5_000
     measures: Any = DEFAULT_MEASURES
-    jobs: int = 1
+    jobs: int | None = None
     threads: int = 1
     engine: Any = DEFAULT_ENGINE
 
@@ -168,6 +169,11 @@ class Plan:
     def measures(self) -> list[str]:
         """Names of what is measured."""
         return list(self.settings.measures)
+
+    @property
+    def jobs(self) -> int:
+        """How many cells are computed at the same time."""
+        return available_cores() if self.settings.jobs is None else self.settings.jobs
 
     def clusters(self, generator: GeneratorSettings) -> list[Any]:
         """Returns the axis of k for one generator."""
@@ -281,7 +287,7 @@ def slug(text: str) -> str:
         >>> slug("LASH (Ours), 1e-6")
         'LASH-Ours-1e-6'
     """
-    return re.sub(r"[^\w.]+", "-", text).strip("-.")
+    return re.sub(r"[^\w.-]+", "-", text).strip("-.")
 
 
 def check_names(generators: Sequence[GeneratorSettings]) -> None:
@@ -293,7 +299,7 @@ def _check(plan: Plan) -> None:
     settings = plan.settings
     for name, count in (
         ("samples", settings.samples),
-        ("jobs", settings.jobs),
+        ("jobs", plan.jobs),
         ("threads", settings.threads),
     ):
         check_count(name, count)

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from pgmkit import files, runs
 from pgmkit.engines import Engine, decide, is_coordinator
+from pgmkit.engines.processes import in_processes
 from pgmkit.errors import EngineError, LoadError, OutputError
 from pgmkit.evaluate.ablation.cells import (
     Measurer,
@@ -33,7 +34,6 @@ from pgmkit.evaluate.ablation.tables import (
     to_latex,
     to_markdown,
 )
-from pgmkit.evaluate.ablation.workers import in_workers
 from pgmkit.machine import machine
 from pgmkit.plugins import build_from_table, registry
 
@@ -83,7 +83,7 @@ class PreparedAblation:
             "seeds": plan.seeds,
             "samples": plan.settings.samples,
             "measures": plan.measures,
-            "jobs": plan.settings.jobs,
+            "jobs": plan.jobs,
             "threads": plan.settings.threads,
             **spectrum,
         }
@@ -224,7 +224,7 @@ def _compute(
     measurer = Measurer(prepared.plan, out / "spectra", prepared.models)
     total, done = len(prepared.cells), len(prepared.cells) - len(cells)
     with (
-        contextlib.closing(_results(measurer, cells, prepared.plan.settings.jobs)) as results,
+        contextlib.closing(_results(measurer, cells, prepared.plan.jobs)) as results,
         tqdm(total=total, initial=done, unit="cell", desc="cells", disable=not progress) as bar,
     ):
         for cell, result in results:
@@ -241,7 +241,7 @@ def _results(
 ) -> Generator[tuple[Cell, Result | int], None, None]:
     """Yields cells as they are done, with the exit code of a process that died over one."""
     if jobs > 1:
-        yield from in_workers(measurer, cells, jobs)
+        yield from in_processes(measurer, cells, jobs)
         return
     for cell in cells:
         yield cell, measurer(cell)
@@ -255,7 +255,7 @@ def _died(code: int) -> EngineError:
 
 
 def _line(result: Result) -> str:
-    noted = f"; {len(result.warnings)} warnings" if result.warnings else ""
+    noted = f"; warned: {'; '.join(result.warnings)}" if result.warnings else ""
     if result.error is not None:
         return f"failed: {result.error}{noted}"
     return f"{_seconds(result.seconds.get('total', 0.0))}{noted}"

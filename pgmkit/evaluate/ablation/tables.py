@@ -32,6 +32,10 @@ class Row:
         """Returns a number of the cell, or None if it has none."""
         return self.result.metrics.get(metric)
 
+    def counted(self, measure: str) -> bool:
+        """Returns whether the cell has the counts of a measure."""
+        return measure in self.result.counts
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -296,7 +300,8 @@ def _common(rows: Sequence[Row]) -> str:
     shared = [text for axis, text in words.items() if axis not in changing]
     seeds = len({row.cell.seed for row in rows})
     over = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else f"seed {first.seed}"
-    return f"{', '.join(shared)}; {over}." if shared else f"{over.capitalize()}."
+    text = "; ".join(filter(None, [", ".join(shared), over]))
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def _short(axis: str) -> str:

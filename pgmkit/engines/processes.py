@@ -6,7 +6,8 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any, Generic, TypeVar
@@ -17,9 +18,9 @@ Item = TypeVar("Item")
 Output = TypeVar("Output")
 
 
-def in_workers(
+def in_processes(
     function: Callable[[Item], Output], items: Sequence[Item], jobs: int
-) -> Iterator[tuple[Item, Output | int]]:
+) -> Generator[tuple[Item, Output | int], None, None]:
     """Yields `(item, function(item))` as items are done, each in one of several fresh processes.
 
     Where a process dies, its exit code stands for the result, negative for a signal, and another
@@ -72,7 +73,8 @@ class _Worker(Generic[Item]):
             target=_work, args=(theirs, function, ",".join(disabled)), daemon=True
         )
         # A Ctrl-C goes to all processes of a terminal. Inherited, the mask keeps it from this one,
-        # which would print a traceback; here it is only put off.
+        # which would print a traceback; here it is only put off. Starting the tracker ends a mask.
+        resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             self.process.start()
