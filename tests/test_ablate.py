@@ -494,6 +494,11 @@ def wait_for_a_cell(out: Path) -> None:
         time.sleep(0.02)
 
 
+def is_worker(pid: int) -> bool:
+    line = Path(f"/proc/{pid}/cmdline")
+    return line.exists() and b"spawn_main" in line.read_bytes()
+
+
 @pytest.mark.usefixtures("faulty")
 def test_after_kill_9_only_missing_cells_are_computed(tiny: str, tmp_path: Path) -> None:
     out, path = tmp_path / "out", slow(tiny, tmp_path / "config.toml")
@@ -515,15 +520,16 @@ def test_ctrl_c_ends_all_processes_with_one_line(tiny: str, tmp_path: Path) -> N
     out, path = tmp_path / "out", slow(tiny, tmp_path / "config.toml", jobs=2)
     with started(command("ablate", path, "-o", out)) as process:
         wait_for_a_cell(out)
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-        workers = children.read_text().split() if children.exists() else []
-        for pid in [process.pid, *map(int, workers)]:  # as a terminal does
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+        workers = [int(pid) for pid in children.split() if is_worker(int(pid))]
+        assert len(workers) == 2
+        for pid in [process.pid, *workers]:  # as a terminal does
             os.kill(pid, signal.SIGINT)
         _, stderr = process.communicate(timeout=60)
     assert process.returncode == 1
     assert stderr.splitlines()[-1].startswith("stopped: run the same command again")
     assert "Traceback" not in stderr
-    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+    assert not any(map(is_worker, workers))
 
 
 def test_a_dry_run_counts_and_writes_nothing(tiny: str, tmp_path: Path) -> None:

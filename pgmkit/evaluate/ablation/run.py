@@ -113,7 +113,7 @@ def prepare(values: Mapping[str, Any]) -> PreparedAblation:
 
 def run(
     prepared: PreparedAblation,
-    out: Path,
+    out: Path | str,
     *,
     progress: bool = False,
     report: Callable[[str], None] | None = None,
@@ -137,7 +137,7 @@ def run(
     Raises:
         OutputError: `out` holds something else, is in use, or cannot be written.
     """
-    started = time.perf_counter()
+    out, started = Path(out), time.perf_counter()
     tell = _teller(report)
     engine = build_from_table("engines", prepared.plan.engine)
     with contextlib.ExitStack() as held:
