@@ -92,9 +92,9 @@ def test_the_page_on_ablations_runs(
     (config,) = blocks(page, "toml")
     (tmp_path / "ablation.toml").write_text(config)
     run_commands(page, tmp_path)
-    assert len((tmp_path / "ablation" / "cells.csv").read_text().splitlines()) == 1 + 24
+    assert len((tmp_path / "ablation" / "cells.csv").read_text().splitlines()) == 1 + 18
     summary = json.loads((tmp_path / "ablation" / "ablation.json").read_text())
-    assert (summary["cells"], summary["computed"], summary["failed"]) == (24, 8, 0)
+    assert (summary["cells"], summary["computed"], summary["failed"]) == (18, 6, 0)
     monkeypatch.chdir(tmp_path)
     (block,) = blocks(page, "python")
     exec(compile(block, page.name, "exec"), {"__name__": "__main__"})
