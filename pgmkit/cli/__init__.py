@@ -74,7 +74,7 @@ def cli(no_plugins: bool) -> None:
 
 
 def main() -> None:
-    """Runs the command line; exits with 0 (done), 1 (an expected error), 2 (usage) or 3."""
+    """Runs the command; exits with 0 (done), 1 (expected error), 2 (usage) or 3 (done in part)."""
     warnings.showwarning = _show_warning
     try:
         code = cli.main(standalone_mode=False)
