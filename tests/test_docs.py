@@ -21,6 +21,8 @@ from pgmkit import hookspecs
 from pgmkit.cli import cli
 from pgmkit.components import KINDS
 from pgmkit.config import read_toml
+from pgmkit.evaluate.ablation import prepare as prepare_ablation
+from pgmkit.evaluate.ablation.plan import OF_SPECTRUM, AblationSettings
 from pgmkit.evaluate.diagnostics import ClusterFidelity, Diagnostics
 from pgmkit.evaluate.fidelity import FidelityScores
 from pgmkit.evaluate.metrics import ClusterScores
@@ -137,6 +139,45 @@ def test_the_page_on_choices_runs(tmp_path: Path) -> None:
     values = {"source": "mnist-dcgan", **tomllib.loads(block)}
     settings = prepare(values).settings
     assert settings.clusters["candidates"] == [2, 5, 10, 20]  # type: ignore[index, call-overload]
+
+
+def test_the_page_on_ablations_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = ROOT / "docs" / "ablations.md"
+    (config,) = blocks(page, "toml")
+    (tmp_path / "ablation.toml").write_text(config)
+    run_commands(page, tmp_path)
+    assert len((tmp_path / "ablation" / "cells.csv").read_text().splitlines()) == 1 + 18
+    summary = json.loads((tmp_path / "ablation" / "ablation.json").read_text())
+    assert (summary["cells"], summary["computed"], summary["failed"]) == (18, 6, 0)
+    monkeypatch.chdir(tmp_path)
+    (block,) = blocks(page, "python")
+    exec(compile(block, page.name, "exec"), {"__name__": "__main__"})
+    assert "['jbt', 'lash']" in capsys.readouterr().out
+
+
+def test_the_settings_of_ablations_are_documented_with_their_defaults() -> None:
+    text = (ROOT / "docs" / "ablations.md").read_text()
+    documented = set(re.findall(r"^\| `(\w+)` \|", text, flags=re.MULTILINE))
+    assert documented == {field.name for field in dataclasses.fields(AblationSettings)}
+    for name in OF_SPECTRUM:
+        assert f"`{name}`" in text
+    for field in dataclasses.fields(AblationSettings):
+        if isinstance(field.default, int | float):
+            row = next(x for x in text.splitlines() if x.startswith(f"| `{field.name}`"))
+            assert row.endswith(f"| {field.default} |")
+
+
+@pytest.mark.parametrize(
+    ("name", "cells"), [("mnist", 4 * 5), ("clusters", 8 * 5), ("removed", 10 * 5)]
+)
+def test_the_example_ablations_are_valid(name: str, cells: int) -> None:
+    path = ROOT / "examples" / f"ablation-{name}.toml"
+    prepared = prepare_ablation(read_toml(path))
+    assert len(prepared.cells) == cells
+    assert len(prepared.spectra) == 5
+    assert f"pgmkit ablate examples/{path.name} -o runs/{path.stem}" in path.read_text()
 
 
 def test_the_two_commands_are_targets_of_the_makefile() -> None:

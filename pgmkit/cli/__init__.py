@@ -18,6 +18,7 @@ from pgmkit.plugins import disable_third_party_plugins, registry
 _COMMANDS = {
     "shatter": ("pgmkit.cli.shatter:shatter", "Shatter a generator into clusters."),
     "spectrum": ("pgmkit.cli.spectrum:spectrum", "Compute spectra, tell about them, draw them."),
+    "ablate": ("pgmkit.cli.ablate:ablate", "Compare methods over axes and seeds."),
     "sample": ("pgmkit.cli.sample:sample", "Make images with a shattered generator."),
     "evaluate": ("pgmkit.cli.evaluate:evaluate", "Score a shattered generator."),
     "train": ("pgmkit.cli.train:train", "Train a generator or an evaluation classifier."),
@@ -74,7 +75,7 @@ def cli(no_plugins: bool) -> None:
 
 
 def main() -> None:
-    """Runs the command line; exits with 0 (done), 1 (an expected error) or 2 (usage)."""
+    """Runs the command; exits with 0 (done), 1 (expected error), 2 (usage) or 3 (done in part)."""
     warnings.showwarning = _show_warning
     try:
         code = cli.main(standalone_mode=False)

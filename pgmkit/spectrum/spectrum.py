@@ -68,13 +68,27 @@ class Spectrum:
 
     def only_finite(self) -> "Spectrum":
         """Returns the part of the spectrum whose Jacobians are finite."""
-        kept = self.finite()
+        return self._part(self.finite())
+
+    def first(self, count: int) -> "Spectrum":
+        """Returns the spectrum of the first latents; with a seed, that of as many latents.
+
+        Raises:
+            ParameterError: there are fewer, or none are asked for.
+        """
+        if not 1 <= count <= len(self):
+            raise ParameterError(
+                f"the spectrum has {len(self)} latents, so the first {count} cannot be taken"
+            )
+        return self._part(slice(count))
+
+    def _part(self, rows: Tensor | slice) -> "Spectrum":
         return Spectrum(
-            self.latents[kept],
-            self.singular_values[kept],
-            self.log_prior[kept],
+            self.latents[rows],
+            self.singular_values[rows],
+            self.log_prior[rows],
             self.provenance,
-            None if self.float64 is None else self.float64[kept],
+            None if self.float64 is None else self.float64[rows],
         )
 
     def numeric_rank(self, rtol: float = RANK_RTOL) -> Tensor:

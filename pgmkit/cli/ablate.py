@@ -1,0 +1,74 @@
+"""`pgmkit ablate`."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pgmkit.cli.output import json_option, print_json
+from pgmkit.cli.settings import (
+    dry_run_option,
+    gather_settings,
+    needed_out,
+    no_cache_option,
+    report,
+    set_option,
+)
+
+SOME_FAILED = 3
+
+
+@click.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="Output folder.")
+@click.option(
+    "--jobs", type=int, help="Cells at the same time, each in a process; one per core by default."
+)
+@no_cache_option
+@set_option
+@dry_run_option
+@json_option
+def ablate(
+    config: Path,
+    out: Path | None,
+    jobs: int | None,
+    no_cache: bool,
+    overrides: tuple[str, ...],
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Compare methods as CONFIG (TOML) says: generators × densities × samplers × numbers × seeds.
+
+    Leaves cells.csv, tables (Markdown and LaTeX) and figures in OUT. A run that was stopped
+    continues where it was, and cells that failed are tried again. The exit code is 3 if some cells
+    failed and 1 if all did.
+    """
+    from pgmkit.evaluate.ablation import prepare, run
+
+    flags = {"jobs": jobs, "cache": False if no_cache else None}
+    prepared = prepare(gather_settings(config, flags, overrides))
+    counts = {"cells": len(prepared.cells), "spectra": len(prepared.spectra)}
+    if dry_run:
+        print_json({"settings": prepared.resolved(), **counts})
+        return
+    out = needed_out(out)
+    summary = run(prepared, out, progress=sys.stderr.isatty(), report=report)
+    if summary is None:  # another process of the engine tells
+        return
+    if as_json:
+        print_json({"out": str(out), **summary})
+    else:
+        _print_summary(out, summary)
+    if summary["failed"]:
+        raise click.exceptions.Exit(1 if summary["failed"] == summary["cells"] else SOME_FAILED)
+
+
+def _print_summary(out: Path, summary: dict[str, Any]) -> None:
+    click.echo((out / "table.md").read_text())
+    seconds = ", ".join(f"{name} {value:.1f} s" for name, value in summary["seconds"].items())
+    click.echo(
+        f"{summary['cells']} cells, {summary['computed']} of them computed now, "
+        f"{summary['failed']} failed; {seconds}"
+    )
+    click.echo(f"tables and figures: {out}")

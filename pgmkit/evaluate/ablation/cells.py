@@ -1,0 +1,231 @@
+"""Computing cells: what a generator and seed share, and what each cell adds."""
+
+import contextlib
+import math
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from threadpoolctl import threadpool_limits
+from torch import Tensor
+
+from pgmkit import files
+from pgmkit.engines import Engine, is_coordinator
+from pgmkit.errors import PgmkitError
+from pgmkit.evaluate.ablation.measures import MEASURES, Subject, count_pairs, label
+from pgmkit.evaluate.ablation.plan import Cell, GeneratorSettings, Plan, slug
+from pgmkit.evaluate.classifier import Classifier, load_classifier
+from pgmkit.generator import Generator
+from pgmkit.hub import load_generator
+from pgmkit.references import first_line
+from pgmkit.shattering import shatter
+from pgmkit.spectrum import Spectrum, load_spectrum
+from pgmkit.spectrum.run import SpectrumSettings
+
+
+@dataclass(frozen=True)
+class Models:
+    """A generator with its classifier, loaded."""
+
+    generator: Generator
+    classifier: Classifier | None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What is known of a cell; its file holds just this.
+
+    Args:
+        metrics: numbers by "measure.name"; None where one is not finite.
+        counts: for a measure of agreement with classes, how often each class lies in each cluster.
+        classes: names of the classes.
+        origin: components, statistics and versions; see `pgmkit.shattering.Origin`.
+        seconds: of each part and in total.
+        warnings: that came up.
+        error: why there are no numbers, on one line; None if there are.
+        traceback: of an error that is not expected.
+    """
+
+    metrics: Mapping[str, float | None] = field(default_factory=dict)
+    counts: Mapping[str, Sequence[Sequence[int]]] = field(default_factory=dict)
+    classes: Sequence[str] = ()
+    origin: Mapping[str, Any] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    warnings: Sequence[str] = ()
+    error: str | None = None
+    traceback: str | None = None
+
+
+class SharedFiles:
+    """The files of what all cells of one generator and seed share.
+
+    Args:
+        folder: `spectra` in the output folder.
+        generator: name.
+        latents: number of them.
+        seed: of the latents.
+    """
+
+    def __init__(self, folder: Path, generator: str, latents: int, seed: int) -> None:
+        self.name = f"{slug(generator)}-latents-{latents}-seed-{seed}"
+        self.spectrum = folder / self.name
+        self._classes = folder / f"{self.name}.classes.safetensors"
+
+    def compute(
+        self,
+        settings: SpectrumSettings,
+        models: Models,
+        engine: Engine,
+        *,
+        progress: bool,
+        report: Callable[[str], None],
+    ) -> dict[str, float]:
+        """Computes what is missing and returns the seconds that each part took."""
+        started = time.perf_counter()
+        spectrum = settings.compute(
+            models.generator, self.spectrum, engine, progress=progress, report=report
+        )
+        seconds = {"spectrum": round(time.perf_counter() - started, 3)}
+        if not is_coordinator(engine) or models.classifier is None:
+            return seconds
+        if self.classes(len(spectrum)) is None:
+            started = time.perf_counter()
+            classes = label(models.generator, models.classifier, spectrum.latents)
+            files.write_bytes(self._classes, save({"classes": classes}))
+            seconds["classes"] = round(time.perf_counter() - started, 3)
+        return seconds
+
+    def classes(self, count: int) -> Tensor | None:
+        """Returns the classes of the latents (count,); None if they are not there or damaged."""
+        try:
+            classes = load_file(self._classes).get("classes")
+        except (OSError, SafetensorError):
+            return None
+        return None if classes is None or classes.shape != (count,) else classes
+
+
+class Measurer:
+    """Computes cells in one process; models and spectrum stay at hand for the next cell.
+
+    It can be sent to another process, which then loads them itself.
+
+    Args:
+        plan: the ablation.
+        folder: of the spectra.
+        models: those that are loaded already, by name of the generator.
+    """
+
+    def __init__(self, plan: Plan, folder: Path, models: Mapping[str, Models]) -> None:
+        self._generators = {generator.name: generator for generator in plan.generators}
+        self._measures = plan.measures
+        self._latents = max(plan.latents)
+        self._samples = plan.settings.samples
+        self._threads = plan.settings.threads
+        self._folder = folder
+        self._models = dict(models)
+        self._shared: tuple[str, Spectrum, Tensor | None] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_models": {}, "_shared": None}
+
+    def __call__(self, cell: Cell) -> Result:
+        """Computes a cell; an error is its result."""
+        started = time.perf_counter()
+        with warnings.catch_warnings(record=True) as caught, _threads(self._threads):
+            warnings.simplefilter("always")
+            try:
+                result = self._measure(cell)
+            except PgmkitError as error:
+                result = failure(error)
+            except Exception as error:  # whatever a method of anyone's raises
+                result = failure(error, traceback.format_exc())
+        said = list(dict.fromkeys(first_line(warning.message) for warning in caught))  # type: ignore[arg-type]
+        seconds = {**result.seconds, "total": round(time.perf_counter() - started, 3)}
+        return replace(result, seconds=seconds, warnings=said)
+
+    def _measure(self, cell: Cell) -> Result:
+        models = self._models_of(self._generators[cell.generator])
+        spectrum, classes = self._shared_of(cell)
+        density, sampler = dict(cell.density.table), dict(cell.sampler.table)
+        clusters: Any = cell.clusters  # a number, or a word that shatter knows
+        remove: Any = cell.remove
+        shattered = shatter(
+            models.generator,
+            density=density.pop("name"),
+            sampler=sampler.pop("name"),
+            num_clusters=clusters,
+            remove=remove,
+            seed=cell.seed,
+            spectrum=spectrum.first(cell.latents),
+            density_args=density,
+            sampler_args=sampler,
+        )
+        subject = Subject(
+            shattered,
+            classes=None if classes is None else classes[: cell.latents],
+            classifier=models.classifier,
+            num_samples=self._samples,
+        )
+        metrics: dict[str, float | None] = {}
+        counts: dict[str, list[list[int]]] = {}
+        seconds = {"clusters": round(shattered.seconds["clusters"], 3)}
+        class_names = models.classifier.classes if models.classifier else ()
+        for name in self._measures:
+            measure = MEASURES[name]
+            started = time.perf_counter()
+            for metric, value in measure.function(subject).items():
+                finite = value is not None and math.isfinite(value)
+                metrics[f"{name}.{metric}"] = value if finite else None
+            if measure.pairs is not None:
+                table = count_pairs(
+                    measure.pairs(subject), shattered.num_clusters, len(class_names)
+                )
+                counts[name] = table.tolist()
+            seconds[f"measure {name}"] = round(time.perf_counter() - started, 3)
+        return Result(metrics, counts, class_names, asdict(shattered.origin), seconds)
+
+    def _models_of(self, settings: GeneratorSettings) -> Models:
+        if settings.name not in self._models:
+            self._models[settings.name] = load_models(settings)
+        return self._models[settings.name]
+
+    def _shared_of(self, cell: Cell) -> tuple[Spectrum, Tensor | None]:
+        shared = SharedFiles(self._folder, cell.generator, self._latents, cell.seed)
+        if self._shared is None or self._shared[0] != shared.name:
+            spectrum = load_spectrum(shared.spectrum)
+            self._shared = (shared.name, spectrum, shared.classes(len(spectrum)))
+        return self._shared[1:]
+
+
+def load_models(settings: GeneratorSettings) -> Models:
+    """Loads a generator and its classifier.
+
+    Raises:
+        PgmkitError: one of them cannot be loaded.
+    """
+    classifier = None if settings.classifier is None else load_classifier(settings.classifier)
+    return Models(load_generator(settings.source, device=settings.device), classifier)
+
+
+def failure(error: Exception, details: str | None = None) -> Result:
+    """Returns the result of a cell that an error kept from having numbers."""
+    return Result(error=f"{type(error).__name__}: {first_line(error)}", traceback=details)
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Lets tensor operations and fits use so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        with threadpool_limits(limits=count):
+            yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,393 @@
+"""What an ablation consists of: its settings, its axes and its cells."""
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from pgmkit.config import check_count, component_table, make_settings
+from pgmkit.errors import ParameterError, UnknownNameError, nearest_names
+from pgmkit.evaluate.ablation.measures import DEFAULT_MEASURES, MEASURES
+from pgmkit.machine import available_cores, check_device
+from pgmkit.plugins import build_from_table
+from pgmkit.selection import check_remove
+from pgmkit.shattering import check_shatter, sampler_parameters
+from pgmkit.spectrum.run import DEFAULT_ENGINE, SpectrumSettings
+
+AUTO = "auto"
+"""What stands for a number of clusters or a share to remove that `pgmkit.shatter` finds itself."""
+
+OF_SPECTRUM = tuple(
+    f.name
+    for f in fields(SpectrumSettings)
+    if f.name not in ("source", "device", "latents", "seed", "engine")
+)
+"""Settings of `pgmkit spectrum compute` that an ablation passes on."""
+
+_MOST_OF_A_NAME = 40
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorSettings:
+    """One generator of an ablation, a table of `[[generators]]`.
+
+    Args:
+        source: reference of the generator.
+        name: in tables and file names; that of the generator if left empty.
+        classifier: reference of the classifier that labels its images, or None.
+        device: where the generator runs.
+        clusters: k for this generator, one or a list; None takes those of the ablation.
+    """
+
+    source: str
+    name: str = ""
+    classifier: str | None = None
+    device: str = "cpu"
+    clusters: Any = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AblationSettings:
+    """All settings of `pgmkit ablate` but those of the spectrum, as they stand in a config file.
+
+    Args:
+        generators: see `GeneratorSettings`; a string is one with that source.
+        densities: density estimators: `name`, parameters, and a `label` for tables; a parameter
+            written `{ each = [...] }` is an axis.
+        samplers: cluster samplers, in the same way.
+        latents: number drawn from the prior, one or a list. Smaller numbers take the first latents
+            of the spectrum for the largest.
+        clusters: k, one or a list; "auto" is left to `pgmkit.shatter`.
+        remove: fraction of prior mass to remove, one or a list; "auto" likewise.
+        seeds: of everything random, one or a list.
+        samples: how many samples from the mapper are scored.
+        measures: names of what is measured, from `pgmkit.evaluate.ablation.measures.MEASURES`.
+        jobs: cells at the same time, each in a process of its own; 1 is this process, None one per
+            available core.
+        threads: of each of these processes.
+        engine: where spectra are computed: `name` of the engine and its parameters.
+    """
+
+    generators: Any
+    densities: Any
+    samplers: Any = ("kmeans-gmm",)
+    latents: Any = 20_000
+    clusters: Any = 10
+    remove: Any = 0.2
+    seeds: Any = 0
+    samples: int = 5_000
+    measures: Any = DEFAULT_MEASURES
+    jobs: int | None = None
+    threads: int = 1
+    engine: Any = DEFAULT_ENGINE
+
+
+@dataclass(frozen=True)
+class Method:
+    """A density estimator or cluster sampler with fixed parameters.
+
+    Args:
+        label: for tables and figures.
+        table: `name` and parameters.
+        varied: those parameters that are axes, with their values here.
+    """
+
+    label: str
+    table: Mapping[str, Any]
+    varied: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One point of the cross product.
+
+    Args:
+        id: readable, and different wherever results may be; also the name of its file.
+        generator: name.
+        density: with its parameters.
+        sampler: with its parameters.
+        clusters: k, or "auto".
+        remove: fraction of prior mass to remove, or "auto".
+        latents: the first so many of the spectrum.
+        seed: of everything random.
+    """
+
+    id: str
+    generator: str
+    density: Method
+    sampler: Method
+    clusters: int | str
+    remove: float | str
+    latents: int
+    seed: int
+
+    def columns(self) -> dict[str, Any]:
+        """Returns the cell's place on every axis, by name of the axis."""
+        return {
+            "generator": self.generator,
+            "density": self.density.label,
+            **{f"density.{name}": value for name, value in self.density.varied.items()},
+            "sampler": self.sampler.label,
+            **{f"sampler.{name}": value for name, value in self.sampler.varied.items()},
+            "clusters": self.clusters,
+            "remove": self.remove,
+            "latents": self.latents,
+            "seed": self.seed,
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An ablation whose settings have been checked; no model is loaded yet.
+
+    Args:
+        settings: as given, with defaults.
+        generators: in order; names that were left out are still empty.
+        densities: all that are compared.
+        samplers: all that are compared.
+        latents: the axis.
+        remove: the axis.
+        seeds: the axis.
+        spectrum: the settings of the spectrum that were given.
+        engine: name and parameters.
+    """
+
+    settings: AblationSettings
+    generators: Sequence[GeneratorSettings]
+    densities: Sequence[Method]
+    samplers: Sequence[Method]
+    latents: Sequence[int]
+    remove: Sequence[Any]
+    seeds: Sequence[int]
+    spectrum: Mapping[str, Any]
+    engine: Mapping[str, Any]
+
+    @property
+    def measures(self) -> list[str]:
+        """Names of what is measured."""
+        return list(self.settings.measures)
+
+    @property
+    def jobs(self) -> int:
+        """How many cells are computed at the same time."""
+        return available_cores() if self.settings.jobs is None else self.settings.jobs
+
+    def clusters(self, generator: GeneratorSettings) -> list[Any]:
+        """Returns the axis of k for one generator."""
+        own = generator.clusters
+        return axis("clusters", self.settings.clusters if own is None else own)
+
+    def spectrum_settings(self, generator: GeneratorSettings, seed: int) -> SpectrumSettings:
+        """Returns the settings of the spectrum that one generator and seed share."""
+        given = {"source": generator.source, "device": generator.device, "engine": self.engine}
+        values = {**given, "latents": max(self.latents), "seed": seed, **self.spectrum}
+        return make_settings(SpectrumSettings, values, "the config")
+
+    def cells(self, pins: Mapping[str, Mapping[str, Any]]) -> list[Cell]:
+        """Returns all cells, those of one generator and seed together.
+
+        Args:
+            pins: what identifies the weights of each generator, by its name.
+
+        Raises:
+            ParameterError: two cells are the same.
+        """
+        found: dict[str, Cell] = {}
+        for generator in self.generators:
+            rest = (self.clusters(generator), self.remove, self.latents)
+            for seed, density, sampler, clusters, remove, latents in itertools.product(
+                self.seeds, self.densities, self.samplers, *rest
+            ):
+                values = {
+                    "generator": {**pins[generator.name], "classifier": generator.classifier},
+                    "density": density.table,
+                    "sampler": sampler.table,
+                    "clusters": clusters,
+                    "remove": remove,
+                    "latents": latents,
+                    "seed": seed,
+                    "samples": self.settings.samples,
+                    "measures": self.measures,
+                }
+                name = slug(
+                    f"{generator.name:.{_MOST_OF_A_NAME}} {density.table['name']} "
+                    f"{sampler.table['name']} clusters-{clusters} remove-{remove} "
+                    f"latents-{latents} seed-{seed} {_digest(values)}"
+                )
+                cell = Cell(name, generator.name, density, sampler, clusters, remove, latents, seed)
+                if name in found:
+                    one = found[name]
+                    labels = {m.label: 0 for m in (one.density, density, one.sampler, sampler)}
+                    raise ParameterError(
+                        f"the ablation has one cell twice ({', '.join(labels)}); remove one of "
+                        "two densities or samplers with the same parameters"
+                    )
+                found[name] = cell
+        return list(found.values())
+
+
+def make_plan(values: Mapping[str, Any]) -> Plan:
+    """Checks the settings of an ablation, as far as can be told without its generators.
+
+    Args:
+        values: see `AblationSettings` and `SpectrumSettings`.
+
+    Raises:
+        PgmkitError: anything is missing, unknown or outside its range.
+    """
+    known = [*(f.name for f in fields(AblationSettings)), *OF_SPECTRUM]
+    for key in values:
+        if key not in known:
+            raise ParameterError(f"the config has no setting {key!r}; {nearest_names(key, known)}")
+    spectrum = {key: values[key] for key in OF_SPECTRUM if key in values}
+    own = {key: value for key, value in values.items() if key not in OF_SPECTRUM}
+    settings = make_settings(AblationSettings, own, "the config")
+    generators = [
+        make_settings(GeneratorSettings, table, f"generator {number} of the config")
+        for number, table in enumerate(_tables("generators", settings.generators, "source"), 1)
+    ]
+    plan = Plan(
+        settings=settings,
+        generators=generators,
+        densities=_methods("densities", settings.densities),
+        samplers=_methods("samplers", settings.samplers),
+        latents=axis("latents", settings.latents),
+        remove=axis("remove", settings.remove),
+        seeds=axis("seeds", settings.seeds),
+        spectrum=spectrum,
+        engine=component_table("engine", settings.engine, DEFAULT_ENGINE),
+    )
+    _check(plan)
+    return plan
+
+
+def axis(name: str, value: Any) -> list[Any]:
+    """Returns the values of an axis: those of a list, or the only one.
+
+    Raises:
+        ParameterError: the list is empty or has a value twice.
+    """
+    if not isinstance(value, list | tuple):
+        return [value]
+    if not value:
+        raise ParameterError(f"the axis {name} is empty; give it at least one value")
+    for index, item in enumerate(value):
+        if item in value[:index]:
+            raise ParameterError(f"the axis {name} has the value {item!r} twice")
+    return list(value)
+
+
+def slug(text: str) -> str:
+    """Returns a text as part of a file name: letters, digits, dots, hyphens and underscores.
+
+    Example:
+        >>> slug("LASH (Ours), 1e-6")
+        'LASH-Ours-1e-6'
+    """
+    return re.sub(r"[^\w.-]+", "-", text).strip("-.")
+
+
+def check_names(generators: Sequence[GeneratorSettings]) -> None:
+    """Raises ParameterError if two generators cannot be told apart by their names."""
+    _check_distinct("generators", "name", [generator.name for generator in generators])
+
+
+def _check(plan: Plan) -> None:
+    settings = plan.settings
+    for name, count in (
+        ("samples", settings.samples),
+        ("jobs", plan.jobs),
+        ("threads", settings.threads),
+    ):
+        check_count(name, count)
+    for seed in plan.seeds:
+        if not isinstance(seed, int) or isinstance(seed, bool):
+            raise ParameterError(f"a seed must be a whole number, not {seed!r}")
+    for latents in plan.latents:
+        check_count("the number of latents", latents)
+    for remove in plan.remove:
+        if remove != AUTO:
+            check_remove(remove)
+    for measure in axis("measures", settings.measures):
+        if measure not in MEASURES:
+            raise UnknownNameError("measure", str(measure), MEASURES)
+    check_names([generator for generator in plan.generators if generator.name])
+    for generator in plan.generators:
+        _check_generator(plan, generator)
+    for density in plan.densities:
+        build_from_table("density-estimators", density.table)
+    plan.spectrum_settings(plan.generators[0], plan.seeds[0]).check()
+
+
+def _check_generator(plan: Plan, generator: GeneratorSettings) -> None:
+    name = generator.name or generator.source
+    check_device(generator.device)
+    lacking = [m for m in plan.measures if MEASURES[m].needs_classes and not generator.classifier]
+    if lacking:
+        raise ParameterError(
+            f"the generator {name!r} has no classifier, which the measures {', '.join(lacking)} "
+            "need; name one, or leave these measures out"
+        )
+    for clusters, remove, latents in itertools.product(
+        plan.clusters(generator), plan.remove, plan.latents
+    ):
+        check_shatter(
+            latents, 0.0 if remove == AUTO else remove, 1 if clusters == AUTO else clusters
+        )
+    for clusters, sampler in itertools.product(plan.clusters(generator), plan.samplers):
+        parameters = sampler_parameters(1 if clusters == AUTO else clusters, sampler.table)
+        build_from_table("cluster-samplers", parameters)
+
+
+def _methods(name: str, value: Any) -> list[Method]:
+    """Returns all methods that a list of tables stands for, each axis of a table multiplied out."""
+    methods = []
+    tables = _tables(name, value, "name")
+    for number, table in enumerate(tables, 1):
+        label, parameters = table.pop("label", table.get("name")), dict(table)
+        if not isinstance(parameters.get("name"), str) or not isinstance(label, str) or not label:
+            raise ParameterError(
+                f"number {number} of {name} needs a name, and a label is a string; it is {table!r}"
+            )
+        varied = {
+            key: axis(f"{key} of {label}", given["each"])
+            for key, given in parameters.items()
+            if isinstance(given, Mapping) and given.keys() == {"each"}
+        }
+        for values in itertools.product(*varied.values()):
+            chosen = dict(zip(varied, values, strict=True))
+            methods.append(Method(label, {**parameters, **chosen}, chosen))
+        table["label"] = label
+    _check_distinct(name, "label", [str(table["label"]) for table in tables])
+    return methods
+
+
+def _tables(name: str, value: Any, key: str) -> list[dict[str, Any]]:
+    """Returns the tables of a list; a string in it is a table with that `key` alone."""
+    if not isinstance(value, list | tuple) or not value:
+        raise ParameterError(f"{name} is a list of at least one table, not {value!r:.60}")
+    tables = []
+    for item in value:
+        if not isinstance(item, str | Mapping):
+            raise ParameterError(f"{name} holds tables and names, not {item!r:.60}")
+        tables.append({key: item} if isinstance(item, str) else dict(item))
+    return tables
+
+
+def _check_distinct(name: str, key: str, values: Sequence[str]) -> None:
+    for index, value in enumerate(values):
+        same = [other for other in values[:index] if slug(other) == slug(value)]
+        if same:
+            raise ParameterError(
+                f"two {name} are called {value!r}"
+                + (f" and {same[0]!r}, which file names cannot tell apart" * (same[0] != value))
+                + f"; give each a {key} of its own"
+            )
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    text = json.dumps(values, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

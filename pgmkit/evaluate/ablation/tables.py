@@ -1,0 +1,330 @@
+"""Cells as tables: one row per cell, and the paper's tables of means over seeds."""
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean, stdev
+from typing import Any
+
+from pgmkit.evaluate.ablation.cells import Result
+from pgmkit.evaluate.ablation.measures import MEASURES, Measure, Metric
+from pgmkit.evaluate.ablation.plan import Cell
+
+_PARTS_OF_METHODS = ("density", "sampler")
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A cell and its result."""
+
+    cell: Cell
+    result: Result
+
+    def value(self, metric: str) -> float | None:
+        """Returns a number of the cell, or None if it has none."""
+        return self.result.metrics.get(metric)
+
+    def counted(self, measure: str) -> bool:
+        """Returns whether the cell has the counts of a measure."""
+        return measure in self.result.counts
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One place of a table.
+
+    Args:
+        mean: over seeds; None if there is no number.
+        std: over seeds, with n - 1; None of fewer than two numbers.
+        count: numbers that there are.
+        total: seeds that there should be.
+        best: whether no method of the block is better, to the digits shown.
+    """
+
+    mean: float | None
+    std: float | None
+    count: int
+    total: int
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Block:
+    """The rows of a table that belong to one generator and setting.
+
+    Args:
+        title: names them.
+        entries: for each metric one entry per method.
+    """
+
+    title: str
+    entries: Mapping[str, Sequence[Entry]]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table in the form of the LASH paper's Tables 1 and 2.
+
+    Args:
+        measure: its name.
+        caption: what is shown, and what all blocks have in common.
+        methods: the columns.
+        blocks: one after the other.
+    """
+
+    measure: str
+    caption: str
+    methods: Sequence[str]
+    blocks: Sequence[Block]
+
+    @property
+    def metrics(self) -> Mapping[str, Metric]:
+        """The metrics of the rows of each block."""
+        return MEASURES[self.measure].metrics
+
+
+def records(rows: Iterable[Row]) -> list[dict[str, Any]]:
+    """Returns one plain, nested record per cell."""
+    return [{"id": row.cell.id, **row.cell.columns(), **vars(row.result)} for row in rows]
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """Returns one line per cell: its place on every axis, every metric, error and seconds."""
+    flat = []
+    for row in rows:
+        seconds = {f"seconds.{name}": value for name, value in row.result.seconds.items()}
+        flat.append((row.cell.columns(), row.result.metrics, seconds, row.result.error))
+    header = [
+        *_union(columns for columns, *_ in flat),
+        *_union(metrics for _, metrics, *_ in flat),
+        "error",
+        *_union(seconds for *_, seconds, _ in flat),
+    ]
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, header, restval="", lineterminator="\n")
+    writer.writeheader()
+    for columns, metrics, seconds, error in flat:
+        writer.writerow({**columns, **metrics, **seconds, "error": error})
+    return buffer.getvalue()
+
+
+def varying(rows: Iterable[Row]) -> list[str]:
+    """Returns the axes that have more than one value, parameters that only some have included."""
+    values: dict[str, set[Any]] = {}
+    columns = [row.cell.columns() for row in rows]
+    for name in _union(columns):
+        values[name] = {repr(each.get(name)) for each in columns}
+    return [name for name, found in values.items() if len(found) > 1]
+
+
+def is_of_method(axis: str) -> bool:
+    """Returns whether an axis is a density or a sampler, or a parameter of one."""
+    return axis.partition(".")[0] in _PARTS_OF_METHODS
+
+
+def describe(row: Row, axes: Iterable[str]) -> str:
+    """Returns where a cell lies on some axes, in words."""
+    columns = row.cell.columns()
+    words = []
+    for axis in axes:
+        if axis in columns:
+            plain = axis in ("generator", *_PARTS_OF_METHODS)
+            words.append(str(columns[axis]) if plain else f"{_short(axis)} {columns[axis]}")
+    return ", ".join(words)
+
+
+def grouped(rows: Iterable[Row], axes: Iterable[str]) -> dict[str, list[Row]]:
+    """Returns the cells that agree on some axes, by the words of `describe`, in order."""
+    axes = list(axes)
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(describe(row, axes), []).append(row)
+    return groups
+
+
+def method_axes(rows: Iterable[Row]) -> list[str]:
+    """Returns the axes that tell methods apart; the density always does."""
+    return ["density", *(a for a in varying(rows) if is_of_method(a) and a != "density")]
+
+
+def block_axes(rows: Iterable[Row]) -> list[str]:
+    """Returns the axes that tell blocks apart; the generator always does."""
+    kept = [a for a in varying(rows) if not is_of_method(a) and a not in ("generator", "seed")]
+    return ["generator", *kept]
+
+
+def make_tables(rows: Sequence[Row], measures: Iterable[str]) -> list[Table]:
+    """Returns a table of means over seeds for each measure that has metrics to show."""
+    by_method, by_block = method_axes(rows), block_axes(rows)
+    methods = list(grouped(rows, by_method))
+    tables = []
+    for name in measures:
+        measure = MEASURES[name]
+        blocks = [
+            _block(title, grouped(block, by_method), methods, name, measure)
+            for title, block in grouped(rows, by_block).items()
+        ]
+        if measure.metrics:
+            caption = f"{measure.title}. {_common(rows)}"
+            tables.append(Table(name, caption, methods, blocks))
+    return tables
+
+
+def to_markdown(tables: Iterable[Table]) -> str:
+    """Returns tables as Markdown."""
+    parts = []
+    for table in tables:
+        lines = [
+            _markdown_line("", "", *map(_markdown, table.methods)),
+            "|---|---|" + "---:|" * len(table.methods),
+        ]
+        for block in table.blocks:
+            for number, (metric, entries) in enumerate(block.entries.items()):
+                shown = table.metrics[metric]
+                cells = [_marked(entry, shown, "**{}**", "±") for entry in entries]
+                title = _markdown(block.title) if number == 0 else ""
+                lines.append(_markdown_line(title, _markdown(shown.title), *cells))
+        parts.append(f"{_markdown(table.caption)}\n\n" + "\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+def to_latex(tables: Iterable[Table]) -> str:
+    """Returns tables as LaTeX, which needs no package."""
+    parts = []
+    for table in tables:
+        header = " & ".join(["", "Metric", *map(escape_latex, table.methods)])
+        lines = [
+            r"\begin{table}",
+            r"\centering",
+            rf"\begin{{tabular}}{{ll{'c' * len(table.methods)}}}",
+            r"\hline",
+            rf"{header} \\",
+        ]
+        for block in table.blocks:
+            lines.append(r"\hline")
+            for number, (metric, entries) in enumerate(block.entries.items()):
+                shown = table.metrics[metric]
+                cells = [_marked(entry, shown, r"\mathbf{{{}}}", r"\pm") for entry in entries]
+                cells = [f"${cell}$" if cell != "–" else "--" for cell in cells]
+                title = escape_latex(block.title) if number == 0 else ""
+                lines.append(" & ".join([title, escape_latex(shown.title), *cells]) + r" \\")
+        lines += [
+            r"\hline",
+            r"\end{tabular}",
+            rf"\caption{{{escape_latex(table.caption)}}}",
+            rf"\label{{tab:{table.measure}}}",
+            r"\end{table}",
+        ]
+        parts.append("\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+def escape_latex(text: str) -> str:
+    r"""Returns a text that LaTeX prints as it is.
+
+    Example:
+        >>> escape_latex("50% of rank_rtol")
+        '50\\% of rank\\_rtol'
+    """
+    return "".join(_LATEX.get(character, character) for character in text)
+
+
+def _block(
+    title: str,
+    found: Mapping[str, Sequence[Row]],
+    methods: Sequence[str],
+    name: str,
+    measure: Measure,
+) -> Block:
+    entries = {}
+    for key, metric in measure.metrics.items():
+        line = [_entry(found.get(method, []), f"{name}.{key}") for method in methods]
+        entries[key] = _with_best(line, metric)
+    return Block(title, entries)
+
+
+def _entry(rows: Sequence[Row], metric: str) -> Entry:
+    values = [value for row in rows if (value := row.value(metric)) is not None]
+    return Entry(
+        mean=mean(values) if values else None,
+        std=stdev(values) if len(values) > 1 else None,
+        count=len(values),
+        total=len(rows),
+    )
+
+
+def _with_best(line: Sequence[Entry], metric: Metric) -> list[Entry]:
+    means = [entry.mean for entry in line if entry.mean is not None]
+    if metric.best is None or len(means) < 2:
+        return list(line)
+    best = format(max(means) if metric.best == "high" else min(means), metric.form)
+    return [
+        Entry(
+            e.mean,
+            e.std,
+            e.count,
+            e.total,
+            e.mean is not None and f"{e.mean:{metric.form}}" == best,
+        )
+        for e in line
+    ]
+
+
+def _marked(entry: Entry, metric: Metric, bold: str, plus_minus: str) -> str:
+    """Returns an entry as text, the best in bold, with the share of seeds where some lack."""
+    if entry.mean is None:
+        return "–"
+    text = f"{entry.mean:{metric.form}}"
+    if entry.std is not None:
+        text += f" {plus_minus} {entry.std:{metric.form}}"
+    text = bold.format(text) if entry.best else text
+    return text if entry.count == entry.total else f"{text} ({entry.count}/{entry.total})"
+
+
+def _common(rows: Sequence[Row]) -> str:
+    """Returns what all cells have in common, and over what means are taken."""
+    first, changing = rows[0].cell, varying(rows)
+    words = {
+        "clusters": f"{first.clusters} clusters",
+        "remove": f"remove {first.remove}",
+        "latents": f"{first.latents:,} latents",
+    }
+    shared = [text for axis, text in words.items() if axis not in changing]
+    seeds = len({row.cell.seed for row in rows})
+    over = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else f"seed {first.seed}"
+    text = "; ".join(filter(None, [", ".join(shared), over]))
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _short(axis: str) -> str:
+    return axis.rpartition(".")[2]
+
+
+def _union(mappings: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Returns the keys of all mappings, each behind those it follows where it first occurs."""
+    keys: list[str] = []
+    for mapping in mappings:
+        place = 0
+        for key in mapping:
+            if key in keys:
+                place = keys.index(key) + 1
+            else:
+                keys.insert(place, key)
+                place += 1
+    return keys
+
+
+def _markdown(text: str) -> str:
+    return re.sub(r"([\\`*_|<>\[\]])", r"\\\1", text)
+
+
+def _markdown_line(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
