@@ -28,6 +28,7 @@ from pgmkit_plugins.samplers.pca import leading_eigenvectors
 
 EMBEDDINGS = ("spectral", "umap")
 CLUSTERERS = ("mixture", "kmeans", "hdbscan")
+_RIDGE = 1e-4
 
 
 class Manifold(OutputKMeans):
@@ -51,7 +52,7 @@ class Manifold(OutputKMeans):
         max_points: how many latents are embedded, at least 2; the classifier assigns the others.
         num_dims: as for `OutputKMeans`.
         image_size: as for `OutputKMeans`.
-        num_starts: runs of "mixture" and "kmeans", of which the best is kept.
+        num_starts: runs of k-means, of which the best is kept; a mixture starts from it.
         predict_from: as for `OutputKMeans`.
         num_components: as for `ComposedSampler`.
         mapper: as for `ComposedSampler`.
@@ -153,16 +154,11 @@ class Manifold(OutputKMeans):
         if self.clusterer == "hdbscan":
             size = self.min_cluster_size or max(5, len(embedded) // 100)
             model = HDBSCAN(min_cluster_size=min(size, len(embedded)), copy=True)
-        elif self.clusterer == "kmeans":
-            model = KMeans(self.num_clusters, n_init=self.num_starts, random_state=random_state)
         else:
-            embedded = (embedded - embedded.mean(axis=0)) / max(float(embedded.std()), 1e-12)
-            model = GaussianMixture(
-                self.num_clusters,
-                n_init=self.num_starts,
-                reg_covar=1e-4,
-                random_state=random_state,
-            )
+            model = KMeans(self.num_clusters, n_init=self.num_starts, random_state=random_state)
+            if self.clusterer == "mixture":
+                embedded = (embedded - embedded.mean(axis=0)) / max(float(embedded.std()), 1e-12)
+                model = _mixture_from(embedded, model.fit_predict(embedded), random_state)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
             found: npt.NDArray[Any] = model.fit_predict(embedded)
@@ -186,6 +182,22 @@ def spectral_embedding(points: Array, num_neighbors: int, num_dims: int) -> Arra
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     embedded: Array = vectors / np.maximum(lengths, np.finfo(np.float64).tiny)
     return embedded
+
+
+def _mixture_from(points: Array, labels: npt.NDArray[Any], random_state: int) -> GaussianMixture:
+    """Returns a mixture that starts from the means and covariances of the clusters (n,)."""
+    dim = points.shape[1]
+    groups = [points[labels == cluster] for cluster in range(int(labels.max()) + 1)]
+    spreads = [np.cov(group, rowvar=False, bias=True).reshape(dim, dim) for group in groups]
+    return GaussianMixture(
+        len(groups),
+        weights_init=np.array([len(group) for group in groups]) / len(points),
+        means_init=np.stack([group.mean(axis=0) for group in groups]),
+        precisions_init=np.linalg.inv(np.stack(spreads) + _RIDGE * np.eye(dim)),
+        init_params="random_from_data",
+        reg_covar=_RIDGE,
+        random_state=random_state,
+    )
 
 
 def _neighbour_graph(points: Array, num_neighbors: int) -> Any:
