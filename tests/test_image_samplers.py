@@ -619,7 +619,7 @@ def test_a_network_that_cannot_look_at_the_images_is_named() -> None:
         ("manifold", {"num_neighbors": 0}, "num_neighbors"),
         ("manifold", {"embedding_dims": 0}, "embedding_dims"),
         ("manifold", {"max_points": 0}, "max_points"),
-        ("clusterer", {"max_points": 0}, "max_points"),
+        ("clusterer", {"max_points": 3}, "at least the number of clusters, 10, not 3"),
         ("clusterer", {"space": "pixels"}, "no space"),
         ("output-kmeans", {"image_size": 0}, "image_size"),
     ],

@@ -12,9 +12,8 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from pgmkit.components import check_parameters
-from pgmkit.config import check_count
 from pgmkit.errors import ParameterError, PluginError, UnknownNameError
-from pgmkit_plugins.samplers.composed import SKIPPED, Array, as_array, some_of
+from pgmkit_plugins.samplers.composed import SKIPPED, Array, as_array, check_max_points, some_of
 from pgmkit_plugins.samplers.output_kmeans import OutputKMeans
 
 SPACES = ("outputs", "latents")
@@ -36,8 +35,8 @@ class AnyClusterer(OutputKMeans):
         clusterer: "module:Class".
         clusterer_args: parameters of the class.
         space: "outputs" clusters principal components of the images, "latents" the latents.
-        max_points: how many latents the clusterer gets, at least 1, since many need memory that
-            grows with their square; the classifier assigns the others.
+        max_points: how many latents the clusterer gets, at least `num_clusters`, since many need
+            memory that grows with their square; the classifier assigns the others.
         num_dims: as for `OutputKMeans`.
         image_size: as for `OutputKMeans`.
         predict_from: as for `OutputKMeans`.
@@ -80,7 +79,7 @@ class AnyClusterer(OutputKMeans):
             )
         if space not in SPACES:
             raise UnknownNameError("space", space, SPACES)
-        check_count("max_points", max_points)
+        check_max_points(max_points, num_clusters)
         self.clusterer = clusterer
         self.clusterer_args = clusterer_args
         self.space = space

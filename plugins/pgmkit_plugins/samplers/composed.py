@@ -278,6 +278,15 @@ def as_array(latents: Tensor) -> Array:
     return array
 
 
+def check_max_points(max_points: int, num_clusters: int) -> None:
+    """Raises ParameterError unless `max_points` latents are enough for the clusters."""
+    check_count("max_points", max_points)
+    if max_points < num_clusters:
+        raise ParameterError(
+            f"max_points must be at least the number of clusters, {num_clusters}, not {max_points}"
+        )
+
+
 def some_of(points: Array, count: int, random_state: int) -> npt.NDArray[np.int64]:
     """Returns the numbers of all points (n, d), or of `count` random ones if there are more."""
     if len(points) <= count:

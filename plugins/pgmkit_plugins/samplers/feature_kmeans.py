@@ -28,8 +28,9 @@ class FeatureKMeans(OutputKMeans):
 
     A timm model gets the images in colour, resized to its input size (the whole image, not a crop)
     and normalised as its data config says; its pooled features are taken. A `torch.nn.Module` gets
-    the images as the generator makes them; wrap it if it wants others, and note that such a sampler
-    cannot be saved. Features are divided by their length before their components are found.
+    the images as the generator makes them; wrap it if it wants others. It is put into eval mode in
+    place, and such a sampler cannot be saved. Features are divided by their length before their
+    components are found.
 
     The weights of a timm model are saved with the sampler, so loading needs neither the Hub nor the
     file that they came from.

@@ -22,7 +22,7 @@ from pgmkit.config import check_count
 from pgmkit.errors import ParameterError, PluginError, UnknownNameError
 from pgmkit.generator import Generator
 from pgmkit.seeds import derive_seed
-from pgmkit_plugins.samplers.composed import SKIPPED, Array, some_of
+from pgmkit_plugins.samplers.composed import SKIPPED, Array, check_max_points, some_of
 from pgmkit_plugins.samplers.output_kmeans import OutputKMeans
 from pgmkit_plugins.samplers.pca import leading_eigenvectors
 
@@ -49,7 +49,8 @@ class Manifold(OutputKMeans):
         num_neighbors: of each point in the graph, at least 1.
         embedding_dims: of the embedding, at least 1.
         min_cluster_size: of "hdbscan", at least 2; None is a hundredth of the latents, at least 5.
-        max_points: how many latents are embedded, at least 2; the classifier assigns the others.
+        max_points: how many latents are embedded, at least `num_clusters`; the classifier assigns
+            the others.
         num_dims: as for `OutputKMeans`.
         image_size: as for `OutputKMeans`.
         num_starts: runs of k-means, of which the best is kept; a mixture starts from it.
@@ -96,7 +97,7 @@ class Manifold(OutputKMeans):
             raise UnknownNameError("clusterer", clusterer, CLUSTERERS)
         check_count("num_neighbors", num_neighbors)
         check_count("embedding_dims", embedding_dims)
-        check_count("max_points", max_points)
+        check_max_points(max_points, num_clusters)
         if min_cluster_size is not None:
             check_count("min_cluster_size", min_cluster_size)
             if min_cluster_size < 2:
