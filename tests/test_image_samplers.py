@@ -190,7 +190,7 @@ def test_a_saved_one_comes_back(case: str, tmp_path: Path, one_thread: None) -> 
     assert loaded.sampler.agreement_ == shattered.sampler.agreement_  # type: ignore[attr-defined]
 
 
-@every_case
+@pytest.mark.parametrize("case", [case for case in CASES if case != "by latents"])
 @quiet
 def test_features_come_before_clusters(case: str) -> None:
     generator = gated()
