@@ -65,7 +65,13 @@ def test_the_documented_methods_come_in_through_entry_points() -> None:
         "polarity",
         "none",
     ]
-    assert [c.name for c in list_components("cluster-samplers")] == ["kmeans-gmm"]
+    assert [c.name for c in list_components("cluster-samplers")] == [
+        "kmeans-gmm",
+        "output-kmeans",
+        "feature-kmeans",
+        "manifold",
+        "clusterer",
+    ]
     assert load(disabled=["pgmkit:density"]).of_kind("density-estimators") == []
 
 
