@@ -12,5 +12,11 @@ def pgmkit_cluster_samplers() -> list[Component]:
             "pgmkit_plugins.samplers.kmeans_gmm:KMeansGMM",
             "k-means on latents, then a Gaussian mixture per cluster",
             citation="Latent Shattering, section 3.2",
-        )
+        ),
+        Component(
+            "learned",
+            "pgmkit_plugins.samplers.learned:Learned",
+            "k-means on features learned from the generator's images by contrast",
+            citation="Chen et al., SimCLR, 2020, with moves of the latent",
+        ),
     ]
