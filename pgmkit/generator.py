@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -179,6 +179,25 @@ class Generator:
                 f"latents, and its image spec says {wanted}; correct the spec or wrap the module"
             )
         return images.reshape(wanted)
+
+    def images(self, latents: Tensor, batch_size: int = 256) -> Iterator[Tensor]:
+        """Yields G(z) for latents (n, M), batch by batch and without gradients.
+
+        Args:
+            latents: on any device.
+            batch_size: at most this many images at once, at least 1.
+
+        Yields:
+            Images (B, C, H, W) on the generator's device.
+
+        Raises:
+            GeneratorError: see `__call__`.
+        """
+        self.check_latents(latents)
+        for batch in latents.split(batch_size):
+            with torch.no_grad():
+                images = self(batch)
+            yield images
 
     def check_latents(self, z: Tensor) -> None:
         """Raises GeneratorError unless z has the shape (B, M)."""

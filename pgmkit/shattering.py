@@ -26,7 +26,6 @@ from pgmkit.spectrum.compute import BLOCK_SIZE
 
 SAMPLER_CONFIG = "sampler.json"
 SAMPLER_STATE = "sampler.safetensors"
-_BATCH = 256
 _SAVING = ("get_params", "state", "load_state")
 
 
@@ -168,10 +167,9 @@ class ShatteredGenerator:
         self.generator.check_latents(latents)
         return self.sampler.predict(latents)
 
-    @torch.no_grad()
     def images(self, latents: Tensor) -> Tensor:
         """Returns G(z) for latents (n, M), made batch by batch and gathered on the CPU."""
-        return torch.cat([self.generator(batch).cpu() for batch in latents.split(_BATCH)])
+        return torch.cat([batch.cpu() for batch in self.generator.images(latents)])
 
     def save_pretrained(self, folder: Path | str) -> None:
         """Writes generator and sampler as a Hub folder, in safetensors and JSON.

@@ -5,7 +5,7 @@ from pgmkit import Component, hookimpl
 
 @hookimpl
 def pgmkit_cluster_samplers() -> list[Component]:
-    """Offers the sampler of the LASH paper."""
+    """Offers the sampler of the LASH paper and samplers that look at the images."""
     return [
         Component(
             "kmeans-gmm",
@@ -18,5 +18,29 @@ def pgmkit_cluster_samplers() -> list[Component]:
             "pgmkit_plugins.samplers.learned:Learned",
             "k-means on features learned from the generator's images by contrast",
             citation="Chen et al., SimCLR, 2020, with moves of the latent",
+        ),
+        Component(
+            "output-kmeans",
+            "pgmkit_plugins.samplers.output_kmeans:OutputKMeans",
+            "k-means on principal components of the generated images",
+        ),
+        Component(
+            "feature-kmeans",
+            "pgmkit_plugins.samplers.feature_kmeans:FeatureKMeans",
+            "k-means on features that a timm model or your own network has of the images",
+        ),
+        Component(
+            "manifold",
+            "pgmkit_plugins.samplers.manifold:Manifold",
+            "clusters of a spectral or UMAP embedding of the images",
+            citation="Ng, Jordan and Weiss, On Spectral Clustering: Analysis and an Algorithm, "
+            "NeurIPS 2001; McInnes, Healy and Melville, UMAP, arXiv:1802.03426; Campello, Moulavi "
+            "and Sander, Density-Based Clustering Based on Hierarchical Density Estimates, "
+            "PAKDD 2013",
+        ),
+        Component(
+            "clusterer",
+            "pgmkit_plugins.samplers.clusterer:AnyClusterer",
+            "any clusterer with scikit-learn's interface, on images or latents",
         ),
     ]

@@ -15,9 +15,13 @@ from pgmkit.config import check_count
 from pgmkit.errors import ParameterError
 from pgmkit.generator import Generator, LatentSpec
 from pgmkit.seeds import derive_seed
+from pgmkit_plugins.samplers.classifier import LatentClassifier
 from pgmkit_plugins.samplers.mappers import Mapper, build_mapper, inside
 
 Array = npt.NDArray[np.float64]
+
+SKIPPED = -2
+"""The label of a point that a method did not look at, since it takes no more than so many."""
 
 
 class ComposedSampler(BaseEstimator):  # type: ignore[misc]
@@ -26,7 +30,9 @@ class ComposedSampler(BaseEstimator):  # type: ignore[misc]
     This class clusters the latents themselves by k-means. A method of its own overrides
 
     * `_fit_points` and `_points`, if it clusters something else than latents;
-    * `_find_clusters` and `_assign`, if it clusters otherwise than by k-means;
+    * `_find_clusters` and `_assign`, if it clusters otherwise than by k-means; instead of `_assign`
+      it may set `_classified`, and a classifier learns the clusters that were found;
+    * `_finds_number`, if it finds the number of clusters itself;
     * `_saved`, the names of the fitted tensors that make up its state (without the trailing
       underscore).
 
@@ -42,9 +48,14 @@ class ComposedSampler(BaseEstimator):  # type: ignore[misc]
         num_clusters_: how many clusters there are; `num_clusters`, unless the method finds it.
         cluster_centers_: (k, d), float64.
         mapper_: fitted.
+        agreement_: share of held-out latents on which the classifier that assigns new ones agrees
+            with the clusters, in [0, 1]; None where no classifier is needed.
     """
 
     _saved: tuple[str, ...] = ("labels", "cluster_centers")
+    _classified: bool = False
+    _finds_number: bool = False
+    predict_from: str = "points"
 
     def __init__(
         self,
@@ -63,6 +74,7 @@ class ComposedSampler(BaseEstimator):  # type: ignore[misc]
         self.mapper_args = mapper_args
         self._build_mapper()  # parameters that do not fit are refused here
         self._generator: Generator | None = None
+        self.classifier_: LatentClassifier | None = None
         self._fitted_for: tuple[Generator | None, int] | None = None
 
     def features(
@@ -98,7 +110,8 @@ class ComposedSampler(BaseEstimator):  # type: ignore[misc]
             seed: of everything random.
 
         Raises:
-            ParameterError: there are fewer distinct latents than clusters, or no generator.
+            ParameterError: there are fewer distinct latents than clusters, or no generator, or
+                none of the latents belongs to a cluster.
         """
         distinct = len(latents.detach().cpu().unique(dim=0))
         if distinct < self.num_clusters:
@@ -115,19 +128,35 @@ class ComposedSampler(BaseEstimator):  # type: ignore[misc]
         with threadpool_limits(limits=1):
             found = self._find_clusters(points, derive_seed(seed, "k-means") % 2**32)
         labels = torch.from_numpy(found.astype(np.int64))
-        self.num_clusters_ = max(self.num_clusters, int(labels.max()) + 1)
+        if int(labels.max()) < 0:
+            raise ParameterError(
+                f"{type(self).__name__} takes all {len(labels)} latents for noise; make it less "
+                "strict, or draw more latents"
+            )
+        self.num_clusters_ = int(labels.max()) + 1
+        if not self._finds_number:
+            self.num_clusters_ = max(self.num_clusters, self.num_clusters_)
+        self.classifier_ = None
+        if self._classified or self.predict_from == "latents":
+            known = labels >= 0
+            inputs = self._inputs(latents[known], points[known.numpy()])
+            self.classifier_ = LatentClassifier().fit(
+                inputs, labels[known].numpy(), derive_seed(seed, "assign")
+            )
+        skipped = labels == SKIPPED
+        labels[skipped] = self._clusters(self._inputs(latents[skipped], points[skipped.numpy()]))
         self.mapper_ = self._build_mapper()
         self.mapper_.fit(
             latents, labels, self.num_clusters_, assign=self.predict, prior=self._prior, seed=seed
         )
-        if (labels < 0).any():  # what belongs nowhere goes to the nearest cluster
-            labels[labels < 0] = self.predict(latents[labels < 0])
+        noise = labels < 0  # what belongs nowhere goes where it is nearest
+        labels[noise] = self._clusters(self._inputs(latents[noise], points[noise.numpy()]))
         self.labels_ = labels
         return self
 
     def predict(self, latents: Tensor) -> Tensor:
         """Returns the cluster of each latent (n, M), int64 (n,)."""
-        return torch.from_numpy(self._assign(self._points(latents)).astype(np.int64))
+        return self._clusters(self._inputs(latents))
 
     def sample(self, n: int, cluster: int, seed: int) -> Tensor:
         """Draws latents (n, M), float32, from one cluster.
@@ -150,19 +179,66 @@ class ComposedSampler(BaseEstimator):  # type: ignore[misc]
     def state(self) -> dict[str, Tensor]:
         """Returns all that was fitted, by name."""
         own = {name: getattr(self, f"{name}_") for name in self._saved}
-        return own | {f"mapper.{name}": value for name, value in self.mapper_.state().items()}
+        own["num_clusters"] = torch.tensor(self.num_clusters_)
+        classifier = {} if self.classifier_ is None else self.classifier_.state()
+        return (
+            own
+            | {f"mapper.{name}": value for name, value in self.mapper_.state().items()}
+            | {f"classifier.{name}": value for name, value in classifier.items()}
+        )
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Takes up what `state` returned."""
-        mapper = {}
+        parts: dict[str, dict[str, Tensor]] = {"mapper": {}, "classifier": {}}
         for name, value in state.items():
-            if name.startswith("mapper."):
-                mapper[name.removeprefix("mapper.")] = value
+            part, _, rest = name.partition(".")
+            if rest:
+                parts.setdefault(part, {})[rest] = value
             else:
                 setattr(self, f"{name}_", value)
+        self.num_clusters_ = int(state["num_clusters"])
         self.mapper_ = self._build_mapper()
-        self.mapper_.load_state(mapper)
-        self.num_clusters_ = max(self.num_clusters, int(self.labels_.max()) + 1)
+        self.mapper_.load_state(parts["mapper"])
+        self.classifier_ = None
+        if parts["classifier"]:
+            self.classifier_ = LatentClassifier()
+            self.classifier_.load_state(parts["classifier"])
+
+    def set_params(self, **parameters: Any) -> "ComposedSampler":
+        """Sets parameters, as scikit-learn's estimators do.
+
+        Raises:
+            ParameterError: a value is outside its range.
+            ValueError: there is no such parameter.
+        """
+        before = self.get_params(deep=False)
+        super().set_params(**parameters)
+        try:
+            type(self)(**self.get_params(deep=False))
+        except ParameterError:
+            super().set_params(**before)
+            raise
+        if set(parameters) - {"num_clusters"}:
+            self._fitted_for = None
+        return self
+
+    @property
+    def agreement_(self) -> float | None:
+        """Share of held-out latents on which classifier and clusters agree; None without one."""
+        return None if self.classifier_ is None else self.classifier_.agreement_
+
+    def _inputs(self, latents: Tensor, points: Array | None = None) -> Array:
+        """Returns what new latents are assigned by: their points, or the latents themselves."""
+        if self.predict_from == "latents":
+            return as_array(latents)
+        return self._points(latents) if points is None else points
+
+    def _clusters(self, inputs: Array) -> Tensor:
+        """Returns the cluster of each of the `_inputs` (n, d), int64 (n,)."""
+        if not len(inputs):
+            return torch.empty(0, dtype=torch.int64)
+        assign = self._assign if self.classifier_ is None else self.classifier_.predict
+        return torch.from_numpy(assign(inputs).astype(np.int64))
 
     def _build_mapper(self) -> Mapper:
         parameters = {"num_components": self.num_components, **(self.mapper_args or {})}
@@ -177,11 +253,13 @@ class ComposedSampler(BaseEstimator):  # type: ignore[misc]
 
     def _points(self, latents: Tensor) -> Array:
         """Returns the points (n, d) of latents (n, M)."""
-        points: Array = latents.detach().cpu().double().numpy()
-        return points
+        return as_array(latents)
 
     def _find_clusters(self, points: Array, random_state: int) -> npt.NDArray[Any]:
-        """Returns the cluster of each point (n, d), from 0, and -1 where a point has none."""
+        """Returns the cluster of each point (n, d), from 0.
+
+        It is -1 where a point has none, and `SKIPPED` where a point was not looked at.
+        """
         kmeans = KMeans(self.num_clusters, n_init=self.num_starts, random_state=random_state)
         labels: npt.NDArray[Any] = kmeans.fit_predict(points)
         self.cluster_centers_ = torch.from_numpy(kmeans.cluster_centers_)
@@ -192,6 +270,20 @@ class ComposedSampler(BaseEstimator):  # type: ignore[misc]
         nearest = torch.cdist(torch.from_numpy(points), self.cluster_centers_).argmin(dim=1)
         assigned: npt.NDArray[Any] = nearest.numpy()
         return assigned
+
+
+def as_array(latents: Tensor) -> Array:
+    """Returns latents (n, M) as float64 on the CPU."""
+    array: Array = latents.detach().cpu().double().numpy()
+    return array
+
+
+def some_of(points: Array, count: int, random_state: int) -> npt.NDArray[np.int64]:
+    """Returns the numbers of all points (n, d), or of `count` random ones if there are more."""
+    if len(points) <= count:
+        return np.arange(len(points))
+    chosen = np.random.default_rng(random_state).choice(len(points), count, replace=False)
+    return np.sort(chosen)
 
 
 def images_of(generator: Generator | None, method: str) -> Generator:
