@@ -1,0 +1,303 @@
+"""k-means on features that a small network learns from the generator's own images."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pgmkit.config import check_count
+from pgmkit.errors import ParameterError
+from pgmkit.generator import Generator, LatentSpec
+from pgmkit.seeds import derive_seed, random_generator
+from pgmkit_plugins.samplers.composed import Array, ComposedSampler, images_of
+
+_SIDE = 32
+_POOL = 10_000
+_BATCH = 256
+_LEAST_LATENTS = 16
+
+
+class Learned(ComposedSampler):
+    """k-means on contrastive features; label-free and data-free.
+
+    A small convolutional network learns features in which two versions of an image agree and
+    different images do not (the NT-Xent loss of Chen et al., SimCLR, 2020). A version is made in
+    two ways: the latent moves a little along the prior, `z' = √(1 - s²)·z + s·ε`, which a data set
+    cannot offer, and the image is deformed: turned, stretched, sheared, shifted, bent, its strokes
+    made thicker or thinner, and its contrast and colours changed. Strokes matter: without
+    them such features sort digits by the width of the pen.
+
+    Images larger than 32 pixels are looked at in 32×32.
+
+    Args:
+        num_clusters: k, at least 1.
+        num_starts: runs of k-means from different centres.
+        num_components: of the mapper's mixtures.
+        mapper: "rejection" by default: what is drawn lies in its cluster.
+        mapper_args: further parameters of the mapper.
+        steps: of training, at least 1, each on 256 pairs.
+        move: s, how far latents move, in [0, 1); 0 leaves them.
+        strength: of the deformations, at least 0; 1 suits digits and clothes.
+        temperature: of the contrastive loss, above 0.
+        width: channels of the network's first layer, at least 1.
+        flip: whether a mirror image shows the same; None means for colour images only.
+        learning_rate: the highest, above 0.
+
+    Attributes:
+        encoder_: the network; images (B, C, S, S) in [-1, 1] to features (B, 128).
+        losses_: of every step, float64 (steps,), nats.
+    """
+
+    _saved = (*ComposedSampler._saved, "losses")
+
+    def __init__(
+        self,
+        num_clusters: int = 10,
+        num_starts: int = 4,
+        num_components: int | str = 2,
+        mapper: str = "rejection",
+        mapper_args: Mapping[str, Any] | None = None,
+        steps: int = 400,
+        move: float = 0.12,
+        strength: float = 1.0,
+        temperature: float = 0.2,
+        width: int = 32,
+        flip: bool | None = None,
+        learning_rate: float = 2e-3,
+    ) -> None:
+        super().__init__(num_clusters, num_starts, num_components, mapper, mapper_args)
+        check_count("steps", steps)
+        check_count("width", width)
+        for name, value in {"temperature": temperature, "learning_rate": learning_rate}.items():
+            if not value > 0:
+                raise ParameterError(f"{name} must be above 0, not {value!r}")
+        if not 0 <= move < 1:
+            raise ParameterError(f"move must be in [0, 1), not {move!r}")
+        if not strength >= 0:
+            raise ParameterError(f"strength must be at least 0, not {strength!r}")
+        self.steps = steps
+        self.move = move
+        self.strength = strength
+        self.temperature = temperature
+        self.width = width
+        self.flip = flip
+        self.learning_rate = learning_rate
+
+    def state(self) -> dict[str, Tensor]:
+        """Returns all that was fitted, by name."""
+        weights = {f"encoder.{k}": v.cpu() for k, v in self.encoder_.state_dict().items()}
+        return super().state() | weights
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Takes up what `state` returned."""
+        weights = {
+            key.removeprefix("encoder."): value
+            for key, value in state.items()
+            if key.startswith("encoder.")
+        }
+        super().load_state({k: v for k, v in state.items() if not k.startswith("encoder.")})
+        first = next(iter(weights.values()))
+        self.encoder_ = Encoder(first.shape[1], first.shape[0])
+        self.encoder_.load_state_dict(weights)
+        self.encoder_.eval().requires_grad_(False)
+
+    def _fit_points(self, latents: Tensor, seed: int) -> None:
+        generator = images_of(self._generator, "learned")
+        if len(latents) < _LEAST_LATENTS:
+            raise ParameterError(
+                f"the cluster sampler 'learned' needs at least {_LEAST_LATENTS} latents to learn "
+                f"from, not {len(latents)}"
+            )
+        random = random_generator(seed, "contrast")
+        chosen = torch.randperm(len(latents), generator=random)[:_POOL]
+        here = latents[chosen].cpu().float()
+        pool = [_bytes(generator, here)]
+        if self.move:
+            pool.append(_bytes(generator, moved(here, generator.latent, self.move, random)))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(seed, "encoder"))
+            encoder = Encoder(generator.image.shape[0], self.width)
+        self.encoder_ = encoder.to(generator.device).to(memory_format=torch.channels_last)
+        flip = generator.image.shape[0] > 1 if self.flip is None else self.flip
+        self.losses_ = self._train(torch.stack(pool), flip, random)
+        self.encoder_.eval().requires_grad_(False)
+
+    def _train(self, pool: Tensor, flip: bool, random: torch.Generator) -> Tensor:
+        device = next(self.encoder_.parameters()).device
+        count = pool.shape[1]
+        batch = min(_BATCH, count)
+        optimizer = torch.optim.AdamW(
+            self.encoder_.parameters(), lr=self.learning_rate, weight_decay=1e-4
+        )
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, self.learning_rate, total_steps=max(self.steps, 2)
+        )
+        losses = []
+        for _ in range(self.steps):
+            index = torch.randperm(count, generator=random)[:batch]
+            views = []
+            for _ in range(2):
+                which = torch.randint(len(pool), (batch,), generator=random)
+                images = pool[which, index].to(device).float().div_(127.5).sub_(1)
+                views.append(deformed(images, self.strength, flip, random))
+            projected = self.encoder_.project(torch.cat(views))
+            loss = contrastive_loss(projected[:batch], projected[batch:], self.temperature)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            losses.append(loss.detach())
+        return torch.stack(losses).double().cpu()
+
+    @torch.no_grad()
+    def _points(self, latents: Tensor) -> Array:
+        generator = images_of(self._generator, "learned")
+        encoder = self.encoder_.to(generator.device)
+        parts = [
+            functional.normalize(encoder(looked_at(generator, batch))).cpu()
+            for batch in latents.split(_BATCH)
+        ]
+        points: Array = torch.cat(parts).double().numpy()
+        return points
+
+
+class Encoder(nn.Module):
+    """Four convolutions and a linear layer, each with batch norm; a head for the loss alone.
+
+    Args:
+        image_channels: C.
+        width: channels of the first layer.
+    """
+
+    features = 128
+
+    def __init__(self, image_channels: int, width: int) -> None:
+        super().__init__()
+        final = 4 * width * (_SIDE // 8) ** 2
+        self.body = nn.Sequential(
+            *_convolution(image_channels, width, 2),
+            *_convolution(width, 2 * width, 2),
+            *_convolution(2 * width, 2 * width, 1),
+            *_convolution(2 * width, 4 * width, 2),
+            nn.Flatten(),
+            nn.Linear(final, self.features, bias=False),
+            nn.BatchNorm1d(self.features),
+        )
+        self.head = nn.Sequential(
+            nn.ReLU(),
+            nn.Linear(self.features, self.features, bias=False),
+            nn.BatchNorm1d(self.features),
+            nn.ReLU(),
+            nn.Linear(self.features, self.features // 2),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Returns features (B, 128) for images (B, C, 32, 32) in [-1, 1]."""
+        features: Tensor = self.body(images)
+        return features
+
+    def project(self, images: Tensor) -> Tensor:
+        """Returns what the loss compares, (B, 64)."""
+        projected: Tensor = self.head(self.body(images))
+        return projected
+
+
+def _convolution(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
+    return [
+        nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+    ]
+
+
+def moved(latents: Tensor, prior: LatentSpec, step: float, random: torch.Generator) -> Tensor:
+    """Returns latents (n, M) moved by a step in [0, 1) that leaves the prior as it is, on average.
+
+    For a normal prior `z' = √(1 - s²)·z + s·ε` has the same distribution as z. Under a bounded
+    prior the same move is made in the quantiles: u' = u + s·(v - u) for a fresh draw v.
+    """
+    fresh = prior.sample(len(latents), random)
+    if prior.distribution == "normal":
+        return math.sqrt(1 - step**2) * latents + step * fresh
+    return latents + step * (fresh - latents)
+
+
+def deformed(images: Tensor, strength: float, flip: bool, random: torch.Generator) -> Tensor:
+    """Returns another version of each image (B, C, H, W) in [-1, 1].
+
+    Args:
+        images: to deform; they stay as they are.
+        strength: factor on every range: at 1 turns of 20°, stretching by 28 %, shear of 0.4, shifts
+            of a tenth, bends of 6 %, strokes up to a pixel thicker or thinner, contrast by 30 %.
+        flip: whether to mirror half of them.
+        random: decides, on the CPU, so that every device sees the same.
+    """
+    count, channels = images.shape[:2]
+
+    def spread(limit: float, *shape: int) -> Tensor:
+        drawn = torch.rand(count, *shape, generator=random) * 2 - 1
+        return (drawn * limit * strength).to(images.device)
+
+    angle, shear = spread(math.radians(20)), spread(0.4)
+    wide, high = spread(0.25).exp(), spread(0.25).exp()
+    if flip:
+        wide = wide * (torch.randint(2, (count,), generator=random) * 2 - 1).to(images.device)
+    cos, sin = angle.cos(), angle.sin()
+    rows = [
+        torch.stack([cos * wide, (shear * cos - sin) * high], dim=1),
+        torch.stack([sin * wide, (shear * sin + cos) * high], dim=1),
+    ]
+    affine = torch.cat([torch.stack(rows, dim=1), spread(0.2, 2, 1)], dim=2)
+    places = functional.affine_grid(affine, list(images.shape), align_corners=False)
+    bend = functional.interpolate(
+        spread(0.12, 2, 5, 5), images.shape[-2:], mode="bicubic", align_corners=True
+    )
+    places = places + bend.permute(0, 2, 3, 1)
+    result = functional.grid_sample(images, places, padding_mode="border", align_corners=False)
+    stroke = spread(1.0, 1, 1, 1)
+    brighter = functional.max_pool2d(result, 3, 1, 1) - result
+    darker = -functional.max_pool2d(-result, 3, 1, 1) - result
+    result = result + stroke.clamp(min=0) * brighter + (-stroke).clamp(min=0) * darker
+    if channels > 1:
+        grey = (torch.rand(count, 1, 1, 1, generator=random) < 0.2).to(images.device)
+        result = torch.where(grey, result.mean(dim=1, keepdim=True), result)
+    contrast, brightness = spread(0.3, 1, 1, 1).exp(), spread(0.3 * (channels > 1), channels, 1, 1)
+    return (result * contrast + brightness).clamp(-1, 1)
+
+
+def contrastive_loss(left: Tensor, right: Tensor, temperature: float) -> Tensor:
+    """Returns the NT-Xent loss in nats of projections (B, d) of two versions of each image.
+
+    Source: Chen, Kornblith, Norouzi and Hinton, "A Simple Framework for Contrastive Learning of
+    Visual Representations", 2020, Eq. 1.
+    """
+    count = len(left)
+    both = functional.normalize(torch.cat([left, right]))
+    similarity = both @ both.T / temperature
+    similarity = similarity.fill_diagonal_(-math.inf)
+    partner = torch.arange(2 * count, device=left.device).roll(count)
+    return functional.cross_entropy(similarity, partner)
+
+
+def looked_at(generator: Generator, latents: Tensor) -> Tensor:
+    """Returns G(z) (B, C, 32, 32) in [-1, 1], float32, on the generator's device."""
+    low, high = generator.image.range
+    images = (generator(latents).float() - low) * (2 / (high - low)) - 1
+    if images.shape[-2:] != (_SIDE, _SIDE):
+        images = functional.interpolate(
+            images, (_SIDE, _SIDE), mode="bilinear", antialias=True, align_corners=False
+        )
+    return images.clamp(-1, 1)
+
+
+@torch.no_grad()
+def _bytes(generator: Generator, latents: Tensor) -> Tensor:
+    """Returns what is looked at as bytes (n, C, 32, 32) on the CPU."""
+    parts = [
+        looked_at(generator, batch).add_(1).mul_(127.5).round_().byte().cpu()
+        for batch in latents.split(_BATCH)
+    ]
+    return torch.cat(parts)
