@@ -65,6 +65,7 @@ def pgmkit_cluster_samplers() -> Iterable[Component]:  # type: ignore[empty-body
     are sought, before `fit` and for any `num_clusters`; k can be chosen from them, and
     `set_params(num_clusters=k)` then sets it. `acceptance_rate(cluster)` is the share
     of the latents it tries that `sample` returns, in [0, 1], or None if that is all of them.
+    `summary() -> dict` holds what reports should tell of a fitted sampler, as plain values.
     `num_clusters_`, set by `fit`, is the number of clusters where the sampler finds it itself; k is
     `num_clusters` otherwise. `sample` raises `pgmkit.errors.SamplingError` for a cluster that it
     cannot find latents of.

@@ -54,7 +54,7 @@ class ClusterSampler(Protocol):
     `load_state(state)`; if it needs the generator after loading, `bind(generator)`. Further
     optional parts: `features(latents, *, generator, seed) -> (n, d)`, the points in which it will
     look for clusters; `acceptance_rate(cluster) -> float | None`, the share of its draws that it
-    keeps.
+    keeps; `summary() -> dict`, what reports should tell of it, as plain values.
 
     One that looks for clusters elsewhere than among the latents says where with
     `features(latents, *, generator, seed) -> (n, d)`, before `fit` and whatever the number of
@@ -91,7 +91,7 @@ class Origin:
 
     Args:
         density: name and parameters of the density estimator.
-        sampler: qualified name and parameters of the cluster sampler.
+        sampler: qualified name and parameters of the cluster sampler, and its `summary`.
         settings: num_clusters, remove, num_latents and seed; under `chosen`, how those were chosen
             that were to be.
         statistics: mass kept, effective sample size, numeric rank; see `pgmkit.selection.select`.
@@ -580,10 +580,13 @@ def _records(choices: Mapping[str, Choice]) -> dict[str, Any]:
 def _origin(kind: str, component: Any, built: Any) -> dict[str, Any]:
     get_params = getattr(built, "get_params", None)
     params = get_params() if get_params else {}
+    name = type(component).__name__
     if isinstance(component, str):
         found: RegisteredComponent = registry().find(kind, component)
-        return {"name": found.qualified_name, "params": params}
-    return {"name": type(component).__name__, "params": params}
+        name = found.qualified_name
+    summary = getattr(built, "summary", None)
+    facts = {} if summary is None else {"summary": dict(summary())}
+    return {"name": name, "params": params, **facts}
 
 
 def _versions(*origins: Mapping[str, Any]) -> dict[str, str]:

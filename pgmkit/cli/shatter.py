@@ -101,6 +101,9 @@ def _print_summary(out: Path, numbers: dict[str, Any]) -> None:
     )
     for name, choice in numbers["settings"].get("chosen", {}).items():
         click.echo(describe_choice(name, choice))
+    if summary := numbers["sampler"].get("summary"):
+        facts = ", ".join(f"{key} {value}" for key, value in summary.items())
+        click.echo(f"{numbers['sampler']['name']}: {facts}")
     click.echo()
     rows = [
         (

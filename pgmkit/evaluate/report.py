@@ -197,6 +197,7 @@ def _facts(numbers: Mapping[str, Any]) -> str:
     rows = {
         "density estimator": _component(numbers["density"]),
         "cluster sampler": _component(numbers["sampler"]),
+        **_summary(numbers["sampler"]),
         "spectrum": _spectrum(numbers["spectrum"]),
         "latents": f"{statistics['num_kept']:,} of {statistics['num_latents']:,} kept",
         "mass kept": f"{statistics['mass_kept']:.3f}",
@@ -247,6 +248,12 @@ def _choice_file(what: str) -> str:
 
 def _share(value: float | None) -> str:
     return "not known" if value is None else f"{value:.1%}"
+
+
+def _summary(sampler: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the row of what a cluster sampler tells of itself, if it tells anything."""
+    summary = sampler.get("summary")
+    return {"what it found": _pairs(summary)} if summary else {}
 
 
 def _component(record: Mapping[str, Any]) -> str:

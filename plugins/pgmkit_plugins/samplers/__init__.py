@@ -39,6 +39,13 @@ def pgmkit_cluster_samplers() -> list[Component]:
             "PAKDD 2013",
         ),
         Component(
+            "most-stable",
+            "pgmkit_plugins.samplers.most_stable:MostStable",
+            "the most stable of several: learned and manifold, or those that you name",
+            citation="Lange, Roth, Braun and Buhmann, Stability-Based Validation of Clustering "
+            "Solutions, Neural Computation 2004",
+        ),
+        Component(
             "clusterer",
             "pgmkit_plugins.samplers.clusterer:AnyClusterer",
             "any clusterer with scikit-learn's interface, on images or latents",

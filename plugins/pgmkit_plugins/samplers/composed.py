@@ -1,7 +1,7 @@
 """What the built-in cluster samplers share: points to cluster, a clusterer, and a mapper."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from pgmkit.config import check_count
-from pgmkit.errors import ParameterError
+from pgmkit.errors import ParameterError, PgmkitError
 from pgmkit.generator import Generator, LatentSpec
 from pgmkit.seeds import derive_seed
 from pgmkit_plugins.samplers.classifier import LatentClassifier
@@ -24,7 +24,31 @@ SKIPPED = -2
 """The label of a point that a method did not look at, since it takes no more than so many."""
 
 
-class ComposedSampler(BaseEstimator):  # type: ignore[misc]
+class CheckedParameters(BaseEstimator):  # type: ignore[misc]
+    """Parameters as scikit-learn's estimators have them, but always within their range."""
+
+    _fitted_for: tuple[Generator | None, int] | None = None
+
+    def set_params(self, **parameters: Any) -> Self:
+        """Sets parameters, as scikit-learn's estimators do.
+
+        Raises:
+            ParameterError: a value is outside its range.
+            ValueError: there is no such parameter.
+        """
+        before = self.get_params(deep=False)
+        super().set_params(**parameters)
+        try:
+            type(self)(**self.get_params(deep=False))
+        except PgmkitError:
+            super().set_params(**before)
+            raise
+        if set(parameters) - {"num_clusters"}:
+            self._fitted_for = None
+        return self
+
+
+class ComposedSampler(CheckedParameters):
     """A cluster sampler in three steps: latents become points, points clusters, clusters latents.
 
     This class clusters the latents themselves by k-means. A method of its own overrides
@@ -75,7 +99,6 @@ class ComposedSampler(BaseEstimator):  # type: ignore[misc]
         self._build_mapper()  # parameters that do not fit are refused here
         self._generator: Generator | None = None
         self.classifier_: LatentClassifier | None = None
-        self._fitted_for: tuple[Generator | None, int] | None = None
 
     def features(
         self, latents: Tensor, *, generator: Generator | None = None, seed: int = 0
@@ -171,6 +194,17 @@ class ComposedSampler(BaseEstimator):  # type: ignore[misc]
         rates = getattr(self.mapper_, "acceptance_", None)
         return None if rates is None else float(rates[cluster])
 
+    def summary(self) -> dict[str, Any]:
+        """Returns how well new latents are assigned and how often draws are kept, for reports."""
+        facts: dict[str, Any] = {}
+        if self.agreement_ is not None:
+            facts["agreement"] = round(self.agreement_, 4)
+        rates = [self.acceptance_rate(cluster) for cluster in range(self.num_clusters_)]
+        known = [rate for rate in rates if rate is not None]
+        if known:
+            facts["acceptance"] = f"{min(known):.2f} to {max(known):.2f}"
+        return facts
+
     def bind(self, generator: Generator | None) -> None:
         """Takes the generator whose latents these are; a loaded sampler gets it back so."""
         self._generator = generator
@@ -202,24 +236,6 @@ class ComposedSampler(BaseEstimator):  # type: ignore[misc]
         if parts["classifier"]:
             self.classifier_ = LatentClassifier()
             self.classifier_.load_state(parts["classifier"])
-
-    def set_params(self, **parameters: Any) -> "ComposedSampler":
-        """Sets parameters, as scikit-learn's estimators do.
-
-        Raises:
-            ParameterError: a value is outside its range.
-            ValueError: there is no such parameter.
-        """
-        before = self.get_params(deep=False)
-        super().set_params(**parameters)
-        try:
-            type(self)(**self.get_params(deep=False))
-        except ParameterError:
-            super().set_params(**before)
-            raise
-        if set(parameters) - {"num_clusters"}:
-            self._fitted_for = None
-        return self
 
     @property
     def agreement_(self) -> float | None:

@@ -38,7 +38,8 @@ class Learned(ComposedSampler):
         num_components: of the mapper's mixtures.
         mapper: "rejection" by default: what is drawn lies in its cluster.
         mapper_args: further parameters of the mapper.
-        steps: of training, at least 1, each on 256 pairs.
+        steps: of training, at least 1.
+        batch_size: pairs per step, at least 1.
         move: s, how far latents move, in [0, 1); 0 leaves them.
         strength: of the deformations, at least 0; 1 suits digits and clothes.
         temperature: of the contrastive loss, above 0.
@@ -60,7 +61,8 @@ class Learned(ComposedSampler):
         num_components: int | str = 2,
         mapper: str = "rejection",
         mapper_args: Mapping[str, Any] | None = None,
-        steps: int = 400,
+        steps: int = 300,
+        batch_size: int = 256,
         move: float = 0.12,
         strength: float = 1.0,
         temperature: float = 0.2,
@@ -70,6 +72,7 @@ class Learned(ComposedSampler):
     ) -> None:
         super().__init__(num_clusters, num_starts, num_components, mapper, mapper_args)
         check_count("steps", steps)
+        check_count("batch_size", batch_size)
         check_count("width", width)
         for name, value in {"temperature": temperature, "learning_rate": learning_rate}.items():
             if not value > 0:
@@ -79,6 +82,7 @@ class Learned(ComposedSampler):
         if not strength >= 0:
             raise ParameterError(f"strength must be at least 0, not {strength!r}")
         self.steps = steps
+        self.batch_size = batch_size
         self.move = move
         self.strength = strength
         self.temperature = temperature
@@ -99,7 +103,7 @@ class Learned(ComposedSampler):
             if key.startswith("encoder.")
         }
         super().load_state({k: v for k, v in state.items() if not k.startswith("encoder.")})
-        first = next(iter(weights.values()))
+        first = weights["body.0.weight"]
         self.encoder_ = Encoder(first.shape[1], first.shape[0])
         self.encoder_.load_state_dict(weights)
         self.encoder_.eval().requires_grad_(False)
@@ -128,7 +132,7 @@ class Learned(ComposedSampler):
     def _train(self, pool: Tensor, flip: bool, random: torch.Generator) -> Tensor:
         device = next(self.encoder_.parameters()).device
         count = pool.shape[1]
-        batch = min(_BATCH, count)
+        batch = min(self.batch_size, count)
         optimizer = torch.optim.AdamW(
             self.encoder_.parameters(), lr=self.learning_rate, weight_decay=1e-4
         )
@@ -214,15 +218,14 @@ def _convolution(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
 
 
 def moved(latents: Tensor, prior: LatentSpec, step: float, random: torch.Generator) -> Tensor:
-    """Returns latents (n, M) moved by a step in [0, 1) that leaves the prior as it is, on average.
+    """Returns latents (n, M) moved by a step s in [0, 1) that leaves their prior as it is.
 
-    For a normal prior `z' = √(1 - s²)·z + s·ε` has the same distribution as z. Under a bounded
-    prior the same move is made in the quantiles: u' = u + s·(v - u) for a fresh draw v.
+    For a normal prior that is `z' = √(1 - s²)·z + s·ε`; others are moved as `LatentSpec.to_normal`
+    shows them.
     """
-    fresh = prior.sample(len(latents), random)
-    if prior.distribution == "normal":
-        return math.sqrt(1 - step**2) * latents + step * fresh
-    return latents + step * (fresh - latents)
+    normal = prior.to_normal(latents)
+    fresh = torch.randn(normal.shape, generator=random, dtype=normal.dtype)
+    return prior.from_normal(math.sqrt(1 - step**2) * normal + step * fresh)
 
 
 def deformed(images: Tensor, strength: float, flip: bool, random: torch.Generator) -> Tensor:
