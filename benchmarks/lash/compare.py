@@ -80,7 +80,7 @@ def read_results(folder: Path) -> Results:
         return Results(folder.name, record, columns[: columns.index("seed")], cells)
     except (OSError, ValueError, IndexError) as error:
         raise LoadError(
-            f"{folder} holds no ablation that is done ({error}); run pgmkit ablate with -o {folder}"
+            f"{folder} holds no ablation that is done; run it first ({error})"
         ) from error
 
 
@@ -116,12 +116,12 @@ def comparable(results: Results) -> list[str]:
     There must be one setting of everything else, or it would not be clear which to compare.
     """
     published = read_toml(PUBLISHED)
-    only_methods = results.varying == ["generator", "density"] or results.varying == ["density"]
+    only_methods = set(results.varying) == {"generator", "density"}
     if not only_methods or {cell["sampler"] for cell in results.cells} != {"kmeans-gmm"}:
         return []
-    known = [set(published["methods"]) & {cell["density"] for cell in results.cells}]
+    methods = set(published["methods"]) & {cell["density"] for cell in results.cells}
     found = dict.fromkeys(cell["generator"] for cell in results.cells)
-    return [name for name in found if name in published["clusters"] and len(known[0]) > 1]
+    return [name for name in found if name in published["clusters"] and len(methods) > 1]
 
 
 def side_by_side(results: Results) -> str:

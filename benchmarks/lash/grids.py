@@ -33,8 +33,8 @@ def cluster_grid(
     """
     sizes, value_range = shattered.cluster_sizes, shattered.generator.image.range
     height, width = shattered.generator.image.shape[1:]
-    high = _INCHES * height / width
-    figure = Figure((_INCHES * columns + 2.2, high * len(sizes) + 0.5), layout="constrained")
+    high = _INCHES * height / width + 0.06
+    figure = Figure((_INCHES * columns + 1.8, high * len(sizes) + 0.4), layout="compressed")
     grid = figure.subplots(len(sizes), 1, squeeze=False).flatten()
     for cluster, axes in enumerate(grid):
         axes.set_xticks([])
