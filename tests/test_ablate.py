@@ -599,7 +599,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "empty axis": ({"clusters": []}, "the axis clusters is empty"),
     "value twice": ({"remove": [0.2, 0.2]}, "the axis remove has the value 0.2 twice"),
-    "clusters as a word": ({"clusters": "many"}, "must be a whole number from 1, not 'many'"),
+    "clusters as a word": ({"clusters": "many"}, "or a table with the name \"auto\", not 'many'"),
     "more clusters than latents": ({"clusters": [2, 100]}, "remove=0.2 leaves 96 of 120"),
     "remove 1": ({"remove": [0.1, 1.0]}, "in [0, 1), such as 0.2, not 1.0"),
     "latents 0": ({"latents": [0, 10]}, "the number of latents"),
