@@ -27,6 +27,7 @@ from pgmkit.errors import ParameterError, PgmkitError, UnknownNameError
 from pgmkit.evaluate.ablation import PreparedAblation, cells, measures, prepare, run
 from pgmkit.evaluate.ablation.tables import Entry, escape_latex
 from pgmkit.evaluate.classifier import load_classifier
+from pgmkit.evaluate.diagnostics import cluster_fidelity
 from pgmkit.evaluate.metrics import score_latents, score_samples
 from pgmkit.plugins import registry
 
@@ -203,6 +204,24 @@ def test_cluster_entropy_is_the_mean_over_clusters_that_hold_something() -> None
     assert measures.mean_cluster_entropy(counts) == pytest.approx(
         torch.tensor(4.0).log().item() / 2, abs=1e-6
     )
+
+
+def test_fidelity_is_the_share_of_samples_that_come_back(tiny: str) -> None:
+    generator = pgmkit.load_generator(tiny)
+    found = {}
+    for mapper in ("mixture", "rejection"):
+        shattered = pgmkit.shatter(
+            generator, num_clusters=3, num_latents=120, sampler_args={"mapper": mapper}
+        )
+        subject = measures.Subject(shattered, num_samples=90)
+        found[mapper] = measures.measure_fidelity(subject)
+        expected = cluster_fidelity(shattered, 30, seed=subject.seed)
+        assert found[mapper]["cluster_fidelity"] == expected.overall
+        assert found[mapper]["worst_cluster"] == min(filter(None, expected.clusters))
+    assert found["mixture"]["acceptance_rate"] is None
+    assert found["rejection"]["cluster_fidelity"] == 1
+    assert 0.3 < (found["rejection"]["acceptance_rate"] or 0) <= 1
+    assert (found["rejection"]["milliseconds"] or 0) > 0
 
 
 def test_the_tables_hold_means_and_deviations_of_the_cells_and_mark_the_best(done: Path) -> None:
@@ -580,7 +599,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "empty axis": ({"clusters": []}, "the axis clusters is empty"),
     "value twice": ({"remove": [0.2, 0.2]}, "the axis remove has the value 0.2 twice"),
-    "clusters as a word": ({"clusters": "many"}, "must be a whole number from 1, not 'many'"),
+    "clusters as a word": ({"clusters": "many"}, "or a table with the name \"auto\", not 'many'"),
     "more clusters than latents": ({"clusters": [2, 100]}, "remove=0.2 leaves 96 of 120"),
     "remove 1": ({"remove": [0.1, 1.0]}, "in [0, 1), such as 0.2, not 1.0"),
     "latents 0": ({"latents": [0, 10]}, "the number of latents"),

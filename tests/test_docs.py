@@ -21,7 +21,6 @@ from pgmkit import hookspecs
 from pgmkit.cli import cli
 from pgmkit.components import KINDS
 from pgmkit.config import read_toml
-from pgmkit.evaluate.ablation import prepare as prepare_ablation
 from pgmkit.evaluate.ablation.plan import OF_SPECTRUM, AblationSettings
 from pgmkit.evaluate.diagnostics import ClusterFidelity, Diagnostics
 from pgmkit.evaluate.fidelity import FidelityScores
@@ -167,17 +166,6 @@ def test_the_settings_of_ablations_are_documented_with_their_defaults() -> None:
         if isinstance(field.default, int | float):
             row = next(x for x in text.splitlines() if x.startswith(f"| `{field.name}`"))
             assert row.endswith(f"| {field.default} |")
-
-
-@pytest.mark.parametrize(
-    ("name", "cells"), [("mnist", 4 * 5), ("clusters", 8 * 5), ("removed", 10 * 5)]
-)
-def test_the_example_ablations_are_valid(name: str, cells: int) -> None:
-    path = ROOT / "examples" / f"ablation-{name}.toml"
-    prepared = prepare_ablation(read_toml(path))
-    assert len(prepared.cells) == cells
-    assert len(prepared.spectra) == 5
-    assert f"pgmkit ablate examples/{path.name} -o runs/{path.stem}" in path.read_text()
 
 
 def test_the_two_commands_are_targets_of_the_makefile() -> None:

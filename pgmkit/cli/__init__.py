@@ -74,11 +74,15 @@ def cli(no_plugins: bool) -> None:
         disable_third_party_plugins()
 
 
-def main() -> None:
-    """Runs the command; exits with 0 (done), 1 (expected error), 2 (usage) or 3 (done in part)."""
+def main(command: click.Command = cli) -> None:
+    """Runs the command; exits with 0 (done), 1 (expected error), 2 (usage) or 3 (done in part).
+
+    Args:
+        command: another one than `pgmkit` itself, for scripts that are to behave like it.
+    """
     warnings.showwarning = _show_warning
     try:
-        code = cli.main(standalone_mode=False)
+        code = command.main(standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

@@ -25,7 +25,7 @@ from pgmkit.evaluate.classifier import Classifier, load_classifier
 from pgmkit.generator import Generator
 from pgmkit.hub import load_generator
 from pgmkit.references import first_line
-from pgmkit.shattering import shatter
+from pgmkit.shattering import ShatteredGenerator, shatter
 from pgmkit.spectrum import Spectrum, load_spectrum
 from pgmkit.spectrum.run import SpectrumSettings
 
@@ -150,14 +150,18 @@ class Measurer:
         seconds = {**result.seconds, "total": round(time.perf_counter() - started, 3)}
         return replace(result, seconds=seconds, warnings=said)
 
-    def _measure(self, cell: Cell) -> Result:
-        models = self._models_of(self._generators[cell.generator])
-        spectrum, classes = self._shared_of(cell)
+    def shatter(self, cell: Cell) -> ShatteredGenerator:
+        """Returns the shattered generator of a cell, from the spectrum that is there.
+
+        Raises:
+            PgmkitError: the spectrum or a model cannot be loaded, or the methods refuse.
+        """
+        spectrum, _ = self._shared_of(cell)
         density, sampler = dict(cell.density.table), dict(cell.sampler.table)
         clusters: Any = cell.clusters  # a number, or a word that shatter knows
         remove: Any = cell.remove
-        shattered = shatter(
-            models.generator,
+        return shatter(
+            self._models_of(cell).generator,
             density=density.pop("name"),
             sampler=sampler.pop("name"),
             num_clusters=clusters,
@@ -167,6 +171,10 @@ class Measurer:
             density_args=density,
             sampler_args=sampler,
         )
+
+    def _measure(self, cell: Cell) -> Result:
+        shattered, models = self.shatter(cell), self._models_of(cell)
+        _, classes = self._shared_of(cell)
         subject = Subject(
             shattered,
             classes=None if classes is None else classes[: cell.latents],
@@ -191,10 +199,11 @@ class Measurer:
             seconds[f"measure {name}"] = round(time.perf_counter() - started, 3)
         return Result(metrics, counts, class_names, asdict(shattered.origin), seconds)
 
-    def _models_of(self, settings: GeneratorSettings) -> Models:
-        if settings.name not in self._models:
-            self._models[settings.name] = load_models(settings)
-        return self._models[settings.name]
+    def _models_of(self, cell: Cell) -> Models:
+        name = cell.generator
+        if name not in self._models:
+            self._models[name] = load_models(self._generators[name])
+        return self._models[name]
 
     def _shared_of(self, cell: Cell) -> tuple[Spectrum, Tensor | None]:
         shared = SharedFiles(self._folder, cell.generator, self._latents, cell.seed)

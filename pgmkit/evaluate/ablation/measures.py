@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from statistics import mean
 from typing import Literal
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from pgmkit.errors import ParameterError
 from pgmkit.evaluate.classifier import Classifier
+from pgmkit.evaluate.diagnostics import cluster_fidelity
 from pgmkit.evaluate.metrics import cluster_scores
 from pgmkit.generator import Generator
 from pgmkit.seeds import derive_seed
@@ -29,6 +31,9 @@ class Subject:
         classes: class of each latent of the spectrum, int64 (n,); None without a classifier.
         classifier: that gave them.
         num_samples: how many samples of the mapper are measured.
+
+    Attributes:
+        seed: of these samples.
     """
 
     def __init__(
@@ -43,17 +48,17 @@ class Subject:
         self.classes = classes
         self.classifier = classifier
         self.num_samples = num_samples
-        self._seed = derive_seed(int(shattered.origin.settings["seed"]), "score")
+        self.seed = derive_seed(int(shattered.origin.settings["seed"]), "score")
 
     @cached_property
     def sample_latents(self) -> Tensor:
         """Latents (n, M) of samples from the mapper, clusters mixed by size."""
-        return self.shattered.sample_latents(self.num_samples, seed=self._seed)
+        return self.shattered.sample_latents(self.num_samples, seed=self.seed)
 
     @cached_property
     def sample_clusters(self) -> Tensor:
         """The clusters (n,) that these were drawn from."""
-        return self.shattered.sample_clusters(self.num_samples, self._seed)
+        return self.shattered.sample_clusters(self.num_samples, self.seed)
 
     @cached_property
     def latent_pairs(self) -> Pairs:
@@ -157,6 +162,21 @@ def measure_samples(subject: Subject) -> dict[str, float | None]:
     return _agreement(subject, subject.sample_pairs)
 
 
+def measure_fidelity(subject: Subject) -> dict[str, float | None]:
+    """Measures whether samples come back to their cluster, as many asked from each cluster."""
+    shattered = subject.shattered
+    per_cluster = max(1, subject.num_samples // shattered.num_clusters)
+    found = cluster_fidelity(shattered, per_cluster, seed=subject.seed)
+    rates = [rate for rate in found.acceptance_rates or () if rate is not None]
+    seconds = found.seconds_per_accepted
+    return {
+        "cluster_fidelity": found.overall,
+        "worst_cluster": min(share for share in found.clusters if share is not None),
+        "acceptance_rate": mean(rates) if rates else None,
+        "milliseconds": None if seconds is None else 1000 * seconds,
+    }
+
+
 def _agreement(subject: Subject, pairs: Pairs) -> dict[str, float | None]:
     assert subject.classifier is not None
     k, names = subject.shattered.num_clusters, subject.classifier.classes
@@ -204,6 +224,16 @@ MEASURES = {
             "num_clusters": Metric("Clusters found", form=".4g"),
             "smallest_cluster": Metric("Share of the smallest cluster"),
             "largest_cluster": Metric("Share of the largest cluster"),
+        },
+    ),
+    "fidelity": Measure(
+        measure_fidelity,
+        "Samples from the mapper that come back to their cluster",
+        {
+            "cluster_fidelity": Metric("Cluster fidelity", "high"),
+            "worst_cluster": Metric("Fidelity of the worst cluster", "high"),
+            "acceptance_rate": Metric("Mean acceptance rate"),
+            "milliseconds": Metric("ms per sample that comes back", form=".3g"),
         },
     ),
 }
