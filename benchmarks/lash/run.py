@@ -28,6 +28,7 @@ from pgmkit.evaluate.ablation.plan import slug
 from pgmkit.references import open_folder
 
 HERE = Path(__file__).parent
+EXAMPLES = HERE.parents[1] / "examples"
 GROUPS = {
     "paper": "The paper's experiments",
     "differences": "What could explain differences to the paper",
@@ -73,7 +74,7 @@ def list_experiments(results: Path | None) -> None:
     """List the experiments, and which are done."""
     for name, config in configs().items():
         done = "done" if (results or HERE).joinpath(name, RECORD).exists() else "-"
-        click.echo(f"{name:15} {config.parent.name:12} {done:5} {title_of(config)}")
+        click.echo(f"{name:15} {group_of(config):12} {done:5} {title_of(config)}")
 
 
 @cli.command()
@@ -223,8 +224,15 @@ def check(
 
 def configs() -> dict[str, Path]:
     """Returns the config of each experiment by name, in the order of `GROUPS`."""
-    found = [path for group in GROUPS for path in sorted((HERE / "configs" / group).glob("*.toml"))]
-    return {path.stem: path for path in found}
+    found = [*sorted(EXAMPLES.glob("ablation-*.toml"))]
+    for group in GROUPS:
+        found += sorted((HERE / "configs" / group).glob("*.toml"))
+    return {path.stem.removeprefix("ablation-"): path for path in found}
+
+
+def group_of(config: Path) -> str:
+    """Returns which of `GROUPS` a config belongs to; the paper's are examples of the project."""
+    return "paper" if config.parent == EXAMPLES else config.parent.name
 
 
 def config_of(name: str) -> Path:
@@ -345,7 +353,7 @@ def write_pages(results: Path) -> None:
     for name, config in configs().items():
         title = title_of(config)
         if not (results / name / RECORD).exists():
-            rows.setdefault(config.parent.name, []).append([f"`{name}`", title, "not run yet", ""])
+            rows.setdefault(group_of(config), []).append([f"`{name}`", title, "not run yet", ""])
             continue
         found = read_results(results / name)
         figures = [
@@ -358,10 +366,10 @@ def write_pages(results: Path) -> None:
         state = f"{found.record['cells']} cells, {len(settings['seeds'])} seeds"
         state += f", {failed} failed" if failed else ""
         generators = ", ".join(table["name"] for table in settings["generators"])
-        rows.setdefault(config.parent.name, []).append(
+        rows.setdefault(group_of(config), []).append(
             [f"[`{name}`]({name}/README.md)", title, state, generators]
         )
-        text = beside_the_paper(found) if config.parent.name == "paper" else ""
+        text = beside_the_paper(found) if group_of(config) == "paper" else ""
         compared += [text] if text else []
     parts = [
         "# The LASH paper's experiments, and others around them\n",
