@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -209,10 +209,16 @@ class Generator:
             )
         return images.reshape(wanted)
 
-    @torch.no_grad()
     def images(self, latents: Tensor) -> Tensor:
         """Returns G(z) for latents (n, M), made batch by batch and gathered on the CPU."""
-        return torch.cat([self(batch).cpu() for batch in latents.split(_IMAGE_BATCH)])
+        return torch.cat(list(self.image_batches(latents)))
+
+    def image_batches(self, latents: Tensor) -> Iterator[Tensor]:
+        """Yields G(z) for latents (n, M) on the CPU, batch by batch, so that n may be large."""
+        for batch in latents.split(_IMAGE_BATCH):
+            with torch.no_grad():
+                images = self(batch).cpu()
+            yield images
 
     def check_latents(self, z: Tensor) -> None:
         """Raises GeneratorError unless z has the shape (B, M)."""

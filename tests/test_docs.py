@@ -1,11 +1,11 @@
 """What the README and the docs say is true."""
 
+import contextlib
 import dataclasses
 import inspect
 import json
 import re
 import shlex
-import subprocess
 import sys
 import textwrap
 import tomllib
@@ -15,6 +15,7 @@ import pluggy
 import pytest
 import torch
 from click.testing import CliRunner
+from tiny import run_pgmkit
 
 import pgmkit
 from pgmkit import hookspecs
@@ -33,7 +34,10 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 FEWER_LATENTS = {"8000": "300", "8_000": "300", "2_000": "300"}
 """The one liberty that is taken with the README's blocks."""
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*clusters have fewer latents")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:.*clusters have fewer latents"),
+]
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -68,8 +72,9 @@ def run_commands(page: Path, folder: Path) -> None:
     for line in quick("".join(blocks(page, "bash"))).splitlines():
         program, *arguments = shlex.split(line)
         assert program == "pgmkit"
-        command = [sys.executable, "-c", "from pgmkit.cli import main; main()", *arguments]
-        subprocess.run(command, cwd=folder, check=True, timeout=280, capture_output=True)
+        with contextlib.chdir(folder):
+            finished = run_pgmkit(*arguments)
+        assert finished.code == 0, finished.stderr
 
 
 def test_the_shell_recipes_run(tmp_path: Path) -> None:
