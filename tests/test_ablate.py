@@ -24,6 +24,7 @@ from tiny import (
     every_file,
     run_pgmkit,
     started,
+    write_tiny_classifier,
     write_tiny_generator,
     write_tiny_images,
 )
@@ -40,7 +41,7 @@ from pgmkit.errors import (
 from pgmkit.evaluate.ablation import PreparedAblation, cells, measures, prepare, run
 from pgmkit.evaluate.ablation.tables import Entry, escape_latex
 from pgmkit.evaluate.classifier import load_classifier
-from pgmkit.evaluate.diagnostics import diagnose
+from pgmkit.evaluate.diagnostics import diagnose, stability
 from pgmkit.evaluate.fidelity import shattering_fidelity
 from pgmkit.evaluate.metrics import score_latents, score_samples
 from pgmkit.images import load_images
@@ -408,7 +409,8 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_fidelity_and_diagnostics_are_measures(tiny: str, tmp_path: Path, real: Path) -> None:
     judged = "mnist-classifier"
     generator = {"source": tiny, "classifier": judged, "reference": str(real), "split": "test"}
-    generator["extractor"] = f"classifier:{judged}"
+    small = f"classifier:{write_tiny_classifier(tmp_path / 'small')}"
+    generator["extractor"] = small
     measured = ["diagnostics", "stability", "fidelity"]
     values = config(tiny, generators=[generator], clusters=2, seeds=0, measures=measured)
     prepared = prepare(values)
@@ -427,7 +429,7 @@ def test_fidelity_and_diagnostics_are_measures(tiny: str, tmp_path: Path, real: 
     expected = shattering_fidelity(
         shattered,
         load_images(str(real), split="test", size=32),
-        f"classifier:{judged}",
+        small,
         classifier=load_classifier(judged),
         num_samples=60,
     )
@@ -440,9 +442,8 @@ def test_fidelity_and_diagnostics_are_measures(tiny: str, tmp_path: Path, real: 
         }.items():
             found = float(lash[f"fidelity.{score}_{name}"])
             assert found == pytest.approx(value, rel=1e-6, abs=1e-9)
+    assert float(lash["stability.lowest"]) == pytest.approx(stability(shattered).lowest)
     diagnosed = diagnose(shattered, num_latents=60)
-    assert diagnosed.stability is not None
-    assert float(lash["stability.lowest"]) == pytest.approx(diagnosed.stability.lowest)
     assert float(lash["diagnostics.cluster_fidelity"]) == diagnosed.cluster_fidelity.overall
     worst = min(filter(None, diagnosed.cluster_fidelity.clusters))
     assert float(lash["diagnostics.worst_cluster"]) == worst

@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 from sklearn import metrics
-from tiny import run_pgmkit, write_tiny_generator
+from tiny import run_pgmkit, write_tiny_classifier, write_tiny_generator
 from torch import Tensor, nn
 
 import pgmkit
 from pgmkit.errors import ParameterError, PgmkitWarning, SamplingError
-from pgmkit.evaluate.classifier import ARCHITECTURE, Classifier, LASHClassifier
+from pgmkit.evaluate.classifier import Classifier
 from pgmkit.evaluate.diagnostics import (
     cluster_fidelity,
     diagnose,
@@ -393,11 +392,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pixels = random.integers(0, 256, (40, 28, 28), dtype=np.uint8)
     labels = np.arange(40) % 10
     np.savez(root / "noise.npz", x_train=pixels, y_train=labels, x_test=pixels[:9])
-    network = LASHClassifier(image_size=8)
-    config = {"architecture": ARCHITECTURE, "model_args": {"image_size": 8}}
-    (root / "judge").mkdir()
-    (root / "judge" / "config.json").write_text(json.dumps(config))
-    save_file(network.state_dict(), root / "judge" / "model.safetensors")
+    write_tiny_classifier(root / "judge")
     return root
 
 
