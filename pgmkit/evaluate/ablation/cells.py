@@ -204,7 +204,7 @@ class Measurer:
             shattered,
             classes=None if classes is None else classes[: cell.latents],
             classifier=models.classifier,
-            reference=models.reference if "fidelity" in self._measures else None,
+            reference=models.reference,
             num_samples=self._samples,
         )
         metrics: dict[str, float | None] = {}

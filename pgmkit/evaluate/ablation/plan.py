@@ -176,6 +176,10 @@ class Plan:
         own = list(self.settings.measures)
         return [*own, CHOICES] if chosen and CHOICES not in own else own
 
+    def needing(self, setting: str) -> list[str]:
+        """Returns the measures that need a setting of their generator."""
+        return [measure for measure in self.measures if MEASURES[measure].needs == setting]
+
     @property
     def cache(self) -> bool:
         """Whether to keep what took long for other runs."""
@@ -335,7 +339,7 @@ def _check_generator(plan: Plan, generator: GeneratorSettings) -> None:
     name = generator.name or generator.source
     check_device(generator.device)
     for need in ("classifier", "reference"):
-        lacking = [m for m in plan.measures if MEASURES[m].needs == need]
+        lacking = plan.needing(need)
         if lacking and not getattr(generator, need):
             raise ParameterError(
                 f"the generator {name!r} has no {need}, which the measures {', '.join(lacking)} "
@@ -347,7 +351,7 @@ def _check_generator(plan: Plan, generator: GeneratorSettings) -> None:
         check_shatter(latents, remove, clusters)
     for clusters, sampler in itertools.product(plan.clusters(generator), plan.samplers):
         build_from_table("cluster-samplers", sampler_parameters(clusters, sampler.table))
-        if "fidelity" in plan.measures and isinstance(clusters, int):
+        if plan.needing("reference") and isinstance(clusters, int):
             check_num_samples(plan.settings.samples, clusters)
 
 

@@ -99,7 +99,7 @@ def prepare(values: Mapping[str, Any]) -> PreparedAblation:
     """
     plan = make_plan(values)
     wanted = plan.generators
-    if "fidelity" not in plan.measures:
+    if not plan.needing("reference"):
         wanted = [replace(generator, reference=None) for generator in wanted]
     loaded = [load_models(generator, cache=plan.cache) for generator in wanted]
     named = [
