@@ -23,6 +23,7 @@ from pgmkit.cli import cli
 from pgmkit.components import KINDS
 from pgmkit.config import read_toml
 from pgmkit.evaluate.ablation import prepare as prepare_ablation
+from pgmkit.evaluate.ablation.measures import MEASURES
 from pgmkit.evaluate.ablation.plan import OF_SPECTRUM, AblationSettings
 from pgmkit.evaluate.diagnostics import ClusterFidelity, Diagnostics
 from pgmkit.evaluate.fidelity import FidelityScores
@@ -163,9 +164,11 @@ def test_the_page_on_ablations_runs(
 
 
 def test_the_settings_of_ablations_are_documented_with_their_defaults() -> None:
-    text = (ROOT / "docs" / "ablations.md").read_text()
-    documented = set(re.findall(r"^\| `(\w+)` \|", text, flags=re.MULTILINE))
-    assert documented == {field.name for field in dataclasses.fields(AblationSettings)}
+    page = (ROOT / "docs" / "ablations.md").read_text()
+    text, _, rest = page.partition("## Measures")
+    rows = re.compile(r"^\| `(\w+)` \|", flags=re.MULTILINE)
+    assert set(rows.findall(text)) == {f.name for f in dataclasses.fields(AblationSettings)}
+    assert {*rows.findall(rest), "choices"} == set(MEASURES)
     for name in OF_SPECTRUM:
         assert f"`{name}`" in text
     for field in dataclasses.fields(AblationSettings):
