@@ -14,7 +14,7 @@ from torch import Tensor
 
 import pgmkit
 from pgmkit.evaluate.classifier import load_classifier
-from pgmkit.evaluate.metrics import cluster_scores
+from pgmkit.evaluate.metrics import classify_latents, cluster_scores
 from pgmkit.machine import machine
 from pgmkit.plugins import build_component
 
@@ -97,7 +97,7 @@ def main() -> None:
         )
         rates = [sampler.acceptance_rate(c) for c in range(k)]
         accepted = "" if rates[0] is None else f"{torch.tensor(rates).mean():.3f}"
-        labels = [classifier.labels(shattered.images(z), generator.image.range) for z in drawn]
+        labels = [classify_latents(generator, classifier, z) for z in drawn]
         scores = cluster_scores(
             torch.arange(k).repeat_interleave(options.samples),
             torch.cat(labels),

@@ -4,6 +4,7 @@ import importlib.metadata
 import math
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from pgmkit.choice import (
 from pgmkit.components import RegisteredComponent
 from pgmkit.config import check_count
 from pgmkit.engines import Engine
-from pgmkit.errors import LoadError, ParameterError, PluginError
+from pgmkit.errors import LoadError, ParameterError, PgmkitWarning, PluginError, SamplingError
 from pgmkit.generator import Generator
 from pgmkit.plugins import as_component, build_component, registry
 from pgmkit.references import FORMAT_VERSION, open_folder, read_json
@@ -155,6 +156,7 @@ class ShatteredGenerator:
 
         Raises:
             ParameterError: `n` or `cluster` is outside its range.
+            SamplingError: the sampler cannot draw from the cluster, or from one of the mixture.
         """
         return self.images(self.sample_latents(n, cluster, seed))
 
@@ -163,11 +165,9 @@ class ShatteredGenerator:
         if n < 1:
             raise ParameterError(f"the number of samples must be at least 1, not {n}")
         if cluster is None:
-            clusters = self.sample_clusters(n, seed)
-            drawn = torch.empty(n, self.generator.latent.dim)
-            for present in clusters.unique().tolist():
-                where = clusters == present
-                drawn[where] = self.sample_latents(int(where.sum()), present, seed)
+            drawn, failed = self._draw(self.sample_clusters(n, seed), seed)
+            if failed:
+                raise next(iter(failed.values()))
             return drawn
         if not 0 <= cluster < self.num_clusters:
             raise ParameterError(
@@ -179,12 +179,66 @@ class ShatteredGenerator:
             return latents
         return latents.clamp(prior.low, prior.high)
 
+    def try_latents(self, n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+        """Draws latents from the mixture, without the clusters that cannot be sampled.
+
+        Where `sample_latents` raises an error because of one cluster, this warns, and what would be
+        of that cluster is missing. The others are the same.
+
+        Returns:
+            Latents (m, M) and the cluster of each (m,); m is 1 to n.
+
+        Raises:
+            ParameterError: `n` is below 1.
+            SamplingError: no cluster that was asked for can be sampled.
+        """
+        check_count("the number of samples", n)
+        clusters = self.sample_clusters(n, seed)
+        drawn, failed = self._draw(clusters, seed)
+        found = torch.tensor([cluster not in failed for cluster in clusters.tolist()])
+        if not found.any():
+            raise next(iter(failed.values()))
+        for cluster, error in failed.items():
+            _warn_of_unsampled(cluster, error)
+        return drawn[found], clusters[found]
+
+    def try_cluster(self, n: int, cluster: int, seed: int = 0) -> Tensor | None:
+        """Draws latents (n, M) from one cluster; None, and a warning, if it cannot be sampled."""
+        try:
+            return self.sample_latents(n, cluster, seed)
+        except SamplingError as error:
+            _warn_of_unsampled(cluster, error)
+            return None
+
+    def try_images(self, n: int, cluster: int, seed: int = 0) -> Tensor:
+        """Makes images (n, C, H, W) of one cluster, to be looked at.
+
+        They are blank, at the top of the range, if the cluster cannot be sampled, which is warned
+        of.
+        """
+        latents, image = self.try_cluster(n, cluster, seed), self.generator.image
+        if latents is None:
+            return torch.full((n, *image.shape), float(image.range[1]))
+        return self.images(latents)
+
     def sample_clusters(self, n: int, seed: int = 0) -> Tensor:
         """Draws cluster numbers (n,) by cluster size: those of `sample(n, None, seed)`."""
         sizes = torch.tensor(self.cluster_sizes, dtype=torch.float64)
         return torch.multinomial(
             sizes, n, replacement=True, generator=random_generator(seed, "clusters")
         )
+
+    def _draw(self, clusters: Tensor, seed: int) -> tuple[Tensor, dict[int, SamplingError]]:
+        """Draws from each cluster (n,) and returns latents (n, M) with the clusters that failed."""
+        drawn = torch.empty(len(clusters), self.generator.latent.dim)
+        failed = {}
+        for cluster in clusters.unique().tolist():
+            where = clusters == cluster
+            try:
+                drawn[where] = self.sample_latents(int(where.sum()), cluster, seed)
+            except SamplingError as error:
+                failed[cluster] = error
+        return drawn, failed
 
     def predict(self, latents: Tensor) -> Tensor:
         """Returns the cluster of each latent (n, M), int64 (n,)."""
@@ -199,7 +253,8 @@ class ShatteredGenerator:
         """Writes generator and sampler as a Hub folder, in safetensors and JSON.
 
         A generator that no installed component can build, such as a module of your own, is saved
-        too; `from_pretrained` then needs its class.
+        too; `from_pretrained` then needs its class. The picture of samples is blank for a cluster
+        that cannot be sampled, and a warning names it.
 
         Raises:
             PluginError: the sampler cannot be saved.
@@ -227,7 +282,7 @@ class ShatteredGenerator:
             "statistics": self.origin.statistics,
             "versions": self.origin.versions,
         }
-        samples = torch.cat([self.sample(8, cluster) for cluster in range(self.num_clusters)])
+        samples = torch.cat([self.try_images(8, cluster) for cluster in range(self.num_clusters)])
         pictures.write_grid(folder / hub.SAMPLES_FILE, samples, self.generator.image.range, scale=2)
         files.write_text(folder / hub.CARD_FILE, self._card())
         # Last, since its presence says that the folder is whole.
@@ -511,6 +566,12 @@ def check_spectrum(generator: Generator, spectrum: Spectrum) -> None:
             f"{recorded[:12]}), not {generator.name!r} ({actual[:12]}); compute it again"
         )
     generator.check_latents(spectrum.latents)
+
+
+def _warn_of_unsampled(cluster: int, error: SamplingError) -> None:
+    warnings.warn(
+        f"cluster {cluster} cannot be sampled and is left out: {error}", PgmkitWarning, stacklevel=3
+    )
 
 
 def _clusters_options(num_clusters: Any) -> dict[str, Any] | None:

@@ -19,16 +19,32 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny import command, every_file, run_pgmkit, started, write_tiny_generator
+from tiny import (
+    command,
+    every_file,
+    run_pgmkit,
+    started,
+    write_tiny_classifier,
+    write_tiny_generator,
+    write_tiny_images,
+)
 
 import pgmkit
 from pgmkit.engines.processes import in_processes
-from pgmkit.errors import ParameterError, PgmkitError, UnknownNameError
+from pgmkit.errors import (
+    DataError,
+    ParameterError,
+    PgmkitError,
+    SamplingError,
+    UnknownNameError,
+)
 from pgmkit.evaluate.ablation import PreparedAblation, cells, measures, prepare, run
 from pgmkit.evaluate.ablation.tables import Entry, escape_latex
 from pgmkit.evaluate.classifier import load_classifier
-from pgmkit.evaluate.diagnostics import cluster_fidelity
+from pgmkit.evaluate.diagnostics import diagnose, stability
+from pgmkit.evaluate.fidelity import shattering_fidelity
 from pgmkit.evaluate.metrics import score_latents, score_samples
+from pgmkit.images import load_images
 from pgmkit.plugins import registry
 
 pytestmark = [
@@ -194,34 +210,8 @@ def test_a_cell_has_the_numbers_of_a_shattering_with_the_same_settings(
         "clusters": score_latents(shattered, judge),
         "samples": score_samples(shattered, judge, num_samples=60, seed=1),
     }.items():
-        for metric in ("homogeneity", "completeness", "v_measure", "adjusted_mutual_information"):
+        for metric in (*METRICS.values(), "class_entropy", "mean_cluster_entropy"):
             assert float(line[f"{protocol}.{metric}"]) == pytest.approx(getattr(scores, metric))
-        assert float(line[f"{protocol}.class_entropy"]) == pytest.approx(scores.class_entropy)
-
-
-def test_cluster_entropy_is_the_mean_over_clusters_that_hold_something() -> None:
-    counts = torch.tensor([[5, 0, 0, 0], [2, 2, 2, 2], [0, 0, 0, 0]])
-    assert measures.mean_cluster_entropy(counts) == pytest.approx(
-        torch.tensor(4.0).log().item() / 2, abs=1e-6
-    )
-
-
-def test_fidelity_is_the_share_of_samples_that_come_back(tiny: str) -> None:
-    generator = pgmkit.load_generator(tiny)
-    found = {}
-    for mapper in ("mixture", "rejection"):
-        shattered = pgmkit.shatter(
-            generator, num_clusters=3, num_latents=120, sampler_args={"mapper": mapper}
-        )
-        subject = measures.Subject(shattered, num_samples=90)
-        found[mapper] = measures.measure_fidelity(subject)
-        expected = cluster_fidelity(shattered, 30, seed=subject.seed)
-        assert found[mapper]["cluster_fidelity"] == expected.overall
-        assert found[mapper]["worst_cluster"] == min(filter(None, expected.clusters))
-    assert found["mixture"]["acceptance_rate"] is None
-    assert found["rejection"]["cluster_fidelity"] == 1
-    assert 0.3 < (found["rejection"]["acceptance_rate"] or 0) <= 1
-    assert (found["rejection"]["milliseconds"] or 0) > 0
 
 
 def test_the_tables_hold_means_and_deviations_of_the_cells_and_mark_the_best(done: Path) -> None:
@@ -242,7 +232,7 @@ def test_the_tables_hold_means_and_deviations_of_the_cells_and_mark_the_best(don
                 [
                     float(line[f"{protocol}.{name}"])
                     for line in lines
-                    if (line["density"], line["clusters"]) == (density, "23"[number // 6])
+                    if (line["density"], line["clusters"]) == (density, "23"[number // 7])
                 ]
                 for density in ("none", "LASH")
             ]
@@ -379,25 +369,121 @@ def test_generators_have_their_own_numbers_of_clusters(tiny: str) -> None:
     assert found == {("tiny", 2), ("tiny", 3), ("other", 4), ("other", 5), ("other", 6)}
 
 
-def test_auto_is_left_to_shatter(
+def test_what_is_chosen_is_a_column_and_a_table(tiny: str, tmp_path: Path) -> None:
+    by_gap = {"name": "auto", "criterion": "gap", "candidates": [2, 3]}
+    mass = {"name": "auto", "candidates": [0.0, 0.2]}
+    values = config(tiny, densities=["none"], clusters=[by_gap, 4], remove=[mass, 0.3], seeds=0)
+    out = tmp_path / "out"
+    assert summary_of(prepare({**values, "measures": ["selection"]}), out)["failed"] == 0
+    for line in table_of_cells(out):
+        found = line["choices.num_clusters"], line["choices.remove"]
+        assert line["clusters"] in ("auto criterion gap candidates [2, 3]", "4")
+        assert found[0] in (("2.0", "3.0", "2", "3") if line["clusters"] != "4" else ("",))
+        assert found[1] in (("0.0", "0.2") if line["remove"] != "0.3" else ("",))
+        k = float(found[0]) if found[0] else 4
+        assert float(line["selection.num_clusters"]) == k
+        left = 1 - float(found[1]) if found[1] else 0.7
+        assert float(line["selection.num_kept"]) == pytest.approx(120 * left)
+        chosen = [name for name in ("num_clusters", "remove") if line[f"choices.{name}"]]
+        assert bool(line["seconds.choices"]) == bool(chosen)
+    _, _, choices = re.split(r"^(?=\w)", (out / "table.md").read_text(), flags=re.MULTILINE)
+    assert choices.startswith("What was chosen without labels")
+    assert choices.count("| Removed mass |") == 3
+    assert "clusters 4, remove 0.3" not in choices
+
+
+def test_auto_with_its_own_candidates_needs_latents_for_them(tiny: str, tmp_path: Path) -> None:
+    values = config(tiny, densities=["none"], clusters=["auto", 2], seeds=0, measures=["selection"])
+    prepared = prepare({**values, "latents": 200})
+    assert [cell.columns()["clusters"] for cell in prepared.cells] == ["auto", 2]
+    with pytest.raises(ParameterError, match="choosing up to 20 clusters needs at least"):
+        prepare({**values, "latents": 20})
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_images(tmp_path_factory.mktemp("real") / "real.npz", count=60, size=28)
+
+
+@pytest.mark.filterwarnings("ignore:.* FIDs come from no more images")
+def test_fidelity_and_diagnostics_are_measures(tiny: str, tmp_path: Path, real: Path) -> None:
+    judged = "mnist-classifier"
+    generator = {"source": tiny, "classifier": judged, "reference": str(real), "split": "test"}
+    small = f"classifier:{write_tiny_classifier(tmp_path / 'small')}"
+    generator["extractor"] = small
+    measured = ["diagnostics", "stability", "fidelity"]
+    values = config(tiny, generators=[generator], clusters=2, seeds=0, measures=measured)
+    prepared = prepare(values)
+    summary = summary_of(prepared, tmp_path / "out")
+    assert summary["failed"] == 0, summary["errors"]
+    assert summary["settings"]["generators"][0]["weights"]["reference"]["shape"] == [60, 1, 32, 32]
+    none, lash = table_of_cells(tmp_path / "out")
+    assert none["fidelity.fid_before"] == lash["fidelity.fid_before"]
+    assert none["fidelity.fid_after"] != lash["fidelity.fid_after"]
+    (spectrum,) = (tmp_path / "out" / "spectra").glob("*/manifest.json")
+    shattered = pgmkit.shatter(
+        pgmkit.load_generator(tiny),
+        num_clusters=2,
+        spectrum=pgmkit.spectrum.load_spectrum(spectrum.parent),
+    )
+    expected = shattering_fidelity(
+        shattered,
+        load_images(str(real), split="test", size=32),
+        small,
+        classifier=load_classifier(judged),
+        num_samples=60,
+    )
+    for score in ("fid", "kid", "precision", "recall", "density", "coverage"):
+        parts = [getattr(part, score) for part in expected.clusters if part is not None]
+        for name, value in {
+            "before": getattr(expected.before, score),
+            "after": getattr(expected.after, score),
+            "clusters": mean(parts),
+        }.items():
+            found = float(lash[f"fidelity.{score}_{name}"])
+            assert found == pytest.approx(value, rel=1e-6, abs=1e-9)
+    assert float(lash["stability.lowest"]) == pytest.approx(stability(shattered).lowest)
+    diagnosed = diagnose(shattered, num_latents=60)
+    assert float(lash["diagnostics.cluster_fidelity"]) == diagnosed.cluster_fidelity.overall
+    worst = min(filter(None, diagnosed.cluster_fidelity.clusters))
+    assert float(lash["diagnostics.worst_cluster"]) == worst
+    assert float(lash["diagnostics.milliseconds_per_accepted"]) > 0
+    assert lash["diagnostics.acceptance_rate"] == ""
+    assert lash["diagnostics.clusters_without_samples"] == "0"
+    text = (tmp_path / "out" / "table.md").read_text()
+    for row in ("FID before", "Coverage clusters", "Cluster fidelity, worst", "Stability"):
+        assert f"| {row} |" in text
+    changed = write_tiny_images(tmp_path / "other.npz", count=59, size=28)
+    other = prepare({**values, "generators": [{**generator, "reference": str(changed)}]})
+    assert not {cell.id for cell in other.cells} & {cell.id for cell in prepared.cells}
+
+
+def test_a_cluster_that_cannot_be_sampled_does_not_cost_the_cell(
     tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = []
+    sample = pgmkit.ShatteredGenerator.sample_latents
 
-    def shatter(*_: Any, num_clusters: Any, remove: Any, **rest: Any) -> pgmkit.ShatteredGenerator:
-        asked.append((num_clusters, remove))
-        return pgmkit.shatter(*_, num_clusters=2, remove=0.2, **rest)
+    def rarely(self: Any, n: int, cluster: int | None = None, seed: int = 0) -> torch.Tensor:
+        if cluster == 1:
+            raise SamplingError("took 0 of 80 proposals")
+        return sample(self, n, cluster, seed)
 
-    monkeypatch.setattr(cells, "shatter", shatter)
-    values = config(tiny, densities=["none"], clusters="auto", remove=["auto", 0.3], seeds=0)
+    monkeypatch.setattr(pgmkit.ShatteredGenerator, "sample_latents", rarely)
+    measured = ["samples", "diagnostics"]
+    values = config(tiny, densities=["none"], clusters=2, seeds=0, measures=measured)
     assert summary_of(prepare(values), tmp_path / "out")["failed"] == 0
-    assert asked == [("auto", "auto"), ("auto", 0.3)]
-    assert table_of_cells(tmp_path / "out")[0]["clusters"] == "auto"
+    (line,) = table_of_cells(tmp_path / "out")
+    assert 0 < float(line["samples.num_samples"]) < 60
+    assert line["diagnostics.clusters_without_samples"] == "1"
+    (record,) = json.loads((tmp_path / "out" / "cells.json").read_text())
+    assert record["warnings"] == [
+        "cluster 1 cannot be sampled and is left out: took 0 of 80 proposals"
+    ]
 
 
 def test_a_measure_is_one_line(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def brightness(subject: measures.Subject) -> dict[str, float]:
-        images = subject.shattered.images(subject.sample_latents)
+        images = subject.shattered.sample(subject.num_samples)
         return {"mean": float(images.mean()), "nothing": float("nan")}
 
     shown = {"mean": measures.Metric("Mean & more", "low")}
@@ -573,6 +659,20 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         "mnist-dcgan",
     ),
     "no classifier": ({"generators": ["mnist-dcgan"]}, "has no classifier, which the measures"),
+    "no reference": ({"measures": ["fidelity"]}, "has no reference, which the measures fidelity"),
+    "reference that is not there": (
+        {"generators": [{"source": "mnist-dcgan", "reference": "none.npz"}]}
+        | {"measures": ["fidelity"]},
+        "there are no images at none.npz",
+    ),
+    "too few samples for fidelity": (
+        {
+            "generators": [{"source": "mnist-dcgan", "reference": "none.npz"}],
+            "measures": ["fidelity"],
+            "samples": 17,
+        },
+        "17 samples are 5 for each of 3 clusters",
+    ),
     "no densities": ({"densities": []}, "densities is a list of at least one table"),
     "densities in one table": ({"densities": {"name": "lash"}}, "densities is a list"),
     "density that is a number": ({"densities": [1]}, "densities holds tables and names, not 1"),
@@ -599,7 +699,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "empty axis": ({"clusters": []}, "the axis clusters is empty"),
     "value twice": ({"remove": [0.2, 0.2]}, "the axis remove has the value 0.2 twice"),
-    "clusters as a word": ({"clusters": "many"}, "or a table with the name \"auto\", not 'many'"),
+    "clusters as a word": (
+        {"clusters": "many"},
+        'number of clusters is a number, "auto", or a table',
+    ),
     "more clusters than latents": ({"clusters": [2, 100]}, "remove=0.2 leaves 96 of 120"),
     "remove 1": ({"remove": [0.1, 1.0]}, "in [0, 1), such as 0.2, not 1.0"),
     "latents 0": ({"latents": [0, 10]}, "the number of latents"),
@@ -616,7 +719,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("case", BAD)
 def test_a_bad_config_is_refused_before_anything_is_computed(case: str, tiny: str) -> None:
     changes, said = BAD[case]
-    with pytest.raises((ParameterError, UnknownNameError)) as caught:
+    with pytest.raises((DataError, ParameterError, UnknownNameError)) as caught:
         prepare({**config(tiny), **changes})
     assert said in str(caught.value)
 

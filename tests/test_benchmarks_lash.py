@@ -162,14 +162,14 @@ def fake_ablation(folder: Path, scores: dict[str, list[float]], **columns: Any) 
     with (folder / "cells.csv").open("w") as file:
         keys = ["clusters.adjusted_mutual_information", "samples.adjusted_mutual_information"]
         place = {"generator": "MNIST", "sampler": "kmeans-gmm", "clusters": "10", **columns}
-        header = ["density", *place, "seed", *keys, "fidelity.cluster_fidelity", "error"]
+        header = ["density", *place, "seed", *keys, "diagnostics.cluster_fidelity", "error"]
         writer = csv.DictWriter(file, header)
         writer.writeheader()
         for method, values in scores.items():
             for seed, value in enumerate(values):
                 numbers = dict.fromkeys(keys, "" if value < 0 else value)
                 row = {"density": method, **place, "seed": seed, **numbers}
-                writer.writerow({**row, "fidelity.cluster_fidelity": 0.9})
+                writer.writerow({**row, "diagnostics.cluster_fidelity": 0.9})
     settings = {
         "latents": [100],
         "remove": [0.2],

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from PIL import Image
 from sklearn import metrics
-from tiny import run_pgmkit, write_tiny_generator
+from tiny import run_pgmkit, write_tiny_classifier, write_tiny_generator
 from torch import Tensor, nn
 
 import pgmkit
-from pgmkit.errors import ParameterError
-from pgmkit.evaluate.classifier import ARCHITECTURE, Classifier, LASHClassifier
+from pgmkit.errors import ParameterError, PgmkitWarning, SamplingError
+from pgmkit.evaluate.classifier import Classifier
 from pgmkit.evaluate.diagnostics import (
     cluster_fidelity,
     diagnose,
@@ -30,6 +30,7 @@ from pgmkit.evaluate.metrics import (
     score_latents,
     score_samples,
 )
+from pgmkit.evaluate.report import describe, write_report
 
 NAMES = ["a", "b", "c", "d"]
 
@@ -64,7 +65,7 @@ def test_empty_clusters_weigh_nothing() -> None:
     assert scores.purity == [0.5, 0, 1, 0]
     assert scores.cluster_entropy == [pytest.approx(math.log(2), abs=1e-6), 0, 0, 0]
     assert scores.overall_purity == pytest.approx(4 / 6)
-    assert scores.mean_cluster_entropy == pytest.approx(4 / 6 * math.log(2))
+    assert scores.mean_cluster_entropy == pytest.approx(math.log(2) / 2)
     assert scores.counts == [[2, 2, 0, 0], [0] * 4, [0, 0, 2, 0], [0] * 4]
     assert scores.majority == ["a", "", "c", ""]
 
@@ -80,9 +81,9 @@ def test_scores_are_those_of_scikit_learn() -> None:
     table = metrics.cluster.contingency_matrix(*pair)
     assert np.array_equal(np.array(scores.counts).T, table)
     assert scores.overall_purity == pytest.approx(table.max(axis=0).sum() / 500)
-    assert scores.mean_cluster_entropy == pytest.approx(
-        scores.class_entropy * (1 - scores.homogeneity)
-    )
+    weighted = np.average(scores.cluster_entropy, weights=table.sum(axis=0))
+    assert weighted == pytest.approx(scores.class_entropy * (1 - scores.homogeneity), abs=1e-6)
+    assert scores.mean_cluster_entropy == pytest.approx(np.mean(scores.cluster_entropy), abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -308,6 +309,77 @@ def test_a_fresh_result_is_diagnosed_by_its_latents_and_a_loaded_one_by_samples(
         diagnose(means, num_latents=0)
 
 
+def keep_from_sampling(
+    shattered: pgmkit.ShatteredGenerator, monkeypatch: pytest.MonkeyPatch, clusters: set[int]
+) -> None:
+    sample = shattered.sampler.sample
+
+    def rarely(n: int, cluster: int, seed: int) -> Tensor:
+        if cluster in clusters:
+            raise SamplingError(f"cluster {cluster} took 0 of 80 proposals")
+        return sample(n, cluster, seed)
+
+    monkeypatch.setattr(shattered.sampler, "sample", rarely)
+
+
+def test_a_cluster_that_cannot_be_sampled_is_left_out_of_scores_with_a_warning(
+    quadrants: pgmkit.ShatteredGenerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = quadrants.sample_latents(400, seed=3), quadrants.sample_clusters(400, seed=3)
+    assert all(map(torch.equal, quadrants.try_latents(400, seed=3), whole))
+    keep_from_sampling(quadrants, monkeypatch, {1})
+    with pytest.warns(PgmkitWarning, match="cluster 1 cannot be sampled and is left out: cluster"):
+        latents, clusters = quadrants.try_latents(400, seed=3)
+    others = whole[1] != 1
+    assert torch.equal(latents, whole[0][others])
+    assert torch.equal(clusters, whole[1][others])
+    with pytest.warns(PgmkitWarning, match="cluster 1"):
+        scores = score_samples(quadrants, JUDGE, 400)
+    assert scores.majority[1] == ""
+    assert sum(scores.counts[1]) == 0 < sum(scores.counts[2])
+    assert scores.num_samples < 400
+    with pytest.warns(PgmkitWarning, match="cluster 1"):
+        found = cluster_fidelity(quadrants, 400)
+    assert found.clusters == [1, None, 1, 0.5]
+    sizes = quadrants.cluster_sizes
+    assert found.overall == pytest.approx(1 - 0.5 * sizes[3] / (sum(sizes) - sizes[1]))
+    with pytest.raises(SamplingError, match="took 0 of 80"):  # who asks for it is told
+        quadrants.sample(10, cluster=1)
+    with pytest.raises(SamplingError, match="took 0 of 80"):
+        quadrants.sample(400)
+
+
+@pytest.mark.filterwarnings("ignore:cluster . cannot be sampled")
+def test_without_any_cluster_that_can_be_sampled_there_is_an_error(
+    quadrants: pgmkit.ShatteredGenerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep_from_sampling(quadrants, monkeypatch, {0, 1, 2, 3})
+    for call in (lambda: score_samples(quadrants, JUDGE, 40), lambda: cluster_fidelity(quadrants)):
+        with pytest.raises(SamplingError):
+            call()
+
+
+def test_a_result_with_a_cluster_that_cannot_be_sampled_is_saved_and_reported(
+    folder: Path, tmp_path: Path
+) -> None:
+    """Its pictures are blank."""
+    tiny = pgmkit.load_generator(f"local-dir:{folder / 'tiny'}")
+    rejecting = {"mapper": "rejection", "mapper_args": {"max_tries": 2}}
+    made = pgmkit.shatter(tiny, num_clusters=2, num_latents=200, sampler_args=rejecting)
+    made.sampler.predict = lambda z: torch.zeros(len(z), dtype=torch.int64)  # type: ignore[method-assign]
+    with pytest.warns(PgmkitWarning, match="cluster 1 cannot be sampled"):
+        made.save_pretrained(tmp_path / "result")
+    with Image.open(tmp_path / "result" / "samples.png") as picture:
+        pixels = np.asarray(picture)
+    rows = len(pixels) // 2
+    assert (pixels[rows + 1 :] == 255).all()
+    assert (pixels[:rows] < 128).any()
+    with pytest.warns(PgmkitWarning, match="cluster 1 cannot be sampled"):
+        write_report(tmp_path, made, describe(made))
+    with Image.open(tmp_path / "clusters" / "cluster-01.png") as picture:
+        assert (np.asarray(picture) == 255).all()
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved result of the tiny generator, and labelled noise of its size."""
@@ -320,11 +392,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pixels = random.integers(0, 256, (40, 28, 28), dtype=np.uint8)
     labels = np.arange(40) % 10
     np.savez(root / "noise.npz", x_train=pixels, y_train=labels, x_test=pixels[:9])
-    network = LASHClassifier(image_size=8)
-    config = {"architecture": ARCHITECTURE, "model_args": {"image_size": 8}}
-    (root / "judge").mkdir()
-    (root / "judge" / "config.json").write_text(json.dumps(config))
-    save_file(network.state_dict(), root / "judge" / "model.safetensors")
+    write_tiny_classifier(root / "judge")
     return root
 
 

@@ -15,14 +15,21 @@ from torchvision.transforms import functional as transforms
 
 import pgmkit
 from pgmkit.cache import cache_folder
-from pgmkit.errors import LoadError, ParameterError, PgmkitWarning, UnknownNameError
+from pgmkit.errors import (
+    LoadError,
+    ParameterError,
+    PgmkitWarning,
+    SamplingError,
+    UnknownNameError,
+)
 from pgmkit.evaluate.classifier import Classifier, load_classifier
 from pgmkit.evaluate.extractors import FeatureExtractor, load_extractor
 from pgmkit.evaluate.fidelity import (
     Features,
+    Reference,
     compare,
-    density_and_coverage,
     fidelity,
+    manifold_scores,
     reference_features,
     shattering_fidelity,
 )
@@ -93,10 +100,21 @@ def test_manifold_scores_agree_with_every_pair_counted(n: int, m: int, shift: fl
 
 
 def test_distances_in_blocks_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    a, b = (np.random.default_rng(seed).normal(size=(300, 3)) for seed in (0, 1))
-    whole = density_and_coverage(a, b)
-    monkeypatch.setattr("pgmkit.evaluate.fidelity._CHUNK", 0.02)
-    assert density_and_coverage(a, b) == whole
+    whole = manifold_scores(normal(300, 3, 0), normal(200, 3, 1))
+    monkeypatch.setattr("pgmkit.evaluate.fidelity._ROWS", 7)
+    assert manifold_scores(normal(300, 3, 0), normal(200, 3, 1)) == whole
+
+
+def test_ties_are_ties_whatever_the_rounding() -> None:
+    """Points of a lattice, far from 0, are at few different distances, many on the surface."""
+    steps = torch.arange(4, dtype=torch.float64) / 3
+    lattice = torch.cartesian_prod(steps, steps, steps) + 1000
+    order = torch.randperm(64, generator=torch.Generator().manual_seed(0))
+    a, b = Features.of(lattice[order]), Features.of(lattice)
+    radii = (b.radii * 9).round()
+    assert set(radii.flatten().tolist()) == {1, 2}
+    inside = (torch.cdist(lattice, lattice).square() * 9).round() < radii[:, 1]
+    assert manifold_scores(a, b) == (1, 1, pytest.approx(float(inside.sum()) / (5 * 64)), 1)
 
 
 class Pixels(nn.Module):
@@ -452,6 +470,42 @@ def test_a_cluster_of_no_latents_has_no_scores(shaded: pgmkit.ShatteredGenerator
     scores = shattering_fidelity(emptied, shades(60), Pixels(), num_samples=40)
     assert scores.clusters[0] is not None
     assert scores.clusters[1] is None
+
+
+def test_a_reference_is_looked_at_once_for_several_results(
+    shaded: pgmkit.ShatteredGenerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = shades(60)
+    alone = shattering_fidelity(shaded, data, Pixels(), classifier=JUDGE, num_samples=40)
+    reference = Reference(data, load_extractor(Pixels()))
+    first = shattering_fidelity(shaded, reference, classifier=JUDGE, num_samples=40)
+    made = []
+    batches = shaded.generator.image_batches
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            shaded.generator, "image_batches", lambda z: (made.append(len(z)), batches(z))[1]
+        )
+        second = shattering_fidelity(shaded, reference, classifier=JUDGE, num_samples=40)
+    assert first == second == alone
+    assert made == [40, 20, 20]  # after and clusters, but not before again
+
+
+def test_a_cluster_that_cannot_be_sampled_has_no_scores(
+    shaded: pgmkit.ShatteredGenerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample = shaded.sampler.sample
+
+    def rarely(n: int, cluster: int, seed: int) -> Tensor:
+        if cluster == 1:
+            raise SamplingError("took 0 of 80 proposals")
+        return sample(n, cluster, seed)
+
+    monkeypatch.setattr(shaded.sampler, "sample", rarely)
+    with pytest.warns(PgmkitWarning, match="cluster 1 cannot be sampled and is left out: took 0"):
+        scores = shattering_fidelity(shaded, shades(60), Pixels(), num_samples=40)
+    assert scores.before.num_samples == 40
+    assert scores.after.num_samples < 40
+    assert [part is None for part in scores.clusters] == [False, True]
 
 
 def test_samples_and_classes_that_do_not_do_are_refused(shaded: pgmkit.ShatteredGenerator) -> None:

@@ -16,10 +16,12 @@ from unittest import mock
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 
 import pgmkit
 from pgmkit import hub
 from pgmkit.cli import main
+from pgmkit.evaluate.classifier import ARCHITECTURE, LASHClassifier
 from pgmkit.plugins import build_component
 
 LATENT_DIM = 4
@@ -71,6 +73,18 @@ def write_tiny_images(path: Path, count: int = 32, size: int = 16) -> Path:
     labels = np.arange(count) % 10
     np.savez(path, x_train=images, y_train=labels, x_test=images, y_test=labels)
     return path
+
+
+def write_tiny_classifier(folder: Path) -> str:
+    """Writes an untrained classifier that looks at 8×8 pixels, and returns its reference."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = LASHClassifier(image_size=8)
+    config = {"architecture": ARCHITECTURE, "model_args": {"image_size": 8}}
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(network.state_dict(), folder / "model.safetensors")
+    return f"local-dir:{folder}"
 
 
 def run_pgmkit(*arguments: object) -> Finished:

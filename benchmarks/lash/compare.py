@@ -28,9 +28,9 @@ SHOWN = {
     "clusters.class_entropy": "class entropy, nats",
     "samples.adjusted_mutual_information": "AMI, samples",
     "samples.class_entropy": "class entropy of samples, nats",
-    "fidelity.cluster_fidelity": "cluster fidelity",
-    "fidelity.worst_cluster": "of the worst cluster",
-    "fidelity.acceptance_rate": "acceptance rate",
+    "diagnostics.cluster_fidelity": "cluster fidelity",
+    "diagnostics.worst_cluster": "of the worst cluster",
+    "diagnostics.acceptance_rate": "acceptance rate",
     "selection.effective_sample_size": "effective sample size",
 }
 """What the short table of an experiment shows; table.md has all."""

@@ -215,7 +215,7 @@ def check(
         parsed_where(where),
         {
             "samples.adjusted_mutual_information": parsed_thresholds("--ami", ami),
-            "fidelity.cluster_fidelity": parsed_thresholds("--fidelity", fidelity),
+            "diagnostics.cluster_fidelity": parsed_thresholds("--fidelity", fidelity),
         },
     )
     click.echo(table)

@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from pgmkit.config import check_count
-from pgmkit.errors import ParameterError, PgmkitWarning
+from pgmkit.errors import ParameterError, PgmkitWarning, SamplingError
 from pgmkit.evaluate.metrics import kept_latents
 from pgmkit.plugins import build_component
 from pgmkit.seeds import derive_seed, random_generator
@@ -35,11 +35,12 @@ class ClusterFidelity:
     Args:
         overall: share of samples that `predict` assigns to the cluster they were asked from, in
             [0, 1], clusters weighted by size. A mapper that ignores clusters scores about 1/k.
-        clusters: the same for each cluster; None for an empty one.
+        clusters: the same for each cluster; None for one that is empty or cannot be sampled, which
+            has no part in the numbers over all.
         seconds_per_accepted: time of drawing over samples that came back, clusters weighted by
             size; None if none did. G is not run unless the sampler itself does.
         acceptance_rates: for each cluster the share of proposals that a sampler which rejects some
-            keeps, in (0, 1]; None if it reports none.
+            keeps, in [0, 1]; None if it reports none.
         num_samples: samples asked from each cluster.
     """
 
@@ -81,7 +82,7 @@ class Diagnostics:
         silhouette_latents: of the clusters in latent space; see `silhouette`.
         silhouette_images: of the same clusters in the space of pixels.
         latent_output_agreement: see `latent_output_agreement`.
-        stability: see `stability`; None for a result that was loaded.
+        stability: see `stability`; None for a result that was loaded, or if not asked for.
         cluster_fidelity: see `cluster_fidelity`.
     """
 
@@ -95,7 +96,7 @@ class Diagnostics:
 
 
 def diagnose(
-    shattered: ShatteredGenerator, *, num_latents: int = 5_000, seed: int = 0
+    shattered: ShatteredGenerator, *, num_latents: int = 5_000, seed: int = 0, refit: bool = True
 ) -> Diagnostics:
     """Returns all label-free diagnostics.
 
@@ -103,9 +104,11 @@ def diagnose(
         shattered: fresh or loaded.
         num_latents: how many latents are looked at, at most; the sampler is refitted on all.
         seed: of everything random.
+        refit: whether to measure stability, for which the sampler is fitted again.
 
     Raises:
         ParameterError: `num_latents` is below 1.
+        SamplingError: no cluster can be sampled.
     """
     check_count("the number of latents", num_latents)
     seed = derive_seed(seed, "diagnostics")
@@ -115,8 +118,7 @@ def diagnose(
         chosen = _subset(len(latents), num_latents, seed)
         latents, clusters = latents[chosen], clusters[chosen]
     else:
-        latents = shattered.sample_latents(num_latents, seed=seed)
-        clusters = shattered.sample_clusters(num_latents, seed)
+        latents, clusters = shattered.try_latents(num_latents, seed)
     images = shattered.images(latents)
     per_cluster = max(1, num_latents // shattered.num_clusters)
     return Diagnostics(
@@ -125,7 +127,7 @@ def diagnose(
         silhouette_latents=silhouette(latents, clusters, seed=seed),
         silhouette_images=silhouette(images, clusters, seed=seed),
         latent_output_agreement=latent_output_agreement(images, clusters, seed=seed),
-        stability=stability(shattered, seed=seed) if fresh else None,
+        stability=stability(shattered, seed=seed) if fresh and refit else None,
         cluster_fidelity=cluster_fidelity(shattered, per_cluster, seed=seed),
     )
 
@@ -250,26 +252,30 @@ def cluster_fidelity(
 
     Raises:
         ParameterError: `num_samples` is below 1.
+        SamplingError: no cluster can be sampled.
     """
     check_count("the number of samples", num_samples)
+    seed = derive_seed(seed, "return")
     returned: list[float | None] = []
-    weighted_share = weighted_seconds = 0.0
-    total = sum(shattered.cluster_sizes)
+    total_share = total_seconds = total_size = 0.0
     for cluster, size in enumerate(shattered.cluster_sizes):
-        if not size:
+        started = time.perf_counter()
+        latents = shattered.try_cluster(num_samples, cluster, seed) if size else None
+        seconds = time.perf_counter() - started
+        if latents is None:
             returned.append(None)
             continue
-        started = time.perf_counter()
-        latents = shattered.sample_latents(num_samples, cluster, derive_seed(seed, "return"))
-        seconds = time.perf_counter() - started
         share = float((shattered.predict(latents) == cluster).double().mean())
         returned.append(share)
-        weighted_share += share * size / total
-        weighted_seconds += seconds / num_samples * size / total
+        total_share += share * size
+        total_seconds += seconds / num_samples * size
+        total_size += size
+    if not total_size:
+        raise SamplingError(f"none of the {shattered.num_clusters} clusters can be sampled")
     return ClusterFidelity(
-        overall=weighted_share,
+        overall=total_share / total_size,
         clusters=returned,
-        seconds_per_accepted=weighted_seconds / weighted_share if weighted_share else None,
+        seconds_per_accepted=total_seconds / total_share if total_share else None,
         acceptance_rates=_acceptance_rates(shattered),
         num_samples=num_samples,
     )

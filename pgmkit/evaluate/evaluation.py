@@ -9,9 +9,13 @@ from pgmkit.config import check_count
 from pgmkit.evaluate.classifier import load_classifier
 from pgmkit.evaluate.diagnostics import diagnose
 from pgmkit.evaluate.extractors import load_extractor
-from pgmkit.evaluate.fidelity import check_fidelity, shattering_fidelity
+from pgmkit.evaluate.fidelity import (
+    check_fidelity,
+    check_num_samples,
+    load_reference,
+    shattering_fidelity,
+)
 from pgmkit.evaluate.metrics import score_samples
-from pgmkit.images import load_images
 from pgmkit.machine import check_device, machine
 from pgmkit.shattering import ShatteredGenerator
 
@@ -51,9 +55,9 @@ def evaluate(
     judge = None if classifier is None else load_classifier(classifier)
     images, looks = None, None
     if data is not None:
-        height, width = shattered.generator.image.shape[1:]
-        images = load_images(data, split=split, size=height if height == width else None)
-        check_fidelity(shattered, images, judge, num_samples)
+        images = load_reference(data, shattered.generator, split=split)
+        check_fidelity(images, judge)
+        check_num_samples(num_samples, shattered.num_clusters)
         looks = load_extractor(extractor, where)
     seconds: dict[str, float] = {}
     started = time.perf_counter()

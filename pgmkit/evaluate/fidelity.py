@@ -6,16 +6,13 @@ sides and on how images are resized, so all of these are part of a result.
 
 import hashlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import torchvision
 from safetensors.torch import load
-from sklearn.metrics import pairwise_distances_chunked
 from torch import Tensor, nn
 
 from pgmkit import files, hub, pictures
@@ -24,17 +21,17 @@ from pgmkit.errors import ParameterError, PgmkitWarning
 from pgmkit.evaluate.classifier import Classifier
 from pgmkit.evaluate.extractors import FeatureExtractor, load_extractor
 from pgmkit.generator import Generator
-from pgmkit.images import ImageData
+from pgmkit.images import ImageData, load_images
 from pgmkit.seeds import derive_seed
 from pgmkit.shattering import ShatteredGenerator
-
-Array = npt.NDArray[np.float64]
 
 PR_NEIGHBOURS = 3
 """k of precision and recall, as in their paper."""
 
 DC_NEIGHBOURS = 5
 """k of density and coverage, as in their paper."""
+
+NEIGHBOURS = (PR_NEIGHBOURS, DC_NEIGHBOURS)
 
 KID_SUBSETS = 100
 KID_SUBSET_SIZE = 1000
@@ -46,8 +43,8 @@ FEWEST = DC_NEIGHBOURS + 1
 _FILE = "features.safetensors"
 _DIGEST = "features.sha256"
 _ROWS = 512
-_CHUNK = 64
-"""MiB of distances that are in memory at once."""
+_TIE = 1e-12
+"""Distances that differ by less, relative to squared norms, are the same."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +96,7 @@ class ShatteringFidelity:
         before: images of latents from the prior, against all references.
         after: images from the mapper, clusters mixed by size, against all references.
         clusters: images from the mapper of each cluster, against the references that `reference`
-            names; None for an empty cluster.
+            names; None for one that is empty or cannot be sampled.
     """
 
     before: FidelityScores
@@ -109,26 +106,35 @@ class ShatteringFidelity:
 
 @dataclass(frozen=True)
 class Features:
-    """Features of images with their mean and covariance.
+    """Features of images with what is computed of them alone.
 
     Args:
         features: float32 (n, d).
         mean: float64 (d,).
         covariance: float64 (d, d), over n - 1.
+        radii: squared distances to the k-th nearest other point, for k of `NEIGHBOURS`, float64
+            (n, 2).
     """
 
     features: Tensor
     mean: Tensor
     covariance: Tensor
+    radii: Tensor
 
     @classmethod
     def of(cls, features: Tensor) -> "Features":
-        """Takes features (n, d), n at least 2, and computes mean and covariance in float64."""
+        """Takes features (n, d), n at least `FEWEST`, and computes all else in float64."""
         from torch_fidelity.metric_fid import fid_features_to_statistics
 
         found = fid_features_to_statistics(features.double())
+        mean = torch.from_numpy(found["mu"])
         covariance = torch.from_numpy(found["sigma"].reshape(features.shape[1], -1))
-        return cls(features, torch.from_numpy(found["mu"]), covariance)
+        centred = features.double() - mean
+        nearest = [
+            squared.topk(max(NEIGHBOURS) + 1, dim=1, largest=False).values[:, NEIGHBOURS]
+            for squared in _squared_distances(centred, centred)
+        ]
+        return cls(features, mean, covariance, torch.cat(nearest))
 
     def __len__(self) -> int:
         return len(self.features)
@@ -171,9 +177,65 @@ def fidelity(
     return scores
 
 
+class Reference:
+    """Real images with what is computed of them, or with them, only once.
+
+    Args:
+        data: the images; their labels are class numbers of the classifier.
+        extractor: looks at both kinds of images.
+        cache: whether to keep the features, and take up those kept before.
+
+    Raises:
+        ParameterError: there are too few images, or they do not fit the extractor.
+    """
+
+    def __init__(self, data: ImageData, extractor: FeatureExtractor, *, cache: bool = True) -> None:
+        self.data = data
+        self.extractor = extractor
+        self._all = reference_features(data, extractor, cache=cache)
+        self._of_class: dict[int, Features | None] = {}
+        self._before: dict[tuple[Generator, int, int], FidelityScores] = {}
+
+    def score(self, samples: Features, *, seed: int) -> FidelityScores:
+        """Scores samples against all images."""
+        name = f"all of {self.data.source}"
+        return compare(samples, self._all, self.extractor.name, name, seed=seed)
+
+    def score_by_class(
+        self, samples: Features, classes: Tensor, names: Sequence[str], *, seed: int
+    ) -> FidelityScores:
+        """Scores samples against the images of their most frequent class, if there are enough.
+
+        Args:
+            samples: of n images.
+            classes: of these, (n,).
+            names: of all classes.
+            seed: of the subsets of KID.
+        """
+        majority = int(classes.bincount().argmax())
+        if majority not in self._of_class:
+            assert self.data.labels is not None
+            chosen = self._all.features[self.data.labels == majority]
+            self._of_class[majority] = Features.of(chosen) if len(chosen) >= FEWEST else None
+        known = self._of_class[majority]
+        if known is None:
+            return self.score(samples, seed=seed)
+        name = f"class {names[majority]} of {self.data.source}"
+        return compare(samples, known, self.extractor.name, name, seed=seed)
+
+    def score_prior(self, generator: Generator, num_samples: int, *, seed: int) -> FidelityScores:
+        """Scores images of latents from the prior; the same question is answered only once."""
+        key = (generator, num_samples, seed)
+        if key not in self._before:
+            latents = generator.sample_latents(num_samples, seed)
+            samples, _ = _look(generator, latents, self.extractor, None)
+            self._before[key] = self.score(samples, seed=seed)
+        return self._before[key]
+
+
 def shattering_fidelity(
     shattered: ShatteredGenerator,
-    reference: ImageData,
+    reference: ImageData | Reference,
     extractor: FeatureExtractor | nn.Module | str = "inception",
     *,
     classifier: Classifier | None = None,
@@ -190,7 +252,8 @@ def shattering_fidelity(
 
     Args:
         shattered: what is scored.
-        reference: real images; their labels are class numbers of the classifier.
+        reference: real images, or a `Reference`, which serves several results and has its own
+            extractor.
         extractor: see `load_extractor`.
         classifier: gives samples their classes.
         num_samples: images before and after; each cluster gets as many, divided by the number of
@@ -201,59 +264,58 @@ def shattering_fidelity(
 
     Raises:
         ParameterError: `num_samples` is too small, or the reference has other classes.
+        SamplingError: no cluster can be sampled; one that cannot is left out.
         UnknownNameError: there is no such extractor.
         LoadError: the extractor's weights are not there.
     """
-    per_cluster = num_samples // shattered.num_clusters
-    check_fidelity(shattered, reference, classifier, num_samples)
-    loaded = load_extractor(extractor, device)
+    k = shattered.num_clusters
+    check_fidelity(reference if isinstance(reference, ImageData) else reference.data, classifier)
+    check_num_samples(num_samples, k)
+    if isinstance(reference, ImageData):
+        reference = Reference(reference, load_extractor(extractor, device), cache=cache)
     seed = derive_seed(seed, "fidelity")
-    everything = reference_features(reference, loaded, cache=cache)
-    known: dict[str, Features] = {f"all of {reference.source}": everything}
-
-    def score(latents: Tensor, judge: Classifier | None) -> FidelityScores:
-        found, classes = _look(shattered.generator, latents, loaded, judge)
-        name = f"all of {reference.source}"
-        if judge is not None and classes is not None and reference.labels is not None:
-            majority = int(classes.bincount().argmax())
-            chosen = reference.labels == majority
-            if int(chosen.sum()) >= FEWEST:
-                name = f"class {judge.classes[majority]} of {reference.source}"
-                if name not in known:
-                    known[name] = Features.of(everything.features[chosen])
-        return compare(found, known[name], loaded.name, name, seed=seed)
-
-    result = ShatteringFidelity(
-        before=score(shattered.generator.sample_latents(num_samples, seed), None),
-        after=score(shattered.sample_latents(num_samples, seed=seed), None),
-        clusters=[
-            score(shattered.sample_latents(per_cluster, cluster, seed), classifier)
-            if size
-            else None
-            for cluster, size in enumerate(shattered.cluster_sizes)
-        ],
-    )
-    _warn_of_few([result.before, result.after, *filter(None, result.clusters)])
+    judge = None if reference.data.labels is None else classifier
+    generator, looks = shattered.generator, reference.extractor
+    before = reference.score_prior(generator, num_samples, seed=seed)
+    samples, _ = _look(generator, shattered.try_latents(num_samples, seed)[0], looks, None)
+    after = reference.score(samples, seed=seed)
+    clusters: list[FidelityScores | None] = []
+    for cluster, size in enumerate(shattered.cluster_sizes):
+        latents = shattered.try_cluster(num_samples // k, cluster, seed) if size else None
+        if latents is None:
+            clusters.append(None)
+            continue
+        samples, classes = _look(generator, latents, looks, judge)
+        if judge is None or classes is None:
+            clusters.append(reference.score(samples, seed=seed))
+        else:
+            clusters.append(reference.score_by_class(samples, classes, judge.classes, seed=seed))
+    result = ShatteringFidelity(before, after, clusters)
+    _warn_of_few([before, after, *filter(None, clusters)])
     return result
 
 
-def check_fidelity(
-    shattered: ShatteredGenerator,
-    reference: ImageData,
-    classifier: Classifier | None,
-    num_samples: int,
-) -> None:
-    """Checks what `shattering_fidelity` takes, before anything is loaded or computed.
+def load_reference(source: str, generator: Generator, *, split: str = "train") -> ImageData:
+    """Loads real images, padded or resized to the size of the generator's where that is a square.
+
+    Args:
+        source: see `pgmkit.images.load_images`.
+        generator: whose images they are compared with.
+        split: "train" or "test", where the source has both.
 
     Raises:
-        ParameterError: `num_samples` is too small, or the reference has other classes.
+        DataError: nothing is there, or it does not hold images.
     """
-    per_cluster = num_samples // shattered.num_clusters
-    if per_cluster < FEWEST:
-        raise ParameterError(
-            f"{num_samples} samples are {per_cluster} for each of {shattered.num_clusters} "
-            f"clusters, and fidelity needs {FEWEST}; ask for more samples"
-        )
+    height, width = generator.image.shape[1:]
+    return load_images(source, split=split, size=height if height == width else None)
+
+
+def check_fidelity(reference: ImageData, classifier: Classifier | None) -> None:
+    """Checks reference images before anything is loaded or computed.
+
+    Raises:
+        ParameterError: there are too few, or of other classes than those of the classifier.
+    """
     _check_count(reference.images, "reference images")
     if reference.labels is None or classifier is None:
         return
@@ -263,6 +325,16 @@ def check_fidelity(
             f"the labels in {reference.source} go from {low} to {high}, and the classifier "
             f"{classifier.name!r} knows 0 to {len(classifier.classes) - 1}; give another "
             "classifier, or none to compare every cluster with all images"
+        )
+
+
+def check_num_samples(num_samples: int, num_clusters: int) -> None:
+    """Raises ParameterError if there are too few samples for the fidelity of each cluster."""
+    per_cluster = num_samples // num_clusters
+    if per_cluster < FEWEST:
+        raise ParameterError(
+            f"{num_samples} samples are {per_cluster} for each of {num_clusters} clusters, and "
+            f"fidelity needs {FEWEST}; ask for more samples"
         )
 
 
@@ -296,6 +368,7 @@ def reference_features(
             list(extractor.range),
             extractor.interpolation,
         ],
+        "neighbours": NEIGHBOURS,
         "versions": [torch.__version__, torchvision.__version__],
     }
     entry = cache_entry("references", determining)
@@ -330,7 +403,7 @@ def compare(
     Raises:
         ParameterError: their dimensions differ.
     """
-    from torch_fidelity import metric_fid, metric_kid, metric_prc
+    from torch_fidelity import metric_fid, metric_kid
 
     n, m, d = len(samples), len(reference), samples.features.shape[1]
     if reference.features.shape[1] != d:
@@ -343,25 +416,16 @@ def compare(
         {"mu": side.mean.numpy(), "sigma": side.covariance.numpy()} for side in (samples, reference)
     ]
     fid = metric_fid.fid_statistics_to_metric(*sides, verbose=False)
-    x, y = samples.features.double(), reference.features.double()
     subset_size = min(KID_SUBSET_SIZE, min(n, m) // 2)
     kid = metric_kid.kid_features_to_metric(
-        x,
-        y,
+        samples.features.double(),
+        reference.features.double(),
         kid_subsets=KID_SUBSETS,
         kid_subset_size=subset_size,
         rng_seed=derive_seed(seed, "kid") % 2**32,
         verbose=False,
     )
-    manifolds = metric_prc.prc_features_to_metric(
-        x,
-        y,
-        prc_neighborhood=PR_NEIGHBOURS,
-        prc_batch_size=_ROWS,
-        save_cpu_ram=True,
-        verbose=False,
-    )
-    density, coverage = density_and_coverage(x.numpy(), y.numpy())
+    precision, recall, density, coverage = manifold_scores(samples, reference)
     return FidelityScores(
         extractor=extractor,
         reference=name,
@@ -372,38 +436,59 @@ def compare(
         kid=kid[metric_kid.KEY_METRIC_KID_MEAN],
         kid_std=kid[metric_kid.KEY_METRIC_KID_STD],
         kid_subset_size=subset_size,
-        precision=manifolds[metric_prc.KEY_METRIC_PRECISION],
-        recall=manifolds[metric_prc.KEY_METRIC_RECALL],
+        precision=precision,
+        recall=recall,
         density=density,
         coverage=coverage,
     )
 
 
-def density_and_coverage(
-    samples: Array, reference: Array, neighbours: int = DC_NEIGHBOURS
-) -> tuple[float, float]:
-    """Returns density and coverage (Naeem et al. 2020, equations 3 and 4).
+def manifold_scores(samples: Features, reference: Features) -> tuple[float, float, float, float]:
+    """Returns precision, recall, density and coverage.
 
-    The ball of a reference point reaches to its k-th nearest other reference point, and does not
-    hold its own surface, as in the code of the paper. Distances are made in blocks.
+    The manifold of points is a union of balls, each reaching to the k-th nearest other point.
+    Precision and recall (Kynkäänniemi et al. 2019, equation 1) count the surface of a ball; density
+    and coverage (Naeem et al. 2020, equations 3 and 4) do not, as in the code of their paper.
 
     Args:
-        samples: float64 (n, d).
-        reference: float64 (m, d), m above `neighbours`.
-        neighbours: k.
+        samples: of n images.
+        reference: of m images.
     """
-    blocks = pairwise_distances_chunked(
-        reference,
-        reduce_func=lambda block, start: np.partition(block, neighbours, axis=1)[:, neighbours],
-        working_memory=_CHUNK,
+    x = samples.features.double() - reference.mean
+    y = reference.features.double() - reference.mean
+    norms = x.square().sum(dim=1), y.square().sum(dim=1)
+    slack = _TIE * (norms[0].max() + norms[1].max())
+    around_y, density_radii = reference.radii.unbind(dim=1)
+    precise = inside = 0
+    recalled = torch.zeros(len(y), dtype=torch.bool)
+    covered = torch.zeros(len(y), dtype=torch.bool)
+    radii = iter(samples.radii[:, 0].split(_ROWS))
+    for squared in _squared_distances(x, y):
+        precise += int((squared <= around_y + slack).any(dim=1).sum())
+        recalled |= (squared <= next(radii)[:, None] + slack).any(dim=0)
+        within = squared < density_radii - slack
+        inside += int(within.sum())
+        covered |= within.any(dim=0)
+    density = inside / (DC_NEIGHBOURS * len(x))
+    return (
+        precise / len(x),
+        float(recalled.double().mean()),
+        density,
+        float(covered.double().mean()),
     )
-    radii = np.concatenate(list(blocks))
-    inside = 0
-    nearest = np.full(len(reference), np.inf)
-    for block in pairwise_distances_chunked(samples, reference, working_memory=_CHUNK):
-        inside += int((block < radii).sum())
-        np.minimum(nearest, block.min(axis=0), out=nearest)
-    return inside / (neighbours * len(samples)), float((nearest < radii).mean())
+
+
+def _squared_distances(x: Tensor, y: Tensor) -> Iterator[Tensor]:
+    """Yields ‖x - y‖² of all pairs, in blocks of at most `_ROWS` rows of x.
+
+    Args:
+        x: float64 (n, d), about centred: large common offsets cost digits.
+        y: float64 (m, d), likewise.
+    """
+    norms = y.square().sum(dim=1)
+    for rows in x.split(_ROWS):
+        squared = torch.addmm(norms, rows, y.T, alpha=-2)
+        yield squared.add_(rows.square().sum(dim=1, keepdim=True)).clamp_(min=0)
 
 
 def _read(entry: Path) -> Features | None:
@@ -422,12 +507,14 @@ def _look(
 ) -> tuple[Features, Tensor | None]:
     """Returns the features of G(z) and, with a classifier, the classes."""
     features, classes = [], []
-    for z in latents.split(_ROWS):
-        images = pictures.to_uint8(generator.images(z), generator.image.range)
+    for batch in generator.image_batches(latents):
+        images = pictures.to_uint8(batch, generator.image.range)
         features.append(extractor.features(images))
         if judge is not None:
             classes.append(judge.labels(images, (0.0, 255.0)))
-    return Features.of(torch.cat(features)), torch.cat(classes) if classes else None
+    found = torch.cat(features)
+    _check_count(found, "generated images")
+    return Features.of(found), torch.cat(classes) if classes else None
 
 
 def _as_data(images: Tensor | ImageData, value_range: tuple[float, float], what: str) -> ImageData:

@@ -27,8 +27,9 @@ class ClusterScores:
         normalized_mutual_information: the same without the correction (arithmetic mean), in [0, 1];
             above 0 for chance, the more so the more clusters there are.
         class_entropy: of the classes over all samples, nats; what removal costs in diversity.
-        mean_cluster_entropy: mean of `cluster_entropy`, weighted by cluster size, nats; 0 if each
-            cluster holds one class.
+        mean_cluster_entropy: mean of `cluster_entropy` over the clusters that are not empty, each
+            counted once, nats; most likely the "average cluster entropy" of the paper's Figure 3.
+            Weighted by size the mean would be class_entropy · (1 - homogeneity).
         overall_purity: mean of `purity`, weighted by cluster size, in [0, 1]; never below the share
             of the most frequent class.
         purity: for each cluster the share of its most frequent class, in [0, 1]; 0 if empty.
@@ -95,7 +96,7 @@ def cluster_scores(
             metrics.normalized_mutual_info_score(classes.numpy(), clusters.numpy())
         ),
         class_entropy=float(_entropy(counts.sum(dim=0))),
-        mean_cluster_entropy=float((entropy * sizes).sum() / len(classes)),
+        mean_cluster_entropy=float(entropy[sizes > 0].mean()),
         overall_purity=float(largest.sum() / len(classes)),
         purity=[round(float(p), 6) for p in largest / sizes.clamp(min=1)],
         cluster_entropy=[round(float(e), 6) for e in entropy],
@@ -110,12 +111,8 @@ def cluster_scores(
 
 def classify_latents(generator: Generator, classifier: Classifier, latents: Tensor) -> Tensor:
     """Returns the class number of G(z), int64 (n,), for latents (n, M)."""
-    return torch.cat(
-        [
-            classifier.labels(images, generator.image.range).cpu()
-            for images in map(generator.images, latents.split(1024))
-        ]
-    )
+    batches = generator.image_batches(latents)
+    return torch.cat([classifier.labels(images, generator.image.range) for images in batches])
 
 
 def score_latents(shattered: ShatteredGenerator, classifier: Classifier) -> ClusterScores:
@@ -160,11 +157,16 @@ def score_known(
 def score_samples(
     shattered: ShatteredGenerator, classifier: Classifier, num_samples: int = 10_000, seed: int = 0
 ) -> ClusterScores:
-    """Scores samples from the mapper, clusters mixed by size (the paper's Table 2)."""
-    seed = derive_seed(seed, "score")
-    latents = shattered.sample_latents(num_samples, seed=seed)
+    """Scores samples from the mapper, clusters mixed by size (the paper's Table 2).
+
+    Clusters that cannot be sampled count as empty, with a warning.
+
+    Raises:
+        SamplingError: none of them can be sampled.
+    """
+    latents, clusters = shattered.try_latents(num_samples, derive_seed(seed, "score"))
     return cluster_scores(
-        shattered.sample_clusters(num_samples, seed),
+        clusters,
         classify_latents(shattered.generator, classifier, latents),
         shattered.num_clusters,
         classifier.classes,

@@ -152,7 +152,8 @@ def _clusters(shattered: ShatteredGenerator, scores: ClusterScores | None) -> li
 
 
 def _grid(shattered: ShatteredGenerator, cluster: int) -> bytes:
-    images = shattered.sample(_PER_CLUSTER, cluster, seed=int(shattered.origin.settings["seed"]))
+    seed = int(shattered.origin.settings["seed"])
+    images = shattered.try_images(_PER_CLUSTER, cluster, seed)
     picture = pictures.grid(pictures.to_uint8(images, shattered.generator.image.range))
     return pictures.png(picture, scale=max(1, math.ceil(64 / images.shape[-1])))
 

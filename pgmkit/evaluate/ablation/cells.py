@@ -7,6 +7,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +20,56 @@ from torch import Tensor
 from pgmkit import files
 from pgmkit.engines import Engine, is_coordinator
 from pgmkit.errors import PgmkitError
-from pgmkit.evaluate.ablation.measures import MEASURES, Subject, count_pairs, label
+from pgmkit.evaluate.ablation.measures import MEASURES, Subject
 from pgmkit.evaluate.ablation.plan import Cell, GeneratorSettings, Plan, slug
 from pgmkit.evaluate.classifier import Classifier, load_classifier
+from pgmkit.evaluate.extractors import FeatureExtractor, load_extractor
+from pgmkit.evaluate.fidelity import Reference, check_fidelity, load_reference
+from pgmkit.evaluate.metrics import classify_latents
 from pgmkit.generator import Generator
 from pgmkit.hub import load_generator
+from pgmkit.images import ImageData
 from pgmkit.references import first_line
 from pgmkit.shattering import ShatteredGenerator, shatter
 from pgmkit.spectrum import Spectrum, load_spectrum
 from pgmkit.spectrum.run import SpectrumSettings
 
+_PINS = ("repo", "revision", "sha256")
+
 
 @dataclass(frozen=True)
 class Models:
-    """A generator with its classifier, loaded."""
+    """A generator with all that looks at its images, loaded.
+
+    Args:
+        generator: G.
+        classifier: labels its images, or None.
+        images: real ones, or None.
+        extractor: looks at both kinds of images; None without real ones.
+        cache: whether to keep the features of real images.
+    """
 
     generator: Generator
-    classifier: Classifier | None
+    classifier: Classifier | None = None
+    images: ImageData | None = None
+    extractor: FeatureExtractor | None = None
+    cache: bool = True
+
+    @cached_property
+    def reference(self) -> Reference | None:
+        """The real images with their features, which are computed here."""
+        if self.images is None or self.extractor is None:
+            return None
+        return Reference(self.images, self.extractor, cache=self.cache)
+
+    def pins(self) -> dict[str, Any]:
+        """Returns what identifies the weights, and the real images with what looks at them."""
+        provenance = self.generator.provenance
+        pins = {key: provenance[key] for key in _PINS if key in provenance}
+        if self.images is not None and self.extractor is not None:
+            pins["reference"] = self.images.summary()
+            pins["extractor"] = [self.extractor.name, self.extractor.version]
+        return pins
 
 
 @dataclass(frozen=True)
@@ -97,7 +131,7 @@ class SharedFiles:
             return seconds
         if self.classes(len(spectrum)) is None:
             started = time.perf_counter()
-            classes = label(models.generator, models.classifier, spectrum.latents)
+            classes = classify_latents(models.generator, models.classifier, spectrum.latents)
             files.write_bytes(self._classes, save({"classes": classes}))
             seconds["classes"] = round(time.perf_counter() - started, 3)
         return seconds
@@ -127,6 +161,7 @@ class Measurer:
         self._measures = plan.measures
         self._latents = max(plan.latents)
         self._samples = plan.settings.samples
+        self._cache = plan.cache
         self._threads = plan.settings.threads
         self._folder = folder
         self._models = dict(models)
@@ -158,14 +193,12 @@ class Measurer:
         """
         spectrum, _ = self._shared_of(cell)
         density, sampler = dict(cell.density.table), dict(cell.sampler.table)
-        clusters: Any = cell.clusters  # a number, or a word that shatter knows
-        remove: Any = cell.remove
         return shatter(
             self._models_of(cell).generator,
             density=density.pop("name"),
             sampler=sampler.pop("name"),
-            num_clusters=clusters,
-            remove=remove,
+            num_clusters=cell.clusters,
+            remove=cell.remove,
             seed=cell.seed,
             spectrum=spectrum.first(cell.latents),
             density_args=density,
@@ -179,11 +212,14 @@ class Measurer:
             shattered,
             classes=None if classes is None else classes[: cell.latents],
             classifier=models.classifier,
+            reference=models.reference,
             num_samples=self._samples,
         )
         metrics: dict[str, float | None] = {}
-        counts: dict[str, list[list[int]]] = {}
-        seconds = {"clusters": round(shattered.seconds["clusters"], 3)}
+        counts: dict[str, Sequence[Sequence[int]]] = {}
+        seconds = {
+            name: round(value, 3) for name, value in shattered.seconds.items() if name != "spectrum"
+        }
         class_names = models.classifier.classes if models.classifier else ()
         for name in self._measures:
             measure = MEASURES[name]
@@ -191,19 +227,16 @@ class Measurer:
             for metric, value in measure.function(subject).items():
                 finite = value is not None and math.isfinite(value)
                 metrics[f"{name}.{metric}"] = value if finite else None
-            if measure.pairs is not None:
-                table = count_pairs(
-                    measure.pairs(subject), shattered.num_clusters, len(class_names)
-                )
-                counts[name] = table.tolist()
+            if measure.counts is not None:
+                counts[name] = measure.counts(subject)
             seconds[f"measure {name}"] = round(time.perf_counter() - started, 3)
         return Result(metrics, counts, class_names, asdict(shattered.origin), seconds)
 
     def _models_of(self, cell: Cell) -> Models:
-        name = cell.generator
-        if name not in self._models:
-            self._models[name] = load_models(self._generators[name])
-        return self._models[name]
+        settings = self._generators[cell.generator]
+        if settings.name not in self._models:
+            self._models[settings.name] = load_models(settings, cache=self._cache)
+        return self._models[settings.name]
 
     def _shared_of(self, cell: Cell) -> tuple[Spectrum, Tensor | None]:
         shared = SharedFiles(self._folder, cell.generator, self._latents, cell.seed)
@@ -213,14 +246,24 @@ class Measurer:
         return self._shared[1:]
 
 
-def load_models(settings: GeneratorSettings) -> Models:
-    """Loads a generator and its classifier.
+def load_models(settings: GeneratorSettings, *, cache: bool = True) -> Models:
+    """Loads a generator with its classifier, reference images and feature extractor.
+
+    Args:
+        settings: names all of them.
+        cache: whether to keep the features of reference images.
 
     Raises:
-        PgmkitError: one of them cannot be loaded.
+        PgmkitError: one of them cannot be loaded, or they do not fit together.
     """
+    generator = load_generator(settings.source, device=settings.device)
     classifier = None if settings.classifier is None else load_classifier(settings.classifier)
-    return Models(load_generator(settings.source, device=settings.device), classifier)
+    if settings.reference is None:
+        return Models(generator, classifier)
+    images = load_reference(settings.reference, generator, split=settings.split)
+    check_fidelity(images, classifier)
+    extractor = load_extractor(settings.extractor, settings.device)
+    return Models(generator, classifier, images, extractor, cache)
 
 
 def failure(error: Exception, details: str | None = None) -> Result:

@@ -1,26 +1,21 @@
 """What is measured of a cell. A new measure is a function and a line in `MEASURES`."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from statistics import mean
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from pgmkit.errors import ParameterError
 from pgmkit.evaluate.classifier import Classifier
-from pgmkit.evaluate.diagnostics import cluster_fidelity
-from pgmkit.evaluate.metrics import cluster_scores
-from pgmkit.generator import Generator
-from pgmkit.seeds import derive_seed
+from pgmkit.evaluate.diagnostics import diagnose, stability
+from pgmkit.evaluate.fidelity import Reference, shattering_fidelity
+from pgmkit.evaluate.metrics import ClusterScores, score_known, score_samples
 from pgmkit.shattering import ShatteredGenerator
 
-Pairs = tuple[Tensor, Tensor]
-"""Cluster number and class number of n latents or samples, int64 (n,) each."""
-
-_BATCH = 128
+_LATENTS_DIAGNOSED = 5_000
 
 
 class Subject:
@@ -30,6 +25,7 @@ class Subject:
         shattered: fresh, with spectrum and selection.
         classes: class of each latent of the spectrum, int64 (n,); None without a classifier.
         classifier: that gave them.
+        reference: real images; None if there are none.
         num_samples: how many samples of the mapper are measured.
 
     Attributes:
@@ -42,39 +38,29 @@ class Subject:
         *,
         classes: Tensor | None = None,
         classifier: Classifier | None = None,
+        reference: Reference | None = None,
         num_samples: int = 5_000,
     ) -> None:
         self.shattered = shattered
         self.classes = classes
         self.classifier = classifier
+        self.reference = reference
         self.num_samples = num_samples
-        self.seed = derive_seed(int(shattered.origin.settings["seed"]), "score")
+        self.seed = int(shattered.origin.settings["seed"])
 
     @cached_property
-    def sample_latents(self) -> Tensor:
-        """Latents (n, M) of samples from the mapper, clusters mixed by size."""
-        return self.shattered.sample_latents(self.num_samples, seed=self.seed)
-
-    @cached_property
-    def sample_clusters(self) -> Tensor:
-        """The clusters (n,) that these were drawn from."""
-        return self.shattered.sample_clusters(self.num_samples, self.seed)
-
-    @cached_property
-    def latent_pairs(self) -> Pairs:
-        """Clusters and classes of the kept latents (the paper's Table 1)."""
-        if self.classes is None or self.shattered.selection is None:
+    def latent_scores(self) -> ClusterScores:
+        """Agreement of the kept latents with classes (the paper's Table 1)."""
+        if self.classes is None or self.classifier is None:
             raise ParameterError("there are no class labels of the kept latents")
-        clusters = torch.as_tensor(self.shattered.sampler.labels_).cpu()
-        return clusters, self.classes[self.shattered.selection.kept]
+        return score_known(self.shattered, self.classes, self.classifier.classes)
 
     @cached_property
-    def sample_pairs(self) -> Pairs:
-        """Clusters and classes of the samples (the paper's Table 2)."""
+    def sample_scores(self) -> ClusterScores:
+        """Agreement of samples with classes (the paper's Table 2)."""
         if self.classifier is None:
             raise ParameterError("there is no classifier to label samples with")
-        classes = label(self.shattered.generator, self.classifier, self.sample_latents)
-        return self.sample_clusters, classes
+        return score_samples(self.shattered, self.classifier, self.num_samples, self.seed)
 
 
 @dataclass(frozen=True)
@@ -102,40 +88,15 @@ class Measure:
         function: returns numbers by name.
         title: of its table.
         metrics: those of the numbers that tables and figures show, in order; files hold all.
-        needs_classes: whether it needs a classifier.
-        pairs: where given, the table of cluster × class counts is kept with the cell.
+        needs: which setting of its generator it cannot do without, if any.
+        counts: where given, the table of cluster × class counts is kept with the cell.
     """
 
     function: Callable[[Subject], Mapping[str, float | None]]
     title: str
     metrics: Mapping[str, Metric] = field(default_factory=dict)
-    needs_classes: bool = False
-    pairs: Callable[[Subject], Pairs] | None = None
-
-
-@torch.no_grad()
-def label(generator: Generator, classifier: Classifier, latents: Tensor) -> Tensor:
-    """Returns the class of G(z) for latents (n, M), int64 (n,), made batch by batch."""
-    value_range = generator.image.range
-    batches = latents.split(_BATCH)
-    return torch.cat([classifier.labels(generator(z), value_range).cpu() for z in batches])
-
-
-def count_pairs(pairs: Pairs, num_clusters: int, num_classes: int) -> Tensor:
-    """Returns how often each class lies in each cluster, int64 (k, classes)."""
-    clusters, classes = pairs
-    numbers = (clusters * num_classes + classes).bincount(minlength=num_clusters * num_classes)
-    return numbers.reshape(num_clusters, num_classes)
-
-
-def mean_cluster_entropy(counts: Tensor) -> float:
-    """Returns the mean over clusters of the entropy of their classes, nats (paper, Figure 3).
-
-    Args:
-        counts: of each class in each cluster (k, classes); empty clusters are left out.
-    """
-    filled = counts[counts.sum(dim=1) > 0].double()
-    return float(torch.distributions.Categorical(filled).entropy().mean())
+    needs: Literal["classifier", "reference"] | None = None
+    counts: Callable[[Subject], Sequence[Sequence[int]]] | None = None
 
 
 def measure_selection(subject: Subject) -> dict[str, float | None]:
@@ -152,43 +113,77 @@ def measure_selection(subject: Subject) -> dict[str, float | None]:
     }
 
 
+def measure_choices(subject: Subject) -> dict[str, float | None]:
+    """Returns what was chosen without labels, each with 1 if the choice was convincing, else 0."""
+    found: dict[str, float | None] = {}
+    for name, record in subject.shattered.origin.settings.get("chosen", {}).items():
+        found[name] = record["value"]
+        found[f"{name}_convincing"] = float(record["convincing"])
+    return found
+
+
 def measure_clusters(subject: Subject) -> dict[str, float | None]:
     """Measures how clusters of kept latents agree with classes."""
-    return _agreement(subject, subject.latent_pairs)
+    return _numbers(subject.latent_scores)
 
 
 def measure_samples(subject: Subject) -> dict[str, float | None]:
     """Measures how samples of the mapper agree with classes."""
-    return _agreement(subject, subject.sample_pairs)
+    return _numbers(subject.sample_scores)
+
+
+def measure_diagnostics(subject: Subject) -> dict[str, float | None]:
+    """Measures what can be said without labels, but for stability."""
+    shattered = subject.shattered
+    count = min(subject.num_samples, _LATENTS_DIAGNOSED)
+    found = diagnose(shattered, num_latents=count, seed=subject.seed, refit=False)
+    returned = found.cluster_fidelity
+    rates = [rate for rate in returned.acceptance_rates or () if rate is not None]
+    seconds = returned.seconds_per_accepted
+    return {
+        "cluster_fidelity": returned.overall,
+        "worst_cluster": min(share for share in returned.clusters if share is not None),
+        "clusters_without_samples": returned.clusters.count(None),
+        "milliseconds_per_accepted": None if seconds is None else 1000 * seconds,
+        "acceptance_rate": mean(rates) if rates else None,
+        "silhouette_latents": found.silhouette_latents,
+        "silhouette_images": found.silhouette_images,
+        "latent_output_agreement": found.latent_output_agreement,
+    }
+
+
+def measure_stability(subject: Subject) -> dict[str, float | None]:
+    """Measures whether other seeds find the same clusters; fits the sampler three times."""
+    return _numbers(stability(subject.shattered, seed=subject.seed))
 
 
 def measure_fidelity(subject: Subject) -> dict[str, float | None]:
-    """Measures whether samples come back to their cluster, as many asked from each cluster."""
-    shattered = subject.shattered
-    per_cluster = max(1, subject.num_samples // shattered.num_clusters)
-    found = cluster_fidelity(shattered, per_cluster, seed=subject.seed)
-    rates = [rate for rate in found.acceptance_rates or () if rate is not None]
-    seconds = found.seconds_per_accepted
+    """Measures how close images come to real ones, before and after, and the mean of clusters."""
+    if subject.reference is None:
+        raise ParameterError("there are no reference images to compare with")
+    found = shattering_fidelity(
+        subject.shattered,
+        subject.reference,
+        classifier=subject.classifier,
+        num_samples=subject.num_samples,
+        seed=subject.seed,
+    )
+    parts = {
+        "before": [found.before],
+        "after": [found.after],
+        "clusters": [scores for scores in found.clusters if scores is not None],
+    }
     return {
-        "cluster_fidelity": found.overall,
-        "worst_cluster": min(share for share in found.clusters if share is not None),
-        "acceptance_rate": mean(rates) if rates else None,
-        "milliseconds": None if seconds is None else 1000 * seconds,
+        f"{score}_{part}": mean(getattr(one, score) for one in scores) if scores else None
+        for score in _FIDELITY
+        for part, scores in parts.items()
     }
 
 
-def _agreement(subject: Subject, pairs: Pairs) -> dict[str, float | None]:
-    assert subject.classifier is not None
-    k, names = subject.shattered.num_clusters, subject.classifier.classes
-    scores = cluster_scores(*pairs, k, names)
-    return {
-        "homogeneity": scores.homogeneity,
-        "completeness": scores.completeness,
-        "v_measure": scores.v_measure,
-        "adjusted_mutual_information": scores.adjusted_mutual_information,
-        "mean_cluster_entropy": mean_cluster_entropy(count_pairs(pairs, k, len(names))),
-        "class_entropy": scores.class_entropy,
-    }
+def _numbers(record: object) -> dict[str, float | None]:
+    """Returns the fields of a record of scores that are numbers."""
+    values = {f.name: getattr(record, f.name) for f in fields(record)}  # type: ignore[arg-type]
+    return {name: value for name, value in values.items() if isinstance(value, int | float)}
 
 
 _AGREEMENT = {
@@ -196,8 +191,18 @@ _AGREEMENT = {
     "completeness": Metric("Completeness", "high"),
     "v_measure": Metric("V Measure", "high"),
     "adjusted_mutual_information": Metric("Adjusted MI", "high"),
+    "overall_purity": Metric("Purity", "high"),
     "mean_cluster_entropy": Metric("Mean cluster entropy", "low", panel="entropy, nats"),
     "class_entropy": Metric("Total class entropy", panel="entropy, nats"),
+}
+
+_FIDELITY: dict[str, tuple[str, Literal["high", "low"] | None]] = {
+    "fid": ("FID", "low"),
+    "kid": ("KID", "low"),
+    "precision": ("Precision", "high"),
+    "recall": ("Recall", "high"),
+    "density": ("Density", None),
+    "coverage": ("Coverage", "high"),
 }
 
 MEASURES = {
@@ -205,15 +210,15 @@ MEASURES = {
         measure_clusters,
         "Clusters of the kept latents against classes",
         _AGREEMENT,
-        needs_classes=True,
-        pairs=lambda subject: subject.latent_pairs,
+        needs="classifier",
+        counts=lambda subject: subject.latent_scores.counts,
     ),
     "samples": Measure(
         measure_samples,
         "Samples from the mapper of each cluster against classes",
         _AGREEMENT,
-        needs_classes=True,
-        pairs=lambda subject: subject.sample_pairs,
+        needs="classifier",
+        counts=lambda subject: subject.sample_scores.counts,
     ),
     "selection": Measure(
         measure_selection,
@@ -226,17 +231,52 @@ MEASURES = {
             "largest_cluster": Metric("Share of the largest cluster"),
         },
     ),
+    "choices": Measure(
+        measure_choices,
+        "What was chosen without labels",
+        {
+            "num_clusters": Metric("Clusters", form=".4g"),
+            "num_clusters_convincing": Metric("Clusters, share of convincing choices", form=".2f"),
+            "remove": Metric("Removed mass"),
+            "remove_convincing": Metric("Removed mass, share of convincing choices", form=".2f"),
+        },
+    ),
+    "diagnostics": Measure(
+        measure_diagnostics,
+        "Clusters and mapper, without labels",
+        {
+            "cluster_fidelity": Metric("Cluster fidelity", "high", panel="cluster fidelity"),
+            "worst_cluster": Metric("Cluster fidelity, worst", "high", panel="cluster fidelity"),
+            "acceptance_rate": Metric("Acceptance rate", "high"),
+            "milliseconds_per_accepted": Metric("Milliseconds per sample", "low", ".3g"),
+            "silhouette_latents": Metric("Silhouette of latents", "high", panel="silhouette"),
+            "silhouette_images": Metric("Silhouette of images", "high", panel="silhouette"),
+            "latent_output_agreement": Metric("Latent-output agreement", "high"),
+        },
+    ),
+    "stability": Measure(
+        measure_stability,
+        "Agreement of clusters that other seeds find",
+        {
+            "mean": Metric("Stability", "high", panel="stability"),
+            "lowest": Metric("Stability, worst pair", "high", panel="stability"),
+        },
+    ),
     "fidelity": Measure(
         measure_fidelity,
-        "Samples from the mapper that come back to their cluster",
+        "Images against real ones, before and after shattering, and mean over clusters",
         {
-            "cluster_fidelity": Metric("Cluster fidelity", "high"),
-            "worst_cluster": Metric("Fidelity of the worst cluster", "high"),
-            "acceptance_rate": Metric("Mean acceptance rate"),
-            "milliseconds": Metric("ms per sample that comes back", form=".3g"),
+            f"{score}_{part}": Metric(
+                f"{title} {part}", None if part == "before" else best, panel=title
+            )
+            for score, (title, best) in _FIDELITY.items()
+            for part in ("before", "after", "clusters")
         },
+        needs="reference",
     ),
 }
 """All measures by name."""
 
 DEFAULT_MEASURES = ("clusters", "samples", "selection")
+CHOICES = "choices"
+"""The measure that every ablation has in which something is left to be chosen."""

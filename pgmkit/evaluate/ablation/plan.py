@@ -10,15 +10,12 @@ from typing import Any
 
 from pgmkit.config import check_count, component_table, make_settings
 from pgmkit.errors import ParameterError, UnknownNameError, nearest_names
-from pgmkit.evaluate.ablation.measures import DEFAULT_MEASURES, MEASURES
+from pgmkit.evaluate.ablation.measures import CHOICES, DEFAULT_MEASURES, MEASURES
+from pgmkit.evaluate.fidelity import check_num_samples
 from pgmkit.machine import available_cores, check_device
 from pgmkit.plugins import build_from_table
-from pgmkit.selection import check_remove
 from pgmkit.shattering import check_shatter, sampler_parameters
 from pgmkit.spectrum.run import DEFAULT_ENGINE, SpectrumSettings
-
-AUTO = "auto"
-"""What stands for a number of clusters or a share to remove that `pgmkit.shatter` finds itself."""
 
 OF_SPECTRUM = tuple(
     f.name
@@ -40,6 +37,9 @@ class GeneratorSettings:
         classifier: reference of the classifier that labels its images, or None.
         device: where the generator runs.
         clusters: k for this generator, one or a list; None takes those of the ablation.
+        reference: real images for the measure "fidelity"; see `pgmkit.images.load_images`.
+        split: "train" or "test", where the reference has both.
+        extractor: looks at both kinds of images; see `load_extractor`.
     """
 
     source: str
@@ -47,6 +47,9 @@ class GeneratorSettings:
     classifier: str | None = None
     device: str = "cpu"
     clusters: Any = None
+    reference: str | None = None
+    split: str = "train"
+    extractor: str = "inception"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +63,8 @@ class AblationSettings:
         samplers: cluster samplers, in the same way.
         latents: number drawn from the prior, one or a list. Smaller numbers take the first latents
             of the spectrum for the largest.
-        clusters: k, one or a list; "auto" is left to `pgmkit.shatter`.
-        remove: fraction of prior mass to remove, one or a list; "auto" likewise.
+        clusters: k, one or a list; "auto", or a table with that name, as for `pgmkit.shatter`.
+        remove: fraction of prior mass to remove, one or a list; "auto" or a table likewise.
         seeds: of everything random, one or a list.
         samples: how many samples from the mapper are scored.
         measures: names of what is measured, from `pgmkit.evaluate.ablation.measures.MEASURES`.
@@ -109,8 +112,8 @@ class Cell:
         generator: name.
         density: with its parameters.
         sampler: with its parameters.
-        clusters: k, or "auto".
-        remove: fraction of prior mass to remove, or "auto".
+        clusters: k, or how it is chosen.
+        remove: fraction of prior mass to remove, or how it is chosen.
         latents: the first so many of the spectrum.
         seed: of everything random.
     """
@@ -119,8 +122,8 @@ class Cell:
     generator: str
     density: Method
     sampler: Method
-    clusters: int | str
-    remove: float | str
+    clusters: int | str | Mapping[str, Any]
+    remove: float | str | Mapping[str, Any]
     latents: int
     seed: int
 
@@ -132,8 +135,8 @@ class Cell:
             **{f"density.{name}": value for name, value in self.density.varied.items()},
             "sampler": self.sampler.label,
             **{f"sampler.{name}": value for name, value in self.sampler.varied.items()},
-            "clusters": self.clusters,
-            "remove": self.remove,
+            "clusters": _in_words(self.clusters),
+            "remove": _in_words(self.remove),
             "latents": self.latents,
             "seed": self.seed,
         }
@@ -167,8 +170,20 @@ class Plan:
 
     @property
     def measures(self) -> list[str]:
-        """Names of what is measured."""
-        return list(self.settings.measures)
+        """Names of what is measured, with the choices where there are any."""
+        axes = [*self.remove, *(k for one in self.generators for k in self.clusters(one))]
+        chosen = any(not isinstance(value, int | float) for value in axes)
+        own = list(self.settings.measures)
+        return [*own, CHOICES] if chosen and CHOICES not in own else own
+
+    def needing(self, setting: str) -> list[str]:
+        """Returns the measures that need a setting of their generator."""
+        return [measure for measure in self.measures if MEASURES[measure].needs == setting]
+
+    @property
+    def cache(self) -> bool:
+        """Whether to keep what took long for other runs."""
+        return self.spectrum_settings(self.generators[0], self.seeds[0]).cache
 
     @property
     def jobs(self) -> int:
@@ -210,11 +225,12 @@ class Plan:
                     "latents": latents,
                     "seed": seed,
                     "samples": self.settings.samples,
-                    "measures": self.measures,
+                    "measures": list(self.settings.measures),
                 }
                 name = slug(
                     f"{generator.name:.{_MOST_OF_A_NAME}} {density.table['name']} "
-                    f"{sampler.table['name']} clusters-{clusters} remove-{remove} "
+                    f"{sampler.table['name']} clusters-{_in_words(clusters)!s:.{_MOST_OF_A_NAME}} "
+                    f"remove-{_in_words(remove)!s:.{_MOST_OF_A_NAME}} "
                     f"latents-{latents} seed-{seed} {_digest(values)}"
                 )
                 cell = Cell(name, generator.name, density, sampler, clusters, remove, latents, seed)
@@ -308,9 +324,6 @@ def _check(plan: Plan) -> None:
             raise ParameterError(f"a seed must be a whole number, not {seed!r}")
     for latents in plan.latents:
         check_count("the number of latents", latents)
-    for remove in plan.remove:
-        if remove != AUTO:
-            check_remove(remove)
     for measure in axis("measures", settings.measures):
         if measure not in MEASURES:
             raise UnknownNameError("measure", str(measure), MEASURES)
@@ -325,21 +338,21 @@ def _check(plan: Plan) -> None:
 def _check_generator(plan: Plan, generator: GeneratorSettings) -> None:
     name = generator.name or generator.source
     check_device(generator.device)
-    lacking = [m for m in plan.measures if MEASURES[m].needs_classes and not generator.classifier]
-    if lacking:
-        raise ParameterError(
-            f"the generator {name!r} has no classifier, which the measures {', '.join(lacking)} "
-            "need; name one, or leave these measures out"
-        )
+    for need in ("classifier", "reference"):
+        lacking = plan.needing(need)
+        if lacking and not getattr(generator, need):
+            raise ParameterError(
+                f"the generator {name!r} has no {need}, which the measures {', '.join(lacking)} "
+                "need; name one, or leave these measures out"
+            )
     for clusters, remove, latents in itertools.product(
         plan.clusters(generator), plan.remove, plan.latents
     ):
-        check_shatter(
-            latents, 0.0 if remove == AUTO else remove, 1 if clusters == AUTO else clusters
-        )
+        check_shatter(latents, remove, clusters)
     for clusters, sampler in itertools.product(plan.clusters(generator), plan.samplers):
-        parameters = sampler_parameters(1 if clusters == AUTO else clusters, sampler.table)
-        build_from_table("cluster-samplers", parameters)
+        build_from_table("cluster-samplers", sampler_parameters(clusters, sampler.table))
+        if plan.needing("reference") and isinstance(clusters, int):
+            check_num_samples(plan.settings.samples, clusters)
 
 
 def _methods(name: str, value: Any) -> list[Method]:
@@ -386,6 +399,14 @@ def _check_distinct(name: str, key: str, values: Sequence[str]) -> None:
                 + (f" and {same[0]!r}, which file names cannot tell apart" * (same[0] != value))
                 + f"; give each a {key} of its own"
             )
+
+
+def _in_words(value: Any) -> Any:
+    """Returns a number or word as it is, and a table as the word in its name with its options."""
+    if not isinstance(value, Mapping):
+        return value
+    options = [f"{key} {option}" for key, option in value.items() if key != "name"]
+    return " ".join([str(value.get("name")), *options])
 
 
 def _digest(values: Mapping[str, Any]) -> str:

@@ -39,7 +39,6 @@ from pgmkit.plugins import build_from_table, registry
 
 ABLATION_FILE = "ablation.json"
 _CHANGES_NO_RESULT = ("cache", "memory_budget")
-_PINS = ("repo", "revision", "sha256")
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ class PreparedAblation:
             del spectrum[name]
         methods = {"densities": plan.densities, "samplers": plan.samplers}
         generators = [
-            {**asdict(g), "clusters": plan.clusters(g), "weights": _pins(self.models[g.name])}
+            {**asdict(g), "clusters": plan.clusters(g), "weights": self.models[g.name].pins()}
             for g in plan.generators
         ]
         return {
@@ -99,15 +98,18 @@ def prepare(values: Mapping[str, Any]) -> PreparedAblation:
         PgmkitError: anything is missing, unknown or outside its range.
     """
     plan = make_plan(values)
-    loaded = [load_models(generator) for generator in plan.generators]
+    wanted = plan.generators
+    if not plan.needing("reference"):
+        wanted = [replace(generator, reference=None) for generator in wanted]
+    loaded = [load_models(generator, cache=plan.cache) for generator in wanted]
     named = [
         replace(generator, name=generator.name or models.generator.name)
-        for generator, models in zip(plan.generators, loaded, strict=True)
+        for generator, models in zip(wanted, loaded, strict=True)
     ]
     check_names(named)
     plan = replace(plan, generators=named)
     models = {generator.name: found for generator, found in zip(named, loaded, strict=True)}
-    pins = {name: _pins(found) for name, found in models.items()}
+    pins = {name: found.pins() for name, found in models.items()}
     return PreparedAblation(plan, models, plan.cells(pins))
 
 
@@ -342,8 +344,3 @@ def _write(
         for name, data in draw_all(rows, measures):
             (folder / name).write_bytes(data)
     files.write_json(out / ABLATION_FILE, summary)
-
-
-def _pins(models: Models) -> dict[str, Any]:
-    provenance = models.generator.provenance
-    return {key: provenance[key] for key in _PINS if key in provenance}

@@ -32,6 +32,10 @@ class Row:
         """Returns a number of the cell, or None if it has none."""
         return self.result.metrics.get(metric)
 
+    def measured(self, measure: str) -> bool:
+        """Returns whether the cell has any number of a measure."""
+        return any(metric.startswith(f"{measure}.") for metric in self.result.metrics)
+
     def counted(self, measure: str) -> bool:
         """Returns whether the cell has the counts of a measure."""
         return measure in self.result.counts
@@ -162,7 +166,10 @@ def block_axes(rows: Iterable[Row]) -> list[str]:
 
 
 def make_tables(rows: Sequence[Row], measures: Iterable[str]) -> list[Table]:
-    """Returns a table of means over seeds for each measure that has metrics to show."""
+    """Returns a table of means over seeds for each measure that has metrics to show.
+
+    Blocks for which a measure has nothing to say, though all cells are there, are left out.
+    """
     by_method, by_block = method_axes(rows), block_axes(rows)
     methods = list(grouped(rows, by_method))
     tables = []
@@ -171,8 +178,9 @@ def make_tables(rows: Sequence[Row], measures: Iterable[str]) -> list[Table]:
         blocks = [
             _block(title, grouped(block, by_method), methods, name, measure)
             for title, block in grouped(rows, by_block).items()
+            if any(row.result.error is not None or row.measured(name) for row in block)
         ]
-        if measure.metrics:
+        if measure.metrics and blocks:
             caption = f"{measure.title}. {_common(rows)}"
             tables.append(Table(name, caption, methods, blocks))
     return tables
@@ -292,9 +300,10 @@ def _marked(entry: Entry, metric: Metric, bold: str, plus_minus: str) -> str:
 def _common(rows: Sequence[Row]) -> str:
     """Returns what all cells have in common, and over what means are taken."""
     first, changing = rows[0].cell, varying(rows)
+    shown = first.columns()
     words = {
-        "clusters": f"{first.clusters} clusters",
-        "remove": f"remove {first.remove}",
+        "clusters": f"{shown['clusters']} clusters",
+        "remove": f"remove {shown['remove']}",
         "latents": f"{first.latents:,} latents",
     }
     shared = [text for axis, text in words.items() if axis not in changing]
