@@ -3,10 +3,12 @@
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from threadpoolctl import threadpool_limits
 
 from pgmkit.errors import ParameterError
 
@@ -32,6 +34,22 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+@contextmanager
+def thread_limit(count: int) -> Iterator[None]:
+    """Lets tensor operations and fits of this process use at most so many threads.
+
+    Sums over several threads differ in their last bits from run to run, and whatever is trained
+    makes more of that; with one thread they do not.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        with threadpool_limits(limits=count):
+            yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def check_device(name: str) -> torch.device:

@@ -156,7 +156,8 @@ class ShatteredGenerator:
 
         Raises:
             ParameterError: `n` or `cluster` is outside its range.
-            SamplingError: the sampler cannot draw from the cluster, or from one of the mixture.
+            SamplingError: the cluster is empty, or the sampler cannot draw from it or from one of
+                the mixture.
         """
         return self.images(self.sample_latents(n, cluster, seed))
 
@@ -173,6 +174,8 @@ class ShatteredGenerator:
             raise ParameterError(
                 f"there is no cluster {cluster}; the clusters are 0 to {self.num_clusters - 1}"
             )
+        if not self.cluster_sizes[cluster]:
+            raise SamplingError(f"cluster {cluster} is empty: no latent was assigned to it")
         latents = self.sampler.sample(n, cluster, derive_seed(seed, "sample"))
         prior = self.generator.latent
         if prior.distribution == "normal":
@@ -323,8 +326,9 @@ class ShatteredGenerator:
             sampler.load_state(hub.read_weights(folder.path(SAMPLER_STATE)))
             if hasattr(sampler, "bind"):
                 sampler.bind(generator)
+            sampler.predict(generator.sample_latents(2, seed=0))  # parts that do not fit show here
             return cls(generator, sampler, list(description["cluster_sizes"]), origin)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, IndexError, ValueError, RuntimeError) as error:
             raise LoadError(f"{path} is damaged or of another version: {error}") from error
 
     def push_to_hub(self, repository: str, *, private: bool = False) -> str:
@@ -477,13 +481,14 @@ def shatter(
         raise PluginError(
             f"{clusterer!r} has labels_ of shape {tuple(labels.shape)} for {len(latents)} latents"
         )
+    sizes = labels.bincount(minlength=_count_clusters(clusterer, sampler, num_clusters)).tolist()
     density_origin = _origin("density-estimators", density, estimator)
     sampler_origin = _origin("cluster-samplers", sampler, clusterer)
     origin = Origin(
         density=density_origin,
         sampler=sampler_origin,
         settings={
-            "num_clusters": num_clusters,
+            "num_clusters": len(sizes),
             "remove": remove,
             "num_latents": count,
             "seed": seed,
@@ -495,7 +500,7 @@ def shatter(
     return ShatteredGenerator(
         generator,
         clusterer,
-        labels.bincount(minlength=getattr(clusterer, "num_clusters_", num_clusters)).tolist(),
+        sizes,
         origin,
         spectrum=spectrum,
         selection=selection,
@@ -580,6 +585,13 @@ def _clusters_options(num_clusters: Any) -> dict[str, Any] | None:
 
 def _mass_options(remove: Any) -> dict[str, Any] | None:
     return auto_options("remove", remove, MASS_OPTIONS)
+
+
+def _count_clusters(clusterer: ClusterSampler, given: ClusterSampler | str, asked: int) -> int:
+    """Returns how many clusters a fitted sampler has, empty ones included, as far as it says."""
+    if not isinstance(given, str):
+        asked = getattr(clusterer, "num_clusters", 0)
+    return int(getattr(clusterer, "num_clusters_", asked))
 
 
 def _is_settable(clusterer: Any) -> bool:

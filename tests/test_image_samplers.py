@@ -683,3 +683,35 @@ def test_candidates_that_do_not_fit_are_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         build("most stable", **parameters)
+
+
+def test_candidates_are_judged_again_when_another_number_of_clusters_is_chosen() -> None:
+    generator = gated()
+    latents = generator.sample_latents(600, seed=0)
+    sampler = build("most stable", num_clusters=2, mapper="mixture")
+    sampler.features(latents, generator=generator, seed=0)
+    at_two = sampler.stability_
+    sampler.set_params(num_clusters=4)
+    sampler.fit(latents[:500], generator=generator, seed=0)
+    assert sampler.num_clusters_ == 4
+    assert not torch.equal(sampler.stability_, at_two)
+    assert agreement(sampler.labels_, truth(latents[:500])) > 0.95
+
+
+@pytest.mark.parametrize("part", ["chosen.cluster_centers", "chosen.components", "index"])
+def test_parts_that_do_not_fit_are_damage(part: str, tmp_path: Path) -> None:
+    shattered = pgmkit.shatter(
+        gated(),
+        density="none",
+        sampler="most-stable",
+        num_clusters=4,
+        num_latents=200,
+        sampler_args=CASES["most stable"][1],
+        spectrum_args={"dtype": "float32"},
+    )
+    shattered.save_pretrained(tmp_path)
+    state = safetensors.torch.load_file(tmp_path / "sampler.safetensors")
+    state[part] = torch.tensor(7) if part == "index" else torch.ones(3, 3, dtype=torch.float64)
+    safetensors.torch.save_file(state, tmp_path / "sampler.safetensors")
+    with pytest.raises(LoadError, match="damaged or of another version"):
+        pgmkit.ShatteredGenerator.from_pretrained(tmp_path, architecture=Gated)

@@ -157,3 +157,16 @@ def test_too_few_latents_to_learn_from_are_refused() -> None:
     generator = bars()
     with pytest.raises(ParameterError, match="at least 16 latents to learn from, not 15"):
         learner().fit(generator.sample_latents(15, 0), generator=generator)
+
+
+def test_the_number_of_threads_changes_nothing() -> None:
+    generator = bars()
+    latents = generator.sample_latents(100, seed=0)
+    before, made = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            made.append(learner(steps=5).fit(latents, generator=generator, seed=0).state())
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(value, made[1][name]) for name, value in made[0].items())

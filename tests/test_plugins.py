@@ -70,6 +70,8 @@ def test_the_documented_methods_come_in_through_entry_points() -> None:
         "output-kmeans",
         "feature-kmeans",
         "manifold",
+        "learned",
+        "most-stable",
         "clusterer",
     ]
     assert load(disabled=["pgmkit:density"]).of_kind("density-estimators") == []

@@ -9,7 +9,14 @@ import torch
 from torch import Tensor, nn
 
 import pgmkit
-from pgmkit.errors import GeneratorError, LoadError, ParameterError, PluginError
+from pgmkit.errors import (
+    GeneratorError,
+    LoadError,
+    ParameterError,
+    PgmkitWarning,
+    PluginError,
+    SamplingError,
+)
 from pgmkit.evaluate.metrics import cluster_scores
 from pgmkit.seeds import derive_seed
 
@@ -204,8 +211,22 @@ def test_objects_of_one_s_own_serve_as_methods(spectrum: pgmkit.Spectrum, tmp_pa
     kept = spectrum.latents[shattered.selection.kept]
     assert kept.norm(dim=1).max() < spectrum.latents.norm(dim=1).quantile(0.51)
     assert torch.equal(shattered.sample_latents(2, 1), torch.ones(2, 2))
+    assert len(shattered.cluster_sizes) == shattered.origin.settings["num_clusters"] == 2
     with pytest.raises(PluginError, match=r"'Halves' cannot be saved"):
         shattered.save_pretrained(tmp_path)
+
+
+def test_a_cluster_without_latents_cannot_be_sampled(spectrum: pgmkit.Spectrum) -> None:
+    class Gap(Halves):
+        num_clusters_ = 4
+
+    shattered = shatter(spectrum, sampler=Gap())
+    assert shattered.cluster_sizes[2:] == [0, 0]
+    with pytest.raises(SamplingError, match="cluster 3 is empty"):
+        shattered.sample(5, cluster=3)
+    assert shattered.sample(50).shape[0] == 50
+    with pytest.warns(PgmkitWarning, match="cluster 2 cannot be sampled"):
+        assert (shattered.try_images(2, 2) == shattered.generator.image.range[1]).all()
 
 
 def test_a_spectrum_of_another_generator_is_refused(spectrum: pgmkit.Spectrum) -> None:

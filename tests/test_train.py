@@ -224,6 +224,7 @@ def test_snapshots_are_exported_on_the_way_and_change_nothing(digits: Path, tmp_
         pgmkit.load_generator(f"local-dir:{path}").provenance["training"]
         for path in (snapshot, model)
     )
+    assert pgmkit.load_generator(f"local-dir:{snapshot}").name == "run-epoch-001"
     assert (early["epochs"], late["epochs"]) == (1, 2)
     assert early["steps"] * 2 == late["steps"]
 
@@ -272,3 +273,8 @@ def test_what_a_classifier_cannot_be_tested_on_is_refused(
     config = apply_overrides(read_toml(EXAMPLES / "mnist-classifier.toml"), overrides)
     with pytest.raises(error, match=message):
         run_training(config, str(tmp_path / "whole.npz"), tmp_path / "out")
+
+
+def test_only_a_classifier_holds_images_back(digits: Path, tmp_path: Path) -> None:
+    with pytest.raises(ParameterError, match="test_fraction is for classifiers"):
+        run_training(gan_config("test_fraction=0.1"), str(digits), tmp_path / "out")

@@ -18,6 +18,7 @@ from pgmkit.plugins import build_component, registry
 from pgmkit.seeds import random_generator
 from pgmkit.train.card import model_card
 from pgmkit.train.checkpoint import Part
+from pgmkit.train.loop import SNAPSHOTS
 from pgmkit.train.optimizer import Adam
 
 _GRID_IMAGES = 64
@@ -133,12 +134,14 @@ class GANTask:
     def export(self, folder: Path, record: Mapping[str, Any]) -> None:
         """Writes the generator as a Hub folder with a model card."""
         grid = self._sample_grid()
+        run = folder.parent
+        name = f"{run.parent.name}-{folder.name}" if run.name == SNAPSHOTS else run.name
         shape = (grid.shape[1], grid.shape[2], grid.shape[3])
         generator = Generator(
             copy.deepcopy(self.generator).to(memory_format=torch.contiguous_format),
             latent=self.settings.latent,
             image=ImageSpec(shape, (-1.0, 1.0)),
-            name=folder.parent.name,
+            name=name,
             architecture=self.settings.backbone,
             model_args=self.model_args,
             provenance={

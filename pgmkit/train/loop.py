@@ -22,6 +22,9 @@ from pgmkit.train.checkpoint import Part, load_checkpoint, save_checkpoint
 
 _LOG_EVERY = 50
 
+SNAPSHOTS = "snapshots"
+"""Folder of a run in which models of earlier epochs lie."""
+
 
 class Task(Protocol):
     """What is trained; the loop knows nothing else of it.
@@ -131,7 +134,7 @@ def train(
                 measured = task.end_epoch(epoch + 1, out)
                 if epoch + 1 in snapshots:
                     so_far = {**config, "epochs": epoch + 1, **progress_so_far()}
-                    task.export(out / "snapshots" / f"epoch-{epoch + 1:03d}", so_far)
+                    task.export(out / SNAPSHOTS / f"epoch-{epoch + 1:03d}", so_far)
                 save()
                 if interrupted():
                     raise KeyboardInterrupt

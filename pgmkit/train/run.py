@@ -84,6 +84,12 @@ def run_training(
             f"snapshots must be epochs from 1 to {settings.epochs}, not {list(settings.snapshots)}"
         )
     images = load_images(data, split="train", size=settings.image_size)
+    if settings.test_fraction is not None and settings.task != "classifier":
+        raise ParameterError(
+            f"test_fraction is for classifiers, and the task is {settings.task!r}; leave it out"
+        )
+    if settings.task == "classifier":
+        images.require_labels()
     test = None
     if settings.test_fraction is not None:
         images, test = _split(images, settings.test_fraction, settings.seed)

@@ -14,12 +14,6 @@ def pgmkit_cluster_samplers() -> list[Component]:
             citation="Latent Shattering, section 3.2",
         ),
         Component(
-            "learned",
-            "pgmkit_plugins.samplers.learned:Learned",
-            "k-means on features learned from the generator's images by contrast",
-            citation="Chen et al., SimCLR, 2020, with moves of the latent",
-        ),
-        Component(
             "output-kmeans",
             "pgmkit_plugins.samplers.output_kmeans:OutputKMeans",
             "k-means on principal components of the generated images",
@@ -37,6 +31,12 @@ def pgmkit_cluster_samplers() -> list[Component]:
             "NeurIPS 2001; McInnes, Healy and Melville, UMAP, arXiv:1802.03426; Campello, Moulavi "
             "and Sander, Density-Based Clustering Based on Hierarchical Density Estimates, "
             "PAKDD 2013",
+        ),
+        Component(
+            "learned",
+            "pgmkit_plugins.samplers.learned:Learned",
+            "k-means on features learned from the generator's images by contrast",
+            citation="Chen et al., SimCLR, 2020, with moves of the latent",
         ),
         Component(
             "most-stable",

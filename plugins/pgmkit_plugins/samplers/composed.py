@@ -8,12 +8,12 @@ import numpy.typing as npt
 import torch
 from sklearn.base import BaseEstimator
 from sklearn.cluster import KMeans
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from pgmkit.config import check_count
 from pgmkit.errors import ParameterError, PgmkitError
 from pgmkit.generator import Generator, LatentSpec
+from pgmkit.machine import thread_limit
 from pgmkit.seeds import derive_seed
 from pgmkit_plugins.samplers.classifier import LatentClassifier
 from pgmkit_plugins.samplers.mappers import Mapper, build_mapper
@@ -112,7 +112,8 @@ class ComposedSampler(CheckedParameters):
             ParameterError: the method looks at images, and there is no generator.
         """
         self.bind(generator)
-        self._fit_points(latents, seed)
+        with thread_limit(1):
+            self._fit_points(latents, seed)
         self._fitted_for = (generator, seed)
         return torch.from_numpy(self._points(latents))
 
@@ -145,10 +146,10 @@ class ComposedSampler(CheckedParameters):
         prepared, self._fitted_for = self._fitted_for == (generator, seed), None
         self.bind(generator)
         if not prepared:
-            self._fit_points(latents, seed)
+            with thread_limit(1):
+                self._fit_points(latents, seed)
         points = self._points(latents)
-        # Threads would add up in an order that changes from run to run.
-        with threadpool_limits(limits=1):
+        with thread_limit(1):
             found = self._find_clusters(points, derive_seed(seed, "k-means") % 2**32)
         labels = torch.from_numpy(found.astype(np.int64))
         if int(labels.max()) < 0:
@@ -163,9 +164,10 @@ class ComposedSampler(CheckedParameters):
         if self._classified or self.predict_from == "latents":
             known = labels >= 0
             inputs = self._inputs(latents[known], points[known.numpy()])
-            self.classifier_ = LatentClassifier().fit(
-                inputs, labels[known].numpy(), derive_seed(seed, "assign")
-            )
+            with thread_limit(1):
+                self.classifier_ = LatentClassifier().fit(
+                    inputs, labels[known].numpy(), derive_seed(seed, "assign")
+                )
         skipped = labels == SKIPPED
         labels[skipped] = self._clusters(self._inputs(latents[skipped], points[skipped.numpy()]))
         self.mapper_ = self._build_mapper()

@@ -15,12 +15,12 @@ from sklearn.cluster import HDBSCAN, KMeans
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import NearestNeighbors
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from pgmkit.config import check_count
 from pgmkit.errors import ParameterError, PluginError, UnknownNameError
 from pgmkit.generator import Generator
+from pgmkit.machine import thread_limit
 from pgmkit.seeds import derive_seed
 from pgmkit_plugins.samplers.composed import SKIPPED, Array, check_max_points, some_of
 from pgmkit_plugins.samplers.output_kmeans import OutputKMeans
@@ -117,7 +117,7 @@ class Manifold(OutputKMeans):
         All of them are embedded, however many there are.
         """
         points = super().features(latents, generator=generator, seed=seed).numpy()
-        with threadpool_limits(limits=1):
+        with thread_limit(1):
             return torch.from_numpy(self._embed(points, derive_seed(seed, "k-means") % 2**32))
 
     def _find_clusters(self, points: Array, random_state: int) -> npt.NDArray[Any]:

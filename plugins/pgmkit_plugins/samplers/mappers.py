@@ -14,13 +14,13 @@ import numpy.typing as npt
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from pgmkit.components import check_parameters
 from pgmkit.config import check_count
 from pgmkit.errors import ParameterError, PgmkitWarning, SamplingError, UnknownNameError
 from pgmkit.generator import LatentSpec
+from pgmkit.machine import thread_limit
 from pgmkit.seeds import derive_seed, random_generator
 
 Array = npt.NDArray[np.float64]
@@ -157,8 +157,7 @@ class MixtureMapper:
         # Clusters that are points have no spread but what rounding makes of it.
         scale = max(float(within.std()), 1e-6 * float(z.std())) or 1.0
         shared = np.cov(within / scale, rowvar=False, bias=True).reshape(z.shape[1], z.shape[1])
-        # Threads would add up in an order that changes from run to run.
-        with threadpool_limits(limits=1):
+        with thread_limit(1):
             fitted = [
                 self._fit_cluster(
                     group / scale, shared, derive_seed(seed, "mixture", cluster) % 2**32

@@ -65,28 +65,27 @@ class MostStable(CheckedParameters):
         build_mapper(mapper, num_components=num_components, **(mapper_args or {}))
         for index in range(len(candidates)):
             self._build(index)  # names and parameters that do not fit are refused here
+        self._candidates: list[tuple[Any, Tensor]] = []
 
     def features(
         self, latents: Tensor, *, generator: Generator | None = None, seed: int = 0
     ) -> Tensor:
         """Returns the points (n, d) of the most stable candidate for latents (n, M).
 
-        It is chosen at `num_clusters`. A `fit` that follows, with the same generator and seed,
-        keeps to it.
+        It is the most stable at `num_clusters`. A `fit` that follows, with the same generator and
+        seed, takes up what the candidates learned, and chooses again if `num_clusters` was set
+        to another number.
 
         Raises:
             ParameterError: a candidate cannot learn from these latents.
         """
-        found = []
+        self._candidates = []
         for index in range(len(self.candidates)):
             sampler = self._build(index)
             points = sampler.features(latents, generator=generator, seed=seed)
-            found.append((self._stability(points, seed), sampler, points))
-        self.stability_ = torch.tensor([value for value, _, _ in found], dtype=torch.float64)
-        best = int(self.stability_.argmax())
-        self._index, self.chosen_, points = best, *found[best][1:]
+            self._candidates.append((sampler, torch.as_tensor(points)))
         self._fitted_for = (generator, seed)
-        return torch.as_tensor(points)
+        return self._choose(seed)
 
     def fit(
         self,
@@ -107,10 +106,11 @@ class MostStable(CheckedParameters):
         Raises:
             ParameterError: there are fewer distinct latents than clusters, or no generator.
         """
-        prepared, self._fitted_for = self._fitted_for == (generator, seed), None
-        if not prepared:
+        if self._fitted_for != (generator, seed):
             self.features(latents, generator=generator, seed=seed)
-            self._fitted_for = None
+        elif self._judged_at != self.num_clusters:
+            self._choose(seed)
+        self._fitted_for, self._candidates = None, []
         self.chosen_.set_params(num_clusters=self.num_clusters)
         self.chosen_.fit(latents, generator=generator, seed=seed)
         return self
@@ -187,6 +187,15 @@ class MostStable(CheckedParameters):
                 f"the cluster sampler {name!r} cannot be a candidate, since it has no features()"
             )
         return sampler
+
+    def _choose(self, seed: int) -> Tensor:
+        """Takes the candidate that is the most stable at `num_clusters`; returns its points."""
+        self.stability_ = torch.tensor(
+            [self._stability(points, seed) for _, points in self._candidates], dtype=torch.float64
+        )
+        self._index, self._judged_at = int(self.stability_.argmax()), self.num_clusters
+        self.chosen_, points = self._candidates[self._index]
+        return points
 
     def _stability(self, points: Tensor, seed: int) -> float:
         if self.num_clusters < 2 or len(points) < _LEAST_PER_CLUSTER * self.num_clusters:
