@@ -6,7 +6,7 @@ import itertools
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -156,20 +156,30 @@ def test_methods_keep_as_many_latents_and_none_twice() -> None:
     assert means["lash"] < means["jbt"] < means["polarity"] < means["none"] - 4 * error
 
 
-def fake_ablation(folder: Path, scores: dict[str, list[float]], **columns: Any) -> Path:
+def fake_ablation(
+    folder: Path,
+    scores: dict[str, list[float]],
+    measures: Sequence[str] = ("clusters", "samples"),
+    unsampled: int = 0,
+    **columns: Any,
+) -> Path:
     """Writes what an ablation would leave, with one score per method and seed."""
     folder.mkdir(parents=True)
     with (folder / "cells.csv").open("w") as file:
-        keys = ["clusters.adjusted_mutual_information", "samples.adjusted_mutual_information"]
+        keys = [f"{measure}.adjusted_mutual_information" for measure in measures]
+        diagnosed = {
+            "diagnostics.cluster_fidelity": 0.9,
+            "diagnostics.clusters_without_samples": unsampled,
+        }
         place = {"generator": "MNIST", "sampler": "kmeans-gmm", "clusters": "10", **columns}
-        header = ["density", *place, "seed", *keys, "diagnostics.cluster_fidelity", "error"]
+        header = ["density", *place, "seed", *keys, *diagnosed, "error"]
         writer = csv.DictWriter(file, header)
         writer.writeheader()
         for method, values in scores.items():
             for seed, value in enumerate(values):
                 numbers = dict.fromkeys(keys, "" if value < 0 else value)
                 row = {"density": method, **place, "seed": seed, **numbers}
-                writer.writerow({**row, "diagnostics.cluster_fidelity": 0.9})
+                writer.writerow({**row, **diagnosed})
     settings = {
         "latents": [100],
         "remove": [0.2],
@@ -232,6 +242,28 @@ def test_what_the_paper_did_not_do_is_not_set_beside_it(
     results = scripts[1].read_results(fake_ablation(tmp_path / "fake", scores, **other))
     assert scripts[1].side_by_side(results) == ""
     assert "0.2000 ± 0.1414" in scripts[1].short_table(results)
+
+
+@pytest.mark.parametrize("measure", ["clusters", "samples"])
+def test_what_was_not_measured_is_not_set_beside_the_paper(
+    measure: str, scripts: tuple[ModuleType, ModuleType], tmp_path: Path
+) -> None:
+    scores = {"LASH": [0.1, 0.3], "JBT Sampling": [0.3, 0.2]}
+    folder = fake_ablation(tmp_path / "fake", scores, measures=[measure])
+    text = scripts[1].side_by_side(scripts[1].read_results(folder))
+    assert ("Table 1" in text, "Table 2" in text) == (measure == "clusters", measure == "samples")
+
+
+def test_the_check_fails_where_clusters_cannot_be_sampled(
+    scripts: tuple[ModuleType, ModuleType], tmp_path: Path
+) -> None:
+    fake_ablation(tmp_path / "samplers", {"LASH": [0.9, 0.9]}, unsampled=2)
+    result = invoke(scripts[0], "check", "samplers", "--results", tmp_path, "--fidelity", 0.5)
+    assert result.exit_code == 3, result.output
+    assert "clusters without samples" in result.output
+    assert "2 ± 0 |" in result.output
+    shown = scripts[1].short_table(scripts[1].read_results(tmp_path / "samplers"))
+    assert "| clusters without samples |" in shown
 
 
 def test_a_folder_without_results_is_refused(

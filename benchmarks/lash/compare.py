@@ -30,10 +30,12 @@ SHOWN = {
     "samples.class_entropy": "class entropy of samples, nats",
     "diagnostics.cluster_fidelity": "cluster fidelity",
     "diagnostics.worst_cluster": "of the worst cluster",
+    "diagnostics.clusters_without_samples": "clusters without samples",
     "diagnostics.acceptance_rate": "acceptance rate",
     "selection.effective_sample_size": "effective sample size",
 }
 """What the short table of an experiment shows; table.md has all."""
+UNSAMPLED = "diagnostics.clusters_without_samples"
 
 
 @dataclass(frozen=True)
@@ -125,10 +127,18 @@ def comparable(results: Results) -> list[str]:
 
 
 def side_by_side(results: Results) -> str:
-    """Returns the paper's and the measured numbers in one table per data set and table."""
+    """Returns the paper's and the measured numbers in one table per data set and table.
+
+    Tables of what was not measured are left out.
+    """
     published = read_toml(PUBLISHED)
     parts = []
-    for data_set, (measure, table) in itertools.product(comparable(results), TABLES.items()):
+    measured = {
+        measure: table
+        for measure, table in TABLES.items()
+        if numbers(results.cells, f"{measure}.{RANKED_BY}")
+    }
+    for data_set, (measure, table) in itertools.product(comparable(results), measured.items()):
         by_method = {
             method: cells
             for (generator, method), cells in results.groups(["generator", "density"]).items()
@@ -290,7 +300,8 @@ def reached(
         thresholds: for each metric the threshold of a data set; NaN is none.
 
     Returns:
-        A Markdown table, and whether all means are there and none is below its threshold.
+        A Markdown table, and whether all means are there, none is below its threshold, and no cell
+        has clusters that cannot be sampled, which the other numbers leave out.
 
     Raises:
         LoadError: no cell is left by `where`.
@@ -312,9 +323,12 @@ def reached(
                 text += f", {'reaches' if good else 'UNDER'} {threshold:g}"
                 passed = passed and good
             texts.append(text)
-        rows.append([*place, *texts])
+        unsampled = numbers(group, UNSAMPLED)
+        passed = passed and not any(unsampled)
+        rows.append([*place, *texts, plus_minus(unsampled, len(group), ".3g")])
     header = [axis.rpartition(".")[2] for axis in results.varying]
-    return markdown_table([*header, *(SHOWN[metric] for metric in thresholds)], rows), passed
+    shown = [SHOWN[metric] for metric in (*thresholds, UNSAMPLED)]
+    return markdown_table([*header, *shown], rows), passed
 
 
 def main() -> None:

@@ -207,7 +207,8 @@ def check(
 ) -> None:
     """Print AMI of the mapper's samples and cluster fidelity of NAME, for each data set.
 
-    The exit code is 3 if a mean over seeds is under its threshold, or a number is missing. A
+    The exit code is 3 if a mean over seeds is under its threshold, a number is missing, or a cell
+    has clusters that cannot be sampled, which these numbers leave out. A
     threshold without a data set is that of all data sets which have none of their own.
     """
     table, passed = reached(
