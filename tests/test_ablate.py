@@ -2,6 +2,7 @@
 
 import csv
 import importlib
+import importlib.metadata
 import io
 import json
 import multiprocessing
@@ -256,7 +257,9 @@ def test_the_summary_says_what_ran_and_where(done: Path) -> None:
     assert summary["settings"]["seeds"] == [0, 1]
     assert len(summary["settings"]["generators"][0]["weights"]["sha256"]) == 64
     assert summary["plugins"]["pgmkit:density"] == pgmkit.__version__
-    assert "cores" in summary["machine"]
+    assert [machine.count("cores") for machine in summary["machines"]] == [1]
+    assert summary["versions"]["pgmkit"] == [pgmkit.__version__]
+    assert summary["spectra_taken_up"] == 0
     assert [s["seconds"].keys() for s in summary["spectra"].values()] == [
         {"spectrum", "classes"},
         {"spectrum", "classes"},
@@ -306,6 +309,47 @@ def test_an_ablation_may_grow_and_keeps_its_cells(tiny: str, tmp_path: Path) -> 
     assert table_of_cells(tmp_path / "out")[0]["density"] == "Original"
     with pytest.raises(PgmkitError, match="a run with dtype"):
         run(prepare({**small, "dtype": "float64"}), tmp_path / "out")
+
+
+def test_the_summary_tells_the_machines_and_versions_of_the_cells_and_of_no_other_spectra(
+    tiny: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    values = config(tiny, densities=["none"], clusters=2, seeds=[0, 1], measures=["selection"])
+    summary_of(prepare(values), out)
+    old = next((out / "cells").glob("*seed-0*"))
+    record = json.loads(old.read_text())
+    record["machine"] = "an abacus"
+    record["origin"]["versions"]["torch"] = "0.1"
+    old.write_text(json.dumps(record))
+    both = summary_of(prepare(values), out)
+    assert both["computed"] == 0
+    assert len(both["machines"]) == 2
+    assert both["machines"][-1] == "an abacus"
+    assert both["versions"]["torch"] == ["0.1", importlib.metadata.version("torch")]
+    assert len(both["spectra"]) == 2
+    one = summary_of(prepare({**values, "seeds": 0}), out)
+    (spectrum,) = one["spectra"].values()
+    assert one["seconds"]["spectra"] == pytest.approx(sum(spectrum["seconds"].values()), abs=0.01)
+
+
+@pytest.mark.parametrize("how", ["cache", "interruption"])
+def test_a_spectrum_that_was_taken_up_is_marked(how: str, tiny: str, tmp_path: Path) -> None:
+    values = config(tiny, densities=["none"], clusters=2, seeds=5, measures=["selection"])
+    out = tmp_path / "out"
+    assert summary_of(prepare({**values, "cache": how == "cache"}), out)["spectra_taken_up"] == 0
+    if how == "cache":
+        out = tmp_path / "again"
+    else:  # after the spectrum, before its record
+        for path in (*(out / "cells").iterdir(), *(out / "spectra").glob("*.json")):
+            path.unlink()
+    summary = summary_of(prepare({**values, "cache": how == "cache"}), out)
+    assert summary["spectra_taken_up"] == 1
+    (spectrum,) = summary["spectra"].values()
+    assert (bool(spectrum["from_cache"]), spectrum["continued"]) == (
+        how == "cache",
+        how == "interruption",
+    )
 
 
 def test_a_damaged_cell_is_computed_again(tiny: str, tmp_path: Path) -> None:

@@ -220,9 +220,15 @@ def protocol(results: Results) -> str:
     record, settings = results.record, results.record["settings"]
     samplers = "; ".join(_method(table) for table in settings["samplers"])
     densities = "; ".join(_method(table) for table in settings["densities"])
-    seconds = record["seconds"]
+    seconds, taken_up = record["seconds"], record["spectra_taken_up"]
     warned = (
         f", {record['warned']} warned (see cells.json of the run)" if record.get("warned") else ""
+    )
+    before = (
+        f" Spectra taken up from the cache, or where a run was stopped: {taken_up}; what they took "
+        "before is not counted."
+        if taken_up
+        else ""
     )
     lines = [
         f"* Latents from the prior: {_listed(settings['latents'], ',')}; removed share: "
@@ -233,10 +239,10 @@ def protocol(results: Results) -> str:
         *(_generator(table, record) for table in settings["generators"]),
         "* Numbers are means ± standard deviation over seeds, with n - 1.",
         f"* {record['cells']} cells, {record['failed']} of them failed{warned}.",
-        f"* Time: spectra and labels {seconds['spectra']:,.0f} s, which is next to nothing where a "
-        f"cache had them, cells {seconds['cells']:,.0f} s in all.",
-        f"* Machine: {record['machine']}. Versions: "
-        + ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+        f"* Time: spectra and labels {seconds['spectra']:,.0f} s, "
+        f"cells {seconds['cells']:,.0f} s in all.{before}",
+        f"* Made on: {'; '.join(record['machines'])}. Versions: "
+        + ", ".join(f"{name} {' and '.join(found)}" for name, found in record["versions"].items())
         + ".",
     ]
     if record.get("command"):

@@ -29,6 +29,7 @@ from pgmkit.evaluate.metrics import classify_latents
 from pgmkit.generator import Generator
 from pgmkit.hub import load_generator
 from pgmkit.images import ImageData
+from pgmkit.machine import machine
 from pgmkit.references import first_line
 from pgmkit.shattering import ShatteredGenerator, shatter
 from pgmkit.spectrum import Spectrum, load_spectrum
@@ -93,6 +94,7 @@ class Result:
         classes: names of the classes.
         origin: components, statistics and versions; see `pgmkit.shattering.Origin`.
         seconds: of each part and in total.
+        machine: that made the numbers.
         warnings: that came up.
         error: why there are no numbers, on one line; None if there are.
         traceback: of an error that is not expected.
@@ -103,6 +105,7 @@ class Result:
     classes: Sequence[str] = ()
     origin: Mapping[str, Any] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
+    machine: str = ""
     warnings: Sequence[str] = ()
     error: str | None = None
     traceback: str | None = None
@@ -116,11 +119,17 @@ class SharedFiles:
         generator: name.
         latents: number of them.
         seed: of the latents.
+
+    Attributes:
+        name: of all these files.
+        spectrum: folder of the spectrum.
+        record: says how long it took, and whether it was taken up from the cache or continued.
     """
 
     def __init__(self, folder: Path, generator: str, latents: int, seed: int) -> None:
         self.name = f"{slug(generator)}-latents-{latents}-seed-{seed}"
         self.spectrum = folder / self.name
+        self.record = folder / f"{self.name}.json"
         self._classes = folder / f"{self.name}.classes.safetensors"
 
     def compute(
@@ -200,7 +209,7 @@ class Measurer:
                 result = failure(error, traceback.format_exc())
         said = list(dict.fromkeys(first_line(warning.message) for warning in caught))  # type: ignore[arg-type]
         seconds = {**result.seconds, "total": round(time.perf_counter() - started, 3)}
-        return replace(result, seconds=seconds, warnings=said)
+        return replace(result, seconds=seconds, machine=machine(), warnings=said)
 
     def shatter(self, cell: Cell) -> ShatteredGenerator:
         """Returns the shattered generator of a cell, from the spectrum that is there.
