@@ -2,6 +2,7 @@
 
 import csv
 import importlib
+import importlib.metadata
 import io
 import json
 import multiprocessing
@@ -18,7 +19,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 from tiny import (
     command,
     every_file,
@@ -42,7 +43,7 @@ from pgmkit.evaluate.ablation import PreparedAblation, cells, measures, prepare,
 from pgmkit.evaluate.ablation.tables import Entry, escape_latex
 from pgmkit.evaluate.classifier import load_classifier
 from pgmkit.evaluate.diagnostics import diagnose, stability
-from pgmkit.evaluate.fidelity import shattering_fidelity
+from pgmkit.evaluate.fidelity import FidelityScores, ShatteringFidelity, shattering_fidelity
 from pgmkit.evaluate.metrics import score_latents, score_samples
 from pgmkit.images import load_images
 from pgmkit.plugins import registry
@@ -256,7 +257,9 @@ def test_the_summary_says_what_ran_and_where(done: Path) -> None:
     assert summary["settings"]["seeds"] == [0, 1]
     assert len(summary["settings"]["generators"][0]["weights"]["sha256"]) == 64
     assert summary["plugins"]["pgmkit:density"] == pgmkit.__version__
-    assert "cores" in summary["machine"]
+    assert [machine.count("cores") for machine in summary["machines"]] == [1]
+    assert summary["versions"]["pgmkit"] == [pgmkit.__version__]
+    assert summary["spectra_taken_up"] == 0
     assert [s["seconds"].keys() for s in summary["spectra"].values()] == [
         {"spectrum", "classes"},
         {"spectrum", "classes"},
@@ -306,6 +309,47 @@ def test_an_ablation_may_grow_and_keeps_its_cells(tiny: str, tmp_path: Path) -> 
     assert table_of_cells(tmp_path / "out")[0]["density"] == "Original"
     with pytest.raises(PgmkitError, match="a run with dtype"):
         run(prepare({**small, "dtype": "float64"}), tmp_path / "out")
+
+
+def test_the_summary_tells_the_machines_and_versions_of_the_cells_and_of_no_other_spectra(
+    tiny: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    values = config(tiny, densities=["none"], clusters=2, seeds=[0, 1], measures=["selection"])
+    summary_of(prepare(values), out)
+    old = next((out / "cells").glob("*seed-0*"))
+    record = json.loads(old.read_text())
+    record["machine"] = "an abacus"
+    record["origin"]["versions"]["torch"] = "0.1"
+    old.write_text(json.dumps(record))
+    both = summary_of(prepare(values), out)
+    assert both["computed"] == 0
+    assert len(both["machines"]) == 2
+    assert both["machines"][-1] == "an abacus"
+    assert both["versions"]["torch"] == ["0.1", importlib.metadata.version("torch")]
+    assert len(both["spectra"]) == 2
+    one = summary_of(prepare({**values, "seeds": 0}), out)
+    (spectrum,) = one["spectra"].values()
+    assert one["seconds"]["spectra"] == pytest.approx(sum(spectrum["seconds"].values()), abs=0.01)
+
+
+@pytest.mark.parametrize("how", ["cache", "interruption"])
+def test_a_spectrum_that_was_taken_up_is_marked(how: str, tiny: str, tmp_path: Path) -> None:
+    values = config(tiny, densities=["none"], clusters=2, seeds=5, measures=["selection"])
+    out = tmp_path / "out"
+    assert summary_of(prepare({**values, "cache": how == "cache"}), out)["spectra_taken_up"] == 0
+    if how == "cache":
+        out = tmp_path / "again"
+    else:  # after the spectrum, before its record
+        for path in (*(out / "cells").iterdir(), *(out / "spectra").glob("*.json")):
+            path.unlink()
+    summary = summary_of(prepare({**values, "cache": how == "cache"}), out)
+    assert summary["spectra_taken_up"] == 1
+    (spectrum,) = summary["spectra"].values()
+    assert (bool(spectrum["from_cache"]), spectrum["continued"]) == (
+        how == "cache",
+        how == "interruption",
+    )
 
 
 def test_a_damaged_cell_is_computed_again(tiny: str, tmp_path: Path) -> None:
@@ -400,6 +444,64 @@ def test_auto_with_its_own_candidates_needs_latents_for_them(tiny: str, tmp_path
         prepare({**values, "latents": 20})
 
 
+def test_another_classifier_gives_other_labels_and_cells(tiny: str, tmp_path: Path) -> None:
+    judges = [write_tiny_classifier(tmp_path / "judges" / name) for name in ("one", "other")]
+    weights = tmp_path / "judges" / "one" / "model.safetensors"
+
+    def of(judge: str) -> PreparedAblation:
+        generators = [{"source": tiny, "classifier": judge}]
+        values = config(tiny, generators=generators, densities=["none"], clusters=3, seeds=0)
+        return prepare({**values, "measures": ["clusters"]})
+
+    def counts(judge: str) -> Any:
+        assert summary_of(of(judge), tmp_path / "out")["failed"] == 0
+        (record,) = json.loads((tmp_path / "out" / "cells.json").read_text())
+        return record["counts"]["clusters"]
+
+    before = counts(judges[0])
+    (cell,) = of(judges[0]).cells
+    assert of(judges[1]).cells == [cell]  # the same weights at another place
+    changed = load_file(weights)
+    changed["layers.7.bias"] = torch.arange(10.0).flip(0) * 100
+    save_file(changed, weights)
+    assert of(judges[0]).cells[0].id != cell.id
+    assert counts(judges[0]) != before
+    assert [sum(column) for column in zip(*counts(judges[0]), strict=True)] == [96, *[0] * 9]
+    described = json.loads((weights.parent / "config.json").read_text())
+    names = {**described, "classes": list("abcdefghij")}
+    (weights.parent / "config.json").write_text(json.dumps(names))
+    assert of(judges[0]).cells[0].id != of(judges[1]).cells[0].id
+    assert counts(judges[1]) == before
+
+
+def test_labels_of_another_generator_are_not_taken_up(tiny: str, tmp_path: Path) -> None:
+    (models,) = prepare(config(tiny, clusters=2, seeds=0)).models.values()
+    other = cells.Models(pgmkit.load_generator("mnist-dcgan"), models.classifier)
+    shared = cells.SharedFiles(tmp_path, "tiny", 3, 0)
+    data = save({"classes": torch.arange(3)}, models.labelled_by())
+    (tmp_path / f"{shared.name}.classes.safetensors").write_bytes(data)
+    assert shared.classes(3, models) is not None
+    assert shared.classes(4, models) is None
+    assert shared.classes(3, other) is None
+
+
+def test_threads_are_those_of_the_settings_and_make_other_cells(
+    tiny: str, done: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used = []
+
+    def recorded(*_: Any, **__: Any) -> None:
+        used.append(torch.get_num_threads())
+
+    monkeypatch.setattr(cells, "shatter", recorded)
+    found = [prepare(config(tiny, threads=threads)) for threads in (1, 2)]
+    assert not {c.id for c in found[0].cells} & {c.id for c in found[1].cells}
+    for prepared in found:
+        measurer = cells.Measurer(prepared.plan, done / "spectra", prepared.models)
+        measurer.shatter(prepared.cells[0])
+    assert used == [1, 2]
+
+
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_images(tmp_path_factory.mktemp("real") / "real.npz", count=60, size=28)
@@ -442,6 +544,9 @@ def test_fidelity_and_diagnostics_are_measures(tiny: str, tmp_path: Path, real: 
         }.items():
             found = float(lash[f"fidelity.{score}_{name}"])
             assert found == pytest.approx(value, rel=1e-6, abs=1e-9)
+    labelled = [part for part in expected.clusters if part.reference.startswith("class ")]
+    assert lash["fidelity.clusters_scored"] == "2"
+    assert lash["fidelity.clusters_against_class"] == str(len(labelled)) == "2"
     assert float(lash["stability.lowest"]) == pytest.approx(stability(shattered).lowest)
     diagnosed = diagnose(shattered, num_latents=60)
     assert float(lash["diagnostics.cluster_fidelity"]) == diagnosed.cluster_fidelity.overall
@@ -451,11 +556,30 @@ def test_fidelity_and_diagnostics_are_measures(tiny: str, tmp_path: Path, real: 
     assert lash["diagnostics.acceptance_rate"] == ""
     assert lash["diagnostics.clusters_without_samples"] == "0"
     text = (tmp_path / "out" / "table.md").read_text()
-    for row in ("FID before", "Coverage clusters", "Cluster fidelity, worst", "Stability"):
+    for row in (
+        "Clusters scored",
+        "FID before",
+        "Coverage clusters",
+        "Cluster fidelity, worst",
+        "Stability",
+    ):
         assert f"| {row} |" in text
     changed = write_tiny_images(tmp_path / "other.npz", count=59, size=28)
     other = prepare({**values, "generators": [{**generator, "reference": str(changed)}]})
     assert not {cell.id for cell in other.cells} & {cell.id for cell in prepared.cells}
+
+
+def test_fidelity_says_how_many_clusters_it_scored_and_against_what(
+    tiny: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    against = ["all of data", "class 3 of data", "all of data"]
+    scored = [FidelityScores("x", name, *[9] * 3, *[0.5] * 3, 4, *[0.5] * 4) for name in against]  # type: ignore[arg-type]
+    found = ShatteringFidelity(scored[0], scored[0], [None, *scored])
+    monkeypatch.setattr(measures, "shattering_fidelity", lambda *_, **__: found)
+    shattered = pgmkit.shatter(pgmkit.load_generator(tiny), num_clusters=4, num_latents=60)
+    subject = measures.Subject(shattered, reference=object())  # type: ignore[arg-type]
+    numbers = measures.measure_fidelity(subject)
+    assert (numbers["clusters_scored"], numbers["clusters_against_class"]) == (3, 1)
 
 
 def test_a_cluster_that_cannot_be_sampled_does_not_cost_the_cell(
@@ -475,6 +599,9 @@ def test_a_cluster_that_cannot_be_sampled_does_not_cost_the_cell(
     (line,) = table_of_cells(tmp_path / "out")
     assert 0 < float(line["samples.num_samples"]) < 60
     assert line["diagnostics.clusters_without_samples"] == "1"
+    assert line["diagnostics.worst_cluster"] == "0.0"
+    assert float(line["diagnostics.cluster_fidelity"]) > 0
+    assert "| Clusters without samples | 1 |" in (tmp_path / "out" / "table.md").read_text()
     (record,) = json.loads((tmp_path / "out" / "cells.json").read_text())
     assert record["warnings"] == [
         "cluster 1 cannot be sampled and is left out: took 0 of 80 proposals"

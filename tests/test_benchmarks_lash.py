@@ -6,7 +6,7 @@ import itertools
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,7 +18,7 @@ from tiny import write_tiny_generator
 
 import pgmkit
 from pgmkit.config import read_toml
-from pgmkit.errors import LoadError, UnknownNameError
+from pgmkit.errors import LoadError, PgmkitWarning, SamplingError, UnknownNameError
 from pgmkit.evaluate.ablation import prepare
 from pgmkit.evaluate.ablation.plan import make_plan
 from pgmkit.plugins import build_component
@@ -156,20 +156,30 @@ def test_methods_keep_as_many_latents_and_none_twice() -> None:
     assert means["lash"] < means["jbt"] < means["polarity"] < means["none"] - 4 * error
 
 
-def fake_ablation(folder: Path, scores: dict[str, list[float]], **columns: Any) -> Path:
+def fake_ablation(
+    folder: Path,
+    scores: dict[str, list[float]],
+    measures: Sequence[str] = ("clusters", "samples"),
+    unsampled: int = 0,
+    **columns: Any,
+) -> Path:
     """Writes what an ablation would leave, with one score per method and seed."""
     folder.mkdir(parents=True)
     with (folder / "cells.csv").open("w") as file:
-        keys = ["clusters.adjusted_mutual_information", "samples.adjusted_mutual_information"]
+        keys = [f"{measure}.adjusted_mutual_information" for measure in measures]
+        diagnosed = {
+            "diagnostics.cluster_fidelity": 0.9,
+            "diagnostics.clusters_without_samples": unsampled,
+        }
         place = {"generator": "MNIST", "sampler": "kmeans-gmm", "clusters": "10", **columns}
-        header = ["density", *place, "seed", *keys, "diagnostics.cluster_fidelity", "error"]
+        header = ["density", *place, "seed", *keys, *diagnosed, "error"]
         writer = csv.DictWriter(file, header)
         writer.writeheader()
         for method, values in scores.items():
             for seed, value in enumerate(values):
                 numbers = dict.fromkeys(keys, "" if value < 0 else value)
                 row = {"density": method, **place, "seed": seed, **numbers}
-                writer.writerow({**row, "diagnostics.cluster_fidelity": 0.9})
+                writer.writerow({**row, **diagnosed})
     settings = {
         "latents": [100],
         "remove": [0.2],
@@ -192,8 +202,9 @@ def fake_ablation(folder: Path, scores: dict[str, list[float]], **columns: Any) 
         "failed": 1,
         "settings": settings,
         "seconds": {"spectra": 1.0, "cells": 2.0},
-        "machine": "an abacus",
-        "versions": {"pgmkit": "0"},
+        "spectra_taken_up": 1,
+        "machines": ["a slide rule", "an abacus"],
+        "versions": {"pgmkit": ["0", "1"]},
     }
     (folder / "ablation.json").write_text(json.dumps(record))
     return folder
@@ -220,7 +231,14 @@ def test_measured_and_published_numbers_stand_side_by_side(
         "JBT Sampling (0.3000), LASH (0.2000), Polarity Sampling (0.0500). 2 of 3 pairs are in "
         "the paper's order; the paper's best, LASH, is best in 0 of 1 seeds." in printed
     )
-    for part in ("mnist-dcgan (weights 0123456789ab)", "seeds: 0, 1", "an abacus", "1 of them"):
+    for part in (
+        "mnist-dcgan (weights 0123456789ab)",
+        "seeds: 0, 1",
+        "a slide rule; an abacus",
+        "pgmkit 0 and 1.",
+        "or where a run was stopped: 1;",
+        "1 of them",
+    ):
         assert part in printed
 
 
@@ -232,6 +250,28 @@ def test_what_the_paper_did_not_do_is_not_set_beside_it(
     results = scripts[1].read_results(fake_ablation(tmp_path / "fake", scores, **other))
     assert scripts[1].side_by_side(results) == ""
     assert "0.2000 ± 0.1414" in scripts[1].short_table(results)
+
+
+@pytest.mark.parametrize("measure", ["clusters", "samples"])
+def test_what_was_not_measured_is_not_set_beside_the_paper(
+    measure: str, scripts: tuple[ModuleType, ModuleType], tmp_path: Path
+) -> None:
+    scores = {"LASH": [0.1, 0.3], "JBT Sampling": [0.3, 0.2]}
+    folder = fake_ablation(tmp_path / "fake", scores, measures=[measure])
+    text = scripts[1].side_by_side(scripts[1].read_results(folder))
+    assert ("Table 1" in text, "Table 2" in text) == (measure == "clusters", measure == "samples")
+
+
+def test_the_check_fails_where_clusters_cannot_be_sampled(
+    scripts: tuple[ModuleType, ModuleType], tmp_path: Path
+) -> None:
+    fake_ablation(tmp_path / "samplers", {"LASH": [0.9, 0.9]}, unsampled=2)
+    result = invoke(scripts[0], "check", "samplers", "--results", tmp_path, "--fidelity", 0.5)
+    assert result.exit_code == 3, result.output
+    assert "clusters without samples" in result.output
+    assert "2 ± 0 |" in result.output
+    shown = scripts[1].short_table(scripts[1].read_results(tmp_path / "samplers"))
+    assert "| clusters without samples |" in shown
 
 
 def test_a_folder_without_results_is_refused(
@@ -390,6 +430,71 @@ def test_generators_that_are_not_there_can_be_left_out(
         scripts[0].prepare_experiment("faces-flowers", [], available=True)
     with pytest.raises(LoadError, match="there is no folder runs"):
         scripts[0].prepare_experiment("faces-flowers", [], available=False)
+
+
+def test_the_next_experiment_runs_where_one_has_no_generators(
+    scripts: tuple[ModuleType, ModuleType], tmp_path: Path
+) -> None:
+    source = write_tiny_generator(tmp_path / "tiny")
+    configs = {name: tmp_path / f"{name}.toml" for name in ("absent", "present")}
+    rest = 'densities = ["none"]\nclusters = 2\nlatents = 60\nmeasures = ["selection"]\njobs = 1\n'
+    configs["absent"].write_text(f'# None\ngenerators = ["local-dir:nowhere"]\n{rest}')
+    configs["present"].write_text(f'# One\ngenerators = ["{source}", "local-dir:nowhere"]\n{rest}')
+    arguments = ["--available", "-o", tmp_path / "runs", "--results", tmp_path / "results"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scripts[0], "configs", lambda: configs)
+        result = invoke(scripts[0], "ablate", "all", *arguments)
+        alone = invoke(scripts[0], "ablate", "absent", *arguments)
+    assert result.exit_code == 0, result.output
+    assert "absent is left out: none of the generators of absent is there" in result.output
+    assert "local-dir:nowhere is left out" in result.output
+    assert len((tmp_path / "results" / "present" / "cells.csv").read_text().splitlines()) == 2
+    assert not (tmp_path / "results" / "absent").exists()
+    assert isinstance(alone.exception, LoadError)
+
+
+def test_results_of_more_generators_are_kept(
+    done: tuple[Path, list[str]], scripts: tuple[ModuleType, ModuleType]
+) -> None:
+    folder, arguments = done
+    path = folder / "results" / "mnist" / "ablation.json"
+    before = path.read_text()
+    record = json.loads(before)
+    (first,) = record["settings"]["generators"]
+    record["settings"]["generators"] = [first, {**first, "name": "Fashion-MNIST"}]
+    path.write_text(json.dumps(record))
+    cells = (path.parent / "cells.csv").stat().st_mtime_ns
+    refused = invoke(scripts[0], "ablate", "mnist", *arguments, "--available")
+    assert isinstance(refused.exception, LoadError)
+    assert "results of Fashion-MNIST too, which would be lost" in str(refused.exception)
+    assert json.loads(path.read_text()) == record
+    assert (path.parent / "cells.csv").stat().st_mtime_ns == cells
+    path.write_text(before)
+    assert invoke(scripts[0], "ablate", "mnist", *arguments, "--available").exit_code == 0
+
+
+def test_a_cluster_that_cannot_be_sampled_is_drawn_blank(
+    scripts: tuple[ModuleType, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grids = importlib.import_module("grids")
+    generator = pgmkit.load_generator(write_tiny_generator(tmp_path / "tiny"))
+    shattered = pgmkit.shatter(generator, num_clusters=2, num_latents=60)
+    labels: list[str] = []
+    monkeypatch.setattr(
+        grids, "png", lambda figure: labels.extend(a.get_ylabel() for a in figure.axes) or b""
+    )
+    sample = pgmkit.ShatteredGenerator.sample_latents
+
+    def rarely(self: Any, n: int, cluster: int | None = None, seed: int = 0) -> torch.Tensor:
+        if cluster == 1:
+            raise SamplingError("took 0 of 80 proposals")
+        return sample(self, n, cluster, seed)
+
+    monkeypatch.setattr(pgmkit.ShatteredGenerator, "sample_latents", rarely)
+    with pytest.warns(PgmkitWarning, match="cluster 1 cannot be sampled"):
+        grids.cluster_grid(shattered, "title", columns=2)
+    assert labels[0].startswith("cluster 0\n")
+    assert labels[1].startswith("cluster 1: cannot be sampled\n")
 
 
 def test_committed_results_are_small_and_the_index_is_that_of_them(

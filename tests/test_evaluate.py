@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import pgmkit
 from pgmkit.errors import ParameterError, PgmkitWarning, SamplingError
+from pgmkit.evaluate import diagnostics
 from pgmkit.evaluate.classifier import Classifier
 from pgmkit.evaluate.diagnostics import (
     cluster_fidelity,
@@ -402,6 +403,34 @@ def against_noise(folder: Path) -> tuple[object, ...]:
     return ("evaluate", folder / "result", *data, "-n", 60)
 
 
+class Wide(nn.Module):
+    """Makes images of 3×48×96, each of one brightness per colour."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        return z[:, :3, None, None].tanh().expand(-1, -1, 48, 96)
+
+
+def test_large_images_are_made_smaller_before_they_are_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    generator = pgmkit.Generator(
+        Wide(), latent=pgmkit.LatentSpec(4), image=pgmkit.ImageSpec((3, 48, 96)), name="wide"
+    )
+    shattered = pgmkit.shatter(generator, density="none", num_clusters=2, num_latents=60)
+    seen: list[Tensor] = []
+
+    def recorded(images: Tensor, clusters: Tensor, **options: Any) -> float:
+        seen.append(images)
+        return latent_output_agreement(images, clusters, **options)
+
+    monkeypatch.setattr(diagnostics, "latent_output_agreement", recorded)
+    diagnose(shattered, num_latents=40, refit=False)
+    (images,) = seen
+    assert images.shape == (40, 3, 16, 32)
+    assert torch.allclose(images, images[..., :1, :1].expand_as(images), atol=1e-6)
+    assert len(images.unique(dim=0)) == 40
+
+
 def test_evaluate_prints_and_writes_all_numbers(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "evaluation.json"
     words = against_noise(folder)
@@ -415,6 +444,8 @@ def test_evaluate_prints_and_writes_all_numbers(folder: Path, tmp_path: Path) ->
         assert part["num_features"] == 128
     assert (fidelity["before"]["num_samples"], fidelity["before"]["num_reference"]) == (60, 40)
     assert fidelity["data"]["shape"] == [40, 1, 32, 32]
+    said = {"source": str(folder / "result"), "split": "train", "num_samples": 60, "seed": 0}
+    assert numbers["evaluation"] == said
     assert numbers["scores"]["mapper samples"]["num_samples"] == 60
     assert 0 <= numbers["cluster_fidelity"]["overall"] <= 1
     assert numbers["diagnostics"]["latents"] == "mapper samples"

@@ -30,10 +30,12 @@ SHOWN = {
     "samples.class_entropy": "class entropy of samples, nats",
     "diagnostics.cluster_fidelity": "cluster fidelity",
     "diagnostics.worst_cluster": "of the worst cluster",
+    "diagnostics.clusters_without_samples": "clusters without samples",
     "diagnostics.acceptance_rate": "acceptance rate",
     "selection.effective_sample_size": "effective sample size",
 }
 """What the short table of an experiment shows; table.md has all."""
+UNSAMPLED = "diagnostics.clusters_without_samples"
 
 
 @dataclass(frozen=True)
@@ -125,10 +127,18 @@ def comparable(results: Results) -> list[str]:
 
 
 def side_by_side(results: Results) -> str:
-    """Returns the paper's and the measured numbers in one table per data set and table."""
+    """Returns the paper's and the measured numbers in one table per data set and table.
+
+    Tables of what was not measured are left out.
+    """
     published = read_toml(PUBLISHED)
     parts = []
-    for data_set, (measure, table) in itertools.product(comparable(results), TABLES.items()):
+    measured = {
+        measure: table
+        for measure, table in TABLES.items()
+        if numbers(results.cells, f"{measure}.{RANKED_BY}")
+    }
+    for data_set, (measure, table) in itertools.product(comparable(results), measured.items()):
         by_method = {
             method: cells
             for (generator, method), cells in results.groups(["generator", "density"]).items()
@@ -210,9 +220,15 @@ def protocol(results: Results) -> str:
     record, settings = results.record, results.record["settings"]
     samplers = "; ".join(_method(table) for table in settings["samplers"])
     densities = "; ".join(_method(table) for table in settings["densities"])
-    seconds = record["seconds"]
+    seconds, taken_up = record["seconds"], record["spectra_taken_up"]
     warned = (
         f", {record['warned']} warned (see cells.json of the run)" if record.get("warned") else ""
+    )
+    before = (
+        f" Spectra taken up from the cache, or where a run was stopped: {taken_up}; what they took "
+        "before is not counted."
+        if taken_up
+        else ""
     )
     lines = [
         f"* Latents from the prior: {_listed(settings['latents'], ',')}; removed share: "
@@ -223,10 +239,10 @@ def protocol(results: Results) -> str:
         *(_generator(table, record) for table in settings["generators"]),
         "* Numbers are means ± standard deviation over seeds, with n - 1.",
         f"* {record['cells']} cells, {record['failed']} of them failed{warned}.",
-        f"* Time: spectra and labels {seconds['spectra']:,.0f} s, which is next to nothing where a "
-        f"cache had them, cells {seconds['cells']:,.0f} s in all.",
-        f"* Machine: {record['machine']}. Versions: "
-        + ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+        f"* Time: spectra and labels {seconds['spectra']:,.0f} s, "
+        f"cells {seconds['cells']:,.0f} s in all.{before}",
+        f"* Made on: {'; '.join(record['machines'])}. Versions: "
+        + ", ".join(f"{name} {' and '.join(found)}" for name, found in record["versions"].items())
         + ".",
     ]
     if record.get("command"):
@@ -290,7 +306,8 @@ def reached(
         thresholds: for each metric the threshold of a data set; NaN is none.
 
     Returns:
-        A Markdown table, and whether all means are there and none is below its threshold.
+        A Markdown table, and whether all means are there, none is below its threshold, and no cell
+        has clusters that cannot be sampled, which the other numbers leave out.
 
     Raises:
         LoadError: no cell is left by `where`.
@@ -312,9 +329,12 @@ def reached(
                 text += f", {'reaches' if good else 'UNDER'} {threshold:g}"
                 passed = passed and good
             texts.append(text)
-        rows.append([*place, *texts])
+        unsampled = numbers(group, UNSAMPLED)
+        passed = passed and not any(unsampled)
+        rows.append([*place, *texts, plus_minus(unsampled, len(group), ".3g")])
     header = [axis.rpartition(".")[2] for axis in results.varying]
-    return markdown_table([*header, *(SHOWN[metric] for metric in thresholds)], rows), passed
+    shown = [SHOWN[metric] for metric in (*thresholds, UNSAMPLED)]
+    return markdown_table([*header, *shown], rows), passed
 
 
 def main() -> None:

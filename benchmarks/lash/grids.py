@@ -21,7 +21,7 @@ def cluster_grid(
     scored: int = 200,
     seed: int = 0,
 ) -> bytes:
-    """Draws samples of the mapper of each cluster, as PNG.
+    """Draws samples of the mapper of each cluster, as PNG; a cluster without samples is blank.
 
     Args:
         shattered: fresh or loaded.
@@ -41,14 +41,16 @@ def cluster_grid(
         axes.set_yticks([])
         axes.spines[:].set_visible(False)
         label = f"cluster {cluster}"
-        if sizes[cluster]:
-            count = max(columns, scored if classifier else 0)
-            images = shattered.sample(count, cluster, seed)
+        count = max(columns, scored if classifier else 0)
+        latents = shattered.try_cluster(count, cluster, seed) if sizes[cluster] else None
+        if latents is not None:
+            images = shattered.images(latents)
             strip = pictures.grid(pictures.to_uint8(images[:columns], value_range), columns)
             axes.imshow(strip, cmap="gray" if strip.ndim == 2 else None, vmin=0, vmax=255)
             if classifier is not None:
                 label += f": {_purity(images, classifier, value_range)}"
         else:
+            label += ": cannot be sampled" if sizes[cluster] else ""
             axes.imshow(np.full((height, width * columns), 255), cmap="gray", vmin=0, vmax=255)
         axes.set_ylabel(
             f"{label}\n{sizes[cluster]:,} latents",

@@ -9,7 +9,7 @@ import math
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from pgmkit.config import apply_overrides, read_toml
 from pgmkit.errors import LoadError, ParameterError, PgmkitError, UnknownNameError
 from pgmkit.evaluate.ablation import PreparedAblation, prepare, run
 from pgmkit.evaluate.ablation.cells import Measurer
-from pgmkit.evaluate.ablation.plan import slug
+from pgmkit.evaluate.ablation.plan import GeneratorSettings, make_plan, slug
 from pgmkit.references import open_folder
 
 HERE = Path(__file__).parent
@@ -63,6 +63,10 @@ available_option = click.option(
 )
 
 
+class NotRunError(LoadError):
+    """Too few of the generators of an experiment are there."""
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def cli() -> None:
     """Run the experiments of the LASH paper, and others, by name."""
@@ -94,16 +98,27 @@ def ablate(
 ) -> None:
     """Run experiments by NAMES, or "all", and write their results and pages.
 
-    A run that was stopped continues. The exit code is 3 if some cells failed and 1 if all did.
+    A run that was stopped continues. Of several experiments with --available, those without any
+    generator are left out, and those whose results are of generators that are not there now. The
+    exit code is 3 if some cells failed and 1 if all did.
     """
     if overrides and results is None:
         raise click.UsageError(
             "--set makes another experiment; name a folder for its results with --results"
         )
     code = 0
-    for name in configs() if names == ("all",) else names:
+    names = tuple(configs()) if names == ("all",) else names
+    for name in names:
         report(f"{name}: {title_of(config_of(name))}")
-        prepared = prepare_experiment(name, overrides, available=available, jobs=jobs)
+        try:
+            prepared = prepare_experiment(name, overrides, available=available, jobs=jobs)
+            if available:
+                check_results((results or HERE) / name, list(prepared.models))
+        except NotRunError as error:
+            if len(names) == 1:
+                raise
+            report(f"{name} is left out: {error}")
+            continue
         progress = sys.stderr.isatty()
         summary = run(prepared, out / name, progress=progress, report=report)
         if summary is None:  # another process of the engine tells
@@ -207,7 +222,8 @@ def check(
 ) -> None:
     """Print AMI of the mapper's samples and cluster fidelity of NAME, for each data set.
 
-    The exit code is 3 if a mean over seeds is under its threshold, or a number is missing. A
+    The exit code is 3 if a mean over seeds is under its threshold, a number is missing, or a cell
+    has clusters that cannot be sampled, which these numbers leave out. A
     threshold without a data set is that of all data sets which have none of their own.
     """
     table, passed = reached(
@@ -251,15 +267,33 @@ def title_of(config: Path) -> str:
     return config.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
 
 
-def is_available(generator: Mapping[str, Any]) -> bool:
+def is_available(generator: GeneratorSettings) -> bool:
     """Returns whether generator and classifier are there; says why not on stderr."""
     try:
-        open_folder(generator["source"]).config()
-        open_folder(generator["classifier"], "classifier").config()
+        open_folder(generator.source).config()
+        if generator.classifier is not None:
+            open_folder(generator.classifier, "classifier").config()
     except PgmkitError as error:
-        report(f"{generator['name']} is left out: {error}")
+        report(f"{generator.name or generator.source} is left out: {error}")
         return False
     return True
+
+
+def check_results(to: Path, generators: Sequence[str]) -> None:
+    """Checks that results to be written are of all generators that those in their place are of.
+
+    Raises:
+        NotRunError: some are missing.
+    """
+    if not (to / RECORD).exists():
+        return
+    settings = json.loads((to / RECORD).read_text(encoding="utf-8"))["settings"]
+    lost = [t["name"] for t in settings["generators"] if t["name"] not in generators]
+    if lost:
+        raise NotRunError(
+            f"{to} has results of {', '.join(lost)} too, which would be lost; bring these "
+            "generators back, or name another folder with --results"
+        )
 
 
 def outcome(summary: Mapping[str, Any]) -> int:
@@ -315,13 +349,16 @@ def prepare_experiment(
     """Checks the settings of an experiment and loads its models.
 
     Raises:
+        NotRunError: `available`, and none of its generators is.
         PgmkitError: one of its models is not there, or a setting is wrong.
     """
     values = apply_overrides(read_toml(config_of(name)), overrides)
     if available:
-        values["generators"] = [g for g in values["generators"] if is_available(g)]
+        plan, given = make_plan(values), values["generators"]
+        pairs = zip(given, plan.generators, strict=True)
+        values["generators"] = [table for table, found in pairs if is_available(found)]
         if not values["generators"]:
-            raise LoadError(f"none of the generators of {name} is there; see {config_of(name)}")
+            raise NotRunError(f"none of the generators of {name} is there; see {config_of(name)}")
     return prepare(values if jobs is None else {**values, "jobs": jobs})
 
 

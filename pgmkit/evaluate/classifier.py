@@ -1,5 +1,7 @@
 """Classifiers that give class labels to generated images, for evaluation only."""
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -89,6 +91,12 @@ class Classifier:
         device = next(self.module.parameters()).device
         logits = [self.module(batch.to(device)).cpu() for batch in scaled.split(512)]
         return torch.cat(logits).argmax(dim=1)
+
+    def fingerprint(self) -> str:
+        """Returns a SHA-256 over weights, layers and names of the classes, in hexadecimal."""
+        digest = hashlib.sha256(json.dumps([repr(self.module), self.classes]).encode())
+        digest.update(hub.serialise(self.module.state_dict()))
+        return digest.hexdigest()
 
 
 def load_classifier(reference: str) -> Classifier:

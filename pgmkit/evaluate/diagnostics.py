@@ -17,15 +17,18 @@ from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from threadpoolctl import threadpool_limits
 from torch import Tensor
+from torch.nn import functional
 
 from pgmkit.config import check_count
 from pgmkit.errors import ParameterError, PgmkitWarning, SamplingError
 from pgmkit.evaluate.metrics import kept_latents
+from pgmkit.generator import Generator
 from pgmkit.plugins import build_component
 from pgmkit.seeds import derive_seed, random_generator
 from pgmkit.shattering import ShatteredGenerator
 
 _STARTS = 4
+_SIDE = 32
 
 
 @dataclass(frozen=True)
@@ -80,8 +83,9 @@ class Diagnostics:
             loaded, which tend to look a little tidier.
         num_latents: how many.
         silhouette_latents: of the clusters in latent space; see `silhouette`.
-        silhouette_images: of the same clusters in the space of pixels.
-        latent_output_agreement: see `latent_output_agreement`.
+        silhouette_images: of the same clusters in the space of pixels; images larger than 32 pixels
+            are made smaller first.
+        latent_output_agreement: see `latent_output_agreement`; on the same images.
         stability: see `stability`; None for a result that was loaded, or if not asked for.
         cluster_fidelity: see `cluster_fidelity`.
     """
@@ -119,7 +123,7 @@ def diagnose(
         latents, clusters = latents[chosen], clusters[chosen]
     else:
         latents, clusters = shattered.try_latents(num_latents, seed)
-    images = shattered.images(latents)
+    images = _small_images(shattered.generator, latents)
     per_cluster = max(1, num_latents // shattered.num_clusters)
     return Diagnostics(
         latents="kept latents" if fresh else "mapper samples",
@@ -278,6 +282,26 @@ def cluster_fidelity(
         seconds_per_accepted=total_seconds / total_share if total_share else None,
         acceptance_rates=_acceptance_rates(shattered),
         num_samples=num_samples,
+    )
+
+
+def _small_images(generator: Generator, latents: Tensor) -> Tensor:
+    """Returns G(z) on the CPU, larger images made smaller batch by batch to bound the memory.
+
+    The longer side becomes 32 pixels.
+    """
+    height, width = generator.image.shape[1:]
+    shrink = max(height, width) / _SIDE
+    if shrink <= 1:
+        return generator.images(latents)
+    size = (max(1, round(height / shrink)), max(1, round(width / shrink)))
+    return torch.cat(
+        [
+            functional.interpolate(
+                batch.float(), size, mode="bilinear", align_corners=False, antialias=True
+            ).cpu()
+            for batch in generator.image_batches(latents)
+        ]
     )
 
 

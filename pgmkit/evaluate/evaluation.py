@@ -91,7 +91,12 @@ def evaluate(
         "density": dict(shattered.origin.density),
         "sampler": dict(shattered.origin.sampler),
         "settings": dict(shattered.origin.settings),
-        "evaluation": {"num_samples": num_samples, "seed": seed},
+        "evaluation": {
+            "source": source,
+            "split": None if images is None else split,
+            "num_samples": num_samples,
+            "seed": seed,
+        },
         "classifier": None if judge is None else {"name": judge.name, **judge.measured},
         "scores": {} if scores is None else {"mapper samples": scores},
         "cluster_fidelity": cluster_fidelity,

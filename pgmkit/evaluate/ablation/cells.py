@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
@@ -29,6 +29,7 @@ from pgmkit.evaluate.metrics import classify_latents
 from pgmkit.generator import Generator
 from pgmkit.hub import load_generator
 from pgmkit.images import ImageData
+from pgmkit.machine import machine
 from pgmkit.references import first_line
 from pgmkit.shattering import ShatteredGenerator, shatter
 from pgmkit.spectrum import Spectrum, load_spectrum
@@ -63,13 +64,24 @@ class Models:
         return Reference(self.images, self.extractor, cache=self.cache)
 
     def pins(self) -> dict[str, Any]:
-        """Returns what identifies the weights, and the real images with what looks at them."""
+        """Returns what identifies the weights of all models, and the real images."""
         provenance = self.generator.provenance
         pins = {key: provenance[key] for key in _PINS if key in provenance}
+        if self.classifier is not None:
+            pins["classifier"] = self.classifier.fingerprint()
         if self.images is not None and self.extractor is not None:
             pins["reference"] = self.images.summary()
             pins["extractor"] = [self.extractor.name, self.extractor.version]
         return pins
+
+    def labelled_by(self) -> dict[str, str]:
+        """Returns what the classes of latents depend on; nothing without a classifier."""
+        if self.classifier is None:
+            return {}
+        return {
+            "generator": self.generator.fingerprint(),
+            "classifier": self.classifier.fingerprint(),
+        }
 
 
 @dataclass(frozen=True)
@@ -82,6 +94,7 @@ class Result:
         classes: names of the classes.
         origin: components, statistics and versions; see `pgmkit.shattering.Origin`.
         seconds: of each part and in total.
+        machine: that made the numbers.
         warnings: that came up.
         error: why there are no numbers, on one line; None if there are.
         traceback: of an error that is not expected.
@@ -92,6 +105,7 @@ class Result:
     classes: Sequence[str] = ()
     origin: Mapping[str, Any] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
+    machine: str = ""
     warnings: Sequence[str] = ()
     error: str | None = None
     traceback: str | None = None
@@ -105,11 +119,17 @@ class SharedFiles:
         generator: name.
         latents: number of them.
         seed: of the latents.
+
+    Attributes:
+        name: of all these files.
+        spectrum: folder of the spectrum.
+        record: says how long it took, and whether it was taken up from the cache or continued.
     """
 
     def __init__(self, folder: Path, generator: str, latents: int, seed: int) -> None:
         self.name = f"{slug(generator)}-latents-{latents}-seed-{seed}"
         self.spectrum = folder / self.name
+        self.record = folder / f"{self.name}.json"
         self._classes = folder / f"{self.name}.classes.safetensors"
 
     def compute(
@@ -129,20 +149,26 @@ class SharedFiles:
         seconds = {"spectrum": round(time.perf_counter() - started, 3)}
         if not is_coordinator(engine) or models.classifier is None:
             return seconds
-        if self.classes(len(spectrum)) is None:
+        if self.classes(len(spectrum), models) is None:
             started = time.perf_counter()
             classes = classify_latents(models.generator, models.classifier, spectrum.latents)
-            files.write_bytes(self._classes, save({"classes": classes}))
+            files.write_bytes(self._classes, save({"classes": classes}, models.labelled_by()))
             seconds["classes"] = round(time.perf_counter() - started, 3)
         return seconds
 
-    def classes(self, count: int) -> Tensor | None:
-        """Returns the classes of the latents (count,); None if they are not there or damaged."""
+    def classes(self, count: int, models: Models) -> Tensor | None:
+        """Returns the classes of the latents (count,); None if they are not there or damaged.
+
+        Those of another classifier or generator, by their weights, are not there.
+        """
         try:
-            classes = load_file(self._classes).get("classes")
+            with safe_open(self._classes, "pt") as file:
+                if (file.metadata() or {}) != models.labelled_by():
+                    return None
+                classes: Tensor = file.get_tensor("classes")
         except (OSError, SafetensorError):
             return None
-        return None if classes is None or classes.shape != (count,) else classes
+        return None if classes.shape != (count,) else classes
 
 
 class Measurer:
@@ -183,7 +209,7 @@ class Measurer:
                 result = failure(error, traceback.format_exc())
         said = list(dict.fromkeys(first_line(warning.message) for warning in caught))  # type: ignore[arg-type]
         seconds = {**result.seconds, "total": round(time.perf_counter() - started, 3)}
-        return replace(result, seconds=seconds, warnings=said)
+        return replace(result, seconds=seconds, machine=machine(), warnings=said)
 
     def shatter(self, cell: Cell) -> ShatteredGenerator:
         """Returns the shattered generator of a cell, from the spectrum that is there.
@@ -193,17 +219,18 @@ class Measurer:
         """
         spectrum, _ = self._shared_of(cell)
         density, sampler = dict(cell.density.table), dict(cell.sampler.table)
-        return shatter(
-            self._models_of(cell).generator,
-            density=density.pop("name"),
-            sampler=sampler.pop("name"),
-            num_clusters=cell.clusters,
-            remove=cell.remove,
-            seed=cell.seed,
-            spectrum=spectrum.first(cell.latents),
-            density_args=density,
-            sampler_args=sampler,
-        )
+        with _threads(self._threads):
+            return shatter(
+                self._models_of(cell).generator,
+                density=density.pop("name"),
+                sampler=sampler.pop("name"),
+                num_clusters=cell.clusters,
+                remove=cell.remove,
+                seed=cell.seed,
+                spectrum=spectrum.first(cell.latents),
+                density_args=density,
+                sampler_args=sampler,
+            )
 
     def _measure(self, cell: Cell) -> Result:
         shattered, models = self.shatter(cell), self._models_of(cell)
@@ -242,7 +269,8 @@ class Measurer:
         shared = SharedFiles(self._folder, cell.generator, self._latents, cell.seed)
         if self._shared is None or self._shared[0] != shared.name:
             spectrum = load_spectrum(shared.spectrum)
-            self._shared = (shared.name, spectrum, shared.classes(len(spectrum)))
+            classes = shared.classes(len(spectrum), self._models_of(cell))
+            self._shared = (shared.name, spectrum, classes)
         return self._shared[1:]
 
 

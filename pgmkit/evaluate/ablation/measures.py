@@ -138,11 +138,13 @@ def measure_diagnostics(subject: Subject) -> dict[str, float | None]:
     count = min(subject.num_samples, _LATENTS_DIAGNOSED)
     found = diagnose(shattered, num_latents=count, seed=subject.seed, refit=False)
     returned = found.cluster_fidelity
+    sizes = shattered.cluster_sizes
+    shares = [share or 0.0 for share, size in zip(returned.clusters, sizes, strict=True) if size]
     rates = [rate for rate in returned.acceptance_rates or () if rate is not None]
     seconds = returned.seconds_per_accepted
     return {
         "cluster_fidelity": returned.overall,
-        "worst_cluster": min(share for share in returned.clusters if share is not None),
+        "worst_cluster": min(shares),
         "clusters_without_samples": returned.clusters.count(None),
         "milliseconds_per_accepted": None if seconds is None else 1000 * seconds,
         "acceptance_rate": mean(rates) if rates else None,
@@ -173,10 +175,15 @@ def measure_fidelity(subject: Subject) -> dict[str, float | None]:
         "after": [found.after],
         "clusters": [scores for scores in found.clusters if scores is not None],
     }
+    by_class = [one for one in parts["clusters"] if one.reference != found.after.reference]
     return {
-        f"{score}_{part}": mean(getattr(one, score) for one in scores) if scores else None
-        for score in _FIDELITY
-        for part, scores in parts.items()
+        "clusters_scored": len(parts["clusters"]),
+        "clusters_against_class": len(by_class),
+        **{
+            f"{score}_{part}": mean(getattr(one, score) for one in scores) if scores else None
+            for score in _FIDELITY
+            for part, scores in parts.items()
+        },
     }
 
 
@@ -247,6 +254,7 @@ MEASURES = {
         {
             "cluster_fidelity": Metric("Cluster fidelity", "high", panel="cluster fidelity"),
             "worst_cluster": Metric("Cluster fidelity, worst", "high", panel="cluster fidelity"),
+            "clusters_without_samples": Metric("Clusters without samples", "low", ".3g"),
             "acceptance_rate": Metric("Acceptance rate", "high"),
             "milliseconds_per_accepted": Metric("Milliseconds per sample", "low", ".3g"),
             "silhouette_latents": Metric("Silhouette of latents", "high", panel="silhouette"),
@@ -266,11 +274,17 @@ MEASURES = {
         measure_fidelity,
         "Images against real ones, before and after shattering, and mean over clusters",
         {
-            f"{score}_{part}": Metric(
-                f"{title} {part}", None if part == "before" else best, panel=title
-            )
-            for score, (title, best) in _FIDELITY.items()
-            for part in ("before", "after", "clusters")
+            **{
+                f"{score}_{part}": Metric(
+                    f"{title} {part}", None if part == "before" else best, panel=title
+                )
+                for score, (title, best) in _FIDELITY.items()
+                for part in ("before", "after", "clusters")
+            },
+            "clusters_scored": Metric("Clusters scored", form=".3g", panel="clusters"),
+            "clusters_against_class": Metric(
+                "Clusters against images of their class", form=".3g", panel="clusters"
+            ),
         },
         needs="reference",
     ),

@@ -205,7 +205,8 @@ class Plan:
         """Returns all cells, those of one generator and seed together.
 
         Args:
-            pins: what identifies the weights of each generator, by its name.
+            pins: what identifies the weights of each generator and of all that looks at its
+                images, by its name.
 
         Raises:
             ParameterError: two cells are the same.
@@ -217,7 +218,7 @@ class Plan:
                 self.seeds, self.densities, self.samplers, *rest
             ):
                 values = {
-                    "generator": {**pins[generator.name], "classifier": generator.classifier},
+                    "generator": pins[generator.name],
                     "density": density.table,
                     "sampler": sampler.table,
                     "clusters": clusters,
@@ -225,6 +226,7 @@ class Plan:
                     "latents": latents,
                     "seed": seed,
                     "samples": self.settings.samples,
+                    "threads": self.settings.threads,
                     "measures": list(self.settings.measures),
                 }
                 name = slug(

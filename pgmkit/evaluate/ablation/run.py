@@ -1,7 +1,6 @@
 """An ablation as a run: checked before it starts, resumable, and told in tables and figures."""
 
 import contextlib
-import importlib.metadata
 import json
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -34,8 +33,8 @@ from pgmkit.evaluate.ablation.tables import (
     to_latex,
     to_markdown,
 )
-from pgmkit.machine import machine
 from pgmkit.plugins import build_from_table, registry
+from pgmkit.spectrum.store import MANIFEST_FILE
 
 ABLATION_FILE = "ablation.json"
 _CHANGES_NO_RESULT = ("cache", "memory_budget")
@@ -188,6 +187,7 @@ def _share(
             continue
         shared = SharedFiles(out / "spectra", name, max(plan.latents), seed)
         lines: list[str] = []
+        begun = (shared.spectrum / MANIFEST_FILE).exists()
         try:
             seconds = shared.compute(
                 plan.spectrum_settings(generators[name], seed),
@@ -206,9 +206,11 @@ def _share(
             continue
         ready += cells
         if is_coordinator(engine):
-            record = out / "spectra" / f"{shared.name}.json"
+            record = shared.record
             if not record.exists():
-                files.write_json(record, {"seconds": seconds, "from_cache": lines})
+                files.write_json(
+                    record, {"seconds": seconds, "from_cache": lines, "continued": begun}
+                )
             for line in (*lines, f"spectrum and classes in {_seconds(sum(seconds.values()))}"):
                 tell(f"{shared.name}: {line}")
     return ready
@@ -306,11 +308,16 @@ def _summary(
     out: Path,
 ) -> dict[str, Any]:
     failed = [row for row in rows if row.result.error is not None]
-    spectra = {
-        path.stem: json.loads(path.read_text()) for path in sorted((out / "spectra").glob("*.json"))
-    }
+    spectra = {}
+    for name, seed in prepared.spectra:
+        shared = SharedFiles(out / "spectra", name, max(prepared.plan.latents), seed)
+        if shared.record.exists():
+            spectra[shared.name] = json.loads(shared.record.read_text())
     plugins = {r.name: r.version for r in registry().records if r.status == "loaded"}
-    libraries = ("pgmkit", "torch", "scikit-learn", "numpy")
+    versions: dict[str, set[str]] = {}
+    for row in rows:
+        for name, version in row.result.origin.get("versions", {}).items():
+            versions.setdefault(name, set()).add(version)
     return {
         "cells": len(rows),
         "computed": computed,
@@ -320,12 +327,15 @@ def _summary(
             "spectra": round(sum(sum(s["seconds"].values()) for s in spectra.values()), 2),
             "cells": round(sum(row.result.seconds.get("total", 0.0) for row in rows), 2),
         },
+        "spectra_taken_up": sum(
+            bool(s["from_cache"] or s.get("continued")) for s in spectra.values()
+        ),
         "tables": [asdict(table) for table in tables],
         "settings": prepared.resolved(),
         "spectra": spectra,
         "plugins": plugins,
-        "versions": {name: importlib.metadata.version(name) for name in libraries},
-        "machine": machine(),
+        "versions": {name: sorted(found) for name, found in sorted(versions.items())},
+        "machines": sorted({row.result.machine for row in rows if row.result.machine}),
     }
 
 
