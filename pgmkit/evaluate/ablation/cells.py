@@ -1,20 +1,17 @@
 """Computing cells: what a generator and seed share, and what each cell adds."""
 
-import contextlib
 import math
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from pgmkit import files
@@ -29,7 +26,7 @@ from pgmkit.evaluate.metrics import classify_latents
 from pgmkit.generator import Generator
 from pgmkit.hub import load_generator
 from pgmkit.images import ImageData
-from pgmkit.machine import machine
+from pgmkit.machine import machine, thread_limit
 from pgmkit.references import first_line
 from pgmkit.shattering import ShatteredGenerator, shatter
 from pgmkit.spectrum import Spectrum, load_spectrum
@@ -199,7 +196,7 @@ class Measurer:
     def __call__(self, cell: Cell) -> Result:
         """Computes a cell; an error is its result."""
         started = time.perf_counter()
-        with warnings.catch_warnings(record=True) as caught, _threads(self._threads):
+        with warnings.catch_warnings(record=True) as caught, thread_limit(self._threads):
             warnings.simplefilter("always")
             try:
                 result = self._measure(cell)
@@ -219,7 +216,7 @@ class Measurer:
         """
         spectrum, _ = self._shared_of(cell)
         density, sampler = dict(cell.density.table), dict(cell.sampler.table)
-        with _threads(self._threads):
+        with thread_limit(self._threads):
             return shatter(
                 self._models_of(cell).generator,
                 density=density.pop("name"),
@@ -297,15 +294,3 @@ def load_models(settings: GeneratorSettings, *, cache: bool = True) -> Models:
 def failure(error: Exception, details: str | None = None) -> Result:
     """Returns the result of a cell that an error kept from having numbers."""
     return Result(error=f"{type(error).__name__}: {first_line(error)}", traceback=details)
-
-
-@contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Lets tensor operations and fits use so many threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        with threadpool_limits(limits=count):
-            yield
-    finally:
-        torch.set_num_threads(before)
