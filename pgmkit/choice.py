@@ -15,11 +15,11 @@ import numpy.typing as npt
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import adjusted_rand_score, silhouette_score
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from pgmkit.config import check_count
 from pgmkit.errors import ParameterError, PgmkitWarning, UnknownNameError, nearest_names
+from pgmkit.machine import thread_limit
 from pgmkit.seeds import derive_seed
 from pgmkit.selection import check_remove, num_kept
 
@@ -152,7 +152,7 @@ def choose_num_clusters(
     chosen_by = _CRITERIA[criterion]
     array = _as_array(points)
     scores, null = np.zeros((_REPEATS, len(ordered))), np.zeros((_REPEATS, len(ordered)))
-    with threadpool_limits(limits=1), warnings.catch_warnings():
+    with thread_limit(1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # points may repeat
         for repeat in range(_REPEATS):
             random = _random(seed, "halves", repeat)
@@ -235,7 +235,7 @@ def choose_removed_mass(
     array = _as_array(points)
     order = log_weights.argsort(descending=True, stable=True).cpu().numpy()
     gain, left = np.zeros((_REPEATS, len(ordered))), np.zeros((_REPEATS, len(ordered)))
-    with threadpool_limits(limits=1), warnings.catch_warnings():
+    with thread_limit(1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         for repeat in range(_REPEATS):
             sample = _random(seed, "sample", repeat).permutation(len(array))[:_HALF]

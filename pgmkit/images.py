@@ -89,6 +89,18 @@ def load_images(source: str, *, split: str = "train", size: int | None = None) -
     return ImageData(images.contiguous(), labels, Path(source).name)
 
 
+def shrunk(images: Tensor, size: int) -> Tensor:
+    """Returns images (B, C, H, W) with the longer side at most `size`, in the same proportion."""
+    height, width = images.shape[-2:]
+    factor = size / max(height, width)
+    if factor >= 1:
+        return images
+    shape = (max(1, round(height * factor)), max(1, round(width * factor)))
+    return functional.interpolate(
+        images, shape, mode="bilinear", align_corners=False, antialias=True
+    )
+
+
 def _load_npz(path: Path, split: str) -> tuple[Tensor, Tensor | None]:
     try:
         with np.load(path, allow_pickle=False) as archive:

@@ -25,12 +25,12 @@ from pgmkit.errors import (
     PluginError,
     UnknownNameError,
 )
+from pgmkit.images import shrunk
 from pgmkit.plugins import build_component
 from pgmkit_plugins.samplers import manifold
 from pgmkit_plugins.samplers.classifier import LatentClassifier
 from pgmkit_plugins.samplers.feature_kmeans import FeatureKMeans
 from pgmkit_plugins.samplers.manifold import spectral_embedding
-from pgmkit_plugins.samplers.output_kmeans import shrunk
 from pgmkit_plugins.samplers.pca import leading_eigenvectors, principal_components
 
 DIM = 6

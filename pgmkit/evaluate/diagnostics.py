@@ -15,14 +15,14 @@ import torch
 from sklearn import metrics
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
-from threadpoolctl import threadpool_limits
 from torch import Tensor
-from torch.nn import functional
 
 from pgmkit.config import check_count
 from pgmkit.errors import ParameterError, PgmkitWarning, SamplingError
 from pgmkit.evaluate.metrics import kept_latents
 from pgmkit.generator import Generator
+from pgmkit.images import shrunk
+from pgmkit.machine import thread_limit
 from pgmkit.plugins import build_component
 from pgmkit.seeds import derive_seed, random_generator
 from pgmkit.shattering import ShatteredGenerator
@@ -181,8 +181,7 @@ def latent_output_agreement(
     labels = clusters.cpu().numpy()
     state = derive_seed(seed, "outputs") % 2**32
     k = len(np.unique(labels))
-    # Threads would add up in an order that changes from run to run.
-    with threadpool_limits(limits=1):
+    with thread_limit(1):
         if num_components < min(pixels.shape):
             pca = PCA(num_components, svd_solver="randomized", random_state=state)
             pixels = pca.fit_transform(pixels)
@@ -290,19 +289,8 @@ def _small_images(generator: Generator, latents: Tensor) -> Tensor:
 
     The longer side becomes 32 pixels.
     """
-    height, width = generator.image.shape[1:]
-    shrink = max(height, width) / _SIDE
-    if shrink <= 1:
-        return generator.images(latents)
-    size = (max(1, round(height / shrink)), max(1, round(width / shrink)))
-    return torch.cat(
-        [
-            functional.interpolate(
-                batch.float(), size, mode="bilinear", align_corners=False, antialias=True
-            ).cpu()
-            for batch in generator.image_batches(latents)
-        ]
-    )
+    batches = generator.image_batches(latents)
+    return torch.cat([shrunk(batch.float(), _SIDE).cpu() for batch in batches])
 
 
 def _acceptance_rates(shattered: ShatteredGenerator) -> list[float | None] | None:

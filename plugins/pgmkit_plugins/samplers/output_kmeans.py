@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from pgmkit.config import check_count
 from pgmkit.errors import UnknownNameError
+from pgmkit.images import shrunk
 from pgmkit_plugins.samplers.composed import Array, ComposedSampler, images_of
 from pgmkit_plugins.samplers.pca import principal_components
 
@@ -73,15 +73,3 @@ class OutputKMeans(ComposedSampler):
         """Yields what the components are of, batches (B, D), float64 on the CPU."""
         for images in images_of(self._generator, self._name).image_batches(latents):
             yield shrunk(images.float(), self.image_size).flatten(1).cpu().double()
-
-
-def shrunk(images: Tensor, size: int) -> Tensor:
-    """Returns images (B, C, H, W) with the longer side at most `size`, in the same proportion."""
-    height, width = images.shape[-2:]
-    factor = size / max(height, width)
-    if factor >= 1:
-        return images
-    shape = (max(1, round(height * factor)), max(1, round(width * factor)))
-    return functional.interpolate(
-        images, shape, mode="bilinear", align_corners=False, antialias=True
-    )
