@@ -328,7 +328,7 @@ class TestRay:
         generator = pgmkit.load_generator("mnist-dcgan")
         size = {"num_latents": 90, "block_size": 5}
         expected, out = tmp_path / "expected", tmp_path / "out"
-        compute(generator, expected, "ray", **size)
+        compute(generator, expected, "local", **size)
         begin_like(expected, out)
         before: dict[str, int] = {}
 

@@ -166,6 +166,16 @@ def test_when_memory_runs_out_it_goes_on_with_fewer_latents() -> None:
     torch.testing.assert_close(result, expected)
 
 
+def test_a_worker_that_runs_out_of_memory_at_its_first_latents_goes_on_with_fewer() -> None:
+    generator = generator_of(Hungry(), 4, (1, 2, 4))
+    z = generator.sample_latents(4, 0)
+    expected = JacobianSpectra(generator).compute(z)["singular_values"]
+    jacobians = JacobianSpectra(generator, plan=JacobianPlan("layers", batch_size=2, tangents=4))
+    jacobians._differentiator.generator.module.limit = 1
+    torch.testing.assert_close(jacobians.compute(z)["singular_values"], expected)
+    assert jacobians.plan.batch_size == 1
+
+
 def test_when_there_is_no_memory_at_all_the_error_says_so() -> None:
     generator = generator_of(Hungry(), 4, (1, 2, 4))
     jacobians = JacobianSpectra(generator)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import pgmkit
 from pgmkit.engines.local import LocalEngine
 from pgmkit.errors import LoadError, OutputError, ParameterError
-from pgmkit.spectrum import load_spectrum
+from pgmkit.spectrum import differentiation, load_spectrum
 from pgmkit.spectrum.differentiation import Differentiator, JacobianPlan
 from pgmkit.spectrum.jacobian import JacobianSpectra
 
@@ -275,6 +275,33 @@ def test_the_number_of_workers_changes_no_bit() -> None:
     ]
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+@pytest.mark.parametrize("kernel", ["live", "taps"])
+def test_a_plan_that_this_process_chose_before_is_followed_to_the_bit(
+    kernel: str, batch_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers have the plan alone; what was tried to find it must leave nothing behind."""
+    network = nn.Sequential(
+        nn.Linear(LATENT, 64 * 16),
+        nn.Unflatten(1, (64, 4, 4)),
+        nn.ReLU(),
+        nn.ConvTranspose2d(64, 2, 4, 2, 1),
+    )
+    generator = generator_of(network)
+    z = generator.sample_latents(5, seed=0)
+    plan = JacobianPlan("layers", batch_size, LATENT, {"3": kernel})
+    of_worker = JacobianSpectra(generator, plan=plan).compute(z)["singular_values"]
+    dense_plan = dataclasses.replace(plan, kernels={})
+    by_dense = JacobianSpectra(generator, plan=dense_plan).compute(z)["singular_values"]
+    assert not torch.equal(of_worker, by_dense)
+
+    monkeypatch.setattr(differentiation, "_CALIBRATED", {})
+    monkeypatch.setattr(Differentiator, "_calibrate", lambda self, memory: plan)
+    chosen = JacobianSpectra(generator)
+    assert chosen.plan == plan
+    assert torch.equal(chosen.compute(z)["singular_values"], of_worker)
 
 
 def test_fewer_latents_are_the_first_of_more() -> None:

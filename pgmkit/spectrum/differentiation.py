@@ -244,7 +244,8 @@ class Differentiator:
             _CALIBRATED[key] = self._calibrate(memory)
         plan = _CALIBRATED[key]
         if self._program is not None:
-            self._program.kernels = dict(plan.kernels)
+            # Workers have the plan alone. What was written down in trying is of other kernels.
+            self._program = self._trace(plan.kernels)
         return plan
 
     def _calibrate(self, memory: int) -> JacobianPlan:
@@ -254,7 +255,6 @@ class Differentiator:
             tangents = max(1, min(dim, memory // self._layer_bytes))
             directions = torch.eye(z.shape[1]).to(z)[: min(tangents, _CALIBRATION_TANGENTS)]
             self._program.calibrate(z[:1], directions)
-            self._program.forget()  # the weights of layers in forms that were only tried
             self.plan = replace(
                 self.plan,
                 tangents=tangents,

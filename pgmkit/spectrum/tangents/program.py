@@ -103,7 +103,7 @@ class TangentProgram:
         return torch.cat([self._push(latent[None], directions, batched=False) for latent in z])
 
     def calibrate(self, z: Tensor, directions: Tensor) -> None:
-        """Finds the quickest kernels for such latents (B, M) and directions (D, M).
+        """Finds and takes up the quickest kernels for such latents (B, M) and directions (D, M).
 
         What counts is the time for all layers, since some kernels leave their output in memory in
         a way that slows down what follows.
@@ -130,9 +130,7 @@ class TangentProgram:
                 convolution.kernel = before
         kernels = {str(place): calls[place].state["convolution"][1].kernel for place, _ in trials}
         self.kernels = {place: kernel for place, kernel in kernels.items() if kernel != "dense"}
-
-    def forget(self) -> None:
-        """Frees what was written down; the next push writes it down again."""
+        # They have other kernels, and the weights of layers in forms that were only tried.
         self._tapes = {}
 
     def _seconds(self, z: Tensor, directions: Tensor) -> float:
@@ -253,6 +251,8 @@ def check_independent(function: Callable[[Tensor], Tensor], z: Tensor) -> None:
             "it mixes latents or is random: two latents give another image than one"
         ) from error
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         message = f"it does not run on one and two latents: {error}"
         raise UnsupportedModuleError(message) from error
 
