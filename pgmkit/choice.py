@@ -8,6 +8,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,9 @@ from pgmkit.selection import check_remove, num_kept
 
 Array = npt.NDArray[np.float32]
 Values = npt.NDArray[np.float64]
+MakeClusterer = Callable[[int, int], Any]
 
+STABILITY = "stability"
 AUTO = "auto"
 NUM_CLUSTERS_OPTIONS = ("criterion", "candidates")
 MASS_OPTIONS = ("candidates", "max_loss")
@@ -107,15 +110,17 @@ class _Criterion:
 def choose_num_clusters(
     points: Tensor,
     candidates: Sequence[int] = NUM_CLUSTERS,
-    criterion: str = "stability",
+    criterion: str = STABILITY,
     *,
+    make_clusterer: MakeClusterer | None = None,
     seed: int = 0,
 ) -> Choice:
     """Chooses the number of clusters k.
 
     Five times two disjoint halves of at most 2,000 points are drawn, and two samples of as many
     from a Gaussian with the mean and the covariance of the points, which has no clusters. The
-    criteria compare the two; all of them use k-means (four starts):
+    criteria compare the two; all of them use k-means (four starts), unless `make_clusterer` is
+    given for "stability":
 
     * "stability": both halves are clustered, and the second also by the nearest centres of the
       first; a is the adjusted Rand index of the two labellings of the second half, b its mean for
@@ -135,6 +140,8 @@ def choose_num_clusters(
         points: (n, d), where clusters are looked for; n at least four times the largest candidate.
         candidates: whole numbers from 2.
         criterion: one of the three names.
+        make_clusterer: makes, of k and a seed, what "stability" clusters with: an object with
+            `fit(points)` and `predict(points)`, as scikit-learn's clusterers have them.
         seed: of the halves, the Gaussian and k-means.
 
     Raises:
@@ -150,6 +157,9 @@ def choose_num_clusters(
     """
     ordered = check_num_clusters(len(points), candidates, criterion)
     chosen_by = _CRITERIA[criterion]
+    score = chosen_by.score
+    if make_clusterer is not None and criterion == STABILITY:
+        score = partial(_agreement, make_clusterer=make_clusterer)
     array = _as_array(points)
     scores, null = np.zeros((_REPEATS, len(ordered))), np.zeros((_REPEATS, len(ordered)))
     with thread_limit(1), warnings.catch_warnings():
@@ -159,8 +169,8 @@ def choose_num_clusters(
             halves, gaussian = _halves(array, random), _gaussian_halves(array, random)
             for index, k in enumerate(ordered):
                 kmeans_seed = derive_seed(seed, criterion, repeat, k) % 2**31
-                scores[repeat, index] = chosen_by.score(*halves, k, kmeans_seed)
-                null[repeat, index] = chosen_by.score(*gaussian, k, kmeans_seed)
+                scores[repeat, index] = score(*halves, k, kmeans_seed)
+                null[repeat, index] = score(*gaussian, k, kmeans_seed)
     by_points = chosen_by.compare(scores, null.mean(axis=0))
     by_null = chosen_by.compare(scores.mean(axis=0), null)
     mean = by_points.mean(axis=0)
@@ -405,9 +415,13 @@ def _gaussian_halves(points: Array, random: np.random.Generator) -> tuple[Array,
     return drawn[:half].astype(np.float32), drawn[half:].astype(np.float32)
 
 
-def _agreement(first: Array, second: Array, k: int, seed: int) -> float:
-    by_first = _kmeans(first, k, seed).predict(second)
-    return float(adjusted_rand_score(by_first, _kmeans(second, k, seed + 1).labels_))
+def _agreement(
+    first: Array, second: Array, k: int, seed: int, make_clusterer: MakeClusterer | None = None
+) -> float:
+    make = make_clusterer or _make_kmeans
+    by_first = make(k, seed).fit(first).predict(second)
+    by_second = make(k, seed + 1).fit(second).predict(second)
+    return float(adjusted_rand_score(by_first, by_second))
 
 
 def _log_within(first: Array, second: Array, k: int, seed: int) -> float:
@@ -450,7 +464,7 @@ def _best(mean: Values, std: Values) -> int:
 
 
 _CRITERIA = {
-    "stability": _Criterion(
+    STABILITY: _Criterion(
         _agreement,
         _corrected,
         _largest_near_best,
@@ -471,7 +485,11 @@ CRITERIA = tuple(_CRITERIA)
 
 
 def _kmeans(points: Array, k: int, seed: int) -> KMeans:
-    return KMeans(k, n_init=_STARTS, max_iter=100, random_state=seed).fit(points)
+    return _make_kmeans(k, seed).fit(points)
+
+
+def _make_kmeans(k: int, seed: int) -> KMeans:
+    return KMeans(k, n_init=_STARTS, max_iter=100, random_state=seed)
 
 
 def _margins(distances: Array) -> Values:

@@ -618,7 +618,12 @@ def _choose(
         count = len(scores) if by_mass is not None else num_kept(len(scores), remove)
         count = min(count, int((scores > -math.inf).sum()))
         kept = scores.argsort(descending=True, stable=True)[:count].sort().values
-        choices["num_clusters"] = choose_num_clusters(points[kept], **by_clusters, seed=seed)
+        choices["num_clusters"] = choose_num_clusters(
+            points[kept],
+            **by_clusters,
+            make_clusterer=getattr(clusterer, "make_clusterer", None),
+            seed=seed,
+        )
         num_clusters = int(choices["num_clusters"].value)
     if by_mass is not None:
         choices["remove"] = choose_removed_mass(

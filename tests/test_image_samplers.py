@@ -27,11 +27,12 @@ from pgmkit.errors import (
 )
 from pgmkit.images import shrunk
 from pgmkit.plugins import build_component
-from pgmkit_plugins.samplers import manifold
+from pgmkit_plugins.samplers import manifold, self_trained
 from pgmkit_plugins.samplers.classifier import LatentClassifier
 from pgmkit_plugins.samplers.feature_kmeans import FeatureKMeans
 from pgmkit_plugins.samplers.manifold import spectral_embedding
 from pgmkit_plugins.samplers.pca import leading_eigenvectors, principal_components
+from pgmkit_plugins.samplers.self_trained import SelfTrained
 
 DIM = 6
 TINY = "test_resnet"
@@ -88,6 +89,13 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "features": ("feature-kmeans", timm_features()),
     "spectral": ("manifold", {}),
     "spectral k-means": ("manifold", {"clusterer": "kmeans", "max_points": 300}),
+    "spectral of learned": (
+        "manifold",
+        {
+            "embedding_dims": 4,
+            "space": {"name": "learned", "steps": 30, "batch_size": 64, "width": 4, "flip": False},
+        },
+    ),
     "hdbscan": (
         "manifold",
         {"clusterer": "hdbscan", "embedding_dims": 3, "min_cluster_size": 25},
@@ -95,6 +103,18 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "learned": (
         "learned",
         {"steps": 30, "batch_size": 64, "width": 4, "strength": 0.3, "flip": False},
+    ),
+    "mixture": ("output-mixture", {"num_dims": 8}),
+    "self-trained": (
+        "self-trained",
+        {
+            "base": {"name": "output-mixture", "num_dims": 8},
+            "rounds": 1,
+            "steps": 40,
+            "width": 8,
+            "strength": 0.3,
+            "flip": False,
+        },
     ),
     "most stable": (
         "most-stable",
@@ -252,6 +272,86 @@ def test_draws_stay_inside_a_uniform_prior(case: str) -> None:
     assert 1.9 < drawn.abs().max() <= 2
 
 
+class Spread(nn.Module):
+    """Images around one template, near where z₀ is negative and far where it is positive."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        size = torch.where(z[:, :1] > 0, 1.0, 0.05)
+        return (size * z[:, 1:].repeat(1, 13)[:, :64]).reshape(-1, 1, 8, 8)
+
+
+def test_a_mixture_tells_groups_apart_that_differ_in_spread_alone() -> None:
+    generator = pgmkit.Generator(Spread(), pgmkit.LatentSpec(DIM), pgmkit.ImageSpec((1, 8, 8)))
+    latents = generator.sample_latents(500, seed=0)
+    near = (latents[:, 0] <= 0).long()
+    found = {
+        name: build_component("cluster-samplers", name, num_clusters=2)
+        .fit(latents, generator=generator, seed=0)
+        .labels_
+        for name in ("output-mixture", "output-kmeans")
+    }
+    assert agreement(found["output-mixture"], near) > 0.9
+    assert agreement(found["output-kmeans"], near) < 0.4
+    chosen = build_component(
+        "cluster-samplers",
+        "most-stable",
+        num_clusters=2,
+        candidates=["output-kmeans", "output-mixture"],
+    ).fit(latents, generator=generator, seed=0)
+    assert chosen.summary()["chosen"] == "output-mixture"
+    assert chosen.stability_[1] > 0.8
+
+
+class Mistaken:
+    """A base that puts every seventh latent of two groups into the wrong one."""
+
+    def __init__(self, num_clusters: int = 2) -> None:
+        self.num_clusters = num_clusters
+
+    def set_params(self, num_clusters: int) -> None:
+        self.num_clusters = num_clusters
+
+    def fit(self, latents: Tensor, *, generator: pgmkit.Generator, seed: int) -> None:
+        self.labels_ = (truth(latents) + (torch.arange(len(latents)) % 7 == 0)) % 4
+
+
+def test_self_training_corrects_what_the_images_do_not_bear_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(self_trained, "build_from_table", lambda *_: Mistaken())
+    generator = gated()
+    latents = generator.sample_latents(600, seed=0)
+    sampler = build("self-trained", rounds=2).fit(latents, generator=generator, seed=0)
+    assert agreement(sampler.labels_, truth(latents)) > 0.97
+    assert sampler.base_agreement_ == pytest.approx(6 / 7, abs=0.02)
+    assert sampler.summary()["base agreement"] == pytest.approx(6 / 7, abs=0.02)
+    with pytest.raises(ParameterError, match=r"has no features\(\)"):
+        sampler.features(latents, generator=generator)
+
+
+def test_a_round_that_loses_a_cluster_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = gated()
+    latents = generator.sample_latents(300, seed=0)
+    turns = iter([4, 4, 3])
+
+    def train(self: Any, pool: Tensor, labels: Tensor, *_: Any) -> nn.Module:
+        return Constant(next(turns))
+
+    class Constant(nn.Module):
+        def __init__(self, groups: int) -> None:
+            super().__init__()
+            self.groups = groups
+
+        def forward(self, images: Tensor) -> Tensor:
+            numbers = torch.arange(len(images)) % self.groups
+            return nn.functional.one_hot(numbers, 4).float()
+
+    monkeypatch.setattr(SelfTrained, "_train", train)
+    sampler = build("self-trained", rounds=9).fit(latents, generator=generator, seed=0)
+    assert sampler.network_.groups == 4
+    assert next(turns, None) is None
+
+
 def test_images_come_in_batches() -> None:
     generator = gated()
     latents = generator.sample_latents(1000, seed=0)
@@ -388,7 +488,7 @@ def test_noise_goes_to_the_nearest_cluster() -> None:
         "cluster-samplers",
         "clusterer",
         clusterer="sklearn.cluster:DBSCAN",
-        space="latents",
+        space="kmeans-gmm",
         clusterer_args={"eps": 0.5},
         num_clusters=9,
     )
@@ -408,7 +508,9 @@ def test_noise_goes_to_the_nearest_cluster() -> None:
     ],
 )
 def test_what_is_no_clusterer_is_refused(clusterer: str, message: str) -> None:
-    sampler = build_component("cluster-samplers", "clusterer", clusterer=clusterer, space="latents")
+    sampler = build_component(
+        "cluster-samplers", "clusterer", clusterer=clusterer, space="kmeans-gmm"
+    )
     with pytest.raises(PluginError, match=message):
         sampler.fit(torch.randn(20, 2))
 
@@ -416,9 +518,9 @@ def test_what_is_no_clusterer_is_refused(clusterer: str, message: str) -> None:
 def test_parameters_of_a_clusterer_are_checked() -> None:
     latents = torch.randn(20, 2)
     with pytest.raises(ParameterError, match="num_clusters of the sampler"):
-        build("agglomerative", space="latents", clusterer_args={"n_clusters": 3}).fit(latents)
+        build("agglomerative", space="kmeans-gmm", clusterer_args={"n_clusters": 3}).fit(latents)
     with pytest.raises(ParameterError, match="'linkage'"):
-        build("agglomerative", space="latents", clusterer_args={"linkag": "ward"}).fit(latents)
+        build("agglomerative", space="kmeans-gmm", clusterer_args={"linkag": "ward"}).fit(latents)
     for name in ("AgglomerativeClustering", "sklearn.cluster:", ":Thing"):
         with pytest.raises(ParameterError, match="'module:Class'"):
             build("agglomerative", clusterer=name)
@@ -508,7 +610,7 @@ def test_a_timm_model_gets_what_it_was_trained_on(channels: int) -> None:
     seen: list[Tensor] = []
     sampler.features(latents, generator=generator)
     sampler.network_.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
-    sampler.fit(latents, generator=generator)
+    sampler.points(latents)
     mean = torch.tensor([0.485, 0.456, 0.406])
     std = torch.tensor([0.229, 0.224, 0.225])
     assert seen[0].shape == (2, 3, 160, 160)
@@ -633,8 +735,14 @@ def test_a_network_that_cannot_look_at_the_images_is_named() -> None:
         ("manifold", {"embedding_dims": 0}, "embedding_dims"),
         ("manifold", {"max_points": 0}, "max_points"),
         ("clusterer", {"max_points": 3}, "at least the number of clusters, 10, not 3"),
-        ("clusterer", {"space": "pixels"}, "no space"),
+        ("clusterer", {"space": "pixels"}, "pixels"),
+        ("manifold", {"space": "most-stable"}, "cannot be a space"),
         ("output-kmeans", {"image_size": 0}, "image_size"),
+        ("self-trained", {"base": "nothing"}, "nothing"),
+        ("self-trained", {"rounds": 0}, "rounds"),
+        ("self-trained", {"batch_size": 1}, "batch_size"),
+        ("self-trained", {"strength": -1}, "strength"),
+        ("self-trained", {"learning_rate": 0}, "learning_rate"),
     ],
 )
 def test_parameters_are_checked(name: str, parameters: dict[str, Any], message: str) -> None:

@@ -68,9 +68,11 @@ def test_the_documented_methods_come_in_through_entry_points() -> None:
     assert [c.name for c in list_components("cluster-samplers")] == [
         "kmeans-gmm",
         "output-kmeans",
+        "output-mixture",
         "feature-kmeans",
         "manifold",
         "learned",
+        "self-trained",
         "most-stable",
         "clusterer",
     ]

@@ -19,6 +19,11 @@ def pgmkit_cluster_samplers() -> list[Component]:
             "k-means on principal components of the generated images",
         ),
         Component(
+            "output-mixture",
+            "pgmkit_plugins.samplers.output_mixture:OutputMixture",
+            "Gaussians on principal components of the generated images",
+        ),
+        Component(
             "feature-kmeans",
             "pgmkit_plugins.samplers.feature_kmeans:FeatureKMeans",
             "k-means on features that a timm model or your own network has of the images",
@@ -37,6 +42,13 @@ def pgmkit_cluster_samplers() -> list[Component]:
             "pgmkit_plugins.samplers.learned:Learned",
             "k-means on features learned from the generator's images by contrast",
             citation="Chen et al., SimCLR, 2020, with moves of the latent",
+        ),
+        Component(
+            "self-trained",
+            "pgmkit_plugins.samplers.self_trained:SelfTrained",
+            "the clusters of another sampler, corrected by a network that learns them",
+            citation="Xie, Luong, Hovy and Le, Self-training with Noisy Student, CVPR 2020, from "
+            "clusters instead of labels",
         ),
         Component(
             "most-stable",

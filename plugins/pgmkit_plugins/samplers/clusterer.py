@@ -12,15 +12,14 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from pgmkit.components import check_parameters
-from pgmkit.errors import ParameterError, PluginError, UnknownNameError
-from pgmkit_plugins.samplers.composed import SKIPPED, Array, as_array, check_max_points, some_of
-from pgmkit_plugins.samplers.output_kmeans import OutputKMeans
+from pgmkit.errors import ParameterError, PluginError
+from pgmkit_plugins.samplers.composed import SKIPPED, Array, some_of
+from pgmkit_plugins.samplers.space import SpaceSampler
 
-SPACES = ("outputs", "latents")
 _COUNTS = ("n_clusters", "n_components")
 
 
-class AnyClusterer(OutputKMeans):
+class AnyClusterer(SpaceSampler):
     """Clusters by a class that has scikit-learn's `fit_predict(points) -> labels`.
 
     The class gets `num_clusters` as its `n_clusters` or `n_components`; if it has neither, it finds
@@ -34,42 +33,34 @@ class AnyClusterer(OutputKMeans):
         num_clusters: k, at least 1.
         clusterer: "module:Class".
         clusterer_args: parameters of the class.
-        space: "outputs" clusters principal components of the images, "latents" the latents.
-        max_points: how many latents the clusterer gets, at least `num_clusters`, since many need
-            memory that grows with their square; the classifier assigns the others.
-        num_dims: as for `OutputKMeans`.
-        image_size: as for `OutputKMeans`.
-        predict_from: as for `OutputKMeans`.
+        space: as for `SpaceSampler`; "kmeans-gmm" has the latents themselves for points.
+        max_points: as for `SpaceSampler`; many clusterers need memory that grows with its square.
+        predict_from: as for `SpaceSampler`.
         num_components: as for `ComposedSampler`.
         mapper: as for `ComposedSampler`.
         mapper_args: as for `ComposedSampler`.
     """
-
-    _name = "clusterer"
-    _classified = True
 
     def __init__(
         self,
         num_clusters: int = 10,
         clusterer: str = "sklearn.cluster:AgglomerativeClustering",
         clusterer_args: Mapping[str, Any] | None = None,
-        space: str = "outputs",
+        space: str | Mapping[str, Any] = "output-kmeans",
         max_points: int = 10_000,
-        num_dims: int = 50,
-        image_size: int = 32,
         predict_from: str = "points",
         num_components: int | str = 2,
         mapper: str = "mixture",
         mapper_args: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(
-            num_clusters=num_clusters,
-            num_dims=num_dims,
-            image_size=image_size,
-            predict_from=predict_from,
-            num_components=num_components,
-            mapper=mapper,
-            mapper_args=mapper_args,
+            num_clusters,
+            space,
+            max_points,
+            predict_from,
+            num_components,
+            mapper,
+            mapper_args,
         )
         module, _, attribute = str(clusterer).partition(":")
         if not isinstance(clusterer, str) or not module or not attribute:
@@ -77,35 +68,23 @@ class AnyClusterer(OutputKMeans):
                 "clusterer is written 'module:Class', such as "
                 f"'sklearn.cluster:AgglomerativeClustering', not {clusterer!r}"
             )
-        if space not in SPACES:
-            raise UnknownNameError("space", space, SPACES)
-        check_max_points(max_points, num_clusters)
         self.clusterer = clusterer
         self.clusterer_args = clusterer_args
-        self.space = space
-        self.max_points = max_points
         self._loaded = False
-
-    @property
-    def _saved(self) -> tuple[str, ...]:  # type: ignore[override]
-        return ("labels", "mean", "components") if self.space == "outputs" else ("labels",)
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Takes up what `state` returned, and imports no clusterer."""
         super().load_state(state)
         self._loaded = True
 
-    def _fit_points(self, latents: Tensor, seed: int) -> None:
+    def fit_points(self, latents: Tensor, seed: int) -> None:
+        """Learns how to turn latents (n, M) into points."""
         if self._loaded:
             raise ParameterError(
                 f"a sampler that was loaded does not import {self.clusterer!r}, since that would "
                 "run code that its folder names; build a new one to fit it"
             )
-        if self.space == "outputs":
-            super()._fit_points(latents, seed)
-
-    def _points(self, latents: Tensor) -> Array:
-        return super()._points(latents) if self.space == "outputs" else as_array(latents)
+        super().fit_points(latents, seed)
 
     def _find_clusters(self, points: Array, random_state: int) -> npt.NDArray[Any]:
         model = self._build(random_state)

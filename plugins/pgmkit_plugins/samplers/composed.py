@@ -11,7 +11,7 @@ from sklearn.cluster import KMeans
 from torch import Tensor
 
 from pgmkit.config import check_count
-from pgmkit.errors import ParameterError, PgmkitError
+from pgmkit.errors import ParameterError, PgmkitError, UnknownNameError
 from pgmkit.generator import Generator, LatentSpec
 from pgmkit.machine import thread_limit
 from pgmkit.seeds import derive_seed
@@ -19,6 +19,8 @@ from pgmkit_plugins.samplers.classifier import LatentClassifier
 from pgmkit_plugins.samplers.mappers import Mapper, build_mapper
 
 Array = npt.NDArray[np.float64]
+
+PREDICT_FROM = ("points", "latents")
 
 SKIPPED = -2
 """The label of a point that a method did not look at, since it takes no more than so many."""
@@ -53,12 +55,13 @@ class ComposedSampler(CheckedParameters):
 
     This class clusters the latents themselves by k-means. A method of its own overrides
 
-    * `_fit_points` and `_points`, if it clusters something else than latents;
+    * `fit_points` and `points`, if it clusters something else than latents;
     * `_find_clusters` and `_assign`, if it clusters otherwise than by k-means; instead of `_assign`
       it may set `_classified`, and a classifier learns the clusters that were found;
     * `_finds_number`, if it finds the number of clusters itself;
     * `_saved`, the names of the fitted tensors that make up its state (without the trailing
-      underscore).
+      underscore), and `_saved_of_points`, of those that `points` needs; or `points_state` and
+      `load_points_state`, if they have other names.
 
     Args:
         num_clusters: k, at least 1.
@@ -77,6 +80,8 @@ class ComposedSampler(CheckedParameters):
     """
 
     _saved: tuple[str, ...] = ("labels", "cluster_centers")
+    _saved_of_points: tuple[str, ...] = ()
+    _made: tuple[Tensor, Array] | None = None
     _classified: bool = False
     _finds_number: bool = False
     predict_from: str = "points"
@@ -113,9 +118,10 @@ class ComposedSampler(CheckedParameters):
         """
         self.bind(generator)
         with thread_limit(1):
-            self._fit_points(latents, seed)
+            self.fit_points(latents, seed)
         self._fitted_for = (generator, seed)
-        return torch.from_numpy(self._points(latents))
+        self._made = latents, self.points(latents)
+        return torch.from_numpy(self._made[1])
 
     def fit(
         self,
@@ -147,8 +153,10 @@ class ComposedSampler(CheckedParameters):
         self.bind(generator)
         if not prepared:
             with thread_limit(1):
-                self._fit_points(latents, seed)
-        points = self._points(latents)
+                self.fit_points(latents, seed)
+        made, self._made = self._made, None
+        known_already = prepared and made is not None and torch.equal(made[0], latents)
+        points = made[1] if made is not None and known_already else self.points(latents)
         with thread_limit(1):
             found = self._find_clusters(points, derive_seed(seed, "k-means") % 2**32)
         labels = torch.from_numpy(found.astype(np.int64))
@@ -218,26 +226,33 @@ class ComposedSampler(CheckedParameters):
         classifier = {} if self.classifier_ is None else self.classifier_.state()
         return (
             own
-            | {f"mapper.{name}": value for name, value in self.mapper_.state().items()}
-            | {f"classifier.{name}": value for name, value in classifier.items()}
+            | self.points_state()
+            | with_prefix("mapper.", self.mapper_.state())
+            | with_prefix("classifier.", classifier)
         )
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Takes up what `state` returned."""
-        parts: dict[str, dict[str, Tensor]] = {"mapper": {}, "classifier": {}}
-        for name, value in state.items():
-            part, _, rest = name.partition(".")
-            if rest:
-                parts.setdefault(part, {})[rest] = value
-            else:
-                setattr(self, f"{name}_", value)
+        for name in self._saved:
+            setattr(self, f"{name}_", state[name])
         self.num_clusters_ = int(state["num_clusters"])
+        self.load_points_state(state)
         self.mapper_ = self._build_mapper()
-        self.mapper_.load_state(parts["mapper"])
+        self.mapper_.load_state(without_prefix("mapper.", state))
+        classifier = without_prefix("classifier.", state)
         self.classifier_ = None
-        if parts["classifier"]:
+        if classifier:
             self.classifier_ = LatentClassifier()
-            self.classifier_.load_state(parts["classifier"])
+            self.classifier_.load_state(classifier)
+
+    def points_state(self) -> dict[str, Tensor]:
+        """Returns what was fitted to turn latents into points, by name."""
+        return {name: getattr(self, f"{name}_") for name in self._saved_of_points}
+
+    def load_points_state(self, state: dict[str, Tensor]) -> None:
+        """Takes up what `points_state` returned; there may be more in it."""
+        for name in self._saved_of_points:
+            setattr(self, f"{name}_", state[name])
 
     @property
     def agreement_(self) -> float | None:
@@ -248,7 +263,7 @@ class ComposedSampler(CheckedParameters):
         """Returns what new latents are assigned by: their points, or the latents themselves."""
         if self.predict_from == "latents":
             return as_array(latents)
-        return self._points(latents) if points is None else points
+        return self.points(latents) if points is None else points
 
     def _clusters(self, inputs: Array) -> Tensor:
         """Returns the cluster of each of the `_inputs` (n, d), int64 (n,)."""
@@ -265,10 +280,10 @@ class ComposedSampler(CheckedParameters):
     def _prior(self) -> LatentSpec | None:
         return None if self._generator is None else self._generator.latent
 
-    def _fit_points(self, latents: Tensor, seed: int) -> None:
+    def fit_points(self, latents: Tensor, seed: int) -> None:
         """Learns how to turn latents (n, M) into points."""
 
-    def _points(self, latents: Tensor) -> Array:
+    def points(self, latents: Tensor) -> Array:
         """Returns the points (n, d) of latents (n, M)."""
         return as_array(latents)
 
@@ -294,10 +309,28 @@ class ComposedSampler(CheckedParameters):
         return assigned
 
 
+def with_prefix(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns a state whose names begin with a prefix."""
+    return {f"{prefix}{name}": value for name, value in state.items()}
+
+
+def without_prefix(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns that part of a state whose names begin with a prefix, without it."""
+    return {
+        name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
+    }
+
+
 def as_array(latents: Tensor) -> Array:
     """Returns latents (n, M) as float64 on the CPU."""
     array: Array = latents.detach().cpu().double().numpy()
     return array
+
+
+def check_predict_from(predict_from: str) -> None:
+    """Raises UnknownNameError unless new latents are assigned from "points" or "latents"."""
+    if predict_from not in PREDICT_FROM:
+        raise UnknownNameError("value of predict_from", predict_from, PREDICT_FROM)
 
 
 def check_max_points(max_points: int, num_clusters: int) -> None:
@@ -315,6 +348,14 @@ def some_of(points: Array, count: int, random_state: int) -> npt.NDArray[np.int6
         return np.arange(len(points))
     chosen = np.random.default_rng(random_state).choice(len(points), count, replace=False)
     return np.sort(chosen)
+
+
+def clusterer_of(sampler: Any, num_clusters: int, seed: int) -> Any:
+    """Returns what a cluster sampler finds clusters of its points with, or else k-means."""
+    make = getattr(sampler, "make_clusterer", None)
+    if make is not None:
+        return make(num_clusters, seed)
+    return KMeans(num_clusters, n_init=4, random_state=seed)
 
 
 def images_of(generator: Generator | None, method: str) -> Generator:

@@ -17,7 +17,7 @@ from pgmkit.errors import LoadError, ParameterError, PgmkitWarning, PluginError,
 from pgmkit.generator import Generator
 from pgmkit.references import first_line
 from pgmkit.seeds import derive_seed
-from pgmkit_plugins.samplers.composed import images_of
+from pgmkit_plugins.samplers.composed import images_of, with_prefix, without_prefix
 from pgmkit_plugins.samplers.output_kmeans import OutputKMeans
 
 _BATCH = 64
@@ -100,8 +100,8 @@ class FeatureKMeans(OutputKMeans):
         self.input_size = input_size
         self.normalize = normalize
 
-    def state(self) -> dict[str, Tensor]:
-        """Returns all that was fitted, by name.
+    def points_state(self) -> dict[str, Tensor]:
+        """Returns what was fitted to turn latents into points, by name.
 
         Raises:
             PluginError: the network is no timm model.
@@ -112,22 +112,20 @@ class FeatureKMeans(OutputKMeans):
                 f"{type(self.model).__name__}, since it could not be built again; give the name of "
                 "a timm model, or keep to samples"
             )
-        network = self.network_.state_dict()
-        return super().state() | {f"network.{name}": value for name, value in network.items()}
+        return super().points_state() | with_prefix("network.", self.network_.state_dict())
 
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """Takes up what `state` returned."""
-        prefix = "network."
-        network = {n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)}
-        super().load_state({n: v for n, v in state.items() if not n.startswith(prefix)})
+    def load_points_state(self, state: dict[str, Tensor]) -> None:
+        """Takes up what `points_state` returned; there may be more in it."""
+        super().load_points_state(state)
         self.network_ = _frozen(_untrained(str(self.model)))
-        self.network_.load_state_dict(network)
+        self.network_.load_state_dict(without_prefix("network.", state))
 
-    def _fit_points(self, latents: Tensor, seed: int) -> None:
+    def fit_points(self, latents: Tensor, seed: int) -> None:
+        """Learns how to turn latents (n, M) into points."""
         generator = images_of(self._generator, self._name)
         self.network_ = _frozen(self._build(derive_seed(seed, "network") % 2**32))
         self._check_network(generator, latents)
-        super()._fit_points(latents, seed)
+        super().fit_points(latents, seed)
 
     def _rows(self, latents: Tensor) -> Iterator[Tensor]:
         generator = images_of(self._generator, self._name)

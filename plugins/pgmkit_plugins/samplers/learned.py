@@ -12,7 +12,13 @@ from pgmkit.config import check_count
 from pgmkit.errors import ParameterError
 from pgmkit.generator import Generator, LatentSpec
 from pgmkit.seeds import derive_seed, random_generator
-from pgmkit_plugins.samplers.composed import Array, ComposedSampler, images_of
+from pgmkit_plugins.samplers.composed import (
+    Array,
+    ComposedSampler,
+    images_of,
+    with_prefix,
+    without_prefix,
+)
 
 _SIDE = 32
 _POOL = 10_000
@@ -52,7 +58,7 @@ class Learned(ComposedSampler):
         losses_: of every step, float64 (steps,), nats.
     """
 
-    _saved = (*ComposedSampler._saved, "losses")
+    _saved_of_points = ("losses",)
 
     def __init__(
         self,
@@ -90,25 +96,22 @@ class Learned(ComposedSampler):
         self.flip = flip
         self.learning_rate = learning_rate
 
-    def state(self) -> dict[str, Tensor]:
-        """Returns all that was fitted, by name."""
-        weights = {f"encoder.{k}": v.cpu() for k, v in self.encoder_.state_dict().items()}
-        return super().state() | weights
+    def points_state(self) -> dict[str, Tensor]:
+        """Returns what was fitted to turn latents into points, by name."""
+        weights = {name: value.cpu() for name, value in self.encoder_.state_dict().items()}
+        return super().points_state() | with_prefix("encoder.", weights)
 
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """Takes up what `state` returned."""
-        weights = {
-            key.removeprefix("encoder."): value
-            for key, value in state.items()
-            if key.startswith("encoder.")
-        }
-        super().load_state({k: v for k, v in state.items() if not k.startswith("encoder.")})
+    def load_points_state(self, state: dict[str, Tensor]) -> None:
+        """Takes up what `points_state` returned; there may be more in it."""
+        super().load_points_state(state)
+        weights = without_prefix("encoder.", state)
         first = weights["body.0.weight"]
         self.encoder_ = Encoder(first.shape[1], first.shape[0])
         self.encoder_.load_state_dict(weights)
         self.encoder_.eval().requires_grad_(False)
 
-    def _fit_points(self, latents: Tensor, seed: int) -> None:
+    def fit_points(self, latents: Tensor, seed: int) -> None:
+        """Learns how to turn latents (n, M) into points."""
         generator = images_of(self._generator, "learned")
         if len(latents) < _LEAST_LATENTS:
             raise ParameterError(
@@ -118,9 +121,9 @@ class Learned(ComposedSampler):
         random = random_generator(seed, "contrast")
         chosen = torch.randperm(len(latents), generator=random)[:_POOL]
         here = latents[chosen].cpu().float()
-        pool = [_bytes(generator, here)]
+        pool = [image_bytes(generator, here)]
         if self.move:
-            pool.append(_bytes(generator, moved(here, generator.latent, self.move, random)))
+            pool.append(image_bytes(generator, moved(here, generator.latent, self.move, random)))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "encoder"))
             encoder = Encoder(generator.image.shape[0], self.width)
@@ -157,7 +160,8 @@ class Learned(ComposedSampler):
         return torch.stack(losses).double().cpu()
 
     @torch.no_grad()
-    def _points(self, latents: Tensor) -> Array:
+    def points(self, latents: Tensor) -> Array:
+        """Returns the points (n, d) of latents (n, M)."""
         generator = images_of(self._generator, "learned")
         encoder = self.encoder_.to(generator.device)
         parts = [
@@ -297,7 +301,7 @@ def looked_at(generator: Generator, latents: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _bytes(generator: Generator, latents: Tensor) -> Tensor:
+def image_bytes(generator: Generator, latents: Tensor) -> Tensor:
     """Returns what is looked at as bytes (n, C, 32, 32) on the CPU."""
     parts = [
         looked_at(generator, batch).add_(1).mul_(127.5).round_().byte().cpu()

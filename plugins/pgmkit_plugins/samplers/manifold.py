@@ -22,22 +22,22 @@ from pgmkit.errors import ParameterError, PluginError, UnknownNameError
 from pgmkit.generator import Generator
 from pgmkit.machine import thread_limit
 from pgmkit.seeds import derive_seed
-from pgmkit_plugins.samplers.composed import SKIPPED, Array, check_max_points, some_of
-from pgmkit_plugins.samplers.output_kmeans import OutputKMeans
+from pgmkit_plugins.samplers.composed import SKIPPED, Array, some_of
 from pgmkit_plugins.samplers.pca import leading_eigenvectors
+from pgmkit_plugins.samplers.space import SpaceSampler
 
 EMBEDDINGS = ("spectral", "umap")
 CLUSTERERS = ("mixture", "kmeans", "hdbscan")
 _RIDGE = 1e-4
 
 
-class Manifold(OutputKMeans):
+class Manifold(SpaceSampler):
     """Clusters of an embedding of the images G(z), which follows the manifold that they lie on.
 
-    The principal components of the images are embedded in few dimensions, so that points stay near
-    their nearest neighbours, and clusters are found there. Neither embedding extends to new points
-    without keeping more than tensors, so a classifier learns the clusters from the components; see
-    `agreement_`.
+    The points of another sampler, such as principal components of the images, are embedded in few
+    dimensions, so that they stay near their nearest neighbours, and clusters are found there.
+    Neither embedding extends to new points without keeping more than tensors, so a classifier
+    learns the clusters from the points; see `agreement_`.
 
     Args:
         num_clusters: k, at least 1; "hdbscan" does not use it.
@@ -49,20 +49,14 @@ class Manifold(OutputKMeans):
         num_neighbors: of each point in the graph, at least 1.
         embedding_dims: of the embedding, at least 1.
         min_cluster_size: of "hdbscan", at least 2; None is a hundredth of the latents, at least 5.
-        max_points: how many latents are embedded, at least `num_clusters`; the classifier assigns
-            the others.
-        num_dims: as for `OutputKMeans`.
-        image_size: as for `OutputKMeans`.
+        space: as for `SpaceSampler`.
+        max_points: as for `SpaceSampler`.
         num_starts: runs of k-means, of which the best is kept; a mixture starts from it.
-        predict_from: as for `OutputKMeans`.
+        predict_from: as for `SpaceSampler`.
         num_components: as for `ComposedSampler`.
         mapper: as for `ComposedSampler`.
         mapper_args: as for `ComposedSampler`.
     """
-
-    _name = "manifold"
-    _saved: tuple[str, ...] = ("labels", "mean", "components")
-    _classified = True
 
     def __init__(
         self,
@@ -72,9 +66,8 @@ class Manifold(OutputKMeans):
         num_neighbors: int = 15,
         embedding_dims: int = 10,
         min_cluster_size: int | None = None,
+        space: str | Mapping[str, Any] = "output-kmeans",
         max_points: int = 20_000,
-        num_dims: int = 50,
-        image_size: int = 32,
         num_starts: int = 4,
         predict_from: str = "points",
         num_components: int | str = 2,
@@ -83,13 +76,13 @@ class Manifold(OutputKMeans):
     ) -> None:
         super().__init__(
             num_clusters,
-            num_dims,
-            image_size,
-            num_starts,
+            space,
+            max_points,
             predict_from,
             num_components,
             mapper,
             mapper_args,
+            num_starts,
         )
         if embedding not in EMBEDDINGS:
             raise UnknownNameError("embedding", embedding, EMBEDDINGS)
@@ -97,7 +90,6 @@ class Manifold(OutputKMeans):
             raise UnknownNameError("clusterer", clusterer, CLUSTERERS)
         check_count("num_neighbors", num_neighbors)
         check_count("embedding_dims", embedding_dims)
-        check_max_points(max_points, num_clusters)
         if min_cluster_size is not None:
             check_count("min_cluster_size", min_cluster_size)
             if min_cluster_size < 2:
@@ -107,7 +99,7 @@ class Manifold(OutputKMeans):
         self.num_neighbors = num_neighbors
         self.embedding_dims = embedding_dims
         self.min_cluster_size = min_cluster_size
-        self.max_points = max_points
+        self._embedded: tuple[Array, Array] | None = None
 
     def features(
         self, latents: Tensor, *, generator: Generator | None = None, seed: int = 0
@@ -118,13 +110,20 @@ class Manifold(OutputKMeans):
         """
         points = super().features(latents, generator=generator, seed=seed).numpy()
         with thread_limit(1):
-            return torch.from_numpy(self._embed(points, derive_seed(seed, "k-means") % 2**32))
+            embedded = self._embed(points, derive_seed(seed, "k-means") % 2**32)
+        self._embedded = points, embedded
+        return torch.from_numpy(embedded)
 
     def _find_clusters(self, points: Array, random_state: int) -> npt.NDArray[Any]:
         self._finds_number = self.clusterer == "hdbscan"
         chosen = some_of(points, self.max_points, random_state)
+        known, self._embedded = self._embedded, None
+        if known is not None and np.array_equal(known[0], points[chosen]):
+            embedded = known[1]
+        else:
+            embedded = self._embed(points[chosen], random_state)
         found = np.full(len(points), SKIPPED)
-        found[chosen] = self._cluster(self._embed(points[chosen], random_state), random_state)
+        found[chosen] = self._cluster(embedded, random_state)
         return found
 
     def _embed(self, points: Array, random_state: int) -> Array:

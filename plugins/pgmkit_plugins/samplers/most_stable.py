@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from pgmkit.config import check_count, component_table
 from pgmkit.errors import ParameterError, PgmkitWarning
 from pgmkit.generator import Generator
 from pgmkit.plugins import build_component
-from pgmkit_plugins.samplers.composed import CheckedParameters
+from pgmkit_plugins.samplers.composed import CheckedParameters, clusterer_of
 from pgmkit_plugins.samplers.mappers import build_mapper
 
 _LEAST_PER_CLUSTER = 4
@@ -23,8 +24,9 @@ class MostStable(CheckedParameters):
     """Tries several cluster samplers and keeps the one whose clusters are the most stable.
 
     Each candidate turns the latents into the points in which it would seek clusters. Two halves of
-    these points are clustered by k-means, apart from each other; the more they agree on the second
-    half, the more stable the clusters are. What points without clusters would show is taken off.
+    these points are clustered apart from each other, by the candidate's `make_clusterer` if it has
+    one, by k-means if not; the more they agree on the second half, the more stable the clusters
+    are. What points without clusters would show is taken off.
     This is the criterion "stability" of `pgmkit.choice` (Ben-Hur, Elisseeff and Guyon 2002; Lange
     et al. 2004), for one k and several spaces instead of one space and several k. With one
     cluster, or fewer than four latents for each, nothing can be compared, and the first is kept.
@@ -46,7 +48,11 @@ class MostStable(CheckedParameters):
     def __init__(
         self,
         num_clusters: int = 10,
-        candidates: Sequence[str | Mapping[str, Any]] = ("learned", "manifold"),
+        candidates: Sequence[str | Mapping[str, Any]] = (
+            "learned",
+            "manifold",
+            "output-mixture",
+        ),
         num_components: int | str = 2,
         mapper: str = "rejection",
         mapper_args: Mapping[str, Any] | None = None,
@@ -155,6 +161,10 @@ class MostStable(CheckedParameters):
         rest: dict[str, Any] = getattr(self.chosen_, "summary", dict)()
         return {"chosen": names[self._index], "stability": stability, **rest}
 
+    def make_clusterer(self, num_clusters: int, seed: int) -> Any:
+        """Returns what finds so many clusters of the kept candidate's points."""
+        return clusterer_of(self.chosen_, num_clusters, seed)
+
     def bind(self, generator: Generator | None) -> None:
         """Takes the generator whose latents these are; a loaded sampler gets it back so."""
         self.chosen_.bind(generator)
@@ -191,15 +201,22 @@ class MostStable(CheckedParameters):
     def _choose(self, seed: int) -> Tensor:
         """Takes the candidate that is the most stable at `num_clusters`; returns its points."""
         self.stability_ = torch.tensor(
-            [self._stability(points, seed) for _, points in self._candidates], dtype=torch.float64
+            [self._stability(*candidate, seed) for candidate in self._candidates],
+            dtype=torch.float64,
         )
         self._index, self._judged_at = int(self.stability_.argmax()), self.num_clusters
         self.chosen_, points = self._candidates[self._index]
         return points
 
-    def _stability(self, points: Tensor, seed: int) -> float:
+    def _stability(self, sampler: Any, points: Tensor, seed: int) -> float:
         if self.num_clusters < 2 or len(points) < _LEAST_PER_CLUSTER * self.num_clusters:
             return math.nan
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", PgmkitWarning)  # only the comparison counts here
-            return choose_num_clusters(points, [self.num_clusters], "stability", seed=seed).mean[0]
+            choice = choose_num_clusters(
+                points,
+                [self.num_clusters],
+                make_clusterer=partial(clusterer_of, sampler),
+                seed=seed,
+            )
+        return choice.mean[0]

@@ -7,12 +7,14 @@ import torch
 from torch import Tensor
 
 from pgmkit.config import check_count
-from pgmkit.errors import UnknownNameError
 from pgmkit.images import shrunk
-from pgmkit_plugins.samplers.composed import Array, ComposedSampler, images_of
+from pgmkit_plugins.samplers.composed import (
+    Array,
+    ComposedSampler,
+    check_predict_from,
+    images_of,
+)
 from pgmkit_plugins.samplers.pca import principal_components
-
-PREDICT_FROM = ("points", "latents")
 
 
 class OutputKMeans(ComposedSampler):
@@ -39,7 +41,7 @@ class OutputKMeans(ComposedSampler):
     """
 
     _name = "output-kmeans"
-    _saved: tuple[str, ...] = ("labels", "cluster_centers", "mean", "components")
+    _saved_of_points: tuple[str, ...] = ("mean", "components")
 
     def __init__(
         self,
@@ -55,16 +57,17 @@ class OutputKMeans(ComposedSampler):
         super().__init__(num_clusters, num_starts, num_components, mapper, mapper_args)
         check_count("num_dims", num_dims)
         check_count("image_size", image_size)
-        if predict_from not in PREDICT_FROM:
-            raise UnknownNameError("value of predict_from", predict_from, PREDICT_FROM)
+        check_predict_from(predict_from)
         self.num_dims = num_dims
         self.image_size = image_size
         self.predict_from = predict_from
 
-    def _fit_points(self, latents: Tensor, seed: int) -> None:
+    def fit_points(self, latents: Tensor, seed: int) -> None:
+        """Learns how to turn latents (n, M) into points."""
         self.mean_, self.components_ = principal_components(self._rows(latents), self.num_dims)
 
-    def _points(self, latents: Tensor) -> Array:
+    def points(self, latents: Tensor) -> Array:
+        """Returns the points (n, d) of latents (n, M)."""
         projected = [(rows - self.mean_) @ self.components_.T for rows in self._rows(latents)]
         points: Array = torch.cat(projected).numpy()
         return points

@@ -1,0 +1,77 @@
+"""A mixture of Gaussians on principal components of the generated images."""
+
+import warnings
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.mixture import GaussianMixture
+
+from pgmkit_plugins.samplers.composed import Array
+from pgmkit_plugins.samplers.output_kmeans import OutputKMeans
+
+_RIDGE = 1e-3
+
+
+class OutputMixture(OutputKMeans):
+    """Gaussians with full covariances on the leading principal components of the images G(z).
+
+    Unlike k-means, a mixture tells classes apart by their spread, too: faces that all look to
+    the front lie close together around their mean, and flowers far around theirs.
+
+    Args:
+        num_clusters: k, at least 1.
+        num_dims: as for `OutputKMeans`.
+        image_size: as for `OutputKMeans`.
+        num_starts: fits from different starts, of which the most likely is kept.
+        predict_from: as for `OutputKMeans`.
+        num_components: of the mapper's mixtures in latents, as for `ComposedSampler`.
+        mapper: as for `ComposedSampler`.
+        mapper_args: as for `ComposedSampler`.
+
+    Attributes:
+        log_weights_: of the Gaussians, (k,), float64, nats.
+        means_: (k, d), float64.
+        precision_factors_: upper factors U of the inverse covariances U·Uᵀ, (k, d, d), float64.
+    """
+
+    _name = "output-mixture"
+    _saved = ("labels", "log_weights", "means", "precision_factors")
+
+    def make_clusterer(self, num_clusters: int, seed: int) -> "_Mixture":
+        """Returns what finds so many clusters of points, for the choice of their number."""
+        return _Mixture(num_clusters, n_init=self.num_starts, random_state=seed)
+
+    def _find_clusters(self, points: Array, random_state: int) -> npt.NDArray[Any]:
+        mixture = self.make_clusterer(self.num_clusters, random_state).fit(points)
+        self.log_weights_ = torch.from_numpy(np.log(mixture.weights_))
+        self.means_ = torch.from_numpy(mixture.means_)
+        self.precision_factors_ = torch.from_numpy(mixture.precisions_cholesky_)
+        return self._assign(points)
+
+    def _assign(self, points: Array) -> npt.NDArray[Any]:
+        """Returns the Gaussian from which each point (n, d) is the most likely to come."""
+        rows = torch.from_numpy(points)
+        scores = [
+            log_weight
+            + factor.diagonal().log().sum()
+            - ((rows - mean) @ factor).square().sum(dim=1) / 2
+            for log_weight, mean, factor in zip(
+                self.log_weights_, self.means_, self.precision_factors_, strict=True
+            )
+        ]
+        assigned: npt.NDArray[Any] = torch.stack(scores, dim=1).argmax(dim=1).numpy()
+        return assigned
+
+
+class _Mixture(GaussianMixture):  # type: ignore[misc]
+    """A mixture whose least variance follows the points, and that may stop while it moves."""
+
+    def fit(self, points: Array, y: None = None) -> "_Mixture":
+        self.reg_covar = _RIDGE * float(points.var(axis=0).mean())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            super().fit(points)
+        return self
