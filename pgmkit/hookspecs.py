@@ -63,8 +63,10 @@ def pgmkit_cluster_samplers() -> Iterable[Component]:  # type: ignore[empty-body
     Optional parts: `bind(generator)` is called after loading, for a sampler that needs its
     generator. `features(latents, *, generator, seed) -> (n, d)` gives the points in which clusters
     are sought, before `fit` and for any `num_clusters`; k can be chosen from them, and
-    `set_params(num_clusters=k)` then sets it. `acceptance_rate(cluster)` is the share
-    of the latents it tries that `sample` returns, in [0, 1], or None if that is all of them.
+    `set_params(num_clusters=k)` then sets it. `make_clusterer(num_clusters, seed)` builds what
+    clusters those points, with `fit(points)` and `predict(points)`, if that is not k-means.
+    `acceptance_rate(cluster)` is the share of the latents it tries that `sample` returns, in
+    [0, 1], or None if that is all of them.
     `summary() -> dict` holds what reports should tell of a fitted sampler, as plain values.
     `num_clusters_`, set by `fit`, is the number of clusters where the sampler finds it itself; k is
     `num_clusters` otherwise. `sample` raises `pgmkit.errors.SamplingError` for a cluster that it
