@@ -25,10 +25,12 @@ from pgmkit.errors import (
     PluginError,
     UnknownNameError,
 )
+from pgmkit.evaluate.metrics import kept_latents
 from pgmkit.images import shrunk
 from pgmkit.plugins import build_component
 from pgmkit_plugins.samplers import manifold, self_trained
 from pgmkit_plugins.samplers.classifier import LatentClassifier
+from pgmkit_plugins.samplers.composed import margins_of
 from pgmkit_plugins.samplers.feature_kmeans import FeatureKMeans
 from pgmkit_plugins.samplers.manifold import spectral_embedding
 from pgmkit_plugins.samplers.pca import leading_eigenvectors, principal_components
@@ -181,6 +183,38 @@ def test_samples_land_where_they_were_asked_for(case: str) -> None:
         assert drawn.dtype == torch.float32
         assert (strict.predict(drawn) == cluster).all()
     assert sampler.sample(5, 1, seed=0).shape == (5, DIM)
+
+
+@pytest.mark.parametrize("case", ["output-kmeans", "mixture", "by latents"])
+@quiet
+def test_draws_from_the_core_lie_clearly_in_their_cluster(case: str, tmp_path: Path) -> None:
+    name, given = CASES[case]
+    shattered = pgmkit.shatter(
+        pgmkit.Generator(Gated(sharpness=1.0), pgmkit.LatentSpec(DIM), pgmkit.ImageSpec((3, 8, 8))),
+        density="none",
+        sampler=name,
+        num_clusters=4,
+        num_latents=600,
+        sampler_args={**given, "mapper": "rejection", "mapper_args": {"core": 0.3}},
+        spectrum_args={"dtype": "float32"},
+    )
+    sampler: Any = shattered.sampler
+    drawn = [sampler.sample(40, cluster, seed=0) for cluster in range(4)]
+    assert all((sampler.predict(part) == cluster).all() for cluster, part in enumerate(drawn))
+
+    latents = kept_latents(shattered)
+    found, core = sampler.predict(latents), sampler.core_margins_
+    margins = margins_of(sampler._scored(sampler._inputs(latents)))
+    for cluster, part in enumerate(drawn):
+        own = margins_of(sampler._scored(sampler._inputs(part)))
+        assert own.min() >= core[cluster]
+        share = (margins[found == cluster] >= float(core[cluster])).mean()
+        assert 0.29 < share < 0.32
+    shattered.save_pretrained(tmp_path / "saved")
+    loaded = pgmkit.ShatteredGenerator.from_pretrained(
+        tmp_path / "saved", architecture=lambda: Gated(sharpness=1.0)
+    )
+    assert torch.equal(loaded.sampler.sample(40, 2, seed=0), drawn[2])
 
 
 @every_case

@@ -452,6 +452,8 @@ def test_a_state_with_a_part_missing_is_refused(mapper: str, mapper_args: dict[s
         ("refined", {"draws": "2"}, "draws must be a number above 0, not '2'"),
         ("rejection", {"proposal": "priors"}, "did you mean 'prior'"),
         ("rejection", {"max_tries": 0}, "max_tries must be a whole number from 1, not 0"),
+        ("rejection", {"core": 0}, r"core must be in \(0, 1\], not 0"),
+        ("rejection", {"core": 1.5}, r"core must be in \(0, 1\], not 1.5"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_fitted(

@@ -73,7 +73,12 @@ class LatentClassifier:
 
     def predict(self, points: Array) -> Labels:
         """Returns the cluster of each point (n, d), int64 (n,)."""
-        return _predict(self._state, points)
+        found: Labels = self.scores(points).argmax(axis=1)
+        return found
+
+    def scores(self, points: Array) -> Array:
+        """Returns the votes or logits of each cluster for each point (n, d), (n, k), float64."""
+        return _scores(self._state, points)
 
     def state(self) -> dict[str, Tensor]:
         """Returns all that was learned, by name."""
@@ -86,23 +91,23 @@ class LatentClassifier:
 
 
 def _agreement(state: dict[str, Tensor], points: Array, labels: Labels) -> float:
-    return float((_predict(state, points) == labels).mean())
+    return float((_scores(state, points).argmax(axis=1) == labels).mean())
 
 
-def _predict(state: dict[str, Tensor], points: Array) -> Labels:
-    """Returns the clusters (n,) by the neighbours or the perceptron in `state`."""
-    found: Labels
+def _scores(state: dict[str, Tensor], points: Array) -> Array:
+    """Returns the votes of the neighbours, or the logits of the perceptron, in `state`, (n, k)."""
     if "points" in state:
-        known = state["points"].numpy()
+        known, labels = state["points"].numpy(), state["labels"].numpy()
         neighbours = KNeighborsClassifier(min(_NEIGHBOURS, len(known)), weights="distance")
-        found = neighbours.fit(known, state["labels"].numpy()).predict(points)
-        return found
+        votes = np.zeros((len(points), int(labels.max()) + 1))
+        votes[:, np.unique(labels)] = neighbours.fit(known, labels).predict_proba(points)
+        return votes
     values = _scaled(points, state)
     for index in (0, 1, 2):
         values = values @ state[f"weight.{index}"].T + state[f"bias.{index}"]
         values = values if index == 2 else values.relu()
-    found = values.argmax(dim=1).numpy()
-    return found
+    logits: Array = values.double().numpy()
+    return logits
 
 
 def _train(inputs: Tensor, targets: Tensor, seed: int) -> dict[str, Tensor]:

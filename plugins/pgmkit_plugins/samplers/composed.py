@@ -56,7 +56,7 @@ class ComposedSampler(CheckedParameters):
     This class clusters the latents themselves by k-means. A method of its own overrides
 
     * `fit_points` and `points`, if it clusters something else than latents;
-    * `_find_clusters` and `_assign`, if it clusters otherwise than by k-means; instead of `_assign`
+    * `_find_clusters` and `_scores`, if it clusters otherwise than by k-means; instead of `_scores`
       it may set `_classified`, and a classifier learns the clusters that were found;
     * `_finds_number`, if it finds the number of clusters itself;
     * `_saved`, the names of the fitted tensors that make up its state (without the trailing
@@ -75,6 +75,8 @@ class ComposedSampler(CheckedParameters):
         num_clusters_: how many clusters there are; `num_clusters`, unless the method finds it.
         cluster_centers_: (k, d), float64.
         mapper_: fitted.
+        core_margins_: for a mapper that draws from the core of clusters, by how much a latent must
+            score higher in its own than in any other, (k,), float64; None if all of them counts.
         agreement_: share of held-out latents on which the classifier that assigns new ones agrees
             with the clusters, in [0, 1]; None where no classifier is needed.
     """
@@ -104,6 +106,7 @@ class ComposedSampler(CheckedParameters):
         self._build_mapper()  # parameters that do not fit are refused here
         self._generator: Generator | None = None
         self.classifier_: LatentClassifier | None = None
+        self.core_margins_: Tensor | None = None
 
     def features(
         self, latents: Tensor, *, generator: Generator | None = None, seed: int = 0
@@ -179,8 +182,17 @@ class ComposedSampler(CheckedParameters):
         skipped = labels == SKIPPED
         labels[skipped] = self._clusters(self._inputs(latents[skipped], points[skipped.numpy()]))
         self.mapper_ = self._build_mapper()
+        self.core_margins_ = None
+        core = getattr(self.mapper_, "core", 1.0)
+        if core < 1:
+            self.core_margins_ = self._find_core(self._inputs(latents, points), core)
         self.mapper_.fit(
-            latents, labels, self.num_clusters_, assign=self.predict, prior=self._prior, seed=seed
+            latents,
+            labels,
+            self.num_clusters_,
+            assign=self._assign_core,
+            prior=self._prior,
+            seed=seed,
         )
         noise = labels < 0  # what belongs nowhere goes where it is nearest
         labels[noise] = self._clusters(self._inputs(latents[noise], points[noise.numpy()]))
@@ -197,7 +209,9 @@ class ComposedSampler(CheckedParameters):
         Raises:
             SamplingError: the mapper does not find as many in the tries that it has.
         """
-        return self.mapper_.sample(n, cluster, assign=self.predict, prior=self._prior, seed=seed)
+        return self.mapper_.sample(
+            n, cluster, assign=self._assign_core, prior=self._prior, seed=seed
+        )
 
     def acceptance_rate(self, cluster: int) -> float | None:
         """Returns the share of the mapper's proposals that it accepts; None if it takes all."""
@@ -223,6 +237,8 @@ class ComposedSampler(CheckedParameters):
         """Returns all that was fitted, by name."""
         own = {name: getattr(self, f"{name}_") for name in self._saved}
         own["num_clusters"] = torch.tensor(self.num_clusters_)
+        if self.core_margins_ is not None:
+            own["core_margins"] = self.core_margins_
         classifier = {} if self.classifier_ is None else self.classifier_.state()
         return (
             own
@@ -236,6 +252,7 @@ class ComposedSampler(CheckedParameters):
         for name in self._saved:
             setattr(self, f"{name}_", state[name])
         self.num_clusters_ = int(state["num_clusters"])
+        self.core_margins_ = state.get("core_margins")
         self.load_points_state(state)
         self.mapper_ = self._build_mapper()
         self.mapper_.load_state(without_prefix("mapper.", state))
@@ -269,8 +286,29 @@ class ComposedSampler(CheckedParameters):
         """Returns the cluster of each of the `_inputs` (n, d), int64 (n,)."""
         if not len(inputs):
             return torch.empty(0, dtype=torch.int64)
-        assign = self._assign if self.classifier_ is None else self.classifier_.predict
-        return torch.from_numpy(assign(inputs).astype(np.int64))
+        return torch.from_numpy(self._scored(inputs).argmax(axis=1))
+
+    def _scored(self, inputs: Array) -> Array:
+        """Returns how well each of the `_inputs` (n, d) fits in each cluster, (n, k)."""
+        score = self._scores if self.classifier_ is None else self.classifier_.scores
+        return score(inputs)
+
+    def _find_core(self, inputs: Array, core: float) -> Tensor:
+        """Returns the margin that the share `core` of each cluster has at least, (k,)."""
+        scores = self._scored(inputs)
+        clusters, margins = scores.argmax(axis=1), margins_of(scores)
+        found = [margins[clusters == cluster] for cluster in range(self.num_clusters_)]
+        least = [np.quantile(part, 1 - core) if len(part) else 0.0 for part in found]
+        return torch.tensor(least, dtype=torch.float64)
+
+    def _assign_core(self, latents: Tensor) -> Tensor:
+        """Returns the cluster of each latent (n, M), int64 (n,), -1 where it is not of its core."""
+        if self.core_margins_ is None:
+            return self.predict(latents)
+        scores = self._scored(self._inputs(latents))
+        clusters = torch.from_numpy(scores.argmax(axis=1))
+        outside = torch.from_numpy(margins_of(scores)) < self.core_margins_[clusters]
+        return clusters.masked_fill(outside, -1)
 
     def _build_mapper(self) -> Mapper:
         parameters = {"num_components": self.num_components, **(self.mapper_args or {})}
@@ -297,16 +335,25 @@ class ComposedSampler(CheckedParameters):
         self.cluster_centers_ = torch.from_numpy(kmeans.cluster_centers_)
         return labels
 
-    def _assign(self, points: Array) -> npt.NDArray[Any]:
-        """Returns the cluster of each new point (n, d)."""
+    def _scores(self, points: Array) -> Array:
+        """Returns how well each new point (n, d) fits in each cluster, (n, k); higher is better."""
         # By differences, not by a product of matrices, whose last bits depend on the other points.
         distances = torch.cdist(
             torch.from_numpy(points),
             self.cluster_centers_,
             compute_mode="donot_use_mm_for_euclid_dist",
         )
-        assigned: npt.NDArray[Any] = distances.argmin(dim=1).numpy()
-        return assigned
+        scores: Array = -distances.numpy()
+        return scores
+
+
+def margins_of(scores: Array) -> Array:
+    """Returns by how much the best of each row of scores (n, k) exceeds the second, (n,)."""
+    if scores.shape[1] == 1:
+        return np.zeros(len(scores))
+    second, best = np.partition(scores, -2, axis=1)[:, -2:].T
+    margins: Array = best - second
+    return margins
 
 
 def with_prefix(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

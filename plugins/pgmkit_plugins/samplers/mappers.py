@@ -1,7 +1,8 @@
 """Mappers: they draw new latents from each cluster. Every built-in cluster sampler has one.
 
 A mapper never looks at images itself. Where it has to know in which cluster a new latent lies, it
-asks the cluster sampler, through the function `assign` (latents (n, M) to clusters (n,)).
+asks the cluster sampler, through the function `assign` (latents (n, M) to clusters (n,), -1 for a
+latent that is not of the core of its cluster; see `RejectionMapper`).
 """
 
 import math
@@ -288,6 +289,8 @@ class RejectionMapper:
             from the generator's prior, so that the result is the prior restricted to the cluster,
             latents of removed mass included.
         max_tries: proposals per wanted latent before giving up, at least 1.
+        core: share of each cluster, in (0, 1], that latents are drawn from: those that lie the most
+            clearly in it. What is left out is doubtful, but also diverse.
 
     Attributes:
         acceptance_: share of proposals that lay in each cluster when it was fitted, (k,), float64;
@@ -299,10 +302,14 @@ class RejectionMapper:
         num_components: int | str = 2,
         proposal: str = "mixture",
         max_tries: int = 1000,
+        core: float = 1.0,
     ) -> None:
         if proposal not in PROPOSALS:
             raise UnknownNameError("proposal", proposal, PROPOSALS)
         check_count("max_tries", max_tries)
+        if not isinstance(core, int | float) or not 0 < core <= 1:
+            raise ParameterError(f"core must be in (0, 1], not {core!r}")
+        self.core = core
         self.proposal = proposal
         self.max_tries = max_tries
         self._mixture: MixtureMapper | None = None

@@ -49,10 +49,11 @@ class OutputMixture(OutputKMeans):
         self.log_weights_ = torch.from_numpy(np.log(mixture.weights_))
         self.means_ = torch.from_numpy(mixture.means_)
         self.precision_factors_ = torch.from_numpy(mixture.precisions_cholesky_)
-        return self._assign(points)
+        labels: npt.NDArray[Any] = self._scores(points).argmax(axis=1)
+        return labels
 
-    def _assign(self, points: Array) -> npt.NDArray[Any]:
-        """Returns the Gaussian from which each point (n, d) is the most likely to come."""
+    def _scores(self, points: Array) -> Array:
+        """Returns the log-density of each Gaussian at each point, (n, k), less a constant."""
         rows = torch.from_numpy(points)
         scores = [
             log_weight
@@ -62,8 +63,8 @@ class OutputMixture(OutputKMeans):
                 self.log_weights_, self.means_, self.precision_factors_, strict=True
             )
         ]
-        assigned: npt.NDArray[Any] = torch.stack(scores, dim=1).argmax(dim=1).numpy()
-        return assigned
+        stacked: Array = torch.stack(scores, dim=1).numpy()
+        return stacked
 
 
 class _Mixture(GaussianMixture):  # type: ignore[misc]

@@ -67,7 +67,7 @@ class SelfTrained(ComposedSampler):
         self,
         num_clusters: int = 10,
         base: str | Mapping[str, Any] = "output-mixture",
-        rounds: int = 3,
+        rounds: int = 2,
         steps: int = 200,
         batch_size: int = 128,
         strength: float = 0.5,
@@ -128,7 +128,7 @@ class SelfTrained(ComposedSampler):
         found = first
         for turn in range(self.rounds):
             network = self._train(pool, found[chosen], random, derive_seed(seed, "network", turn))
-            labels = torch.from_numpy(self._assign(self._logits(network, latents)))
+            labels = torch.from_numpy(self._logits(network, latents).argmax(axis=1))
             if turn and len(labels.unique()) < len(found.unique()):
                 break
             self.network_, found = network, labels
@@ -156,11 +156,11 @@ class SelfTrained(ComposedSampler):
         return {"base agreement": round(float(self.base_agreement_), 4), **super().summary()}
 
     def _find_clusters(self, points: Array, random_state: int) -> npt.NDArray[Any]:
-        return self._assign(points)
+        labels: npt.NDArray[Any] = points.argmax(axis=1)
+        return labels
 
-    def _assign(self, points: Array) -> npt.NDArray[Any]:
-        assigned: npt.NDArray[Any] = points.argmax(axis=1)
-        return assigned
+    def _scores(self, points: Array) -> Array:
+        return points
 
     def _table(self) -> dict[str, Any]:
         return component_table("base", self.base, "output-mixture")
