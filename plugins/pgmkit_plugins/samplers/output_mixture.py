@@ -1,6 +1,7 @@
 """A mixture of Gaussians on principal components of the generated images."""
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ class OutputMixture(OutputKMeans):
         num_clusters: k, at least 1.
         num_dims: as for `OutputKMeans`.
         image_size: as for `OutputKMeans`.
-        num_starts: fits from different starts, of which the most likely is kept.
+        num_starts: fits from different runs of k-means, of which the most likely is kept.
         predict_from: as for `OutputKMeans`.
         num_components: of the mapper's mixtures in latents, as for `ComposedSampler`.
         mapper: as for `ComposedSampler`.
@@ -39,6 +40,28 @@ class OutputMixture(OutputKMeans):
 
     _name = "output-mixture"
     _saved = ("labels", "log_weights", "means", "precision_factors")
+
+    def __init__(
+        self,
+        num_clusters: int = 10,
+        num_dims: int = 50,
+        image_size: int = 32,
+        num_starts: int = 1,
+        predict_from: str = "points",
+        num_components: int | str = 2,
+        mapper: str = "mixture",
+        mapper_args: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(
+            num_clusters,
+            num_dims,
+            image_size,
+            num_starts,
+            predict_from,
+            num_components,
+            mapper,
+            mapper_args,
+        )
 
     def make_clusterer(self, num_clusters: int, seed: int) -> "_Mixture":
         """Returns what finds so many clusters of points, for the choice of their number."""
