@@ -242,7 +242,7 @@ def test_the_command_uses_the_cache_unless_told_otherwise(
     computed: Computed, tmp_path: Path
 ) -> None:
     source = write_tiny_generator(tmp_path / "tiny")
-    words = ("shatter", source, "--clusters", 2, "--latents", 40)
+    words = ("shatter", source, "--clusters", 2, "--latents", 40, "--sampler", "kmeans-gmm")
     assert run_pgmkit(*words, "-o", tmp_path / "a", "--no-cache").code == 0
     assert not entries()
     first = run_pgmkit(*words, "-o", tmp_path / "b")

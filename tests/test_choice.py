@@ -334,7 +334,14 @@ def test_the_command_line_chooses_reports_and_records(tmp_path: Path) -> None:
     source = tiny.write_tiny_generator(tmp_path / "tiny")
     out = tmp_path / "out"
     words = ["shatter", source, "-o", out, "--latents", 200, "--clusters", "auto"]
-    words += ["--remove", "auto", "--set", "clusters.candidates=[2, 3, 4]"]
+    words += [
+        "--sampler",
+        "kmeans-gmm",
+        "--remove",
+        "auto",
+        "--set",
+        "clusters.candidates=[2, 3, 4]",
+    ]
     finished = tiny.run_pgmkit(*words)
     assert finished.code == 0, finished.stderr
     report = json.loads((out / "report.json").read_text())

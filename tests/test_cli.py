@@ -26,7 +26,7 @@ from tiny import (
 import pgmkit
 from pgmkit.errors import UnknownNameError
 
-SMALL = ("--latents", 200, "--clusters", 3)
+SMALL = ("--latents", 200, "--clusters", 3, "--sampler", "kmeans-gmm")
 
 
 @pytest.fixture(scope="module")

@@ -90,7 +90,7 @@ def told(*words: object) -> dict[str, Any]:
 
 
 def shatter(*words: object) -> Finished:
-    return run_pgmkit("shatter", *words, "--clusters", 2)
+    return run_pgmkit("shatter", *words, "--clusters", 2, "--sampler", "kmeans-gmm")
 
 
 def whole_files(folder: Path) -> Mapping[str, bytes]:

@@ -204,7 +204,7 @@ class TestTorchrun:
         self, tiny: str, tmp_path: Path
     ) -> None:
         shatter = ("shatter", tiny, "--clusters", 3, "--latents", 200, "--set", "block_size=2")
-        shatter += ("--no-cache",)
+        shatter += ("--no-cache", "--sampler", "kmeans-gmm")
         expected, out = tmp_path / "expected", tmp_path / "out"
         assert run_pgmkit(*shatter, "-o", expected).code == 0
         begin_run_like(expected, out)
@@ -267,7 +267,8 @@ class TestTorchrun:
 
     def test_one_process_is_enough(self, tiny: str, tmp_path: Path) -> None:
         out, expected = tmp_path / "out", tmp_path / "expected"
-        words = ("shatter", tiny, "--clusters", 3, "--latents", 60, "--no-cache", "-o")
+        words = ("shatter", tiny, "--clusters", 3, "--latents", 60)
+        words += ("--sampler", "kmeans-gmm", "--no-cache", "-o")
         assert run_pgmkit(*words, expected).code == 0
         begin_run_like(expected, out)
         with torchrun(1, "-m", "pgmkit", *words, out, "--engine", "torchrun") as process:

@@ -32,6 +32,7 @@ from pgmkit.errors import GeneratorError, PgmkitWarning
 
 BLOCKS = 90
 SHATTER = ("--clusters", 3, "--latents", 2 * BLOCKS, "--set", "block_size=2", "--no-cache")
+SHATTER += ("--sampler", "kmeans-gmm")
 TIMEOUT = 120
 pytestmark = pytest.mark.usefixtures("one_thread")
 
