@@ -18,6 +18,8 @@ from pgmkit_plugins.samplers.composed import CheckedParameters, clusterer_of
 from pgmkit_plugins.samplers.mappers import build_mapper
 
 _LEAST_PER_CLUSTER = 4
+_NEAR = 0.1
+"""By how much stabilities may differ and still count as the same."""
 
 
 class MostStable(CheckedParameters):
@@ -28,12 +30,14 @@ class MostStable(CheckedParameters):
     one, by k-means if not; the more they agree on the second half, the more stable the clusters
     are. What points without clusters would show is taken off.
     This is the criterion "stability" of `pgmkit.choice` (Ben-Hur, Elisseeff and Guyon 2002; Lange
-    et al. 2004), for one k and several spaces instead of one space and several k. With one
-    cluster, or fewer than four latents for each, nothing can be compared, and the first is kept.
+    et al. 2004), for one k and several spaces instead of one space and several k. Where several
+    come within 0.1 of the best, the one that is listed first is kept. With one cluster, or fewer
+    than four latents for each, nothing can be compared, and the first is kept.
 
     Args:
         num_clusters: k, at least 1.
-        candidates: cluster samplers with `features`, by name or as tables of `name` and parameters.
+        candidates: cluster samplers with `features`, by name or as tables of `name` and parameters,
+            the preferred first.
         num_components: of the mapper's mixtures; handed to the candidates.
         mapper: handed to the candidates; "rejection" by default: what is drawn lies in its cluster.
         mapper_args: handed to the candidates.
@@ -204,7 +208,8 @@ class MostStable(CheckedParameters):
             [self._stability(*candidate, seed) for candidate in self._candidates],
             dtype=torch.float64,
         )
-        self._index, self._judged_at = int(self.stability_.argmax()), self.num_clusters
+        near = self.stability_.nan_to_num() >= self.stability_.nan_to_num().max() - _NEAR
+        self._index, self._judged_at = int(near.int().argmax()), self.num_clusters
         self.chosen_, points = self._candidates[self._index]
         return points
 

@@ -99,6 +99,7 @@ class SelfTrained(ComposedSampler):
         self.width = width
         self.flip = flip
         self.learning_rate = learning_rate
+        self._of_base: dict[str, Any] = {}
         self._base = self._build_base()  # a name or parameters that do not fit are refused here
 
     def features(
@@ -152,8 +153,9 @@ class SelfTrained(ComposedSampler):
         self.network_ = network.eval().requires_grad_(False)
 
     def summary(self) -> dict[str, Any]:
-        """Returns how much of the base's clusters was kept, and what others tell, for reports."""
-        return {"base agreement": round(float(self.base_agreement_), 4), **super().summary()}
+        """Returns what the base told (unless this was loaded), and what stayed of its clusters."""
+        own = {"base agreement": round(float(self.base_agreement_), 4), **super().summary()}
+        return {**self._of_base, **own}
 
     def _find_clusters(self, points: Array, random_state: int) -> npt.NDArray[Any]:
         labels: npt.NDArray[Any] = points.argmax(axis=1)
@@ -173,6 +175,8 @@ class SelfTrained(ComposedSampler):
         base, self._base = self._base, self._build_base()
         base.set_params(num_clusters=self.num_clusters)
         base.fit(latents, generator=self._generator, seed=seed)
+        told: dict[str, Any] = getattr(base, "summary", dict)()
+        self._of_base = {f"base {name}": told[name] for name in told if name != "acceptance"}
         labels: Tensor = torch.as_tensor(base.labels_).cpu()
         return labels
 
