@@ -348,6 +348,17 @@ def test_a_dry_run_prints_the_settings_and_writes_nothing(
     assert not list(tmp_path.iterdir())
 
 
+def test_the_sampler_is_self_trained_unless_another_is_named(tiny: str, tmp_path: Path) -> None:
+    words = ("shatter", tiny, "-o", tmp_path / "out", "--latents", 200, "--clusters", 2)
+    words += ("--set", "sampler.base=output-mixture", "--set", "sampler.steps=3", "--json")
+    finished = run_pgmkit(*words)
+    assert finished.code == 0, finished.stderr
+    settings = json.loads((tmp_path / "out" / "run.json").read_text())["settings"]
+    assert settings["sampler"]["name"] == "self-trained"
+    told = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert 0 < told["sampler"]["summary"]["base agreement"] <= 1
+
+
 def test_flags_go_before_the_config_and_set_before_flags(inputs: Path, tiny: str) -> None:
     words = ("shatter", tiny, "--config", inputs / "words.toml", "--dry-run")
 

@@ -33,7 +33,7 @@ def _number_or_auto(number: Callable[[str], float]) -> Callable[[str], float | s
 @click.argument("source", required=False)
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Output folder.")
 @click.option("--density", help="Density estimator; lash by default.")
-@click.option("--sampler", help="Cluster sampler; kmeans-gmm by default.")
+@click.option("--sampler", help="Cluster sampler; self-trained by default.")
 @click.option(
     "--clusters",
     type=_number_or_auto(int),

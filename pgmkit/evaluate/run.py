@@ -21,7 +21,7 @@ from pgmkit.spectrum import Spectrum, load_spectrum
 from pgmkit.spectrum.run import DEFAULT_ENGINE, SpectrumSettings, check_source
 from pgmkit.spectrum.store import MANIFEST_FILE
 
-DEFAULTS = {"density": "lash", "sampler": "kmeans-gmm", "engine": DEFAULT_ENGINE}
+DEFAULTS = {"density": "lash", "sampler": "self-trained", "engine": DEFAULT_ENGINE}
 """The component that each table of a config names if it names none."""
 
 _NOT_ON_RECORD = ("engine", "cache", "memory_budget")

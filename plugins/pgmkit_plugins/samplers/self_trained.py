@@ -66,7 +66,7 @@ class SelfTrained(ComposedSampler):
     def __init__(
         self,
         num_clusters: int = 10,
-        base: str | Mapping[str, Any] = "output-mixture",
+        base: str | Mapping[str, Any] = "most-stable",
         rounds: int = 2,
         steps: int = 200,
         batch_size: int = 128,
@@ -165,7 +165,7 @@ class SelfTrained(ComposedSampler):
         return points
 
     def _table(self) -> dict[str, Any]:
-        return component_table("base", self.base, "output-mixture")
+        return component_table("base", self.base, "most-stable")
 
     def _build_base(self) -> Any:
         return build_from_table("cluster-samplers", self._table())
