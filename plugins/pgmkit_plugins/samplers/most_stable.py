@@ -18,7 +18,7 @@ from pgmkit_plugins.samplers.composed import CheckedParameters, clusterer_of
 from pgmkit_plugins.samplers.mappers import build_mapper
 
 _LEAST_PER_CLUSTER = 4
-_NEAR = 0.1
+_NEAR = 0.2
 """By how much stabilities may differ and still count as the same."""
 
 
@@ -31,7 +31,7 @@ class MostStable(CheckedParameters):
     are. What points without clusters would show is taken off.
     This is the criterion "stability" of `pgmkit.choice` (Ben-Hur, Elisseeff and Guyon 2002; Lange
     et al. 2004), for one k and several spaces instead of one space and several k. Where several
-    come within 0.1 of the best, the one that is listed first is kept. With one cluster, or fewer
+    come within 0.2 of the best, the one that is listed first is kept. With one cluster, or fewer
     than four latents for each, nothing can be compared, and the first is kept.
 
     Args:
