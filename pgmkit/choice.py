@@ -290,7 +290,7 @@ def choose_removed_mass(
 
 
 def check_num_clusters(
-    num_points: int, candidates: Sequence[int] = NUM_CLUSTERS, criterion: str = "stability"
+    num_points: int, candidates: Sequence[int] = NUM_CLUSTERS, criterion: str = STABILITY
 ) -> list[int]:
     """Checks what `choose_num_clusters` takes, and returns the candidates in ascending order.
 
@@ -418,7 +418,7 @@ def _gaussian_halves(points: Array, random: np.random.Generator) -> tuple[Array,
 def _agreement(
     first: Array, second: Array, k: int, seed: int, make_clusterer: MakeClusterer | None = None
 ) -> float:
-    make = make_clusterer or _make_kmeans
+    make = make_clusterer or make_kmeans
     by_first = make(k, seed).fit(first).predict(second)
     by_second = make(k, seed + 1).fit(second).predict(second)
     return float(adjusted_rand_score(by_first, by_second))
@@ -485,10 +485,11 @@ CRITERIA = tuple(_CRITERIA)
 
 
 def _kmeans(points: Array, k: int, seed: int) -> KMeans:
-    return _make_kmeans(k, seed).fit(points)
+    return make_kmeans(k, seed).fit(points)
 
 
-def _make_kmeans(k: int, seed: int) -> KMeans:
+def make_kmeans(k: int, seed: int) -> KMeans:
+    """Returns the k-means that choices are made with: four starts, at most 100 rounds."""
     return KMeans(k, n_init=_STARTS, max_iter=100, random_state=seed)
 
 

@@ -25,7 +25,6 @@ from pgmkit.errors import (
     PluginError,
     UnknownNameError,
 )
-from pgmkit.evaluate.metrics import kept_latents
 from pgmkit.images import shrunk
 from pgmkit.plugins import build_component
 from pgmkit_plugins.samplers import manifold, self_trained
@@ -118,6 +117,17 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "flip": False,
         },
     ),
+    "self-trained from the most stable": (
+        "self-trained",
+        {
+            "base": {"name": "most-stable", "candidates": ["kmeans-gmm", "output-kmeans"]},
+            "rounds": 1,
+            "steps": 40,
+            "width": 8,
+            "strength": 0.3,
+            "flip": False,
+        },
+    ),
     "most stable": (
         "most-stable",
         {"candidates": [{"name": "kmeans-gmm", "num_starts": 1}, "output-kmeans"]},
@@ -185,7 +195,7 @@ def test_samples_land_where_they_were_asked_for(case: str) -> None:
     assert sampler.sample(5, 1, seed=0).shape == (5, DIM)
 
 
-@pytest.mark.parametrize("case", ["output-kmeans", "mixture", "by latents"])
+@pytest.mark.parametrize("case", ["output-kmeans", "mixture", "by latents", "spectral"])
 @quiet
 def test_draws_from_the_core_lie_clearly_in_their_cluster(case: str, tmp_path: Path) -> None:
     name, given = CASES[case]
@@ -202,14 +212,15 @@ def test_draws_from_the_core_lie_clearly_in_their_cluster(case: str, tmp_path: P
     drawn = [sampler.sample(40, cluster, seed=0) for cluster in range(4)]
     assert all((sampler.predict(part) == cluster).all() for cluster, part in enumerate(drawn))
 
-    latents = kept_latents(shattered)
+    latents = shattered.generator.sample_latents(2000, seed=9)
     found, core = sampler.predict(latents), sampler.core_margins_
     margins = margins_of(sampler._scored(sampler._inputs(latents)))
     for cluster, part in enumerate(drawn):
         own = margins_of(sampler._scored(sampler._inputs(part)))
         assert own.min() >= core[cluster]
         share = (margins[found == cluster] >= float(core[cluster])).mean()
-        assert 0.29 < share < 0.32
+        exact = case in ("output-kmeans", "mixture")  # others are measured on what is held out
+        assert 0.2 < share < (0.4 if exact else 0.9)
     shattered.save_pretrained(tmp_path / "saved")
     loaded = pgmkit.ShatteredGenerator.from_pretrained(
         tmp_path / "saved", architecture=lambda: Gated(sharpness=1.0)
@@ -249,6 +260,12 @@ def test_a_saved_one_comes_back(case: str, tmp_path: Path, one_thread: None) -> 
     assert torch.equal(loaded.predict(latents), shattered.predict(latents))
     assert torch.equal(loaded.sample(4, 1, seed=2), shattered.sample(4, 1, seed=2))
     assert loaded.cluster_sizes == shattered.cluster_sizes
+    seen = [
+        result.sampler.points(latents)
+        for result in (loaded, shattered)
+        if hasattr(result.sampler, "points")
+    ]
+    assert all(np.array_equal(seen[0], part) for part in seen)
     told = [result.sampler.summary() for result in (loaded, shattered)]  # type: ignore[attr-defined]
     assert told[0] == told[1] == shattered.origin.sampler["summary"]
 
@@ -352,24 +369,86 @@ class Mistaken:
 def test_self_training_corrects_what_the_images_do_not_bear_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(self_trained, "build_from_table", lambda *_: Mistaken())
+    monkeypatch.setattr(self_trained, "inner_sampler", lambda *_, **__: Mistaken())
     generator = gated()
     latents = generator.sample_latents(600, seed=0)
     sampler = build("self-trained", rounds=2).fit(latents, generator=generator, seed=0)
     assert agreement(sampler.labels_, truth(latents)) > 0.97
-    assert sampler.base_agreement_ == pytest.approx(6 / 7, abs=0.02)
-    assert sampler.summary()["base agreement"] == pytest.approx(6 / 7, abs=0.02)
+    assert sampler.unchanged_ == pytest.approx(6 / 7, abs=0.02)
+    assert sampler.summary()["unchanged"] == pytest.approx(6 / 7, abs=0.02)
     with pytest.raises(ParameterError, match=r"has no features\(\)"):
         sampler.features(latents, generator=generator)
+
+
+@quiet
+def test_self_training_takes_its_base_as_it_is_asked_for() -> None:
+    generator = gated()
+    latents = generator.sample_latents(300, seed=0)
+    own_number = {**CASES["hdbscan"][1], "name": "manifold"}
+    quick = {"steps": 60, "rounds": 1}
+    found = build("self-trained", num_clusters=9, base=own_number, **quick)
+    found.fit(latents, generator=generator, seed=0)
+    assert found.num_clusters_ == int(found.labels_.max()) + 1 < 9
+    changed = build("self-trained", **quick).set_params(base="kmeans-gmm")
+    changed.fit(latents, generator=generator, seed=0)
+    fresh = build("self-trained", base="kmeans-gmm", **quick)
+    fresh.fit(latents, generator=generator, seed=0)
+    assert torch.equal(changed.labels_, fresh.labels_)
+    with pytest.raises(ParameterError, match="num_clusters stands in base"):
+        build("self-trained", base={"name": "output-kmeans", "num_clusters": 3})
+
+
+def test_a_small_cluster_is_learned_again_evenly() -> None:
+    generator = gated()
+    latents = generator.sample_latents(600, seed=0)
+    rare = (truth(latents) == 3) & (latents[:, 0] > 1.4)
+    assert 5 < rare.sum() < 40
+
+    class Rare(Mistaken):
+        def fit(self, latents: Tensor, *, generator: pgmkit.Generator, seed: int) -> None:
+            self.labels_ = truth(latents) % 2 + 2 * rare
+
+    taken: list[bool] = []
+
+    class Counted(SelfTrained):
+        def _build_base(self) -> Any:
+            return Rare()
+
+        def _train(self, pool: Tensor, labels: Tensor, even: bool, *rest: Any) -> nn.Module:
+            taken.append(even)
+            return super()._train(pool, labels, even, *rest)
+
+    sampler = Counted(4, rounds=1, steps=10, width=4, flip=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PgmkitWarning)
+        sampler.fit(latents, generator=generator, seed=0)
+    assert taken == [False, True]
+
+
+def test_the_number_of_clusters_is_chosen_with_the_samplers_own_clusterer() -> None:
+    generator = pgmkit.Generator(Spread(), pgmkit.LatentSpec(DIM), pgmkit.ImageSpec((1, 8, 8)))
+    chosen = {
+        name: pgmkit.shatter(
+            generator,
+            density="none",
+            sampler=name,
+            num_clusters={"name": "auto", "candidates": [2, 5]},
+            num_latents=500,
+        ).origin.settings["chosen"]["num_clusters"]
+        for name in ("output-mixture", "output-kmeans")
+    }
+    assert chosen["output-mixture"]["mean"][0] > chosen["output-kmeans"]["mean"][0] + 0.3
 
 
 def test_a_round_that_loses_a_cluster_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = gated()
     latents = generator.sample_latents(300, seed=0)
-    turns = iter([4, 4, 3])
+    turns = iter([(4, False), (4, False), (3, False), (3, True)])
 
-    def train(self: Any, pool: Tensor, labels: Tensor, *_: Any) -> nn.Module:
-        return Constant(next(turns))
+    def train(self: Any, pool: Tensor, labels: Tensor, even: bool, *_: Any) -> nn.Module:
+        groups, wanted = next(turns)
+        assert even is wanted
+        return Constant(groups)
 
     class Constant(nn.Module):
         def __init__(self, groups: int) -> None:
@@ -571,7 +650,7 @@ def test_a_loaded_folder_imports_no_clusterer(
     trapped.load_state(sampler.state())
     trapped.bind(gated())
     assert torch.equal(trapped.predict(latents[:20]), sampler.predict(latents[:20]))
-    with pytest.raises(ParameterError, match="does not import 'trap:Clusterer'"):
+    with pytest.raises(ParameterError, match="was loaded is not fitted again"):
         trapped.fit(latents, generator=gated())
     assert "trap" not in sys.modules
 
@@ -770,10 +849,13 @@ def test_a_network_that_cannot_look_at_the_images_is_named() -> None:
         ("manifold", {"max_points": 0}, "max_points"),
         ("clusterer", {"max_points": 3}, "at least the number of clusters, 10, not 3"),
         ("clusterer", {"space": "pixels"}, "pixels"),
-        ("manifold", {"space": "most-stable"}, "cannot be a space"),
+        ("manifold", {"space": "most-stable"}, "does not make points"),
         ("output-kmeans", {"image_size": 0}, "image_size"),
         ("self-trained", {"base": "nothing"}, "nothing"),
         ("self-trained", {"rounds": 0}, "rounds"),
+        ("self-trained", {"flip": "no"}, "flip must be true, false or left out, not 'no'"),
+        ("learned", {"learning_rate": "fast"}, "learning_rate must be above 0, not 'fast'"),
+        ("clusterer", {"space": "manifold"}, "does not make points of latents one by one"),
         ("self-trained", {"batch_size": 1}, "batch_size"),
         ("self-trained", {"strength": -1}, "strength"),
         ("self-trained", {"learning_rate": 0}, "learning_rate"),

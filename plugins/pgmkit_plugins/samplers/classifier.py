@@ -40,6 +40,7 @@ class LatentClassifier:
 
     Attributes:
         agreement_: share of the held-out points that get the label they were found with, in [0, 1].
+        held_out_scores_: of these points, (m, k), float64; not kept when it is saved.
     """
 
     def fit(self, points: Array, labels: Labels, seed: int) -> "LatentClassifier":
@@ -53,13 +54,15 @@ class LatentClassifier:
         spread = np.maximum(spread, max(1e-3 * float(spread.max()), np.finfo(np.float64).tiny))
         scaling = {"mean": _tensor(points.mean(axis=0)), "scale": _tensor(spread)}
         neighbours = {"points": _tensor(points[rest]), "labels": _tensor(labels[rest])}
-        agreement = _agreement(neighbours, points[held_out], labels[held_out])
+        self.held_out_scores_ = _scores(neighbours, points[held_out])
+        agreement = _agreement(self.held_out_scores_, labels[held_out])
         learned = {"points": _tensor(points), "labels": _tensor(labels)}
         if agreement < _GOOD_NEIGHBOURS:
             trained = scaling | _train(_scaled(points[rest], scaling), _tensor(labels[rest]), seed)
-            other = _agreement(trained, points[held_out], labels[held_out])
+            scores = _scores(trained, points[held_out])
+            other = _agreement(scores, labels[held_out])
             if other > agreement:
-                agreement, learned = other, trained
+                agreement, learned, self.held_out_scores_ = other, trained, scores
         self.load_state({**learned, "agreement": torch.tensor(agreement, dtype=torch.float64)})
         if agreement < _LOW_AGREEMENT:
             warnings.warn(
@@ -90,8 +93,8 @@ class LatentClassifier:
         self.agreement_ = float(state["agreement"])
 
 
-def _agreement(state: dict[str, Tensor], points: Array, labels: Labels) -> float:
-    return float((_scores(state, points).argmax(axis=1) == labels).mean())
+def _agreement(scores: Array, labels: Labels) -> float:
+    return float((scores.argmax(axis=1) == labels).mean())
 
 
 def _scores(state: dict[str, Tensor], points: Array) -> Array:

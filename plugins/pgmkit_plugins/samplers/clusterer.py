@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from sklearn.exceptions import ConvergenceWarning
-from torch import Tensor
 
 from pgmkit.components import check_parameters
 from pgmkit.errors import ParameterError, PluginError
@@ -70,21 +69,6 @@ class AnyClusterer(SpaceSampler):
             )
         self.clusterer = clusterer
         self.clusterer_args = clusterer_args
-        self._loaded = False
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """Takes up what `state` returned, and imports no clusterer."""
-        super().load_state(state)
-        self._loaded = True
-
-    def fit_points(self, latents: Tensor, seed: int) -> None:
-        """Learns how to turn latents (n, M) into points."""
-        if self._loaded:
-            raise ParameterError(
-                f"a sampler that was loaded does not import {self.clusterer!r}, since that would "
-                "run code that its folder names; build a new one to fit it"
-            )
-        super().fit_points(latents, seed)
 
     def _find_clusters(self, points: Array, random_state: int) -> npt.NDArray[Any]:
         model = self._build(random_state)

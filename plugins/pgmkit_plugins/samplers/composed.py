@@ -10,10 +10,12 @@ from sklearn.base import BaseEstimator
 from sklearn.cluster import KMeans
 from torch import Tensor
 
-from pgmkit.config import check_count
-from pgmkit.errors import ParameterError, PgmkitError, UnknownNameError
+from pgmkit.choice import make_kmeans
+from pgmkit.config import check_count, component_table
+from pgmkit.errors import ParameterError, UnknownNameError
 from pgmkit.generator import Generator, LatentSpec
 from pgmkit.machine import thread_limit
+from pgmkit.plugins import build_component
 from pgmkit.seeds import derive_seed
 from pgmkit_plugins.samplers.classifier import LatentClassifier
 from pgmkit_plugins.samplers.mappers import Mapper, build_mapper
@@ -30,6 +32,18 @@ class CheckedParameters(BaseEstimator):  # type: ignore[misc]
     """Parameters as scikit-learn's estimators have them, but always within their range."""
 
     _fitted_for: tuple[Generator | None, int] | None = None
+    _loaded: bool = False
+
+    def check_not_loaded(self) -> None:
+        """Raises ParameterError for a sampler that was loaded.
+
+        To fit it again could run code that its folder names, such as a clusterer.
+        """
+        if self._loaded:
+            raise ParameterError(
+                "a sampler that was loaded is not fitted again, since that could run code that its "
+                "folder names; build a new one with its get_params()"
+            )
 
     def set_params(self, **parameters: Any) -> Self:
         """Sets parameters, as scikit-learn's estimators do.
@@ -42,7 +56,7 @@ class CheckedParameters(BaseEstimator):  # type: ignore[misc]
         super().set_params(**parameters)
         try:
             type(self)(**self.get_params(deep=False))
-        except PgmkitError:
+        except Exception:
             super().set_params(**before)
             raise
         if set(parameters) - {"num_clusters"}:
@@ -58,6 +72,7 @@ class ComposedSampler(CheckedParameters):
     * `fit_points` and `points`, if it clusters something else than latents;
     * `_find_clusters` and `_scores`, if it clusters otherwise than by k-means; instead of `_scores`
       it may set `_classified`, and a classifier learns the clusters that were found;
+    * `_makes_points`, False if what it clusters is more than the points of single latents;
     * `_finds_number`, if it finds the number of clusters itself;
     * `_saved`, the names of the fitted tensors that make up its state (without the trailing
       underscore), and `_saved_of_points`, of those that `points` needs; or `points_state` and
@@ -84,6 +99,7 @@ class ComposedSampler(CheckedParameters):
     _saved: tuple[str, ...] = ("labels", "cluster_centers")
     _saved_of_points: tuple[str, ...] = ()
     _made: tuple[Tensor, Array] | None = None
+    _makes_points: bool = True
     _classified: bool = False
     _finds_number: bool = False
     predict_from: str = "points"
@@ -119,6 +135,7 @@ class ComposedSampler(CheckedParameters):
         Raises:
             ParameterError: the method looks at images, and there is no generator.
         """
+        self.check_not_loaded()
         self.bind(generator)
         with thread_limit(1):
             self.fit_points(latents, seed)
@@ -146,6 +163,37 @@ class ComposedSampler(CheckedParameters):
             ParameterError: there are fewer distinct latents than clusters, or no generator, or
                 none of the latents belongs to a cluster.
         """
+        labels, points = self._find(latents, generator, seed)
+        self.mapper_ = self._build_mapper()
+        self.core_margins_ = None
+        if self._core < 1:
+            self.core_margins_ = self._find_core(self._inputs(latents, points))
+        self.mapper_.fit(
+            latents,
+            labels,
+            self.num_clusters_,
+            assign=self._assign_core,
+            prior=self._prior,
+            seed=seed,
+        )
+        self.labels_ = self._without_noise(labels, latents, points)
+        return self
+
+    def find_clusters(
+        self, latents: Tensor, *, generator: Generator | None = None, seed: int = 0
+    ) -> Tensor:
+        """Returns the clusters (n,), int64, of latents (n, M), and learns nothing to draw from.
+
+        The errors are those of `fit`.
+        """
+        labels, points = self._find(latents, generator, seed)
+        return self._without_noise(labels, latents, points)
+
+    def _find(
+        self, latents: Tensor, generator: Generator | None, seed: int
+    ) -> tuple[Tensor, Array]:
+        """Returns the clusters (n,), -1 for noise, and the points (n, d) of latents (n, M)."""
+        self.check_not_loaded()
         distinct = len(latents.detach().cpu().unique(dim=0))
         if distinct < self.num_clusters:
             raise ParameterError(
@@ -155,11 +203,14 @@ class ComposedSampler(CheckedParameters):
         prepared, self._fitted_for = self._fitted_for == (generator, seed), None
         self.bind(generator)
         if not prepared:
+            self._made = None
             with thread_limit(1):
                 self.fit_points(latents, seed)
         made, self._made = self._made, None
-        known_already = prepared and made is not None and torch.equal(made[0], latents)
-        points = made[1] if made is not None and known_already else self.points(latents)
+        if made is not None and torch.equal(made[0], latents):
+            points = made[1]
+        else:
+            points = self.points(latents)
         with thread_limit(1):
             found = self._find_clusters(points, derive_seed(seed, "k-means") % 2**32)
         labels = torch.from_numpy(found.astype(np.int64))
@@ -181,23 +232,13 @@ class ComposedSampler(CheckedParameters):
                 )
         skipped = labels == SKIPPED
         labels[skipped] = self._clusters(self._inputs(latents[skipped], points[skipped.numpy()]))
-        self.mapper_ = self._build_mapper()
-        self.core_margins_ = None
-        core = getattr(self.mapper_, "core", 1.0)
-        if core < 1:
-            self.core_margins_ = self._find_core(self._inputs(latents, points), core)
-        self.mapper_.fit(
-            latents,
-            labels,
-            self.num_clusters_,
-            assign=self._assign_core,
-            prior=self._prior,
-            seed=seed,
-        )
-        noise = labels < 0  # what belongs nowhere goes where it is nearest
+        return labels, points
+
+    def _without_noise(self, labels: Tensor, latents: Tensor, points: Array) -> Tensor:
+        """Puts what belongs nowhere, -1 among the labels (n,), where it is nearest."""
+        noise = labels < 0
         labels[noise] = self._clusters(self._inputs(latents[noise], points[noise.numpy()]))
-        self.labels_ = labels
-        return self
+        return labels
 
     def predict(self, latents: Tensor) -> Tensor:
         """Returns the cluster of each latent (n, M), int64 (n,)."""
@@ -215,7 +256,7 @@ class ComposedSampler(CheckedParameters):
 
     def acceptance_rate(self, cluster: int) -> float | None:
         """Returns the share of the mapper's proposals that it accepts; None if it takes all."""
-        rates = getattr(self.mapper_, "acceptance_", None)
+        rates = getattr(getattr(self, "mapper_", None), "acceptance_", None)
         return None if rates is None else float(rates[cluster])
 
     def summary(self) -> dict[str, Any]:
@@ -249,10 +290,11 @@ class ComposedSampler(CheckedParameters):
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Takes up what `state` returned."""
+        self._loaded = True
         for name in self._saved:
             setattr(self, f"{name}_", state[name])
         self.num_clusters_ = int(state["num_clusters"])
-        self.core_margins_ = state.get("core_margins")
+        self.core_margins_ = state["core_margins"] if self._core < 1 else None
         self.load_points_state(state)
         self.mapper_ = self._build_mapper()
         self.mapper_.load_state(without_prefix("mapper.", state))
@@ -293,12 +335,18 @@ class ComposedSampler(CheckedParameters):
         score = self._scores if self.classifier_ is None else self.classifier_.scores
         return score(inputs)
 
-    def _find_core(self, inputs: Array, core: float) -> Tensor:
-        """Returns the margin that the share `core` of each cluster has at least, (k,)."""
-        scores = self._scored(inputs)
+    @property
+    def _core(self) -> float:
+        return getattr(self._build_mapper(), "core", 1.0)
+
+    def _find_core(self, inputs: Array) -> Tensor:
+        """Returns the margin that a share of each cluster, its core, has at least, (k,)."""
+        scores = (
+            self._scores(inputs) if self.classifier_ is None else self.classifier_.held_out_scores_
+        )
         clusters, margins = scores.argmax(axis=1), margins_of(scores)
         found = [margins[clusters == cluster] for cluster in range(self.num_clusters_)]
-        least = [np.quantile(part, 1 - core) if len(part) else 0.0 for part in found]
+        least = [np.quantile(part, 1 - self._core) if len(part) else 0.0 for part in found]
         return torch.tensor(least, dtype=torch.float64)
 
     def _assign_core(self, latents: Tensor) -> Tensor:
@@ -402,7 +450,38 @@ def clusterer_of(sampler: Any, num_clusters: int, seed: int) -> Any:
     make = getattr(sampler, "make_clusterer", None)
     if make is not None:
         return make(num_clusters, seed)
-    return KMeans(num_clusters, n_init=4, random_state=seed)
+    return make_kmeans(num_clusters, seed)
+
+
+def find_clusters(sampler: Any, latents: Tensor, generator: Generator | None, seed: int) -> Tensor:
+    """Returns the clusters (n,) that any cluster sampler finds among latents (n, M)."""
+    find = getattr(sampler, "find_clusters", None)
+    if find is None:
+        sampler.fit(latents, generator=generator, seed=seed)
+        return torch.as_tensor(sampler.labels_).cpu()
+    labels: Tensor = find(latents, generator=generator, seed=seed)
+    return labels
+
+
+def inner_sampler(setting: str, value: Any, default: str, **given: Any) -> Any:
+    """Builds the sampler that another one works with.
+
+    Args:
+        setting: of the other sampler, for the messages.
+        value: a name, or a table of `name` and parameters.
+        default: the name where a table has none.
+        given: parameters, unless the table has them.
+
+    Raises:
+        ParameterError: the table holds `num_clusters`, which is not its own to choose.
+    """
+    table = component_table(setting, value, default)
+    if "num_clusters" in table:
+        raise ParameterError(
+            f"num_clusters stands in {setting}; set that of the sampler that {setting} belongs to"
+        )
+    name = table.pop("name")
+    return build_component("cluster-samplers", name, **{**given, **table})
 
 
 def images_of(generator: Generator | None, method: str) -> Generator:

@@ -80,13 +80,11 @@ class Learned(ComposedSampler):
         check_count("steps", steps)
         check_count("batch_size", batch_size)
         check_count("width", width)
-        for name, value in {"temperature": temperature, "learning_rate": learning_rate}.items():
-            if not value > 0:
-                raise ParameterError(f"{name} must be above 0, not {value!r}")
+        check_training(strength, flip, learning_rate)
+        if not 0 < temperature < math.inf:
+            raise ParameterError(f"temperature must be above 0, not {temperature!r}")
         if not 0 <= move < 1:
             raise ParameterError(f"move must be in [0, 1), not {move!r}")
-        if not strength >= 0:
-            raise ParameterError(f"strength must be at least 0, not {strength!r}")
         self.steps = steps
         self.batch_size = batch_size
         self.move = move
@@ -106,9 +104,9 @@ class Learned(ComposedSampler):
         super().load_points_state(state)
         weights = without_prefix("encoder.", state)
         first = weights["body.0.weight"]
-        self.encoder_ = Encoder(first.shape[1], first.shape[0])
-        self.encoder_.load_state_dict(weights)
-        self.encoder_.eval().requires_grad_(False)
+        encoder = Encoder(first.shape[1], first.shape[0])
+        encoder.load_state_dict(weights)
+        self.encoder_ = encoder.to(memory_format=torch.channels_last).eval().requires_grad_(False)
 
     def fit_points(self, latents: Tensor, seed: int) -> None:
         """Learns how to turn latents (n, M) into points."""
@@ -126,19 +124,18 @@ class Learned(ComposedSampler):
             pool.append(image_bytes(generator, moved(here, generator.latent, self.move, random)))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "encoder"))
-            encoder = Encoder(generator.image.shape[0], self.width)
+            encoder, head = Encoder(generator.image.shape[0], self.width), _head()
         self.encoder_ = encoder.to(generator.device).to(memory_format=torch.channels_last)
         flip = generator.image.shape[0] > 1 if self.flip is None else self.flip
-        self.losses_ = self._train(torch.stack(pool), flip, random)
+        self.losses_ = self._train(head.to(generator.device), torch.stack(pool), flip, random)
         self.encoder_.eval().requires_grad_(False)
 
-    def _train(self, pool: Tensor, flip: bool, random: torch.Generator) -> Tensor:
+    def _train(self, head: nn.Module, pool: Tensor, flip: bool, random: torch.Generator) -> Tensor:
         device = next(self.encoder_.parameters()).device
         count = pool.shape[1]
         batch = min(self.batch_size, count)
-        optimizer = torch.optim.AdamW(
-            self.encoder_.parameters(), lr=self.learning_rate, weight_decay=1e-4
-        )
+        learning = [*self.encoder_.parameters(), *head.parameters()]
+        optimizer = torch.optim.AdamW(learning, lr=self.learning_rate, weight_decay=1e-4)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, self.learning_rate, total_steps=max(self.steps, 2)
         )
@@ -150,7 +147,7 @@ class Learned(ComposedSampler):
                 which = torch.randint(len(pool), (batch,), generator=random)
                 images = pool[which, index].to(device).float().div_(127.5).sub_(1)
                 views.append(deformed(images, self.strength, flip, random))
-            projected = self.encoder_.project(torch.cat(views))
+            projected = head(self.encoder_(torch.cat(views)))
             loss = contrastive_loss(projected[:batch], projected[batch:], self.temperature)
             optimizer.zero_grad()
             loss.backward()
@@ -173,7 +170,7 @@ class Learned(ComposedSampler):
 
 
 class Encoder(nn.Module):
-    """Four convolutions and a linear layer, each with batch norm; a head for the loss alone.
+    """Four convolutions and a linear layer, each with batch norm.
 
     Args:
         image_channels: C.
@@ -194,23 +191,22 @@ class Encoder(nn.Module):
             nn.Linear(final, self.features, bias=False),
             nn.BatchNorm1d(self.features),
         )
-        self.head = nn.Sequential(
-            nn.ReLU(),
-            nn.Linear(self.features, self.features, bias=False),
-            nn.BatchNorm1d(self.features),
-            nn.ReLU(),
-            nn.Linear(self.features, self.features // 2),
-        )
 
     def forward(self, images: Tensor) -> Tensor:
         """Returns features (B, 128) for images (B, C, 32, 32) in [-1, 1]."""
         features: Tensor = self.body(images)
         return features
 
-    def project(self, images: Tensor) -> Tensor:
-        """Returns what the loss compares, (B, 64)."""
-        projected: Tensor = self.head(self.body(images))
-        return projected
+
+def _head() -> nn.Sequential:
+    """Returns what makes of features (B, 128) that which the loss compares, (B, 64)."""
+    return nn.Sequential(
+        nn.ReLU(),
+        nn.Linear(Encoder.features, Encoder.features, bias=False),
+        nn.BatchNorm1d(Encoder.features),
+        nn.ReLU(),
+        nn.Linear(Encoder.features, Encoder.features // 2),
+    )
 
 
 def _convolution(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
@@ -219,6 +215,16 @@ def _convolution(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
         nn.BatchNorm2d(outputs),
         nn.ReLU(inplace=True),
     ]
+
+
+def check_training(strength: Any, flip: Any, learning_rate: Any) -> None:
+    """Raises ParameterError for parameters that networks are not trained with."""
+    if not isinstance(strength, int | float) or not 0 <= strength < math.inf:
+        raise ParameterError(f"strength must be at least 0, not {strength!r}")
+    if flip is not None and not isinstance(flip, bool):
+        raise ParameterError(f"flip must be true, false or left out, not {flip!r}")
+    if not isinstance(learning_rate, int | float) or not 0 < learning_rate < math.inf:
+        raise ParameterError(f"learning_rate must be above 0, not {learning_rate!r}")
 
 
 def moved(latents: Tensor, prior: LatentSpec, step: float, random: torch.Generator) -> Tensor:

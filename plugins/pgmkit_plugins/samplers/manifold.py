@@ -58,6 +58,8 @@ class Manifold(SpaceSampler):
         mapper_args: as for `ComposedSampler`.
     """
 
+    _makes_points = False
+
     def __init__(
         self,
         num_clusters: int = 10,

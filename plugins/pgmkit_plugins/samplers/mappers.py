@@ -290,11 +290,12 @@ class RejectionMapper:
             latents of removed mass included.
         max_tries: proposals per wanted latent before giving up, at least 1.
         core: share of each cluster, in (0, 1], that latents are drawn from: those that lie the most
-            clearly in it. What is left out is doubtful, but also diverse.
+            clearly in it. What is left out is doubtful, but also diverse. Nothing is left out of a
+            single cluster.
 
     Attributes:
-        acceptance_: share of proposals that lay in each cluster when it was fitted, (k,), float64;
-            measured on 256 per cluster.
+        acceptance_: share of proposals that lay in the core of each cluster when it was fitted,
+            (k,), float64; measured on 256 per cluster.
     """
 
     def __init__(

@@ -13,8 +13,14 @@ from pgmkit.choice import choose_num_clusters
 from pgmkit.config import check_count, component_table
 from pgmkit.errors import ParameterError, PgmkitWarning
 from pgmkit.generator import Generator
-from pgmkit.plugins import build_component
-from pgmkit_plugins.samplers.composed import CheckedParameters, clusterer_of
+from pgmkit_plugins.samplers.composed import (
+    CheckedParameters,
+    clusterer_of,
+    find_clusters,
+    inner_sampler,
+    with_prefix,
+    without_prefix,
+)
 from pgmkit_plugins.samplers.mappers import build_mapper
 
 _LEAST_PER_CLUSTER = 4
@@ -89,6 +95,7 @@ class MostStable(CheckedParameters):
         Raises:
             ParameterError: a candidate cannot learn from these latents.
         """
+        self.check_not_loaded()
         self._candidates = []
         for index in range(len(self.candidates)):
             sampler = self._build(index)
@@ -116,14 +123,19 @@ class MostStable(CheckedParameters):
         Raises:
             ParameterError: there are fewer distinct latents than clusters, or no generator.
         """
-        if self._fitted_for != (generator, seed):
-            self.features(latents, generator=generator, seed=seed)
-        elif self._judged_at != self.num_clusters:
-            self._choose(seed)
-        self._fitted_for, self._candidates = None, []
-        self.chosen_.set_params(num_clusters=self.num_clusters)
+        self._prepare(latents, generator, seed)
         self.chosen_.fit(latents, generator=generator, seed=seed)
         return self
+
+    def find_clusters(
+        self, latents: Tensor, *, generator: Generator | None = None, seed: int = 0
+    ) -> Tensor:
+        """Returns the clusters (n,) of latents (n, M), and learns nothing to draw from.
+
+        The errors are those of `fit`.
+        """
+        self._prepare(latents, generator, seed)
+        return find_clusters(self.chosen_, latents, generator, seed)
 
     @property
     def labels_(self) -> Tensor:
@@ -158,6 +170,10 @@ class MostStable(CheckedParameters):
     def summary(self) -> dict[str, Any]:
         """Returns which candidate was kept, and how stable each was, for reports."""
         names = [component_table("candidates", c, "")["name"] for c in self.candidates]
+        names = [
+            name if names.count(name) == 1 else f"{name} ({number})"
+            for number, name in enumerate(names, start=1)
+        ]
         stability = ", ".join(
             f"{name} {value:.3f}"
             for name, value in zip(names, self.stability_.tolist(), strict=True)
@@ -167,7 +183,7 @@ class MostStable(CheckedParameters):
 
     def make_clusterer(self, num_clusters: int, seed: int) -> Any:
         """Returns what finds so many clusters of the kept candidate's points."""
-        return clusterer_of(self.chosen_, num_clusters, seed)
+        return clusterer_of(getattr(self, "chosen_", None), num_clusters, seed)
 
     def bind(self, generator: Generator | None) -> None:
         """Takes the generator whose latents these are; a loaded sampler gets it back so."""
@@ -175,32 +191,42 @@ class MostStable(CheckedParameters):
 
     def state(self) -> dict[str, Tensor]:
         """Returns all that was fitted, by name."""
-        chosen = {f"chosen.{name}": value for name, value in self.chosen_.state().items()}
+        chosen = with_prefix("chosen.", self.chosen_.state())
         return chosen | {"index": torch.tensor(self._index), "stability": self.stability_}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Takes up what `state` returned."""
+        self._loaded = True
         self._index, self.stability_ = int(state["index"]), state["stability"]
         self.chosen_ = self._build(self._index)
-        self.chosen_.load_state(
-            {k.removeprefix("chosen."): v for k, v in state.items() if k.startswith("chosen.")}
-        )
+        self.chosen_.load_state(without_prefix("chosen.", state))
 
     def _build(self, index: int) -> Any:
-        table = component_table("candidates", self.candidates[index], "")
-        name = table.pop("name")
-        given = {
-            "num_clusters": self.num_clusters,
-            "num_components": self.num_components,
-            "mapper": self.mapper,
-            "mapper_args": self.mapper_args,
-        }
-        sampler = build_component("cluster-samplers", name, **given | table)
+        sampler = inner_sampler(
+            "candidates",
+            self.candidates[index],
+            "",
+            num_clusters=self.num_clusters,
+            num_components=self.num_components,
+            mapper=self.mapper,
+            mapper_args=self.mapper_args,
+        )
         if not hasattr(sampler, "features"):
             raise ParameterError(
-                f"the cluster sampler {name!r} cannot be a candidate, since it has no features()"
+                f"the cluster sampler {self.candidates[index]!r} cannot be a candidate, since it "
+                "has no features()"
             )
         return sampler
+
+    def _prepare(self, latents: Tensor, generator: Generator | None, seed: int) -> None:
+        """Chooses the candidate that is to be fitted."""
+        self.check_not_loaded()
+        if self._fitted_for != (generator, seed):
+            self.features(latents, generator=generator, seed=seed)
+        elif self._judged_at != self.num_clusters:
+            self._choose(seed)
+        self._fitted_for, self._candidates = None, []
+        self.chosen_.set_params(num_clusters=self.num_clusters)
 
     def _choose(self, seed: int) -> Tensor:
         """Takes the candidate that is the most stable at `num_clusters`; returns its points."""

@@ -1,5 +1,7 @@
 """The clusters of another sampler, corrected by a network that learns them from the images."""
 
+import json
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,20 +10,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pgmkit.config import check_count, component_table
-from pgmkit.errors import ParameterError
+from pgmkit.config import check_count
+from pgmkit.errors import ParameterError, PgmkitWarning
 from pgmkit.generator import Generator
-from pgmkit.plugins import build_from_table
 from pgmkit.seeds import derive_seed, random_generator
 from pgmkit_plugins.samplers.composed import (
     Array,
     ComposedSampler,
     clusterer_of,
+    find_clusters,
     images_of,
+    inner_sampler,
     with_prefix,
     without_prefix,
 )
-from pgmkit_plugins.samplers.learned import Encoder, deformed, image_bytes, looked_at
+from pgmkit_plugins.samplers.learned import (
+    Encoder,
+    check_training,
+    deformed,
+    image_bytes,
+    looked_at,
+)
 
 _POOL = 20_000
 _BATCH = 256
@@ -38,7 +47,9 @@ class SelfTrained(ComposedSampler):
     et al., "Self-training with Noisy Student", 2020) from clusters instead of labels; it uses
     neither labels nor data.
 
-    A round that would leave a cluster without latents is not taken.
+    A network that gives a cluster no latents learns again from as many of each, since small
+    clusters are easily overlooked. If it still gives it none, a later round is not taken, and of
+    the first a warning is given.
 
     Args:
         num_clusters: k, at least 1.
@@ -56,12 +67,14 @@ class SelfTrained(ComposedSampler):
 
     Attributes:
         network_: images (B, C, 32, 32) in [-1, 1] to the logits of the clusters (B, k).
-        base_agreement_: share of the fitted latents that stay in the cluster that the base found,
+        unchanged_: share of the fitted latents that stay in the cluster that the base found,
             float64, in [0, 1].
+        told_by_base_: the `summary` of the base, as JSON in bytes, uint8.
     """
 
     _name = "self-trained"
-    _saved = ("labels", "base_agreement")
+    _saved = ("labels", "unchanged", "told_by_base")
+    _makes_points = False
 
     def __init__(
         self,
@@ -87,10 +100,7 @@ class SelfTrained(ComposedSampler):
         check_count("width", width)
         if batch_size < 2:
             raise ParameterError("batch_size must be a whole number from 2, not 1")
-        if not strength >= 0:
-            raise ParameterError(f"strength must be at least 0, not {strength!r}")
-        if not learning_rate > 0:
-            raise ParameterError(f"learning_rate must be above 0, not {learning_rate!r}")
+        check_training(strength, flip, learning_rate)
         self.base = base
         self.rounds = rounds
         self.steps = steps
@@ -99,20 +109,29 @@ class SelfTrained(ComposedSampler):
         self.width = width
         self.flip = flip
         self.learning_rate = learning_rate
-        self._of_base: dict[str, Any] = {}
-        self._base = self._build_base()  # a name or parameters that do not fit are refused here
+        self._build_base()  # a name or parameters that do not fit are refused here
+        self._base: Any = None
+
+    def set_params(self, **parameters: Any) -> "SelfTrained":
+        """Sets parameters; see `CheckedParameters`."""
+        super().set_params(**parameters)
+        if set(parameters) - {"num_clusters"}:
+            self._base = None
+        return self
 
     def features(
         self, latents: Tensor, *, generator: Generator | None = None, seed: int = 0
     ) -> Tensor:
         """Returns the points of the base (n, d), float64; see `ComposedSampler`."""
-        self._base = self._build_base()
-        if not hasattr(self._base, "features"):
+        self.check_not_loaded()
+        base = self._build_base()
+        if not hasattr(base, "features"):
             raise ParameterError(
-                f"the cluster sampler {self._table()['name']!r} has no features(), so nothing can "
-                "be chosen by its points; give num_clusters, or another base"
+                f"the base {self.base!r} has no features(), so nothing can be chosen by its "
+                "points; give the number of clusters and the removed mass, or another base"
             )
-        points: Tensor = self._base.features(latents, generator=generator, seed=seed)
+        points: Tensor = base.features(latents, generator=generator, seed=seed)
+        self._base = base
         return points
 
     def make_clusterer(self, num_clusters: int, seed: int) -> Any:
@@ -121,19 +140,26 @@ class SelfTrained(ComposedSampler):
 
     def fit_points(self, latents: Tensor, seed: int) -> None:
         """Fits the base, and the network to its clusters."""
-        generator = images_of(self._generator, self._name)
+        images_of(self._generator, self._name)
         first = self._fit_base(latents, seed)
         random = random_generator(seed, "self-training")
         chosen = torch.randperm(len(latents), generator=random)[:_POOL]
-        pool = image_bytes(generator, latents[chosen])
-        found = first
+        pool = image_bytes(images_of(self._generator, self._name), latents[chosen])
+        found, count = first, len(first.unique())
         for turn in range(self.rounds):
-            network = self._train(pool, found[chosen], random, derive_seed(seed, "network", turn))
-            labels = torch.from_numpy(self._logits(network, latents).argmax(axis=1))
-            if turn and len(labels.unique()) < len(found.unique()):
-                break
-            self.network_, found = network, labels
-        self.base_agreement_ = (found == first).double().mean()
+            for even in (False, True):
+                network_seed = derive_seed(seed, "network", turn, even)
+                network = self._train(pool, found[chosen], even, random, network_seed)
+                logits = self._logits(network, latents)
+                labels = torch.from_numpy(logits.argmax(axis=1))
+                if len(labels.unique()) >= count:
+                    break
+            else:
+                if turn:
+                    break
+                self._warn_of_lost(first, labels)
+            self.network_, self._made, found = network, (latents, logits), labels
+        self.unchanged_ = (found == first).double().mean()
 
     def points(self, latents: Tensor) -> Array:
         """Returns the logits of the clusters (n, k) for latents (n, M)."""
@@ -153,9 +179,10 @@ class SelfTrained(ComposedSampler):
         self.network_ = network.eval().requires_grad_(False)
 
     def summary(self) -> dict[str, Any]:
-        """Returns what the base told (unless this was loaded), and what stayed of its clusters."""
-        own = {"base agreement": round(float(self.base_agreement_), 4), **super().summary()}
-        return {**self._of_base, **own}
+        """Returns what the base told, and how many latents stayed in their cluster, for reports."""
+        told: dict[str, Any] = json.loads(bytes(self.told_by_base_.tolist()))
+        own = {"unchanged": round(float(self.unchanged_), 4), **super().summary()}
+        return {**{f"base {name}": told[name] for name in told}, **own}
 
     def _find_clusters(self, points: Array, random_state: int) -> npt.NDArray[Any]:
         labels: npt.NDArray[Any] = points.argmax(axis=1)
@@ -164,47 +191,63 @@ class SelfTrained(ComposedSampler):
     def _scores(self, points: Array) -> Array:
         return points
 
-    def _table(self) -> dict[str, Any]:
-        return component_table("base", self.base, "most-stable")
-
     def _build_base(self) -> Any:
-        return build_from_table("cluster-samplers", self._table())
+        return inner_sampler("base", self.base, "most-stable", num_clusters=self.num_clusters)
 
     def _fit_base(self, latents: Tensor, seed: int) -> Tensor:
         """Returns the clusters (n,) that the base finds, with what it prepared in `features`."""
-        base, self._base = self._base, self._build_base()
-        base.set_params(num_clusters=self.num_clusters)
-        base.fit(latents, generator=self._generator, seed=seed)
+        base, self._base = self._base or self._build_base(), None
+        if getattr(base, "num_clusters", self.num_clusters) != self.num_clusters:
+            base.set_params(num_clusters=self.num_clusters)
+        labels = find_clusters(base, latents, self._generator, seed)
+        self._finds_number = getattr(base, "num_clusters_", self.num_clusters) != self.num_clusters
         told: dict[str, Any] = getattr(base, "summary", dict)()
-        self._of_base = {f"base {name}": told[name] for name in told if name != "acceptance"}
-        labels: Tensor = torch.as_tensor(base.labels_).cpu()
+        self.told_by_base_ = torch.tensor(list(json.dumps(told).encode()), dtype=torch.uint8)
         return labels
+
+    def _warn_of_lost(self, first: Tensor, labels: Tensor) -> None:
+        lost = sorted(set(first.tolist()) - set(labels.tolist()))
+        warnings.warn(
+            f"the network gives no latents to {len(lost)} clusters that the base found: "
+            f"{', '.join(map(str, lost[:8]))}; ask for fewer clusters, or train it for more steps",
+            PgmkitWarning,
+            stacklevel=5,
+        )
 
     @torch.no_grad()
     def _logits(self, network: nn.Module, latents: Tensor) -> Array:
         generator = images_of(self._generator, self._name)
         network.to(generator.device)
         parts = [
-            network(looked_at(generator, batch)).double().cpu() for batch in latents.split(_BATCH)
+            network(looked_at(generator, batch)).cpu().double() for batch in latents.split(_BATCH)
         ]
         logits: Array = torch.cat(parts).numpy()
         return logits
 
-    def _train(self, pool: Tensor, labels: Tensor, random: torch.Generator, seed: int) -> nn.Module:
-        """Returns a network that has learned the labels (n,) of images (n, C, S, S) in bytes."""
+    def _train(
+        self, pool: Tensor, labels: Tensor, even: bool, random: torch.Generator, seed: int
+    ) -> nn.Module:
+        """Returns a network that has learned the labels (n,) of images (n, C, S, S) in bytes.
+
+        With `even` it sees all clusters equally often.
+        """
         device = images_of(self._generator, self._name).device
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             network = _network(pool.shape[1], self.width, int(labels.max()) + 1)
-        network = network.to(device).to(memory_format=torch.channels_last)
+        network = network.to(device)
         flip = pool.shape[1] > 1 if self.flip is None else self.flip
         batch = min(self.batch_size, len(pool))
         optimizer = torch.optim.AdamW(network.parameters(), lr=self.learning_rate)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, self.learning_rate, total_steps=max(self.steps, 2)
         )
+        weights = labels.bincount().double().reciprocal()[labels]
         for _ in range(self.steps):
-            index = torch.randperm(len(pool), generator=random)[:batch]
+            if even:
+                index = torch.multinomial(weights, batch, replacement=True, generator=random)
+            else:
+                index = torch.randperm(len(pool), generator=random)[:batch]
             images = pool[index].to(device).float().div_(127.5).sub_(1)
             logits = network(deformed(images, self.strength, flip, random))
             loss = functional.cross_entropy(
@@ -218,6 +261,5 @@ class SelfTrained(ComposedSampler):
 
 
 def _network(image_channels: int, width: int, num_clusters: int) -> nn.Sequential:
-    return nn.Sequential(
-        Encoder(image_channels, width), nn.ReLU(), nn.Linear(Encoder.features, num_clusters)
-    )
+    layers = (Encoder(image_channels, width), nn.ReLU(), nn.Linear(Encoder.features, num_clusters))
+    return nn.Sequential(*layers).to(memory_format=torch.channels_last)

@@ -5,15 +5,14 @@ from typing import Any
 
 from torch import Tensor
 
-from pgmkit.config import component_table
 from pgmkit.errors import ParameterError
 from pgmkit.generator import Generator
-from pgmkit.plugins import build_from_table
 from pgmkit_plugins.samplers.composed import (
     Array,
     ComposedSampler,
     check_max_points,
     check_predict_from,
+    inner_sampler,
     with_prefix,
     without_prefix,
 )
@@ -79,6 +78,7 @@ class SpaceSampler(ComposedSampler):
     def load_points_state(self, state: dict[str, Tensor]) -> None:
         """Takes up what `points_state` returned; there may be more in it."""
         self.space_ = self._build_space()
+        self.space_.bind(self._generator)
         self.space_.load_points_state(without_prefix(_PREFIX, state))
 
     def fit_points(self, latents: Tensor, seed: int) -> None:
@@ -93,11 +93,10 @@ class SpaceSampler(ComposedSampler):
         return self.space_.points(latents)
 
     def _build_space(self) -> ComposedSampler:
-        table = component_table("space", self.space, "output-kmeans")
-        sampler = build_from_table("cluster-samplers", table)
-        if not isinstance(sampler, ComposedSampler):
+        sampler = inner_sampler("space", self.space, "output-kmeans")
+        if not isinstance(sampler, ComposedSampler) or not sampler._makes_points:
             raise ParameterError(
-                f"the cluster sampler {table['name']!r} cannot be a space, since it does not make "
-                "points of latents one by one; name another, such as 'output-kmeans' or 'learned'"
+                f"the cluster sampler of space = {self.space!r} does not make points of latents "
+                "one by one; name another, such as 'output-kmeans' or 'learned'"
             )
         return sampler
