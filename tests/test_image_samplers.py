@@ -385,7 +385,7 @@ def test_self_training_takes_its_base_as_it_is_asked_for() -> None:
     generator = gated()
     latents = generator.sample_latents(300, seed=0)
     own_number = {**CASES["hdbscan"][1], "name": "manifold"}
-    quick = {"steps": 60, "rounds": 1}
+    quick = {"steps": 60, "rounds": 1, "strength": 0.3, "flip": False}
     found = build("self-trained", num_clusters=9, base=own_number, **quick)
     found.fit(latents, generator=generator, seed=0)
     assert found.num_clusters_ == int(found.labels_.max()) + 1 < 9

@@ -148,7 +148,7 @@ class SelfTrained(ComposedSampler):
         found, count = first, len(first.unique())
         for turn in range(self.rounds):
             for even in (False, True):
-                network_seed = derive_seed(seed, "network", turn, even)
+                network_seed = derive_seed(seed, "network", turn, *(["even"] * even))
                 network = self._train(pool, found[chosen], even, random, network_seed)
                 logits = self._logits(network, latents)
                 labels = torch.from_numpy(logits.argmax(axis=1))
