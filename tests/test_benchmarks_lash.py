@@ -46,7 +46,7 @@ CELLS = {
     "kept": 4 * 4 * 3 * 5,
     "polarity": 5 * 2 * 3 * 3,
     "epochs": 4 * 5 * 3,
-    "samplers": 5 * 3 * 5,
+    "samplers": 8 * 3 * 3,
     "densities": 4 * 3 * 5,
     "mappers": 2 * 7 * 2 * 3,
 }
