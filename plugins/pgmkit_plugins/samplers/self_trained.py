@@ -140,24 +140,24 @@ class SelfTrained(ComposedSampler):
 
     def fit_points(self, latents: Tensor, seed: int) -> None:
         """Fits the base, and the network to its clusters."""
-        images_of(self._generator, self._name)
-        first = self._fit_base(latents, seed)
+        generator = images_of(self._generator, self._name)
+        found = first = self._fit_base(latents, seed)
         random = random_generator(seed, "self-training")
         chosen = torch.randperm(len(latents), generator=random)[:_POOL]
-        pool = image_bytes(images_of(self._generator, self._name), latents[chosen])
-        found, count = first, len(first.unique())
+        pool = image_bytes(generator, latents[chosen])
         for turn in range(self.rounds):
             for even in (False, True):
                 network_seed = derive_seed(seed, "network", turn, *(["even"] * even))
                 network = self._train(pool, found[chosen], even, random, network_seed)
                 logits = self._logits(network, latents)
                 labels = torch.from_numpy(logits.argmax(axis=1))
-                if len(labels.unique()) >= count:
+                lost = sorted(set(found.tolist()) - set(labels.tolist()))
+                if not lost:
                     break
-            else:
-                if turn:
-                    break
-                self._warn_of_lost(first, labels)
+            if lost and turn:
+                break
+            if lost:
+                _warn_of_lost(lost)
             self.network_, self._made, found = network, (latents, logits), labels
         self.unchanged_ = (found == first).double().mean()
 
@@ -205,15 +205,6 @@ class SelfTrained(ComposedSampler):
         self.told_by_base_ = torch.tensor(list(json.dumps(told).encode()), dtype=torch.uint8)
         return labels
 
-    def _warn_of_lost(self, first: Tensor, labels: Tensor) -> None:
-        lost = sorted(set(first.tolist()) - set(labels.tolist()))
-        warnings.warn(
-            f"the network gives no latents to {len(lost)} clusters that the base found: "
-            f"{', '.join(map(str, lost[:8]))}; ask for fewer clusters, or train it for more steps",
-            PgmkitWarning,
-            stacklevel=5,
-        )
-
     @torch.no_grad()
     def _logits(self, network: nn.Module, latents: Tensor) -> Array:
         generator = images_of(self._generator, self._name)
@@ -258,6 +249,15 @@ class SelfTrained(ComposedSampler):
             optimizer.step()
             schedule.step()
         return network.eval().requires_grad_(False)
+
+
+def _warn_of_lost(clusters: list[int]) -> None:
+    warnings.warn(
+        f"the network gives no latents to {len(clusters)} clusters that the base found: "
+        f"{', '.join(map(str, clusters[:8]))}; ask for fewer clusters, or train it for more steps",
+        PgmkitWarning,
+        stacklevel=5,
+    )
 
 
 def _network(image_channels: int, width: int, num_clusters: int) -> nn.Sequential:
