@@ -878,6 +878,17 @@ def test_the_most_stable_candidate_is_kept_and_named() -> None:
     assert torch.equal(alone.sample(9, 1, seed=0), sampler.sample(9, 1, seed=0))
 
 
+def test_candidates_that_could_not_be_kept_are_not_tried() -> None:
+    generator = gated()
+    latents = generator.sample_latents(600, seed=0)
+    sampler = build("most stable", candidates=["output-kmeans", "learned"], mapper="mixture")
+    sampler.fit(latents, generator=generator, seed=0)
+    assert sampler.stability_[0] > 0.8
+    assert sampler.stability_[1].isnan()
+    assert sampler.summary()["chosen"] == "output-kmeans"
+    assert "learned" not in sampler.summary()["stability"]
+
+
 @pytest.mark.parametrize(("count", "clusters"), [(600, 1), (12, 4)])
 def test_where_nothing_can_be_compared_the_first_candidate_is_kept(
     count: int, clusters: int

@@ -37,8 +37,9 @@ class MostStable(CheckedParameters):
     are. What points without clusters would show is taken off.
     This is the criterion "stability" of `pgmkit.choice` (Ben-Hur, Elisseeff and Guyon 2002; Lange
     et al. 2004), for one k and several spaces instead of one space and several k. Where several
-    come within 0.2 of the best, the one that is listed first is kept. With one cluster, or fewer
-    than four latents for each, nothing can be compared, and the first is kept.
+    come within 0.2 of the best, the one that is listed first is kept, and others are not tried
+    where they cannot change that. With one cluster, or fewer than four latents for each, nothing
+    can be compared, and the first is kept.
 
     Args:
         num_clusters: k, at least 1.
@@ -50,7 +51,8 @@ class MostStable(CheckedParameters):
 
     Attributes:
         chosen_: the sampler that was kept, fitted.
-        stability_: of each candidate, float64 (candidates,), at most 1; higher is more stable.
+        stability_: of each candidate, float64 (candidates,), at most 1; higher is more stable. NaN
+            for those that were not tried, since they could not have been kept.
         labels_: cluster of each latent that was fitted, int64 (n,).
         num_clusters_: how many clusters there are.
     """
@@ -82,6 +84,7 @@ class MostStable(CheckedParameters):
         for index in range(len(candidates)):
             self._build(index)  # names and parameters that do not fit are refused here
         self._candidates: list[tuple[Any, Tensor]] = []
+        self._latents: Tensor | None = None
 
     def features(
         self, latents: Tensor, *, generator: Generator | None = None, seed: int = 0
@@ -96,13 +99,10 @@ class MostStable(CheckedParameters):
             ParameterError: a candidate cannot learn from these latents.
         """
         self.check_not_loaded()
-        self._candidates = []
-        for index in range(len(self.candidates)):
-            sampler = self._build(index)
-            points = sampler.features(latents, generator=generator, seed=seed)
-            self._candidates.append((sampler, torch.as_tensor(points)))
+        self._candidates, self._latents = [], latents
+        points = self._choose(generator, seed)
         self._fitted_for = (generator, seed)
-        return self._choose(seed)
+        return points
 
     def fit(
         self,
@@ -177,6 +177,7 @@ class MostStable(CheckedParameters):
         stability = ", ".join(
             f"{name} {value:.3f}"
             for name, value in zip(names, self.stability_.tolist(), strict=True)
+            if not math.isnan(value)
         )
         rest: dict[str, Any] = getattr(self.chosen_, "summary", dict)()
         return {"chosen": names[self._index], "stability": stability, **rest}
@@ -224,19 +225,25 @@ class MostStable(CheckedParameters):
         if self._fitted_for != (generator, seed):
             self.features(latents, generator=generator, seed=seed)
         elif self._judged_at != self.num_clusters:
-            self._choose(seed)
-        self._fitted_for, self._candidates = None, []
+            self._choose(generator, seed)
+        self._fitted_for, self._candidates, self._latents = None, [], None
         self.chosen_.set_params(num_clusters=self.num_clusters)
 
-    def _choose(self, seed: int) -> Tensor:
-        """Takes the candidate that is the most stable at `num_clusters`; returns its points."""
-        self.stability_ = torch.tensor(
-            [self._stability(*candidate, seed) for candidate in self._candidates],
-            dtype=torch.float64,
-        )
-        near = self.stability_.nan_to_num() >= self.stability_.nan_to_num().max() - _NEAR
-        self._index, self._judged_at = int(near.int().argmax()), self.num_clusters
-        self.chosen_, points = self._candidates[self._index]
+    def _choose(self, generator: Generator | None, seed: int) -> Tensor:
+        """Takes the candidate that is stable enough at `num_clusters`; returns its points."""
+        stability = torch.full((len(self.candidates),), math.nan, dtype=torch.float64)
+        for index in range(len(self.candidates)):
+            if index == len(self._candidates):
+                sampler = self._build(index)
+                points = sampler.features(self._latents, generator=generator, seed=seed)
+                self._candidates.append((sampler, torch.as_tensor(points)))
+            stability[index] = self._stability(*self._candidates[index], seed)
+            known = stability[: index + 1].nan_to_num()
+            first = int((known >= known.max() - _NEAR).int().argmax())
+            if stability[index].isnan() or known[first] >= 1 - _NEAR:
+                break  # whatever the others are like, this one is kept
+        self.stability_, self._index, self._judged_at = stability, first, self.num_clusters
+        self.chosen_, points = self._candidates[first]
         return points
 
     def _stability(self, sampler: Any, points: Tensor, seed: int) -> float:
