@@ -9,7 +9,7 @@ DEMO := runs/mnist-dcgan
 .PHONY: demo test clean
 
 demo: $(READY)
-	$(BIN)/pgmkit shatter mnist-dcgan -o $(DEMO) --latents 8000 --classifier mnist-classifier
+	$(BIN)/pgmkit shatter mnist-dcgan -o $(DEMO) --latents 4000 --classifier mnist-classifier
 
 test: $(READY)
 	$(BIN)/ruff format --check .
