@@ -463,13 +463,14 @@ def find_clusters(sampler: Any, latents: Tensor, generator: Generator | None, se
     return labels
 
 
-def inner_sampler(setting: str, value: Any, default: str, **given: Any) -> Any:
-    """Builds the sampler that another one works with; it gets `given`, unless its table has them.
+def inner_sampler(setting: str, value: Any, default: str, given: Mapping[str, Any]) -> Any:
+    """Builds the sampler that another one works with.
 
     Args:
         setting: of the other sampler, for the messages.
         value: a name, or a table of `name` and parameters.
         default: the name where a table has none.
+        given: parameters, unless the table has them.
 
     Raises:
         ParameterError: the table holds `num_clusters`, which is not its own to choose.

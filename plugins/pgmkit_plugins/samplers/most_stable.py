@@ -203,15 +203,13 @@ class MostStable(CheckedParameters):
         self.chosen_.load_state(without_prefix("chosen.", state))
 
     def _build(self, index: int) -> Any:
-        sampler = inner_sampler(
-            "candidates",
-            self.candidates[index],
-            "",
-            num_clusters=self.num_clusters,
-            num_components=self.num_components,
-            mapper=self.mapper,
-            mapper_args=self.mapper_args,
-        )
+        given = {
+            "num_clusters": self.num_clusters,
+            "num_components": self.num_components,
+            "mapper": self.mapper,
+            "mapper_args": self.mapper_args,
+        }
+        sampler = inner_sampler("candidates", self.candidates[index], "", given)
         if not hasattr(sampler, "features"):
             raise ParameterError(
                 f"the cluster sampler {self.candidates[index]!r} cannot be a candidate, since it "

@@ -192,7 +192,7 @@ class SelfTrained(ComposedSampler):
         return points
 
     def _build_base(self) -> Any:
-        return inner_sampler("base", self.base, "most-stable", num_clusters=self.num_clusters)
+        return inner_sampler("base", self.base, "most-stable", {"num_clusters": self.num_clusters})
 
     def _fit_base(self, latents: Tensor, seed: int) -> Tensor:
         """Returns the clusters (n,) that the base finds, with what it prepared in `features`."""

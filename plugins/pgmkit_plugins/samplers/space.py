@@ -93,7 +93,7 @@ class SpaceSampler(ComposedSampler):
         return self.space_.points(latents)
 
     def _build_space(self) -> ComposedSampler:
-        sampler = inner_sampler("space", self.space, "output-kmeans")
+        sampler = inner_sampler("space", self.space, "output-kmeans", {})
         if not isinstance(sampler, ComposedSampler) or not sampler._makes_points:
             raise ParameterError(
                 f"the cluster sampler of space = {self.space!r} does not make points of latents "
