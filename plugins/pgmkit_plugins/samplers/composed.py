@@ -294,10 +294,10 @@ class ComposedSampler(CheckedParameters):
         for name in self._saved:
             setattr(self, f"{name}_", state[name])
         self.num_clusters_ = int(state["num_clusters"])
-        self.core_margins_ = state["core_margins"] if self._core < 1 else None
         self.load_points_state(state)
         self.mapper_ = self._build_mapper()
         self.mapper_.load_state(without_prefix("mapper.", state))
+        self.core_margins_ = state["core_margins"] if self._core < 1 else None
         classifier = without_prefix("classifier.", state)
         self.classifier_ = None
         if classifier:
@@ -337,7 +337,7 @@ class ComposedSampler(CheckedParameters):
 
     @property
     def _core(self) -> float:
-        return getattr(self._build_mapper(), "core", 1.0)
+        return getattr(self.mapper_, "core", 1.0)
 
     def _find_core(self, inputs: Array) -> Tensor:
         """Returns the margin that a share of each cluster, its core, has at least, (k,)."""

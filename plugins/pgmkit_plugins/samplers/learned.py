@@ -1,7 +1,7 @@
 """k-means on features that a small network learns from the generator's own images."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -77,10 +77,7 @@ class Learned(ComposedSampler):
         learning_rate: float = 2e-3,
     ) -> None:
         super().__init__(num_clusters, num_starts, num_components, mapper, mapper_args)
-        check_count("steps", steps)
-        check_count("batch_size", batch_size)
-        check_count("width", width)
-        check_training(strength, flip, learning_rate)
+        check_training(steps, batch_size, width, strength, flip, learning_rate)
         if not 0 < temperature < math.inf:
             raise ParameterError(f"temperature must be above 0, not {temperature!r}")
         if not 0 <= move < 1:
@@ -126,46 +123,32 @@ class Learned(ComposedSampler):
             torch.manual_seed(derive_seed(seed, "encoder"))
             encoder, head = Encoder(generator.image.shape[0], self.width), _head()
         self.encoder_ = encoder.to(generator.device).to(memory_format=torch.channels_last)
-        flip = generator.image.shape[0] > 1 if self.flip is None else self.flip
-        self.losses_ = self._train(head.to(generator.device), torch.stack(pool), flip, random)
+        self.losses_ = self._train(head.to(generator.device), torch.stack(pool), random)
         self.encoder_.eval().requires_grad_(False)
 
-    def _train(self, head: nn.Module, pool: Tensor, flip: bool, random: torch.Generator) -> Tensor:
-        device = next(self.encoder_.parameters()).device
+    def _train(self, head: nn.Module, pool: Tensor, random: torch.Generator) -> Tensor:
         count = pool.shape[1]
         batch = min(self.batch_size, count)
         learning = [*self.encoder_.parameters(), *head.parameters()]
-        optimizer = torch.optim.AdamW(learning, lr=self.learning_rate, weight_decay=1e-4)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, self.learning_rate, total_steps=max(self.steps, 2)
-        )
-        losses = []
-        for _ in range(self.steps):
+
+        def loss() -> Tensor:
             index = torch.randperm(count, generator=random)[:batch]
             views = []
             for _ in range(2):
                 which = torch.randint(len(pool), (batch,), generator=random)
-                images = pool[which, index].to(device).float().div_(127.5).sub_(1)
-                views.append(deformed(images, self.strength, flip, random))
+                pixels = pool[which, index].to(learning[0].device)
+                views.append(another_version(pixels, self.strength, self.flip, random))
             projected = head(self.encoder_(torch.cat(views)))
-            loss = contrastive_loss(projected[:batch], projected[batch:], self.temperature)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            losses.append(loss.detach())
-        return torch.stack(losses).double().cpu()
+            return contrastive_loss(projected[:batch], projected[batch:], self.temperature)
 
-    @torch.no_grad()
+        return minimised(loss, learning, self.steps, self.learning_rate, weight_decay=1e-4)
+
     def points(self, latents: Tensor) -> Array:
         """Returns the points (n, d) of latents (n, M)."""
         generator = images_of(self._generator, "learned")
         encoder = self.encoder_.to(generator.device)
-        parts = [
-            functional.normalize(encoder(looked_at(generator, batch))).cpu()
-            for batch in latents.split(_BATCH)
-        ]
-        points: Array = torch.cat(parts).double().numpy()
+        found = seen(generator, latents, lambda images: functional.normalize(encoder(images)))
+        points: Array = found.double().numpy()
         return points
 
 
@@ -217,8 +200,13 @@ def _convolution(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
     ]
 
 
-def check_training(strength: Any, flip: Any, learning_rate: Any) -> None:
+def check_training(
+    steps: Any, batch_size: Any, width: Any, strength: Any, flip: Any, learning_rate: Any
+) -> None:
     """Raises ParameterError for parameters that networks are not trained with."""
+    check_count("steps", steps)
+    check_count("batch_size", batch_size)
+    check_count("width", width)
     if not isinstance(strength, int | float) or not 0 <= strength < math.inf:
         raise ParameterError(f"strength must be at least 0, not {strength!r}")
     if flip is not None and not isinstance(flip, bool):
@@ -307,10 +295,56 @@ def looked_at(generator: Generator, latents: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def seen(generator: Generator, latents: Tensor, look: Callable[[Tensor], Tensor]) -> Tensor:
+    """Returns, on the CPU, what `look` makes of the images `looked_at` of latents (n, M).
+
+    Images are made and looked at batch by batch.
+    """
+    return torch.cat([look(looked_at(generator, batch)).cpu() for batch in latents.split(_BATCH)])
+
+
 def image_bytes(generator: Generator, latents: Tensor) -> Tensor:
     """Returns what is looked at as bytes (n, C, 32, 32) on the CPU."""
-    parts = [
-        looked_at(generator, batch).add_(1).mul_(127.5).round_().byte().cpu()
-        for batch in latents.split(_BATCH)
-    ]
-    return torch.cat(parts)
+    return seen(generator, latents, lambda images: images.add_(1).mul_(127.5).round_().byte())
+
+
+def another_version(
+    pixels: Tensor, strength: float, flip: bool | None, random: torch.Generator
+) -> Tensor:
+    """Returns `deformed` images in [-1, 1] of bytes (B, C, H, W); flip is None for colour only."""
+    images = pixels.float().div_(127.5).sub_(1)
+    return deformed(images, strength, images.shape[1] > 1 if flip is None else flip, random)
+
+
+def minimised(
+    loss: Callable[[], Tensor],
+    learning: Sequence[nn.Parameter],
+    steps: int,
+    learning_rate: float,
+    weight_decay: float,
+) -> Tensor:
+    """Trains by AdamW with one cycle of the learning rate.
+
+    Args:
+        loss: of a new batch each time it is called.
+        learning: what is trained.
+        steps: at least 1.
+        learning_rate: the highest.
+        weight_decay: of AdamW.
+
+    Returns:
+        The loss of every step, float64 (steps,), on the CPU.
+    """
+    optimizer = torch.optim.AdamW(learning, lr=learning_rate, weight_decay=weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, learning_rate, total_steps=max(steps, 2)
+    )
+    losses = []
+    for _ in range(steps):
+        value = loss()
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        schedule.step()
+        losses.append(value.detach())
+    return torch.stack(losses).double().cpu()

@@ -26,14 +26,14 @@ from pgmkit_plugins.samplers.composed import (
 )
 from pgmkit_plugins.samplers.learned import (
     Encoder,
+    another_version,
     check_training,
-    deformed,
     image_bytes,
-    looked_at,
+    minimised,
+    seen,
 )
 
 _POOL = 20_000
-_BATCH = 256
 _SMOOTHING = 0.1
 
 
@@ -95,12 +95,9 @@ class SelfTrained(ComposedSampler):
             num_clusters, num_components=num_components, mapper=mapper, mapper_args=mapper_args
         )
         check_count("rounds", rounds)
-        check_count("steps", steps)
-        check_count("batch_size", batch_size)
-        check_count("width", width)
+        check_training(steps, batch_size, width, strength, flip, learning_rate)
         if batch_size < 2:
             raise ParameterError("batch_size must be a whole number from 2, not 1")
-        check_training(strength, flip, learning_rate)
         self.base = base
         self.rounds = rounds
         self.steps = steps
@@ -205,14 +202,9 @@ class SelfTrained(ComposedSampler):
         self.told_by_base_ = torch.tensor(list(json.dumps(told).encode()), dtype=torch.uint8)
         return labels
 
-    @torch.no_grad()
     def _logits(self, network: nn.Module, latents: Tensor) -> Array:
         generator = images_of(self._generator, self._name)
-        network.to(generator.device)
-        parts = [
-            network(looked_at(generator, batch)).cpu().double() for batch in latents.split(_BATCH)
-        ]
-        logits: Array = torch.cat(parts).numpy()
+        logits: Array = seen(generator, latents, network.to(generator.device)).double().numpy()
         return logits
 
     def _train(
@@ -227,27 +219,20 @@ class SelfTrained(ComposedSampler):
             torch.manual_seed(seed)
             network = _network(pool.shape[1], self.width, int(labels.max()) + 1)
         network = network.to(device)
-        flip = pool.shape[1] > 1 if self.flip is None else self.flip
         batch = min(self.batch_size, len(pool))
-        optimizer = torch.optim.AdamW(network.parameters(), lr=self.learning_rate)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, self.learning_rate, total_steps=max(self.steps, 2)
-        )
         weights = labels.bincount().double().reciprocal()[labels]
-        for _ in range(self.steps):
+
+        def loss() -> Tensor:
             if even:
                 index = torch.multinomial(weights, batch, replacement=True, generator=random)
             else:
                 index = torch.randperm(len(pool), generator=random)[:batch]
-            images = pool[index].to(device).float().div_(127.5).sub_(1)
-            logits = network(deformed(images, self.strength, flip, random))
-            loss = functional.cross_entropy(
-                logits, labels[index].to(device), label_smoothing=_SMOOTHING
-            )
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
+            pixels, wanted = pool[index].to(device), labels[index].to(device)
+            logits = network(another_version(pixels, self.strength, self.flip, random))
+            return functional.cross_entropy(logits, wanted, label_smoothing=_SMOOTHING)
+
+        learning = list(network.parameters())
+        minimised(loss, learning, self.steps, self.learning_rate, weight_decay=1e-2)
         return network.eval().requires_grad_(False)
 
 
