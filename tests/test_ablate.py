@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save, save_file
 from tiny import (
     command,
     every_file,
+    let_no_sample_of_cluster_1_be_drawn,
     run_pgmkit,
     started,
     write_tiny_classifier,
@@ -36,7 +37,6 @@ from pgmkit.errors import (
     DataError,
     ParameterError,
     PgmkitError,
-    SamplingError,
     UnknownNameError,
 )
 from pgmkit.evaluate.ablation import PreparedAblation, cells, measures, prepare, run
@@ -585,14 +585,7 @@ def test_fidelity_says_how_many_clusters_it_scored_and_against_what(
 def test_a_cluster_that_cannot_be_sampled_does_not_cost_the_cell(
     tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sample = pgmkit.ShatteredGenerator.sample_latents
-
-    def rarely(self: Any, n: int, cluster: int | None = None, seed: int = 0) -> torch.Tensor:
-        if cluster == 1:
-            raise SamplingError("took 0 of 80 proposals")
-        return sample(self, n, cluster, seed)
-
-    monkeypatch.setattr(pgmkit.ShatteredGenerator, "sample_latents", rarely)
+    let_no_sample_of_cluster_1_be_drawn(monkeypatch)
     measured = ["samples", "diagnostics"]
     values = config(tiny, densities=["none"], clusters=2, seeds=0, measures=measured)
     assert summary_of(prepare(values), tmp_path / "out")["failed"] == 0

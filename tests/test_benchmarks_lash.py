@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from tiny import write_tiny_generator
+from tiny import let_no_sample_of_cluster_1_be_drawn, write_tiny_generator
 
 import pgmkit
 from pgmkit.config import read_toml
-from pgmkit.errors import LoadError, PgmkitWarning, SamplingError, UnknownNameError
+from pgmkit.errors import LoadError, PgmkitWarning, UnknownNameError
 from pgmkit.evaluate.ablation import prepare
 from pgmkit.evaluate.ablation.plan import make_plan
 from pgmkit.plugins import build_component
@@ -483,14 +483,7 @@ def test_a_cluster_that_cannot_be_sampled_is_drawn_blank(
     monkeypatch.setattr(
         grids, "png", lambda figure: labels.extend(a.get_ylabel() for a in figure.axes) or b""
     )
-    sample = pgmkit.ShatteredGenerator.sample_latents
-
-    def rarely(self: Any, n: int, cluster: int | None = None, seed: int = 0) -> torch.Tensor:
-        if cluster == 1:
-            raise SamplingError("took 0 of 80 proposals")
-        return sample(self, n, cluster, seed)
-
-    monkeypatch.setattr(pgmkit.ShatteredGenerator, "sample_latents", rarely)
+    let_no_sample_of_cluster_1_be_drawn(monkeypatch)
     with pytest.warns(PgmkitWarning, match="cluster 1 cannot be sampled"):
         grids.cluster_grid(shattered, "title", columns=2)
     assert labels[0].startswith("cluster 0\n")

@@ -15,12 +15,14 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import save_file
 
 import pgmkit
 from pgmkit import hub
 from pgmkit.cli import main
+from pgmkit.errors import SamplingError
 from pgmkit.evaluate.classifier import ARCHITECTURE, LASHClassifier
 from pgmkit.plugins import build_component
 
@@ -176,3 +178,17 @@ def copied(folder: Path, to: Path) -> Path:
     """Copies a result, to damage the copy."""
     shutil.copytree(folder, to)
     return to
+
+
+def let_no_sample_of_cluster_1_be_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes cluster 1 of every shattered generator one that cannot be sampled."""
+    sample = pgmkit.ShatteredGenerator.sample_latents
+
+    def rarely(
+        self: pgmkit.ShatteredGenerator, n: int, cluster: int | None = None, seed: int = 0
+    ) -> torch.Tensor:
+        if cluster == 1:
+            raise SamplingError("took 0 of 80 proposals")
+        return sample(self, n, cluster, seed)
+
+    monkeypatch.setattr(pgmkit.ShatteredGenerator, "sample_latents", rarely)
