@@ -3,7 +3,8 @@
 python benchmarks/choices.py --pair mnist-dcgan mnist-classifier --latents 20000 --seeds 0 1 2
     > benchmarks/choices.md
 
-The sampler "pixels" is k-means on 50 principal components of the images, with nothing to sample.
+A sampler makes its points once for each seed, and any part of them is clustered as it would cluster
+them; nothing is drawn.
 """
 
 import argparse
@@ -17,8 +18,6 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from sklearn.cluster import KMeans
-from sklearn.decomposition import PCA
 from torch import Tensor
 
 import pgmkit
@@ -28,8 +27,10 @@ from pgmkit.choice import (
     NUM_CLUSTERS,
     REMOVED_MASS,
     Choice,
+    MakeClusterer,
     choose_num_clusters,
     choose_removed_mass,
+    make_kmeans,
 )
 from pgmkit.errors import PgmkitWarning
 from pgmkit.evaluate.classifier import Classifier, load_classifier
@@ -37,35 +38,7 @@ from pgmkit.evaluate.figures import png
 from pgmkit.evaluate.metrics import cluster_scores
 from pgmkit.machine import machine
 from pgmkit.plugins import as_component
-from pgmkit.seeds import derive_seed
-from pgmkit.selection import keep_scores
-
-
-class Pixels:
-    """k-means on 50 principal components of the images, which are computed once."""
-
-    def __init__(self, num_clusters: int = 10) -> None:
-        self.num_clusters = num_clusters
-        self._seen: tuple[Tensor, Tensor] | None = None
-
-    def set_params(self, num_clusters: int) -> "Pixels":
-        self.num_clusters = num_clusters
-        return self
-
-    def features(self, latents: Tensor, *, generator: pgmkit.Generator, seed: int) -> Tensor:
-        with torch.no_grad():
-            images = torch.cat([generator(part).flatten(1).cpu() for part in latents.split(256)])
-        points = PCA(50, random_state=seed % 2**32).fit_transform(images.numpy())
-        self._seen = latents, torch.from_numpy(points)
-        return self._seen[1]
-
-    def fit(self, latents: Tensor, *, images=None, generator=None, seed: int = 0) -> "Pixels":
-        known, points = self._seen
-        rows = {row.tobytes(): index for index, row in enumerate(known.numpy())}
-        kept = [rows[row.tobytes()] for row in latents.numpy()]
-        kmeans = KMeans(self.num_clusters, n_init=4, random_state=derive_seed(seed, "k") % 2**32)
-        self.labels_ = torch.from_numpy(kmeans.fit(points[kept].numpy()).labels_).long()
-        return self
+from pgmkit.selection import keep_scores, num_kept
 
 
 @dataclass
@@ -109,10 +82,9 @@ def main() -> None:
         metavar=("GENERATOR", "CLASSIFIER"),
         help="may be repeated; mnist-dcgan mnist-classifier by default",
     )
-    parser.add_argument("--sampler", default="kmeans-gmm", help='a component, or "pixels"')
+    parser.add_argument("--sampler", default="kmeans-gmm", help="a component")
     parser.add_argument("--density", default="lash")
     parser.add_argument("--latents", type=int, default=20_000)
-    parser.add_argument("--clusters", type=int, default=10, help="where the mass is chosen")
     parser.add_argument("--remove", type=float, default=0.2, help="where k is chosen")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--figure", type=Path, help="PNG of AMI over all candidates")
@@ -134,6 +106,7 @@ def compare(
 ) -> list[Line]:
     by_clusters = [Line(name, "clusters", criterion) for criterion in CRITERIA]
     by_mass = Line(name, "removed mass", "margin")
+    clusters = len(classifier.classes)
     for seed in options.seeds:
         spectrum = pgmkit.compute_spectrum(
             generator,
@@ -145,47 +118,48 @@ def compare(
         with torch.no_grad():
             images = torch.cat([generator(part).cpu() for part in spectrum.latents.split(256)])
         classes = classifier.labels(images, generator.image.range)
-        sampler: Any = Pixels() if options.sampler == "pixels" else options.sampler
-        built = as_component("cluster-samplers", sampler)
+        sampler: Any = as_component("cluster-samplers", options.sampler)
+        if hasattr(sampler, "set_params"):
+            sampler.set_params(num_clusters=clusters)
         points = spectrum.latents
-        if hasattr(built, "features"):
-            points = built.features(points, generator=generator, seed=seed)
+        if hasattr(sampler, "features"):
+            points = sampler.features(points, generator=generator, seed=seed)
+        make_clusterer = getattr(sampler, "make_clusterer", make_kmeans)
+        weights = keep_scores(
+            as_component("density-estimators", options.density), spectrum, seed=seed
+        )
+        order = weights.argsort(descending=True, stable=True)
 
         def scores(
             num_clusters: int,
             remove: float,
             *,
-            built: Any = built,
-            spectrum: pgmkit.Spectrum = spectrum,
+            points: Tensor = points,
+            order: Tensor = order,
+            make_clusterer: MakeClusterer = make_clusterer,
             classes: Tensor = classes,
             seed: int = seed,
         ) -> tuple[float, float]:
-            result = pgmkit.shatter(
-                generator,
-                density=options.density,
-                sampler=built.set_params(num_clusters=num_clusters),
-                num_clusters=num_clusters,
-                remove=remove,
-                seed=seed,
-                spectrum=spectrum,
-            )
-            kept = classes[result.selection.kept]
-            found = cluster_scores(built.labels_, kept, num_clusters, classifier.classes)
+            kept = order[: num_kept(len(points), remove)]
+            clusterer = make_clusterer(num_clusters, seed).fit(points[kept].numpy())
+            labels = torch.as_tensor(clusterer.predict(points[kept].numpy()))
+            found = cluster_scores(labels, classes[kept], num_clusters, classifier.classes)
             return found.adjusted_mutual_information, found.v_measure
 
-        weights = keep_scores(
-            as_component("density-estimators", options.density), spectrum, seed=seed
-        )
-        count = round((1 - options.remove) * len(points))
-        kept = points[weights.argsort(descending=True, stable=True)[:count].sort().values]
+        kept = points[order[: num_kept(len(points), options.remove)].sort().values]
         table = {float(k): scores(k, options.remove) for k in NUM_CLUSTERS}
         for line in by_clusters:
-            line.choices.append(choose_num_clusters(kept, criterion=line.criterion, seed=seed))
+            line.choices.append(
+                choose_num_clusters(
+                    kept, criterion=line.criterion, make_clusterer=make_clusterer, seed=seed
+                )
+            )
             line.scores.append(table)
         by_mass.choices.append(
-            choose_removed_mass(points, weights, num_clusters=options.clusters, seed=seed)
+            choose_removed_mass(points, weights, num_clusters=clusters, seed=seed)
         )
-        by_mass.scores.append({r: scores(options.clusters, r) for r in REMOVED_MASS})
+        by_mass.scores.append({r: scores(clusters, r) for r in REMOVED_MASS})
+        print(f"{name}, seed {seed}: done", file=sys.stderr)
     return [*by_clusters, by_mass]
 
 
@@ -195,15 +169,14 @@ def print_table(lines: list[Line], pairs: list[list[str]], options: argparse.Nam
     print(f"# Choices without labels, and the best by labels, with {options.sampler}\n")
     print(
         f"`python benchmarks/choices.py {words} --sampler {options.sampler} --density "
-        f"{options.density} --latents {options.latents} --clusters {options.clusters} --remove "
-        f"{options.remove} --seeds {seeds}`\n\n"
+        f"{options.density} --latents {options.latents} "
+        f"--remove {options.remove} --seeds {seeds}`\n\n"
         f"Protocol: {options.latents:,} latents from the prior. The number of clusters is chosen "
         f"from 2 to 20 with {options.remove} of the mass removed by {options.density}; the removed "
-        f"mass from 0 to 0.6 with {options.clusters} clusters. AMI and V-measure of the clusters "
-        "of all kept latents against the classes of the classifier; one value per seed, and mean "
+        "mass from 0 to 0.6 with as many clusters as there are classes. AMI and V-measure are of "
+        "all kept latents against the classes of the classifier; one value per seed, and mean "
         "± standard deviation over seeds. AMI lost: the best by labels less that of the choice. "
-        'Convincing: for how many seeds no warning was given. Sampler "pixels": k-means on 50 '
-        f"principal components of the images.\n\nMachine: {machine()}.\n"
+        f"Convincing: for how many seeds no warning was given.\n\nMachine: {machine()}.\n"
     )
     print(
         "| generator | chosen | criterion | without labels | convincing | best by AMI "
