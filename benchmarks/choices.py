@@ -180,9 +180,9 @@ def print_table(lines: list[Line], pairs: list[list[str]], options: argparse.Nam
         f"Protocol: {options.latents:,} latents from the prior. The number of clusters is chosen "
         f"from 2 to 20 with {options.remove} of the mass removed by {options.density}; the removed "
         "mass from 0 to 0.6 with as many clusters as there are classes. AMI and V-measure are of "
-        f"{SCORED:,} kept latents, clustered anew for each candidate, against the classes of the "
-        "classifier; one value per seed, and mean ± standard deviation over seeds. AMI lost: the "
-        "best by labels less that of the choice. "
+        f"at most {SCORED:,} kept latents, clustered anew for each candidate, against the "
+        "classifier's classes; one value per seed, and mean ± standard deviation over "
+        "seeds. AMI lost: the best by labels less that of the choice. "
         f"Convincing: for how many seeds no warning was given.\n\nMachine: {machine()}.\n"
     )
     print(
