@@ -42,13 +42,14 @@ CELLS = {
     "clusters": 8 * 5,
     "removed": 10 * 5,
     "prior-term": 2 * 3 * 5,
-    "rank": 4 * 2 * 3 * 3,
-    "kept": 4 * 4 * 3 * 5,
+    "rank": 2 * 2 * 3 * 3,
+    "kept": 4 * 4 * 3 * 3,
     "polarity": 5 * 2 * 3 * 3,
     "epochs": 4 * 5 * 3,
-    "samplers": 8 * 3 * 3,
-    "densities": 4 * 3 * 5,
-    "mappers": 2 * 7 * 2 * 3,
+    "latents": 4 * 2 * 3 * 3,
+    "samplers": 7 * 3 * 3,
+    "densities": 4 * 3 * 3,
+    "mappers": 2 * 7 * 3,
 }
 
 pytestmark = [
