@@ -47,6 +47,7 @@ CELLS = {
     "polarity": 5 * 2 * 3 * 3,
     "epochs": 4 * 5 * 3,
     "latents": 4 * 2 * 3 * 3,
+    "drawn": 2 * 4,
     "samplers": 7 * 3 * 3,
     "densities": 4 * 3 * 3,
     "mappers": 2 * 7 * 3,
