@@ -334,6 +334,23 @@ def test_an_experiment_leaves_its_results_and_pages(done: tuple[Path, list[str]]
         "python benchmarks/lash/run.py ablate mnist --set latents=120"
     )
     assert record["classifiers"]["MNIST"]["test_accuracy"] > 0.98
+    assert record["told"] == [""] * record["cells"]  # k-means on latents says nothing
+
+
+def test_what_samplers_say_of_their_fits_stands_on_the_page(
+    scripts: tuple[ModuleType, ModuleType], tmp_path: Path
+) -> None:
+    run, compare = scripts
+    said = {"chosen": "learned", "unchanged": 0.9}
+    cells = [{"origin": {"sampler": {"summary": said}}}, {"origin": {}}]
+    told = [run._told(cell) for cell in cells]
+    assert told == ["chosen learned; unchanged 0.9", ""]
+    results = compare.read_results(fake_ablation(tmp_path / "samplers", {"LASH": [0.1, 0.3]}))
+    assert "What samplers say" not in compare.experiment_page(results, "Title", [])
+    results.record["told"] = told
+    page = compare.experiment_page(results, "Title", [])
+    assert "| LASH | MNIST | 0 | chosen learned; unchanged 0.9 |" in page
+    assert "| LASH | MNIST | 1 |" not in page
 
 
 def test_pages_hold_the_numbers_of_the_table(done: tuple[Path, list[str]]) -> None:

@@ -285,12 +285,22 @@ def experiment_page(results: Results, title: str, figures: Iterable[str]) -> str
     if compared:
         parts += ["## Beside the paper\n", compared]
     parts += ["## In short\n", short_table(results)]
+    if any(results.record.get("told", ())):
+        parts += ["## What samplers say of their fits\n", told_table(results)]
     parts.append(
         "All metrics: [table.md](table.md), [table.tex](table.tex); all cells: "
         "[cells.csv](cells.csv); settings in full: [ablation.json](ablation.json).\n"
     )
     parts += [f"![{Path(figure).stem}]({figure})\n" for figure in figures]
     return "\n".join(parts)
+
+
+def told_table(results: Results) -> str:
+    """Returns what the cluster sampler of each cell says of its fit, where it says anything."""
+    axes = [*results.varying, "seed"]
+    pairs = zip(results.cells, results.record["told"], strict=True)
+    rows = [[*(cell[axis] for axis in axes), said] for cell, said in pairs if said]
+    return markdown_table([*(axis.rpartition(".")[2] for axis in axes), "says"], rows)
 
 
 def reached(

@@ -322,6 +322,7 @@ def collect(run_folder: Path, to: Path, prepared: PreparedAblation, arguments: s
     record = json.loads((run_folder / RECORD).read_text(encoding="utf-8"))
     cells = json.loads((run_folder / "cells.json").read_text(encoding="utf-8"))
     record["warned"] = sum(bool(cell["warnings"]) for cell in cells)
+    record["told"] = [_told(cell) for cell in cells]
     for key in ("tables", "spectra"):  # cells.csv has the first; the second is of this machine
         record.pop(key)
     record["command"] = f"python benchmarks/lash/run.py {arguments}"
@@ -331,6 +332,12 @@ def collect(run_folder: Path, to: Path, prepared: PreparedAblation, arguments: s
         if models.classifier is not None
     }
     files.write_json(to / RECORD, record)  # last, as it says that the results are whole
+
+
+def _told(cell: Mapping[str, Any]) -> str:
+    """Returns what the cluster sampler of a cell says of its fit, on one line."""
+    said = cell["origin"].get("sampler", {}).get("summary", {})
+    return "; ".join(f"{name} {value}" for name, value in said.items())
 
 
 def _copy(source: Path, to: Path) -> None:
