@@ -49,6 +49,7 @@ CELLS = {
     "latents": 4 * 2 * 3 * 3,
     "drawn": 2 * 4,
     "samplers": 7 * 3 * 3,
+    "recommended": 2 * 3,
     "densities": 4 * 3 * 3,
     "mappers": 2 * 7 * 3,
 }

@@ -62,8 +62,8 @@ class MostStable(CheckedParameters):
         num_clusters: int = 10,
         candidates: Sequence[str | Mapping[str, Any]] = (
             "learned",
-            "manifold",
             "output-mixture",
+            "manifold",
         ),
         num_components: int | str = 2,
         mapper: str = "rejection",
