@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -35,9 +34,9 @@ from pgmkit.choice import (
 from pgmkit.errors import PgmkitWarning
 from pgmkit.evaluate.classifier import Classifier, load_classifier
 from pgmkit.evaluate.figures import png
-from pgmkit.evaluate.metrics import cluster_scores
+from pgmkit.evaluate.metrics import classify_latents, cluster_scores
 from pgmkit.machine import machine
-from pgmkit.plugins import as_component
+from pgmkit.plugins import build_component
 from pgmkit.seeds import random_generator
 from pgmkit.selection import keep_scores, num_kept
 
@@ -119,19 +118,14 @@ def compare(
             cache=True,
             progress=sys.stderr.isatty(),
         )
-        with torch.no_grad():
-            images = torch.cat([generator(part).cpu() for part in spectrum.latents.split(256)])
-        classes = classifier.labels(images, generator.image.range)
-        sampler: Any = as_component("cluster-samplers", options.sampler)
-        if hasattr(sampler, "set_params"):
-            sampler.set_params(num_clusters=clusters)
+        classes = classify_latents(generator, classifier, spectrum.latents)
+        sampler = build_component("cluster-samplers", options.sampler, num_clusters=clusters)
         points = spectrum.latents
         if hasattr(sampler, "features"):
             points = sampler.features(points, generator=generator, seed=seed)
         make_clusterer = getattr(sampler, "make_clusterer", make_kmeans)
-        weights = keep_scores(
-            as_component("density-estimators", options.density), spectrum, seed=seed
-        )
+        estimator = build_component("density-estimators", options.density)
+        weights = keep_scores(estimator, spectrum, seed=seed)
         order = weights.argsort(descending=True, stable=True)
 
         def scores(
