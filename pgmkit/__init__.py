@@ -13,7 +13,7 @@ from pgmkit.plugins import list_components
 
 if TYPE_CHECKING:
     from pgmkit.generator import Generator, ImageSpec, LatentSpec
-    from pgmkit.hub import load_generator
+    from pgmkit.loading.generators import load_generator
     from pgmkit.shattering import ShatteredGenerator, shatter
     from pgmkit.spectrum import Spectrum, compute_spectrum
 
@@ -41,7 +41,7 @@ _LAZY = {
     "ShatteredGenerator": "pgmkit.shattering",
     "Spectrum": "pgmkit.spectrum",
     "compute_spectrum": "pgmkit.spectrum",
-    "load_generator": "pgmkit.hub",
+    "load_generator": "pgmkit.loading.generators",
     "shatter": "pgmkit.shattering",
 }
 

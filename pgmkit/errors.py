@@ -65,3 +65,9 @@ def nearest_names(name: str, known: Iterable[str]) -> str:
     if near:
         return f"did you mean {' or '.join(map(repr, near))}?"
     return f"there is {', '.join(map(repr, names))}"
+
+
+def first_line(error: BaseException) -> str:
+    """Returns the first line of an error's message."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pgmkit.errors import OutputError
+from pgmkit.errors import LoadError, OutputError
 
 _TEMPORARY = ".pgmkit-tmp-"
 
@@ -50,6 +50,21 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Writes indented JSON atomically; see `write_bytes`."""
     write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_json(path: Path, where: str) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Raises:
+        LoadError: it cannot be read or is no JSON object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise LoadError(f"the {path.name} of {where} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise LoadError(f"the {path.name} of {where} must be a JSON object, not {value!r:.60}")
+    return value
 
 
 def sha256(path: Path) -> str:

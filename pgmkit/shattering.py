@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from pgmkit import files, hub, pictures
+from pgmkit import files, pictures
 from pgmkit.choice import (
     MASS_OPTIONS,
     NUM_CLUSTERS_OPTIONS,
@@ -29,8 +29,13 @@ from pgmkit.config import check_count
 from pgmkit.engines import Engine
 from pgmkit.errors import LoadError, ParameterError, PgmkitWarning, PluginError, SamplingError
 from pgmkit.generator import Generator
+from pgmkit.loading.folders import FORMAT_VERSION
+from pgmkit.loading.generators import generator_from_folder
+from pgmkit.loading.hub import push_folder
+from pgmkit.loading.references import open_folder
+from pgmkit.loading.saving import CARD_FILE, SAMPLES_FILE, card_header, write_generator
+from pgmkit.loading.weights import read_weights, serialise
 from pgmkit.plugins import as_component, build_component, registry
-from pgmkit.references import FORMAT_VERSION, open_folder, read_json
 from pgmkit.seeds import derive_seed, random_generator
 from pgmkit.selection import (
     DensityEstimator,
@@ -272,9 +277,9 @@ class ShatteredGenerator:
                 f"{reason}; give it {', '.join(_SAVING)}, and pass the name under which a plugin "
                 "offers it"
             )
-        state = hub.serialise(self.sampler.state())  # type: ignore[attr-defined]
+        state = serialise(self.sampler.state())  # type: ignore[attr-defined]
         (folder / SAMPLER_CONFIG).unlink(missing_ok=True)
-        hub.write_generator(folder, self.generator)
+        write_generator(folder, self.generator)
         files.write_bytes(folder / SAMPLER_STATE, state)
         description = {
             "format_version": FORMAT_VERSION,
@@ -286,8 +291,8 @@ class ShatteredGenerator:
             "versions": self.origin.versions,
         }
         samples = torch.cat([self.try_images(8, cluster) for cluster in range(self.num_clusters)])
-        pictures.write_grid(folder / hub.SAMPLES_FILE, samples, self.generator.image.range, scale=2)
-        files.write_text(folder / hub.CARD_FILE, self._card())
+        pictures.write_grid(folder / SAMPLES_FILE, samples, self.generator.image.range, scale=2)
+        files.write_text(folder / CARD_FILE, self._card())
         # Last, since its presence says that the folder is whole.
         files.write_json(folder / SAMPLER_CONFIG, description)
 
@@ -316,14 +321,14 @@ class ShatteredGenerator:
                 f"{reference} holds no shattered generator: it has no {SAMPLER_CONFIG}. If a run "
                 "was stopped there, run the same pgmkit shatter command again"
             )
-        generator = hub.generator_from_folder(folder, architecture=architecture)
+        generator = generator_from_folder(folder, architecture=architecture)
         path = folder.path(SAMPLER_CONFIG)
-        description = read_json(path, text)
+        description = files.read_json(path, text)
         try:
             origin = Origin(**{field: description[field] for field in Origin.__dataclass_fields__})
             name, params = origin.sampler["name"], origin.sampler["params"]
             sampler = build_component("cluster-samplers", name, **params)
-            sampler.load_state(hub.read_weights(folder.path(SAMPLER_STATE)))
+            sampler.load_state(read_weights(folder.path(SAMPLER_STATE)))
             if hasattr(sampler, "bind"):
                 sampler.bind(generator)
             sampler.predict(generator.sample_latents(2, seed=0))  # parts that do not fit show here
@@ -339,17 +344,17 @@ class ShatteredGenerator:
         """
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
-            return hub.push_folder(Path(folder), repository, private=private)
+            return push_folder(Path(folder), repository, private=private)
 
     def _card(self) -> str:
         settings, statistics = self.origin.settings, self.origin.statistics
         lines = [
-            *hub.card_header(
+            *card_header(
                 self.generator.provenance.get("license"), "unconditional-image-generation"
             ),
             f"# {self.generator.name}, shattered into {self.num_clusters} clusters",
             "",
-            f"![Eight samples of each cluster]({hub.SAMPLES_FILE})",
+            f"![Eight samples of each cluster]({SAMPLES_FILE})",
             "",
             "```python",
             "import pgmkit",

@@ -21,8 +21,8 @@ from pgmkit.config import read_toml
 from pgmkit.errors import LoadError, PgmkitWarning, UnknownNameError
 from pgmkit.evaluate.ablation import prepare
 from pgmkit.evaluate.ablation.plan import make_plan
+from pgmkit.loading.references import registry_configs
 from pgmkit.plugins import build_component
-from pgmkit.references import registry_configs
 from pgmkit.selection import select
 from pgmkit.spectrum import Spectrum
 

@@ -17,11 +17,12 @@ from huggingface_hub import close_session, constants
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from pgmkit import hub
 from pgmkit.errors import GeneratorError, LoadError, ParameterError, PgmkitError, UnknownNameError
 from pgmkit.generator import Generator, ImageSpec, LatentSpec
-from pgmkit.hub import generator_from_folder, load_generator, write_generator
-from pgmkit.references import open_folder
+from pgmkit.loading.generators import generator_from_folder, load_generator
+from pgmkit.loading.hub import push_folder
+from pgmkit.loading.references import open_folder
+from pgmkit.loading.saving import write_generator
 from pgmkit.shattering import ShatteredGenerator, shatter
 from pgmkit_plugins.backbones.dcgan import DCGANGenerator
 
@@ -308,7 +309,7 @@ def test_the_environment_of_the_hub_is_honoured(server: HubServer, tmp_path: Pat
     commit = server.add("org/secret", write_folder(tmp_path / "model"), private=True)
     # The folder alone is enough here, and its process is quick, since it imports no torch.
     script = (
-        "import json; from pgmkit.references import open_folder\n"
+        "import json; from pgmkit.loading.references import open_folder\n"
         "folder = open_folder('hf-hub:org/secret')\n"
         "path = folder.weights(folder.config())\n"
         "print(json.dumps({**folder.provenance, 'weights': str(path)}))\n"
@@ -505,7 +506,7 @@ def test_spectra_and_hidden_files_are_not_pushed(
     (folder / "spectrum").mkdir()
     (folder / "spectrum" / "block-0.safetensors").write_bytes(b"large")
     (folder / ".lock").touch()
-    hub.push_folder(folder, "me/tiny")
+    push_folder(folder, "me/tiny")
     assert sorted(server.files("me/tiny")) == ["config.json", "model.safetensors"]
 
 
@@ -548,7 +549,7 @@ def test_a_model_card_that_the_hub_refuses_is_a_load_error(
     folder = write_folder(tmp_path / "model")
     (folder / "README.md").write_text("---\nlicense: my own\n---\n")
     with pytest.raises(LoadError, match=r"README\.md.*license.* must be one of") as caught:
-        hub.push_folder(folder, "me/tiny")
+        push_folder(folder, "me/tiny")
     assert "\n" not in str(caught.value)
 
 

@@ -20,10 +20,10 @@ import torch
 from safetensors.torch import save_file
 
 import pgmkit
-from pgmkit import hub
 from pgmkit.cli import main
 from pgmkit.errors import SamplingError
 from pgmkit.evaluate.classifier import ARCHITECTURE, LASHClassifier
+from pgmkit.loading.saving import write_generator
 from pgmkit.plugins import build_component
 
 LATENT_DIM = 4
@@ -64,7 +64,7 @@ def write_tiny_generator(folder: Path) -> str:
         architecture="dcgan",
         model_args=MODEL_ARGS,
     )
-    hub.write_generator(folder, generator)
+    write_generator(folder, generator)
     return f"local-dir:{folder}"
 
 

@@ -25,7 +25,7 @@ from pgmkit.errors import LoadError, ParameterError, PgmkitError, UnknownNameErr
 from pgmkit.evaluate.ablation import PreparedAblation, prepare, run
 from pgmkit.evaluate.ablation.cells import Measurer
 from pgmkit.evaluate.ablation.plan import GeneratorSettings, make_plan, slug
-from pgmkit.references import open_folder
+from pgmkit.loading.references import open_folder
 
 HERE = Path(__file__).parent
 EXAMPLES = HERE.parents[1] / "examples"

@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from pgmkit.cli.output import json_option, print_json, print_table
-from pgmkit.references import open_folder, registry_configs
+from pgmkit.loading.references import open_folder, registry_configs
 
 
 @click.group()

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pgmkit import hub
 from pgmkit.errors import LoadError, ParameterError
-from pgmkit.references import open_folder
+from pgmkit.loading.references import open_folder
+from pgmkit.loading.weights import load_weights, serialise
 
 ARCHITECTURE = "lash-classifier"
 
@@ -95,7 +95,7 @@ class Classifier:
     def fingerprint(self) -> str:
         """Returns a SHA-256 over weights, layers and names of the classes, in hexadecimal."""
         digest = hashlib.sha256(json.dumps([repr(self.module), self.classes]).encode())
-        digest.update(hub.serialise(self.module.state_dict()))
+        digest.update(serialise(self.module.state_dict()))
         return digest.hexdigest()
 
 
@@ -117,7 +117,7 @@ def load_classifier(reference: str) -> Classifier:
             f"not {ARCHITECTURE!r}"
         )
     module = LASHClassifier(**config.get("model_args", {}))
-    hub.load_weights(module, folder.weights(config))
+    load_weights(module, folder.weights(config))
     classes = config.get("classes") or range(module.layers[-1].out_features)  # type: ignore[arg-type]
     return Classifier(
         module.eval().requires_grad_(False),

@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as transforms
 
-from pgmkit import hub
-from pgmkit.errors import LoadError, ParameterError, UnknownNameError
+from pgmkit.errors import LoadError, ParameterError, UnknownNameError, first_line
 from pgmkit.evaluate.classifier import load_classifier
-from pgmkit.references import first_line
+from pgmkit.loading.weights import read_weights, serialise
 
 _BATCH = 64
 _LUMA = (0.299, 0.587, 0.114)
@@ -196,7 +195,7 @@ def _inception(name: str, path: Path | None) -> FeatureExtractor:
                 f"{first_line(error)}; fetch them elsewhere and put them at {path}, or give "
                 "inception@FILE"
             ) from error
-    hub.read_weights(_existing(path))  # the library would run code from a file that holds any
+    read_weights(_existing(path))  # the library would run code from a file that holds any
     try:
         network = FeatureExtractorInceptionV3(
             "inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path)
@@ -261,7 +260,7 @@ def _load_timm(network: nn.Module, model: str, path: Path) -> None:
     """Loads weights, of which only those of the last layer may be left over."""
     heads = network.pretrained_cfg.get("classifier") or ()  # type: ignore[union-attr, operator]
     heads = (heads,) if isinstance(heads, str) else tuple(heads)
-    state = hub.read_weights(path)
+    state = read_weights(path)
     kept = {k: v for k, v in state.items() if not k.startswith(tuple(f"{h}." for h in heads))}
     try:
         network.load_state_dict(kept)
@@ -286,5 +285,5 @@ def _version(network: nn.Module, distribution: str) -> str:
     """Returns a SHA-256 over weights, layers and the version of the code that they came with."""
     code = f"{distribution} {importlib.metadata.version(distribution)} {network!r}"
     digest = hashlib.sha256(code.encode())
-    digest.update(hub.serialise(network.state_dict()))
+    digest.update(serialise(network.state_dict()))
     return digest.hexdigest()

@@ -15,13 +15,14 @@ import torchvision
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from pgmkit import files, hub, pictures
+from pgmkit import files, pictures
 from pgmkit.cache import cache_entry, mark_used, publish
 from pgmkit.errors import ParameterError, PgmkitWarning
 from pgmkit.evaluate.classifier import Classifier
 from pgmkit.evaluate.extractors import FeatureExtractor, load_extractor
 from pgmkit.generator import Generator
 from pgmkit.images import ImageData, load_images
+from pgmkit.loading.weights import serialise
 from pgmkit.seeds import derive_seed
 from pgmkit.shattering import ShatteredGenerator
 
@@ -377,7 +378,7 @@ def reference_features(
         mark_used(entry)
         return found
     found = Features.of(extractor.features(images))
-    data = hub.serialise(vars(found))
+    data = serialise(vars(found))
     digest = hashlib.sha256(data).hexdigest()
 
     def write(folder: Path) -> None:

@@ -8,10 +8,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from pgmkit.errors import GeneratorError
+from pgmkit.errors import GeneratorError, first_line
 from pgmkit.generator import Generator
 from pgmkit.machine import is_out_of_memory, seconds_for
-from pgmkit.references import first_line
 from pgmkit.seeds import random_generator
 from pgmkit.spectrum.tangents import (
     FORWARD_MODE,

@@ -11,10 +11,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pgmkit.errors import GeneratorError, ParameterError, PgmkitWarning
+from pgmkit.errors import GeneratorError, ParameterError, PgmkitWarning, first_line
 from pgmkit.generator import Generator
 from pgmkit.machine import is_out_of_memory
-from pgmkit.references import first_line
 from pgmkit.seeds import random_generator
 from pgmkit.spectrum.differentiation import Differentiator, JacobianPlan
 from pgmkit.spectrum.tangents import UnsupportedModuleError

@@ -10,7 +10,7 @@ from pgmkit.config import check_count, component_table, make_settings
 from pgmkit.engines import Engine, decide, is_coordinator
 from pgmkit.errors import ParameterError
 from pgmkit.generator import Generator
-from pgmkit.hub import load_generator
+from pgmkit.loading.generators import load_generator
 from pgmkit.machine import check_device
 from pgmkit.plugins import build_from_table
 from pgmkit.spectrum.compute import BLOCK_SIZE, check_block_size, compute_spectrum

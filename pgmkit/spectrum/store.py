@@ -15,8 +15,8 @@ from typing import Any
 from safetensors.torch import load
 from torch import Tensor
 
-from pgmkit import hub
 from pgmkit.errors import LoadError, OutputError
+from pgmkit.loading.weights import serialise
 from pgmkit.spectrum.folders import Folder, folder_at
 from pgmkit.spectrum.spectrum import Spectrum
 
@@ -47,9 +47,9 @@ class Shards:
         """Returns a shard's bytes: the same for the same values, settings and block."""
         identity = {"settings": self.settings, "block": block}
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
-        digest.update(hub.serialise(tensors))
+        digest.update(serialise(tensors))
         header = json.dumps({**identity, "sha256": digest.hexdigest()}, sort_keys=True)
-        return hub.serialise(tensors, {_HEADER_KEY: header})
+        return serialise(tensors, {_HEADER_KEY: header})
 
     def write(self, block: int, tensors: Tensors) -> str:
         """Writes a shard and returns the SHA-256 of its bytes.

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from pgmkit import hub
+from pgmkit.loading.saving import SAMPLES_FILE, card_header
 
 
 def model_card(record: Mapping[str, Any], pipeline_tag: str) -> str:
@@ -19,12 +19,12 @@ def model_card(record: Mapping[str, Any], pipeline_tag: str) -> str:
     card = record.get("card", {})
     title = card.get("title", "A model trained with pgmkit")
     lines = [
-        *hub.card_header(card.get("license"), pipeline_tag),
+        *card_header(card.get("license"), pipeline_tag),
         f"# {title}",
         "",
     ]
     if pipeline_tag == "unconditional-image-generation":
-        lines += [f"![Samples]({hub.SAMPLES_FILE})", ""]
+        lines += [f"![Samples]({SAMPLES_FILE})", ""]
     lines += ["| | |", "|---|---|"]
     lines += [f"| {name.replace('_', ' ')} | {value} |" for name, value in _rows(record)]
     return "\n".join(lines) + "\n"

@@ -8,8 +8,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from pgmkit import files, hub
+from pgmkit import files
 from pgmkit.errors import LoadError
+from pgmkit.loading.weights import serialise
 
 Part = nn.Module | torch.optim.Optimizer
 
@@ -30,7 +31,7 @@ def save_checkpoint(path: Path, parts: Mapping[str, Part], metadata: Mapping[str
         for name, part in parts.items()
         for key, value in _state(part).items()
     }
-    files.write_bytes(path, hub.serialise(tensors, metadata))
+    files.write_bytes(path, serialise(tensors, metadata))
 
 
 def load_checkpoint(path: Path, parts: Mapping[str, Part]) -> dict[str, str]:

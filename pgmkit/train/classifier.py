@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pgmkit import files, hub
+from pgmkit import files
 from pgmkit.errors import DataError, ParameterError
 from pgmkit.evaluate.classifier import ARCHITECTURE, LASHClassifier
 from pgmkit.images import ImageData
-from pgmkit.references import CONFIG_FILE, FORMAT_VERSION, WEIGHTS_FILE
+from pgmkit.loading.folders import CONFIG_FILE, FORMAT_VERSION, WEIGHTS_FILE
+from pgmkit.loading.saving import CARD_FILE, terms
+from pgmkit.loading.weights import serialise
 from pgmkit.train.card import model_card
 from pgmkit.train.checkpoint import Part
 from pgmkit.train.optimizer import Adam
@@ -111,13 +113,13 @@ class ClassifierTask:
             "architecture": ARCHITECTURE,
             "model_args": self.model_args,
             **({"classes": list(self.classes)} if self.classes else {}),
-            **hub.terms(record.get("card", {})),
+            **terms(record.get("card", {})),
             "measured": measured,
             "provenance": {"training": record},
         }
         with files.replaced_folder(folder) as fresh:
-            weights = hub.serialise(self.network.state_dict())
+            weights = serialise(self.network.state_dict())
             files.write_bytes(fresh / WEIGHTS_FILE, weights)
             files.write_json(fresh / CONFIG_FILE, config)
             text = model_card({**record, "measured": measured}, "image-classification")
-            files.write_text(fresh / hub.CARD_FILE, text)
+            files.write_text(fresh / CARD_FILE, text)

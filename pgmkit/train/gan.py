@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pgmkit import hub, pictures
+from pgmkit import pictures
 from pgmkit.errors import ParameterError
 from pgmkit.generator import Generator, ImageSpec, LatentSpec
 from pgmkit.images import ImageData
+from pgmkit.loading.saving import save_generator, terms
 from pgmkit.plugins import build_component, registry
 from pgmkit.seeds import random_generator
 from pgmkit.train.card import model_card
@@ -145,12 +146,12 @@ class GANTask:
             architecture=self.settings.backbone,
             model_args=self.model_args,
             provenance={
-                **hub.terms(record.get("card", {})),
+                **terms(record.get("card", {})),
                 "training": record,
             },
         )
         generator.check()
-        hub.save_generator(
+        save_generator(
             folder,
             generator,
             card=model_card(record, "unconditional-image-generation"),

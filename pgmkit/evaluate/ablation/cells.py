@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pgmkit import files
 from pgmkit.engines import Engine, is_coordinator
-from pgmkit.errors import PgmkitError
+from pgmkit.errors import PgmkitError, first_line
 from pgmkit.evaluate.ablation.measures import MEASURES, Subject
 from pgmkit.evaluate.ablation.plan import Cell, GeneratorSettings, Plan, slug
 from pgmkit.evaluate.classifier import Classifier, load_classifier
@@ -24,10 +24,9 @@ from pgmkit.evaluate.extractors import FeatureExtractor, load_extractor
 from pgmkit.evaluate.fidelity import Reference, check_fidelity, load_reference
 from pgmkit.evaluate.metrics import classify_latents
 from pgmkit.generator import Generator
-from pgmkit.hub import load_generator
 from pgmkit.images import ImageData
+from pgmkit.loading.generators import load_generator
 from pgmkit.machine import machine, thread_limit
-from pgmkit.references import first_line
 from pgmkit.shattering import ShatteredGenerator, shatter
 from pgmkit.spectrum import Spectrum, load_spectrum
 from pgmkit.spectrum.run import SpectrumSettings

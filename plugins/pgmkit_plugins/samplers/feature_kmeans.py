@@ -11,11 +11,17 @@ from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pgmkit import hub
 from pgmkit.config import check_count
-from pgmkit.errors import LoadError, ParameterError, PgmkitWarning, PluginError, UnknownNameError
+from pgmkit.errors import (
+    LoadError,
+    ParameterError,
+    PgmkitWarning,
+    PluginError,
+    UnknownNameError,
+    first_line,
+)
 from pgmkit.generator import Generator
-from pgmkit.references import first_line
+from pgmkit.loading.weights import read_weights
 from pgmkit.seeds import derive_seed
 from pgmkit_plugins.samplers.composed import images_of, with_prefix, without_prefix
 from pgmkit_plugins.samplers.output_kmeans import OutputKMeans
@@ -233,7 +239,7 @@ def _with_weights(network: Any, path: Path) -> nn.Module:
     heads = network.pretrained_cfg.get("classifier") or ()
     heads = (heads,) if isinstance(heads, str) else tuple(heads)
     head = tuple(f"{name}." for name in heads)
-    state = {n: v for n, v in hub.read_weights(path).items() if not n.startswith(head)}
+    state = {n: v for n, v in read_weights(path).items() if not n.startswith(head)}
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
