@@ -25,43 +25,48 @@ def _words(text: str) -> frozenset[str]:
 
 
 _TENSOR = _words(
-    "_adaptive_avg_pool2d _log_softmax _native_batch_norm_legit_no_training _shape_as_tensor "
-    "_softmax _to_copy _unsafe_view _upsample_bicubic2d_aa _upsample_bilinear2d_aa "
-    "_upsample_nearest_exact2d _weight_norm _weight_norm_interface abs acos acosh "
-    "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_max_pool2d add addbmm addcdiv addcmul addmm "
-    "addmv addr affine_grid_generator alias all amax amin aminmax any arange argmax argmin "
-    "argsort asin asinh atan atan2 atanh avg_pool1d avg_pool2d baddbmm batch_norm bilinear "
-    "bitwise_and bitwise_not bitwise_or bitwise_xor bmm broadcast_tensors broadcast_to bucketize "
-    "cat ceil celu channel_shuffle chunk clamp clamp_max clamp_min clone col2im column_stack "
-    "complex concat concatenate conj constant_pad_nd contiguous conv1d conv2d conv3d "
-    "conv_transpose1d conv_transpose2d conv_transpose3d convolution copy_ cos cosh "
-    "cosine_similarity cross cumprod cumsum deg2rad detach diag diag_embed diagonal diff dim div "
-    "divide dot dstack einsum elu embedding eq erf erfc erfinv exp exp2 expand expand_as expm1 "
-    "eye fft_fft2 fft_fftshift fft_ifft2 fft_ifftshift fft_irfft2 fft_rfft2 fill fill_ flatten "
-    "flip fliplr flipud floor floor_divide fmod frac full full_like gather ge gelu glu greater "
-    "greater_equal grid_sampler grid_sampler_2d group_norm gt hardshrink hardsigmoid hardswish "
-    "hardtanh hstack hypot im2col imag index index_add index_copy index_fill index_put index_put_ "
-    "index_select instance_norm inverse isfinite isinf isnan item kron layer_norm le leaky_relu "
-    "lerp less less_equal lgamma linalg_matrix_norm linalg_norm linalg_vector_norm linear "
-    "linspace log log10 log1p log2 log_sigmoid log_softmax logaddexp logical_and logical_not "
-    "logical_or logical_xor logit logsumexp lt masked_fill masked_scatter matmul max max_pool1d "
-    "max_pool2d maximum mean median meshgrid min minimum mish mm moveaxis movedim mul multiply mv "
-    "nan_to_num narrow native_batch_norm native_group_norm native_layer_norm ne neg negative "
-    "new_full new_ones new_zeros norm numel ones ones_like outer pad permute pixel_shuffle "
-    "pixel_unshuffle pow prelu prod ravel real reciprocal reflection_pad1d reflection_pad2d relu "
-    "relu6 remainder repeat repeat_interleave replication_pad1d replication_pad2d reshape "
-    "reshape_as rms_norm roll rot90 round rsqrt rsub scalar_tensor scaled_dot_product_attention "
-    "scatter scatter_add select select_scatter selu sgn sigmoid sign silu sin sinc sinh size "
-    "slice slice_scatter softmax softplus softshrink sort special_expit split split_with_sizes "
-    "sqrt square squeeze stack std stride sub subtract sum swapaxes swapdims t take_along_dim tan "
-    "tanh tensor_split tensordot threshold tile to topk trace transpose tril triu true_divide "
-    "trunc type_as unbind unflatten unfold unsafe_chunk unsafe_split unsqueeze upsample_bicubic2d "
-    "upsample_bilinear2d upsample_linear1d upsample_nearest1d upsample_nearest2d var var_mean "
-    "view view_as view_as_complex view_as_real vstack where xlogy zeros zeros_like"
+    "_adaptive_avg_pool2d _log_softmax _native_batch_norm_legit "
+    "_native_batch_norm_legit_no_training _reshape_alias _shape_as_tensor _softmax _to_copy "
+    "_unsafe_view _upsample_bicubic2d_aa _upsample_bilinear2d_aa _upsample_nearest_exact2d "
+    "_weight_norm _weight_norm_interface abs acos acosh adaptive_avg_pool1d adaptive_avg_pool2d "
+    "adaptive_max_pool2d add addbmm addcdiv addcmul addmm addmv addr affine_grid_generator alias "
+    "all amax amin aminmax any arange argmax argmin argsort asin asinh atan atan2 atanh "
+    "avg_pool1d avg_pool2d baddbmm batch_norm bilinear bitwise_and bitwise_not bitwise_or "
+    "bitwise_xor bmm broadcast_tensors broadcast_to bucketize cat ceil celu channel_shuffle chunk "
+    "clamp clamp_max clamp_min clone col2im column_stack complex concat concatenate conj "
+    "constant_pad_nd contiguous conv1d conv2d conv3d conv_transpose1d conv_transpose2d "
+    "conv_transpose3d convolution copy copy_ cos cosh cosine_similarity cross cumprod cumsum "
+    "deg2rad detach diag diag_embed diagonal diff dim div divide dot dstack einsum elu embedding "
+    "eq erf erfc erfinv exp exp2 expand expand_as expand_copy expm1 eye fft_fft2 fft_fftshift "
+    "fft_ifft2 fft_ifftshift fft_irfft2 fft_rfft2 fill fill_ flatten flip fliplr flipud floor "
+    "floor_divide fmod frac full full_like gather ge gelu glu greater greater_equal grid_sampler "
+    "grid_sampler_2d group_norm gt hardshrink hardsigmoid hardswish hardtanh hstack hypot im2col "
+    "imag index index_add index_copy index_fill index_put index_put_ index_select instance_norm "
+    "inverse isfinite isinf isnan item kron layer_norm le leaky_relu lerp less less_equal lgamma "
+    "linalg_matrix_norm linalg_norm linalg_vector_norm linear linspace log log10 log1p log2 "
+    "log_sigmoid log_softmax logaddexp logical_and logical_not logical_or logical_xor logit "
+    "logsumexp lt masked_fill masked_scatter matmul max max_pool1d max_pool2d maximum mean median "
+    "meshgrid min minimum mish mm moveaxis movedim mul multiply mv nan_to_num narrow narrow_copy "
+    "native_batch_norm native_group_norm native_layer_norm ne neg negative new_full new_ones "
+    "new_zeros norm numel ones ones_like outer pad permute pixel_shuffle pixel_unshuffle pow "
+    "prelu prod ravel real reciprocal reflection_pad1d reflection_pad2d relu relu6 remainder "
+    "repeat repeat_interleave replication_pad1d replication_pad2d reshape reshape_as rms_norm "
+    "roll rot90 round rsqrt rsub scalar_tensor scaled_dot_product_attention scatter scatter_add "
+    "select select_scatter selu sgn sigmoid sign silu sin sinc sinh size slice slice_scatter "
+    "softmax softplus softshrink sort special_expit split split_with_sizes sqrt square squeeze "
+    "stack std stride sub subtract sum swapaxes swapdims t take_along_dim tan tanh tensor_split "
+    "tensordot threshold tile to topk trace transpose tril triu true_divide trunc type_as unbind "
+    "unflatten unfold unsafe_chunk unsafe_split unsqueeze upsample_bicubic2d upsample_bilinear2d "
+    "upsample_linear1d upsample_nearest1d upsample_nearest2d var var_mean view view_as "
+    "view_as_complex view_as_real view_copy vstack where xlogy zeros zeros_like"
 )
 _NOTHING_TO_DO = _words(
     "warn _assert_async _assert_scalar _assert_tensor_metadata sym_constrain_range "
     "sym_constrain_range_for_size requires_grad_"
+)
+_CONVOLUTION = (
+    *("input", "weight", "bias", "stride", "padding"),
+    *("dilation", "transposed", "output_padding", "groups"),
 )
 _DROPOUT = _words("dropout dropout_ alpha_dropout feature_dropout")
 _RANDOM = _words(
@@ -85,6 +90,8 @@ def find_operator(name: str, overload: str = "", *, where: str) -> Callable[...,
         return _nothing
     if name in ("_convolution", "convolution"):
         return _convolution
+    if name == "copy":
+        return _copy
     if name in _DROPOUT:
         return partial(_dropout, where)
     base = name[:-1] if name.endswith("_") and not name.startswith("__") else name
@@ -117,6 +124,11 @@ def _nothing(*_: Any, **__: Any) -> None:
     """Stands for operators that neither compute nor change anything."""
 
 
+def _copy(values: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+    """The operator behind assignments; torch's own has no derivative."""
+    return source.to(values.dtype).expand_as(values).clone()
+
+
 def _dropout(where: str, values: Tensor, p: float, train: bool) -> Tensor:
     """Drops nothing, as generators are not being trained."""
     if train:
@@ -126,8 +138,7 @@ def _dropout(where: str, values: Tensor, p: float, train: bool) -> Tensor:
 
 def _convolution(*args: Any, **kwargs: Any) -> Tensor:
     """The operator behind all convolutions, which traced programs call, by its common names."""
-    names = "input weight bias stride padding dilation transposed output_padding groups".split()
-    given = dict(zip(names, args, strict=False)) | {k: v for k, v in kwargs.items() if k in names}
+    given = dict(zip(_CONVOLUTION, args, strict=False)) | kwargs
     sides = given["weight"].ndim - 2
     if sides not in (1, 2, 3):
         raise GeneratorError(f"a convolution over {sides} sides is none that torch has")

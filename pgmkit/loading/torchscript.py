@@ -9,13 +9,13 @@ The walk calls ordinary torch functions, so the module is differentiated as any 
 """
 
 import ast
+import hashlib
 import io
-import math
 import pickle
 import pickletools
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,24 @@ _TYPES = {
     11: torch.bool,
     15: torch.bfloat16,
 }
+_QUERIES: Mapping[str, Any] = {
+    "device": None,
+    "dtype": None,
+    "is_cpu": True,
+    "is_cuda": False,
+    "is_mkldnn": False,
+    "is_nested": False,
+    "is_quantized": False,
+    "is_sparse": False,
+    "requires_grad": True,
+}
+"""What programs ask of tensors; as in training, where modules take no special ways."""
+
+_STATE: Mapping[str, bool] = {
+    "is_autocast_cpu_enabled": False,
+    "is_autocast_enabled": False,
+    "is_grad_enabled": True,
+}
 _NUMBERS = {dtype: number for number, dtype in _TYPES.items()}
 
 
@@ -58,8 +76,9 @@ class Code:
         digest: stands for the code in the module's `repr`.
     """
 
-    functions: Mapping[str, ast.FunctionDef] = field(repr=False)
-    parameters: Mapping[str, frozenset[str]] = field(repr=False)
+    functions: Mapping[str, ast.FunctionDef]
+    parameters: Mapping[str, frozenset[str]]
+    digest: str
 
 
 class Part(nn.Module):
@@ -102,9 +121,8 @@ class Scripted(nn.Module):
         return _Walk(self, z).call_method(self.root, "forward", [z], {})
 
     def extra_repr(self) -> str:
-        """Returns the code, which two programs of the same weights may differ in."""
-        functions = self._code.functions
-        return "\n".join(f"{name}: {ast.unparse(functions[name])}" for name in sorted(functions))
+        """Returns what stands for the code, which programs of one set of weights may differ in."""
+        return f"program={self._code.digest}"
 
     def constant(self, name: str) -> Any:
         """Returns a constant by the name that the code uses for it, such as "c0"."""
@@ -193,10 +211,13 @@ def _read_code(archive: Any, path: Path) -> Code:
     names = [n for n in archive.names if n.startswith("code/") and n.endswith(".py")]
     if sum(archive.size(name) for name in names) > _CODE_BYTES:
         raise LoadError(f"the TorchScript program {path} has more than 16 MiB of code; {_ADVICE}")
-    for name in names:
+    digest = hashlib.sha256()
+    for name in sorted(names):
         module = name.removeprefix("code/").removesuffix(".py").replace("/", ".")
+        text = archive.read(name)
+        digest.update(f"{name} {len(text)} ".encode() + text)
         try:
-            tree = ast.parse(archive.read(name).decode("utf-8"))
+            tree = ast.parse(text.decode("utf-8"))
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             raise LoadError(
                 f"the code {name} in {path} cannot be read ({type(error).__name__}); {_ADVICE}"
@@ -210,7 +231,7 @@ def _read_code(archive: Any, path: Path) -> Code:
                 for method in part.body:
                     if isinstance(method, ast.FunctionDef):
                         functions[f"{kind}.{method.name}"] = method
-    return Code(functions, parameters)
+    return Code(functions, parameters, digest.hexdigest())
 
 
 def _parameters(kind: ast.ClassDef) -> frozenset[str]:
@@ -222,7 +243,7 @@ def _parameters(kind: ast.ClassDef) -> frozenset[str]:
             and line.targets[0].id == "__parameters__"
             and isinstance(line.value, ast.List)
         ):
-            return frozenset(e.value for e in line.value.elts if isinstance(e, ast.Constant))
+            return frozenset(str(e.value) for e in line.value.elts if isinstance(e, ast.Constant))
     return frozenset()
 
 
@@ -445,8 +466,9 @@ class _Walk:
             for among in (part._parameters, part._buffers, part._modules, part._values):
                 if name in among:
                     return among[name]
-        if isinstance(part, Tensor) and name in ("dtype", "device", "requires_grad", "is_cuda"):
-            return {"dtype": _NUMBERS.get(part.dtype), "device": part.device}.get(name, False)
+        if isinstance(part, Tensor) and name in _QUERIES:
+            own = {"dtype": _NUMBERS.get(part.dtype), "device": part.device}
+            return own.get(name, _QUERIES[name])
         raise self._unknown(f"the attribute {name!r:.60}")
 
     def _function(self, path: str) -> ast.FunctionDef:
@@ -473,7 +495,9 @@ class _Walk:
         if path.startswith("ops.prim."):
             return self._primitive(path.removeprefix("ops.prim."), args)
         if isinstance(node.func, ast.Attribute) and not path.startswith("__torch__."):
-            return self.call_method(self._eval(node.func.value, scope), node.func.attr, args, kwargs)
+            return self.call_method(
+                self._eval(node.func.value, scope), node.func.attr, args, kwargs
+            )
         function = self._eval(node.func, scope)
         if not isinstance(function, ast.FunctionDef):
             raise self._unknown(f"a call of {ast.unparse(node.func)!r:.60}")
@@ -484,6 +508,10 @@ class _Walk:
             return (args[0] is args[1]) == (name == "__is__")
         if name == "dict":
             return dict(*args)
+        if name in _STATE:
+            return _STATE[name]
+        if name in _QUERIES and args:
+            return self._attribute(args[0], name)
         plain = not any(isinstance(part, Tensor) for part in args)
         if (plain and name in PLAIN_NAMES) or name in ("append", "__contains__", "format", "len"):
             return compute_plain(name, args, kwargs, where=self._where)
@@ -509,8 +537,10 @@ class _Walk:
             return torch.tensor(args[0])
         if name in ("min", "max", "abs"):
             return compute_plain(name, args, {}, where=self._where)
-        if name in ("dtype", "device", "requires_grad", "is_cuda"):
+        if name in _QUERIES:
             return self._attribute(args[0], name)
+        if name == "type" and isinstance(args[0], torch.device):
+            return args[0].type
         if name == "data":
             return args[0].detach()
         if name in ("unchecked_unwrap_optional", "unchecked_cast"):
