@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from pgmkit.errors import GeneratorError, LoadError, first_line
 from pgmkit.loading.archives import Archive, open_archive
 from pgmkit.loading.operators import compute_plain, find_operator
+from pgmkit.loading.shapes import run_in_shape
 
 _ADVICE = "save its weights alone with safetensors and pass architecture=YourModule"
 
@@ -83,7 +84,7 @@ class Exported(nn.Module):
         names: of weights in the state dict, by their name in the graph.
         latents: the name of the input in the graph.
         output: the name of what is returned.
-        batch: how many latents the program takes at a time; None is any number.
+        shape: of latents as the program takes them, the number of latents first; None is any.
         where: the file, for messages.
     """
 
@@ -94,7 +95,7 @@ class Exported(nn.Module):
         names: Mapping[str, str],
         latents: str,
         output: str,
-        batch: int | None,
+        shape: tuple[int | None, ...],
         where: str,
     ) -> None:
         super().__init__()
@@ -102,24 +103,14 @@ class Exported(nn.Module):
         self._names = dict(names)
         self._latents = latents
         self._output = output
-        self._batch = batch
+        self._shape = shape
         self._where = where
         for name, weight in weights.items():
             _register(self, name, weight)
 
     def forward(self, z: Tensor) -> Any:
-        """Returns what the program returns for latents z, in batches of its own size."""
-        if self._batch is None or len(z) == self._batch:
-            return self._run(z)
-        missing = -len(z) % self._batch
-        padded = torch.cat([z, z[:1].expand(missing, *z.shape[1:])]) if missing else z
-        images = [self._run(part) for part in padded.split(self._batch)]
-        if not all(isinstance(part, Tensor) for part in images):
-            raise GeneratorError(
-                f"{self._where} takes {self._batch} latents at a time and returns no single "
-                "tensor; export it with dynamic_shapes=({0: torch.export.Dim('batch')},)"
-            )
-        return torch.cat(images)[: len(z)]
+        """Returns what the program returns for latents z, in batches and a shape of its own."""
+        return run_in_shape(self._run, z, self._shape, self._where)
 
     def extra_repr(self) -> str:
         """Returns what stands for the steps, which programs of one set of weights may differ in."""
@@ -271,7 +262,7 @@ def _read(archive: Archive, path: Path) -> Exported:
         names,
         latents[0],
         _output(signature, path),
-        fixed_batch(graph, latents[0]),
+        _shape(graph["tensor_values"][latents[0]]),
         f"the exported program {path}",
     )
 
@@ -293,12 +284,6 @@ def _output(signature: Mapping[str, Any], path: Path) -> str:
         )
     name: str = signature["output_specs"][0]["user_output"]["arg"]["as_tensor"]["name"]
     return name
-
-
-def fixed_batch(graph: Mapping[str, Any], latents: str) -> int | None:
-    """Returns how many latents the graph takes at a time; None is any number."""
-    first = graph["tensor_values"][latents]["sizes"][0]
-    return int(first["as_int"]) if "as_int" in first else None
 
 
 def _step(node: Mapping[str, Any]) -> Step:
@@ -360,3 +345,34 @@ def _tensor(data: bytes, meta: Mapping[str, Any], name: str, path: Path) -> Tens
 def _number(kind: str, value: Any) -> Any:
     """JSON has no infinity, which is written as a string."""
     return float(value) if kind == "as_float" else value
+
+
+def read_signature(archive: Archive, path: Path) -> tuple[list[tuple[Any, ...]], ...]:
+    """Returns name, shape and type of the graph's inputs and outputs; None is any size.
+
+    Raises:
+        LoadError: the archive is damaged.
+    """
+    _, model = read_graph(archive, path)
+    try:
+        graph, signature = model["graph_module"]["graph"], model["graph_module"]["signature"]
+        inputs = [s["user_input"] for s in signature["input_specs"] if "user_input" in s]
+        outputs = [s["user_output"] for s in signature["output_specs"] if "user_output" in s]
+        return (
+            [_described(spec, graph["tensor_values"]) for spec in inputs],
+            [_described(spec, graph["tensor_values"]) for spec in outputs],
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise LoadError(
+            f"the exported program {path} is not as torch.export writes it; export it again"
+        ) from error
+
+
+def _described(spec: Mapping[str, Any], values: Mapping[str, Any]) -> tuple[Any, ...]:
+    name = next(iter(spec["arg"].values()))["name"]
+    meta = values[name]
+    return name, _shape(meta), str(_TYPES.get(meta["dtype"], "")).removeprefix("torch.")
+
+
+def _shape(meta: Mapping[str, Any]) -> tuple[int | None, ...]:
+    return tuple(int(size["as_int"]) if "as_int" in size else None for size in meta["sizes"])

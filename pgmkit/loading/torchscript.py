@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from pgmkit.errors import GeneratorError, LoadError, first_line
-from pgmkit.loading.archives import open_archive
+from pgmkit.loading.archives import Archive, open_archive
 from pgmkit.loading.operators import PLAIN_NAMES, compute_plain, find_operator
 
 _STEPS = 1_000_000
@@ -155,7 +155,7 @@ class _Object:
     kind = ""
 
 
-def _read_objects(archive: Any, name: str, path: Path) -> Any:
+def _read_objects(archive: Archive, name: str, path: Path) -> Any:
     """Reads a pickle of an archive with torch's weights-only reader and stand-ins."""
     pickled = archive.read(f"{name}.pkl")
     kinds: dict[str, Callable[..., Any]] = {}
@@ -189,7 +189,7 @@ def _as_it_is(value: Any) -> Any:
     return value
 
 
-def _as_checkpoint(archive: Any, name: str, pickled: bytes) -> io.BytesIO:
+def _as_checkpoint(archive: Archive, name: str, pickled: bytes) -> io.BytesIO:
     """Returns a pickle and its tensors as the checkpoint that `torch.load` reads."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as checkpoint:
@@ -205,7 +205,7 @@ def _as_checkpoint(archive: Any, name: str, pickled: bytes) -> io.BytesIO:
     return buffer
 
 
-def _read_code(archive: Any, path: Path) -> Code:
+def _read_code(archive: Archive, path: Path) -> Code:
     functions: dict[str, ast.FunctionDef] = {}
     parameters: dict[str, frozenset[str]] = {}
     names = [n for n in archive.names if n.startswith("code/") and n.endswith(".py")]
@@ -561,3 +561,16 @@ def _dotted(node: ast.expr) -> str:
         before = _dotted(node.value)
         return f"{before}.{node.attr}" if before else ""
     return ""
+
+
+def read_signature(archive: Archive, path: Path) -> tuple[list[tuple[Any, ...]], ...]:
+    """Returns the inputs that `forward` takes, by name; an archive states no shapes.
+
+    Raises:
+        LoadError: the archive is damaged.
+    """
+    code = _read_code(archive, path)
+    root = _read_objects(archive, "data", path)
+    forward = code.functions.get(f"{getattr(root, 'kind', '')}.forward")
+    names = [argument.arg for argument in forward.args.args[1:]] if forward else []
+    return [(name,) for name in names], []
