@@ -27,12 +27,15 @@ class ModelFolder:
         fetch: gives the local path of a file, or None if the folder has no such file.
         names: lists all files, sub-folders included, as paths with "/" relative to the folder.
         provenance: what pins the folder: its repository and revision on the Hub.
+        sizes: gives the size in bytes of each file that `names` lists, by its path, without
+            fetching any.
     """
 
     reference: str
     fetch: Callable[[str], Path | None]
     names: Callable[[], list[str]]
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    sizes: Callable[[], Mapping[str, int]] = dict
 
     def path(self, name: str) -> Path:
         """Returns the local path of a file.
@@ -96,11 +99,11 @@ def open_local_folder(path: Path, reference: str) -> ModelFolder:
     def fetch(name: str) -> Path | None:
         return path / name if (path / name).is_file() else None
 
-    def names() -> list[str]:
+    def sizes() -> dict[str, int]:
         found = (file for file in path.rglob("*") if file.is_file())
-        return sorted(file.relative_to(path).as_posix() for file in found)
+        return {file.relative_to(path).as_posix(): file.stat().st_size for file in found}
 
-    return ModelFolder(reference, fetch, names)
+    return ModelFolder(reference, fetch, lambda: sorted(sizes()), sizes=sizes)
 
 
 def _is_inside(name: str) -> bool:
