@@ -14,6 +14,7 @@ from pgmkit.plugins import list_components
 if TYPE_CHECKING:
     from pgmkit.generator import Generator, ImageSpec, LatentSpec
     from pgmkit.loading.generators import load_generator
+    from pgmkit.models import load
     from pgmkit.shattering import ShatteredGenerator, shatter
     from pgmkit.spectrum import Spectrum, compute_spectrum
 
@@ -30,6 +31,7 @@ __all__ = [
     "compute_spectrum",
     "hookimpl",
     "list_components",
+    "load",
     "load_generator",
     "shatter",
 ]
@@ -41,6 +43,7 @@ _LAZY = {
     "ShatteredGenerator": "pgmkit.shattering",
     "Spectrum": "pgmkit.spectrum",
     "compute_spectrum": "pgmkit.spectrum",
+    "load": "pgmkit.models",
     "load_generator": "pgmkit.loading.generators",
     "shatter": "pgmkit.shattering",
 }

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pgmkit import files, pictures
 from pgmkit.choice import (
@@ -29,10 +29,12 @@ from pgmkit.config import check_count
 from pgmkit.engines import Engine
 from pgmkit.errors import LoadError, ParameterError, PgmkitWarning, PluginError, SamplingError
 from pgmkit.generator import Generator
+from pgmkit.loading.building import Architecture
 from pgmkit.loading.folders import FORMAT_VERSION
 from pgmkit.loading.generators import generator_from_folder
 from pgmkit.loading.hub import push_folder
-from pgmkit.loading.references import open_folder
+from pgmkit.loading.options import GeneratorOptions
+from pgmkit.loading.references import open_folder, reference_of
 from pgmkit.loading.saving import CARD_FILE, SAMPLES_FILE, card_header, write_generator
 from pgmkit.loading.weights import read_weights, serialise
 from pgmkit.plugins import as_component, build_component, registry
@@ -301,27 +303,31 @@ class ShatteredGenerator:
         cls,
         reference: Path | str,
         *,
-        architecture: Callable[..., nn.Module] | str | None = None,
+        architecture: Architecture | None = None,
+        model_args: Mapping[str, Any] | None = None,
     ) -> "ShatteredGenerator":
         """Loads what `save_pretrained` wrote.
 
         Args:
             reference: a folder, "local-dir:/path", or "hf-hub:org/name[@revision]".
-            architecture: a class or component for the generator, where the folder names none.
+            architecture: what builds the generator, where the folder names none; see
+                `pgmkit.load_generator`.
+            model_args: its arguments, where they are not those of the folder.
 
         Raises:
             LoadError: the folder is incomplete or damaged.
             UnknownNameError: no installed plugin offers the sampler or the architecture.
         """
-        text = str(reference)
-        has_scheme = text.startswith(("hf-hub:", "local-dir:"))
-        folder = open_folder(text if has_scheme else f"local-dir:{text}")
+        text = reference_of(reference)
+        folder = open_folder(text)
         if folder.fetch(SAMPLER_CONFIG) is None:
             raise LoadError(
                 f"{reference} holds no shattered generator: it has no {SAMPLER_CONFIG}. If a run "
                 "was stopped there, run the same pgmkit shatter command again"
             )
-        generator = generator_from_folder(folder, architecture=architecture)
+        generator = generator_from_folder(
+            folder, GeneratorOptions(architecture=architecture, model_args=model_args)
+        )
         path = folder.path(SAMPLER_CONFIG)
         description = files.read_json(path, text)
         try:

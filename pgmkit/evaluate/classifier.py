@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from pgmkit.errors import LoadError, ParameterError
+from pgmkit.loading.checkpoints import candidates, fit
+from pgmkit.loading.layouts import find_weights
 from pgmkit.loading.references import open_folder
-from pgmkit.loading.weights import load_weights, serialise
+from pgmkit.loading.weights import read_checkpoint, serialise
 
 ARCHITECTURE = "lash-classifier"
 
@@ -117,7 +119,8 @@ def load_classifier(reference: str) -> Classifier:
             f"not {ARCHITECTURE!r}"
         )
     module = LASHClassifier(**config.get("model_args", {}))
-    load_weights(module, folder.weights(config))
+    path, _ = find_weights(folder, config.get("weights"))
+    fit(module, candidates(read_checkpoint(path), str(path)), reference)
     classes = config.get("classes") or range(module.layers[-1].out_features)  # type: ignore[arg-type]
     return Classifier(
         module.eval().requires_grad_(False),

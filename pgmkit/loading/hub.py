@@ -120,7 +120,7 @@ def open_repository(name: str, reference: str) -> ModelFolder:
         opened.fetch,
         lambda: sorted(opened.sizes()),
         {"repo": repository, "revision": opened.revision},
-        opened.sizes,
+        sizes=opened.sizes,
     )
 
 
