@@ -112,6 +112,7 @@ def open_repository(name: str, reference: str) -> ModelFolder:
         LoadError: repository or revision is not there, or the Hub is out of reach.
     """
     refuse_token(reference)
+    client_constants()
     repository, _, revision = name.partition("@")
     opened = _Repository(repository, reference, revision or "main")
     opened.pin()
@@ -417,6 +418,7 @@ def check_push(repository: str) -> None:
     Raises:
         LoadError: the name is none of the form "org/name", or HF_HUB_OFFLINE is set.
     """
+    offline = client_constants().is_offline_mode()
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
@@ -431,7 +433,7 @@ def check_push(repository: str) -> None:
             f"cannot push to {repository!r}: that is no name of a repository; write org/name, with "
             "letters, digits, '-', '_' and '.'"
         )
-    if client_constants().is_offline_mode():
+    if offline:
         raise LoadError(
             f"cannot push to {repository!r}: HF_HUB_OFFLINE is set; unset it, or save the model "
             "with save_pretrained and push it later"
@@ -454,9 +456,9 @@ def push_folder(
     Raises:
         LoadError: the Hub is out of reach, or refuses.
     """
+    check_push(repository)
     from huggingface_hub import HfApi
 
-    check_push(repository)
     with _worded_push(repository), guarded(), warnings.catch_warnings():
         # The client uploads in a way that its HTTP library would like to see no more.
         warnings.simplefilter("ignore", DeprecationWarning)
