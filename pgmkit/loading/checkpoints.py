@@ -198,13 +198,11 @@ def _step_in(found: Found) -> Found | None:
     for kind, called in ((_EMA, "averaged weights (EMA)"), (_GENERATOR, "generator")):
         fitting = [name for name in names if _is(kind, name)]
         others = [name for name in names if name not in fitting]
-        if len(fitting) == 1 and all(map(_is_other, others)) and len(groups[fitting[0]]) > 1:
+        # Averaged weights stand beside those that they are the average of.
+        strangers = [o for o in others if not (_is_other(o) or (kind is _EMA and _is_net(o)))]
+        if len(fitting) == 1 and not strangers and len(groups[fitting[0]]) > 1:
             name = fitting[0]
             note = f"took the {called} {name!r}, not {', '.join(others)}" if others else ""
-            return found.inside(name, groups[name], note, others)
-        if len(fitting) == 1 and kind is _EMA and any(_is(_GENERATOR, other) for other in others):
-            name = fitting[0]
-            note = f"took the {called} {name!r}, not {', '.join(others)}"
             return found.inside(name, groups[name], note, others)
     kept = [name for name in names if not _is_other(name)]
     if len(kept) == 1 and _is(_WRAPPER, kept[0]) and not _weighty(loose):
@@ -373,6 +371,10 @@ def _is(kind: re.Pattern[str], name: str) -> bool:
 
 def _is_other(name: str) -> bool:
     return _is(_OTHER, name)
+
+
+def _is_net(name: str) -> bool:
+    return _is(_GENERATOR, name) or _is(_WRAPPER, name)
 
 
 def _last(name: str) -> str:

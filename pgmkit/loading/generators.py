@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pgmkit import files
 from pgmkit.errors import LoadError, PgmkitNote
 from pgmkit.generator import Generator, ImageSpec, LatentSpec
+from pgmkit.loading.batch_norm import recalibrate
 from pgmkit.loading.building import Architecture, build, find_architecture
 from pgmkit.loading.checkpoints import Found, candidates, fit
 from pgmkit.loading.folders import WEIGHTS_FILE, ModelFolder
@@ -135,13 +136,18 @@ def generator_from_folder(
             "sha256": files.sha256(path),
             **({"entry": fitted.place} if fitted.place else {}),
             **({"class": network.of_user} if network.of_user else {}),
-            **({"notes": notes} if notes else {}),
         },
     )
-    for told in notes:
-        warnings.warn(told, PgmkitNote, stacklevel=3)
     generator.to(device)
     generator.check()
+    if options.recalibrate:
+        notes += [f"batch norm anew: {moved}" for moved in recalibrate(generator)] or [
+            "nothing was recalibrated: there is no batch norm with statistics"
+        ]
+    if notes:
+        generator.provenance["notes"] = notes
+    for told in notes:
+        warnings.warn(told, PgmkitNote, stacklevel=3)
     return generator
 
 

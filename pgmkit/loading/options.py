@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from torch import nn
+
 from pgmkit.config import make_settings
 from pgmkit.errors import LoadError, ParameterError, nearest_names
 from pgmkit.generator import ImageSpec, LatentSpec
@@ -58,7 +60,7 @@ class GeneratorOptions:
             raise ParameterError(f"model_args must be a table, not {self.model_args!r:.60}")
         if not isinstance(self.recalibrate, bool):
             raise ParameterError(f"recalibrate must be true or false, not {self.recalibrate!r:.60}")
-        if not (
+        if isinstance(self.architecture, nn.Module | Mapping) or not (
             self.architecture is None
             or isinstance(self.architecture, str)
             or callable(self.architecture)
