@@ -90,9 +90,14 @@ def _without_password(address: str) -> str:
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
+def without_secrets(text: str) -> str:
+    """Returns a text without the passwords in its addresses and without tokens."""
+    return _PASSWORDS.sub("//", _TOKENS.sub(r"\1_...", text))
+
+
 def scrubbed(text: str) -> str:
     """Returns a foreign text on one line, without passwords, tokens and control characters."""
-    line = _PASSWORDS.sub("//", _TOKENS.sub(r"\1_...", " ".join(text.split())))
+    line = without_secrets(" ".join(text.split()))
     return "".join(character for character in line if character.isprintable())[:300]
 
 
