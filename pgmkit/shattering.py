@@ -278,9 +278,14 @@ class ShatteredGenerator:
             PluginError: the sampler cannot be saved.
             OutputError: the folder cannot be written.
         """
-        self._save(Path(folder), self._card())
+        self._save(Path(folder))
 
-    def _save(self, folder: Path, card: str) -> None:
+    def _save(
+        self,
+        folder: Path,
+        repository: str | None = None,
+        numbers: Mapping[str, Any] | None = None,
+    ) -> None:
         missing = [m for m in _SAVING if not hasattr(self.sampler, m)]
         if missing or ":" not in self.origin.sampler["name"]:
             reason = f"it has no {' and no '.join(missing)}" if missing else "it is no component"
@@ -308,7 +313,7 @@ class ShatteredGenerator:
         pictures.write_grid(
             folder / SAMPLES_FILE, samples, self.generator.image.range, PER_CLUSTER, 2
         )
-        files.write_text(folder / CARD_FILE, card)
+        files.write_text(folder / CARD_FILE, self._card(repository, numbers))
         # Last, since its presence says that the folder is whole.
         files.write_json(folder / SAMPLER_CONFIG, description)
 
@@ -390,10 +395,10 @@ class ShatteredGenerator:
         shown = copy.copy(self)
         shown.generator = published(self.generator)
         with tempfile.TemporaryDirectory() as folder:
-            shown._save(Path(folder), shown._card(repository, numbers))
+            shown._save(Path(folder), repository, numbers)
             return push_folder(Path(folder), repository, private=private, message=message)
 
-    def _card(self, repository: str | None = None, numbers: Mapping[str, Any] | None = None) -> str:
+    def _card(self, repository: str | None, numbers: Mapping[str, Any] | None) -> str:
         facts = ShatterFacts(
             self.cluster_sizes,
             self.origin.density,

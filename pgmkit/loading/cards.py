@@ -189,9 +189,8 @@ def _use(generator: Generator, lines: Sequence[str]) -> list[str]:
     """Returns the section with a snippet, and what it needs where no plugin builds the network."""
     heading = ["## Use", ""]
     if generator.architecture is not None:
-        return [*heading, *_block("\n".join(["import pgmkit", "", *lines]), "python")]
+        return [*heading, *_block(_script(generator, lines), "python")]
     module, name, importable = _class(generator)
-    needed = f"from {module} import {name}" if importable else f"{name} = ...  # the class"
     return [
         *heading,
         f"The network is a `{name}`"
@@ -200,13 +199,24 @@ def _use(generator: Generator, lines: Sequence[str]) -> list[str]:
         f"from the author: `{name}(**model_args)` must build the network below, where "
         "`model_args` are those in `config.json`, or given as `model_args=...`.",
         "",
-        *_block("\n".join(["import pgmkit", needed, "", *lines]), "python"),
+        *_block(_script(generator, lines), "python"),
         "<details><summary>The network</summary>",
         "",
         *_block(_printed(generator), "text"),
         "</details>",
         "",
     ]
+
+
+def _script(generator: Generator, lines: Sequence[str]) -> str:
+    """Returns a program of these lines, with the imports that they need."""
+    if generator.architecture is not None:
+        return "\n".join(["import pgmkit", "", *lines])
+    module, name, importable = _class(generator)
+    needed = f"{name} = ...  # in place of the dots, what builds the network"
+    if importable:
+        needed = f"from {module} import {name}"
+    return "\n".join(["import pgmkit", needed, "", *lines])
 
 
 def _class(generator: Generator) -> tuple[str, str, bool]:
@@ -269,7 +279,7 @@ def _recipe(generator: Generator, facts: ShatterFacts, repository: str | None) -
         "among them."
     )
     versions = ", ".join(f"{name} {version}" for name, version in facts.versions.items())
-    lines = ["## Recipe", "", said, "", f"Made with {plain(versions)}."]
+    lines = ["## Recipe", "", said, "", f"Made with {plain(versions)}.", ""]
     if ":" not in str(facts.density["name"]):
         return [*lines, "The density estimator is an object of its author's own.", ""]
     lines += ["The same again, from the weights here:", ""]
@@ -338,15 +348,21 @@ def _program(generator: Generator, facts: ShatterFacts, reference: str) -> str:
         "sampler_args": _parameters("cluster-samplers", facts.sampler) or None,
     }
     lines = [
-        "import pgmkit",
-        "",
         f'g = pgmkit.load_generator("{reference}"{_argument(generator)})',
         "m = pgmkit.shatter(",
         "    g,",
-        *(f"    {name}={value!r}," for name, value in arguments.items() if value is not None),
+        *(
+            f"    {name}={_literal(value)},"
+            for name, value in arguments.items()
+            if value is not None
+        ),
         ")",
     ]
-    return "\n".join(lines)
+    return _script(generator, lines)
+
+
+def _literal(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, str) else repr(value)
 
 
 def _weights(generator: Generator) -> list[str]:
