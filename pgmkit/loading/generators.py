@@ -180,6 +180,12 @@ def _network(
     """Builds the network that folder and user name, or that the weights show, with its weights."""
     chosen = options.architecture or config.ours.get("architecture")
     if chosen is None:
+        made_by = str((config.ours.get("provenance") or {}).get("class", ""))
+        if made_by:
+            raise LoadError(
+                f"{folder.reference} was saved from a class of one's own, {made_by}, which no "
+                f"plugin offers; give it: architecture=YourClass (--architecture {made_by})"
+            )
         raise LoadError(
             f"nothing says of which network the weights of {folder.reference} are; let it be "
             "inferred from them: architecture='auto' (--architecture auto), or name your class: "

@@ -27,6 +27,9 @@ def write_generator(folder: Path, generator: Generator) -> None:
     """Writes `config.json` and `model.safetensors` of a generator into `folder`."""
     stated = terms(generator.provenance)
     provenance = {k: v for k, v in generator.provenance.items() if k not in stated}
+    cls = type(generator.module)
+    if generator.architecture is None and not cls.__module__.startswith("torch."):
+        provenance.setdefault("class", f"{cls.__module__}:{cls.__qualname__}")
     config: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "name": generator.name,
