@@ -315,6 +315,17 @@ class Generator:
             "image": {"shape": list(self.image.shape), "range": list(self.image.range)},
         }
 
+    def push_to_hub(
+        self, repository: str, *, private: bool = False, message: str | None = None
+    ) -> str:
+        """Uploads to the Hugging Face Hub as "org/name", with a card, and returns the address.
+
+        See `pgmkit.loading.saving.push_generator`.
+        """
+        from pgmkit.loading.saving import push_generator
+
+        return push_generator(self, repository, private=private, message=message)
+
     def __repr__(self) -> str:
         parameters = sum(p.numel() for p in self.module.parameters())
         shape = "×".join(map(str, self.image.shape))

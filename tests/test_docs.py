@@ -15,6 +15,7 @@ import pluggy
 import pytest
 import torch
 from click.testing import CliRunner
+from hub_server import HubServer, use_hub
 from tiny import run_pgmkit
 
 import pgmkit
@@ -28,6 +29,7 @@ from pgmkit.evaluate.diagnostics import ClusterFidelity, Diagnostics
 from pgmkit.evaluate.fidelity import FidelityScores
 from pgmkit.evaluate.metrics import ClusterScores
 from pgmkit.evaluate.run import prepare
+from pgmkit.loading import network
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -113,6 +115,27 @@ def test_the_page_on_samplers_runs(
     for block in blocks(page, "python"):
         exec(compile(quick(block), page.name, "exec"), {})
     assert "of the proposals are accepted" in capsys.readouterr().out
+
+
+def test_the_page_on_the_hub_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = ROOT / "docs" / "hub.md"
+    with HubServer() as hub:
+        use_hub(monkeypatch, hub.url, tmp_path / "home")
+        monkeypatch.setenv("HF_TOKEN", hub.token)
+        run_commands(page, tmp_path)
+        assert (tmp_path / "cluster-3.png").stat().st_size > 1000
+        (block,) = blocks(page, "python")
+        names: dict[str, object] = {}
+        exec(compile(block, page.name, "exec"), names)
+        assert names["images"].shape == (16, 1, 32, 32)  # type: ignore[attr-defined]
+        assert hub.repositories["me/digits"].private
+        assert "config.json" in hub.files("me/digits-generator")
+    for name, value in (
+        ("HF_HUB_ETAG_TIMEOUT", network.ANSWER_SECONDS),
+        ("HF_HUB_DOWNLOAD_TIMEOUT", network.STALL_SECONDS),
+    ):
+        (row,) = [line for line in page.read_text().splitlines() if f"| `{name}`" in line]
+        assert f"here {value:g} by default" in row
 
 
 def test_the_page_on_metrics_runs(
