@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from pgmkit import files
@@ -63,6 +63,25 @@ def write_grid(
 ) -> None:
     """Writes images (N, C, H, W) as one PNG grid."""
     files.write_bytes(path, png(grid(to_uint8(images, value_range), columns), scale))
+
+
+def write_rows(
+    path: Path, images: Tensor, value_range: tuple[float, float], columns: int, scale: int = 1
+) -> None:
+    """Writes images (N, C, H, W) as one PNG whose rows of `columns` images are numbered from 0."""
+    picture = Image.fromarray(grid(to_uint8(images, value_range), columns))
+    picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.BOX)
+    rows = max(1, math.ceil(len(images) / columns))
+    margin = 8 + 8 * len(str(rows - 1))
+    canvas = Image.new(picture.mode, (picture.width + margin, picture.height), "white")
+    canvas.paste(picture, (margin, 0))
+    draw = ImageDraw.Draw(canvas)
+    for row in range(rows):
+        middle = int((row + 0.5) * picture.height / rows)
+        draw.text((4, middle - 6), str(row), fill="black")
+    buffer = io.BytesIO()
+    canvas.save(buffer, format="PNG", optimize=True)
+    files.write_bytes(path, buffer.getvalue())
 
 
 def write_images(

@@ -310,8 +310,8 @@ class ShatteredGenerator:
         samples = torch.cat(
             [self.try_images(PER_CLUSTER, cluster) for cluster in range(self.num_clusters)]
         )
-        pictures.write_grid(
-            folder / SAMPLES_FILE, samples, self.generator.image.range, PER_CLUSTER, 2
+        pictures.write_rows(
+            folder / SAMPLES_FILE, samples, self.generator.image.range, PER_CLUSTER, scale=2
         )
         files.write_text(folder / CARD_FILE, self._card(repository, numbers))
         # Last, since its presence says that the folder is whole.

@@ -124,8 +124,7 @@ def shattered_card(generator: Generator, facts: ShatterFacts, repository: str | 
         "",
         f"![{PER_CLUSTER} samples of each cluster]({SAMPLES_FILE})",
         "",
-        f"Each row of the picture shows {PER_CLUSTER} samples of one cluster, cluster 0 at the "
-        "top.",
+        f"Each row of the picture shows {PER_CLUSTER} samples of the cluster of its number.",
         "",
         *_use(generator, use),
         *_clusters(facts),

@@ -178,7 +178,7 @@ class _Guard:
             "write": stall,
         }
         if request.method == "PUT":
-            return self._send(request, **options)  # contents of files; the client tries again
+            return self._put(request, options)
         deadline = time.monotonic() + seconds
         pauses = iter(PAUSES)
         while True:
@@ -205,6 +205,15 @@ class _Guard:
             if pause is None or time.monotonic() + pause > deadline:
                 raise fault
             time.sleep(pause)
+
+    def _put(self, request: Any, options: dict[str, Any]) -> Any:
+        """Sends the contents of a file; what is cut on the way, the client sends again."""
+        try:
+            return self._send(request, **options)
+        except (self._library.TimeoutException, self._library.ConnectError) as error:
+            fault = fault_of(error)
+            fault.where = f"{request.url.scheme}://{request.url.netloc.decode()}"
+            raise fault from None
 
     def _watched(self, response: Any) -> Any:
         response.iter_raw = _Watched(self, response.iter_raw)
