@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pgmkit.errors import LoadError, ParameterError
+from pgmkit.images import as_channels
 from pgmkit.loading.references import open_folder
 from pgmkit.loading.weights import load_weights, serialise
 
@@ -85,12 +86,28 @@ class Classifier:
 
     @torch.no_grad()
     def labels(self, images: Tensor, value_range: tuple[float, float]) -> Tensor:
-        """Returns class numbers (N,) for images (N, C, H, W) in `value_range`."""
+        """Returns class numbers (N,) for images (N, C, H, W) in `value_range`.
+
+        Grey and RGB are turned into each other as the module asks; see `pgmkit.images.as_channels`.
+
+        Raises:
+            ParameterError: they have other channels, or fewer pixels than the module looks at.
+        """
         low, high = value_range
-        scaled = (images.float() - low) / (high - low) * 2 - 1
+        wanted = getattr(self.module, "image_channels", None)
+        pixels = as_channels(images.float(), wanted, f"the classifier {self.name!r}")
+        scaled = (pixels - low) / (high - low) * 2 - 1
         device = next(self.module.parameters()).device
         logits = [self.module(batch.to(device)).cpu() for batch in scaled.split(512)]
         return torch.cat(logits).argmax(dim=1)
+
+    def check_images(self, shape: Sequence[int]) -> None:
+        """Checks that images of shape (C, H, W) can be labelled, by labelling a black one.
+
+        Raises:
+            ParameterError: they cannot.
+        """
+        self.labels(torch.zeros(1, *shape), (0.0, 1.0))
 
     def fingerprint(self) -> str:
         """Returns a SHA-256 over weights, layers and names of the classes, in hexadecimal."""
