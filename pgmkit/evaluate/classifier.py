@@ -4,12 +4,15 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pgmkit.errors import LoadError, ParameterError
+from pgmkit.components import check_parameters
+from pgmkit.config import check_count
+from pgmkit.errors import LoadError, ParameterError, first_line
 from pgmkit.images import as_channels
 from pgmkit.loading.references import open_folder
 from pgmkit.loading.weights import load_weights, serialise
@@ -33,8 +36,13 @@ class LASHClassifier(nn.Module):
         self, image_channels: int = 1, num_classes: int = 10, image_size: int = 28
     ) -> None:
         super().__init__()
-        if image_size < 4 or image_size % 4:
+        check_count("image_channels", image_channels)
+        check_count("num_classes", num_classes)
+        check_count("image_size", image_size)
+        if image_size % 4:
             raise ParameterError(f"image_size must be a multiple of 4, not {image_size}")
+        if num_classes < 2:
+            raise ParameterError(f"num_classes must be at least 2, not {num_classes}")
         self.image_channels = image_channels
         self.num_classes = num_classes
         self.image_size = image_size
@@ -66,6 +74,16 @@ class LASHClassifier(nn.Module):
         x = x[..., top : top + self.image_size, left : left + self.image_size]
         features: Tensor = self.layers[:-1](x)
         return features
+
+
+def build_classifier(model_args: Mapping[str, Any]) -> LASHClassifier:
+    """Builds a classifier with untrained weights.
+
+    Raises:
+        ParameterError: a parameter is unknown or outside its range.
+    """
+    check_parameters(LASHClassifier, dict(model_args), "the classifier")
+    return LASHClassifier(**model_args)
 
 
 @dataclass(frozen=True)
@@ -133,12 +151,44 @@ def load_classifier(reference: str) -> Classifier:
             f"{reference} is no classifier: its architecture is {config.get('architecture')!r}, "
             f"not {ARCHITECTURE!r}"
         )
-    module = LASHClassifier(**config.get("model_args", {}))
-    load_weights(module, folder.weights(config))
-    classes = config.get("classes") or range(module.layers[-1].out_features)  # type: ignore[arg-type]
+    module = _module(config.get("model_args", {}), folder.weights(config), reference)
+    measured = config.get("measured", {})
+    if not isinstance(measured, dict):
+        raise LoadError(f"'measured' in the config.json of {reference} must be a table")
     return Classifier(
         module.eval().requires_grad_(False),
         reference,
-        tuple(map(str, classes)),
-        config.get("measured", {}),
+        _classes(config.get("classes"), module.num_classes, reference),
+        measured,
     )
+
+
+def _module(model_args: Any, weights: Path, reference: str) -> LASHClassifier:
+    """Builds the network, no larger than its weights are, and loads them."""
+    if not isinstance(model_args, dict):
+        raise LoadError(f"'model_args' in the config.json of {reference} must be a table")
+    try:
+        with torch.device("meta"):
+            size = sum(parameter.numel() for parameter in build_classifier(model_args).parameters())
+    except (ParameterError, RuntimeError) as error:
+        raise LoadError(f"the config.json of {reference}: {first_line(error)}") from error
+    if size > weights.stat().st_size:
+        raise LoadError(
+            f"the config.json of {reference} asks for {size:,} weights, and {weights.name} has "
+            f"{weights.stat().st_size:,} bytes; correct 'model_args' or fetch it again"
+        )
+    module = build_classifier(model_args)
+    load_weights(module, weights)
+    return module
+
+
+def _classes(names: Any, num_classes: int, reference: str) -> tuple[str, ...]:
+    """Returns the names of all classes: those given, or their numbers."""
+    if names is None:
+        return tuple(map(str, range(num_classes)))
+    if not isinstance(names, list) or len(names) != num_classes:
+        raise LoadError(
+            f"'classes' in the config.json of {reference} must be a list of {num_classes} names, "
+            f"not {names!r:.60}"
+        )
+    return tuple(map(str, names))

@@ -39,7 +39,10 @@ class ImageData:
             DataError: there are none.
         """
         if self.labels is None:
-            raise DataError(f"{self.source} has no labels; a classifier cannot be trained on it")
+            raise DataError(
+                f"{self.source} has no labels, so no classifier can be trained on it; sort the "
+                "images into one folder per class, or add an array of labels"
+            )
         return self.labels
 
     def numbered_as(self, names: Sequence[str], whose: str) -> "ImageData":

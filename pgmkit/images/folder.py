@@ -1,6 +1,7 @@
 """Folders of pictures."""
 
 import os
+import stat
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -45,24 +46,33 @@ def read_picture(path: Path | str) -> Image.Image:
     Raises:
         DataError: it cannot be read, or is no picture.
     """
+    picture = None
     try:
-        with warnings.catch_warnings():
-            # Twice what is warned of is refused; between lie pictures that are merely large.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as picture:
-                picture.load()
-                return picture
+        if stat.S_ISREG(Path(path).stat().st_mode):  # reading another kind may never end
+            picture = _decoded(path)
     except Image.DecompressionBombError as error:
         raise DataError(
             f"{path} has more pixels than any picture that is read ({first_line(error)}); make it "
             "smaller or remove it"
         ) from error
     except OSError as error:
-        if error.errno is not None:
-            raise DataError(f"{path} cannot be read: {error.strerror}") from error
-        raise _no_picture(path, error) from error
+        if error.errno is None:
+            raise _no_picture(path, error) from error
+        raise DataError(f"{path} cannot be read: {error.strerror}; mend or remove it") from error
     except Exception as error:  # decoders of broken files raise whatever they stumble over
         raise _no_picture(path, error) from error
+    if picture is None:
+        raise DataError(f"{path} is no regular file; remove it")
+    return picture
+
+
+def _decoded(path: Path | str) -> Image.Image:
+    with warnings.catch_warnings():
+        # Twice what is warned of is refused; between lie pictures that are merely large.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with Image.open(path) as picture:
+            picture.load()
+            return picture
 
 
 def _no_picture(path: Path | str, error: Exception) -> DataError:

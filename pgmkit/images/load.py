@@ -55,13 +55,13 @@ def check_source(source: str) -> None:
         return
     path = Path(source)
     try:
-        there, is_folder = path.exists(), path.is_dir()
-    except (OSError, ValueError) as error:  # a name that is too long, or no name at all
+        there, is_folder, is_file = path.exists(), path.is_dir(), path.is_file()
+    except (OSError, ValueError) as error:  # no right to look, a name that is none or too long
         reason = getattr(error, "strerror", None) or error
-        raise DataError(f"there are no images at {source!r:.80}: {reason}") from error
-    if is_folder:
+        raise DataError(f"{source[:80]!r} cannot be read: {reason}") from error
+    if is_folder and source:
         return
-    if path.suffix.lower() != ".npz":
+    if path.suffix.lower() != ".npz" or (there and not is_file):
         raise DataError(
             f"there are no images at {source!r}; give an .npz file, a folder of images, or "
             "torchvision:NAME:ROOT"
