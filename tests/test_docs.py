@@ -151,6 +151,16 @@ def test_the_page_on_metrics_runs(
     assert "FidelityScores(extractor='Flatten'" in capsys.readouterr().out
 
 
+def test_the_page_on_images_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = ROOT / "docs" / "images.md"
+    monkeypatch.chdir(tmp_path)
+    (block,) = blocks(page, "python")
+    exec(compile(block, page.name, "exec"), {})
+    assert capsys.readouterr().out == ("torch.Size([20, 3, 32, 32]) {0: 'cat', 1: 'dog'}\nTrue\n")
+
+
 def test_every_score_is_documented() -> None:
     text = (ROOT / "docs" / "metrics.md").read_text().lower()
     for record in (FidelityScores, ClusterFidelity, Diagnostics, ClusterScores):
