@@ -12,8 +12,9 @@ from pgmkit.hookspecs import hookimpl
 from pgmkit.plugins import list_components
 
 if TYPE_CHECKING:
-    from pgmkit.generator import Generator, ImageSpec, LatentSpec
+    from pgmkit.generator import Generator, ImageSpec
     from pgmkit.loading.generators import load_generator
+    from pgmkit.priors import LatentSpec
     from pgmkit.shattering import ShatteredGenerator, shatter
     from pgmkit.spectrum import Spectrum, compute_spectrum
 
@@ -37,7 +38,7 @@ __all__ = [
 _LAZY = {
     "Generator": "pgmkit.generator",
     "ImageSpec": "pgmkit.generator",
-    "LatentSpec": "pgmkit.generator",
+    "LatentSpec": "pgmkit.priors",
     "ShatteredGenerator": "pgmkit.shattering",
     "Spectrum": "pgmkit.spectrum",
     "compute_spectrum": "pgmkit.spectrum",

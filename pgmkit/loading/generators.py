@@ -10,12 +10,13 @@ from pgmkit import files
 from pgmkit.components import check_parameters
 from pgmkit.config import make_settings
 from pgmkit.errors import LoadError, ParameterError, UnknownNameError
-from pgmkit.generator import Generator, ImageSpec, LatentSpec
+from pgmkit.generator import Generator, ImageSpec
 from pgmkit.loading.folders import CONFIG_FILE, ModelFolder
 from pgmkit.loading.references import open_folder
 from pgmkit.loading.saving import terms
 from pgmkit.loading.weights import load_weights
 from pgmkit.plugins import registry
+from pgmkit.priors import LatentSpec
 
 _CONFIG_TYPES = {
     "architecture": (str, "a string"),

@@ -9,9 +9,9 @@ import torch
 
 from pgmkit.config import make_settings
 from pgmkit.errors import DataError, ParameterError, UnknownNameError
-from pgmkit.generator import LatentSpec
 from pgmkit.images import ImageData, load_images
 from pgmkit.machine import check_device
+from pgmkit.priors import LatentSpec
 from pgmkit.seeds import random_generator
 from pgmkit.train.classifier import ClassifierTask
 from pgmkit.train.gan import GANSettings, GANTask

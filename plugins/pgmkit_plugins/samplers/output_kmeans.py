@@ -74,5 +74,7 @@ class OutputKMeans(ComposedSampler):
 
     def _rows(self, latents: Tensor) -> Iterator[Tensor]:
         """Yields what the components are of, batches (B, D), float64 on the CPU."""
-        for images in images_of(self._generator, self._name).image_batches(latents):
-            yield shrunk(images.float(), self.image_size).flatten(1).cpu().double()
+        generator = images_of(self._generator, self._name, points=True)
+        for images in generator.image_batches(latents):
+            seen = images if generator.image.is_points else shrunk(images.float(), self.image_size)
+            yield seen.flatten(1).cpu().double()
