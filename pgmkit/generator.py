@@ -40,14 +40,19 @@ class ImageSpec:
     range: tuple[float, float] = (-1.0, 1.0)
 
     def __post_init__(self) -> None:
-        shape = tuple(self.shape)
-        if len(shape) not in (1, 3) or any(not isinstance(s, int) or s < 1 for s in shape):
+        shape = tuple(self.shape) if isinstance(self.shape, tuple | list) else self.shape
+        if (
+            not isinstance(shape, tuple)
+            or len(shape) not in (1, 3)
+            or not all(map(_is_side, shape))
+        ):
             raise ParameterError(
-                f"image.shape must be (C, H, W), or (d,) for points, each at least 1, not {shape}"
+                f"image.shape must be (C, H, W), or (d,) for points, each a whole number from 1, "
+                f"not {shape!r:.60}"
             )
-        if len(tuple(self.range)) != 2 or not self.range[0] < self.range[1]:
+        if not _is_range(self.range):
             raise ParameterError(
-                f"image.range must be (lowest, highest), such as (-1, 1), not {self.range!r}"
+                f"image.range must be (lowest, highest), such as (-1, 1), not {self.range!r:.60}"
             )
         object.__setattr__(self, "shape", shape)
         object.__setattr__(self, "range", (float(self.range[0]), float(self.range[1])))
@@ -61,6 +66,17 @@ class ImageSpec:
         if self.is_points:
             return f"points of {self.shape[0]} coordinates"
         return f"{'×'.join(map(str, self.shape))} images"
+
+
+def _is_side(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_range(value: Any) -> bool:
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        return False
+    numbers = all(isinstance(bound, int | float) and math.isfinite(bound) for bound in value)
+    return numbers and value[0] < value[1]
 
 
 class Generator:

@@ -16,11 +16,24 @@ from torch import Tensor, nn
 import pgmkit
 from pgmkit import pictures
 from pgmkit.errors import GeneratorError, ParameterError, PgmkitWarning
+from pgmkit.evaluate.diagnostics import diagnose
+from pgmkit.evaluate.report import describe, write_report
 from pgmkit.spectrum.jacobian import JacobianSpectra
 
 
 @pytest.mark.parametrize(
-    "arguments", [((32, 32),), ((1, 0, 4),), ((1, 4, 4), (1, 1)), ((1, 4, 4), (0, 1, 2))]
+    "arguments",
+    [
+        ((32, 32),),
+        ((1, 0, 4),),
+        (32,) * 2,
+        (("1", 4, 4),),
+        ((1, 4, 4), (1, 1)),
+        ((1, 4, 4), (0, 1, 2)),
+        ((1, 4, 4), ("0", "1")),
+        ((1, 4, 4), (0, math.inf)),
+        ((1, 4, 4), 1.0),
+    ],
 )
 def test_an_image_spec_outside_its_range_is_refused(arguments: tuple[object, ...]) -> None:
     with pytest.raises(ParameterError, match="image"):
@@ -253,7 +266,11 @@ def test_points_in_the_plane_are_shattered_saved_and_loaded(tmp_path: Path) -> N
     )
     assert loaded.generator.image == generator.image
     assert torch.equal(loaded.sample(20, cluster=1), points)
-    assert np.array(Image.open(tmp_path / "samples.png")).min() == 0
+    with Image.open(tmp_path / "samples.png") as picture:
+        assert np.array(picture).min() == 0
+    page = write_report(tmp_path / "report", shattered, describe(shattered)).read_text()
+    assert "points of 2 coordinates" in page
+    assert 0 < diagnose(shattered, num_latents=100).cluster_fidelity.overall <= 1
 
 
 def test_samplers_that_look_at_images_refuse_points() -> None:

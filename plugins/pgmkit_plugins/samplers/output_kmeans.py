@@ -76,5 +76,4 @@ class OutputKMeans(ComposedSampler):
         """Yields what the components are of, batches (B, D), float64 on the CPU."""
         generator = images_of(self._generator, self._name, points=True)
         for images in generator.image_batches(latents):
-            seen = images if generator.image.is_points else shrunk(images.float(), self.image_size)
-            yield seen.flatten(1).cpu().double()
+            yield shrunk(images.float(), self.image_size).flatten(1).cpu().double()
