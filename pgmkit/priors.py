@@ -15,12 +15,12 @@ from pgmkit.errors import ParameterError
 
 Numbers = float | tuple[float, ...]
 
-_USES = {
+DISTRIBUTIONS = {
     "normal": ("mean", "std"),
     "uniform": ("low", "high"),
     "truncated-normal": ("mean", "std", "low", "high"),
     "categorical": ("probabilities",),
-    "mixture": ("weights", "means", "stds"),
+    "mixture": ("means", "stds", "weights"),
 }
 """What each distribution is described by, beside its dimension."""
 
@@ -83,9 +83,9 @@ class LatentSpec:
     def __post_init__(self) -> None:
         self._set(shape=_checked_shape(self.shape), parts=_checked_parts(self.parts))
         self._set_dim()
-        if self.distribution not in _USES:
+        if self.distribution not in DISTRIBUTIONS:
             raise ParameterError(
-                f"latent.distribution must be one of {', '.join(_USES)}, not {self.distribution!r}"
+                f"latent.distribution must be one of {', '.join(DISTRIBUTIONS)}, not {self.distribution!r}"
             )
         self._check_use()
         if not self.parts:
@@ -153,7 +153,7 @@ class LatentSpec:
             table: dict[str, Any] = {"parts": [part.table() for part in self.parts]}
         else:
             table = {"dim": self.dim, "distribution": self.distribution}
-            for name in _USES[self.distribution]:
+            for name in DISTRIBUTIONS[self.distribution]:
                 if getattr(self, name) != _DEFAULTS[name]:
                     table[name] = _plain(getattr(self, name))
         return table | ({"shape": list(self.shape)} if self.shape else {})
@@ -191,8 +191,8 @@ class LatentSpec:
 
     def _check_use(self) -> None:
         """Raises ParameterError for a value that would be passed over in silence."""
-        used = () if self.parts else _USES[self.distribution]
-        names = {name for group in _USES.values() for name in group}
+        used = () if self.parts else DISTRIBUTIONS[self.distribution]
+        names = {name for group in DISTRIBUTIONS.values() for name in group}
         for name in [f.name for f in fields(self) if f.name in names and f.name not in used]:
             value, default = _plain(getattr(self, name)), _plain(_DEFAULTS[name])
             if value == default:
@@ -201,7 +201,9 @@ class LatentSpec:
                 raise ParameterError(
                     f"latent.{name} stands beside latent.parts; put it into one of them"
                 )
-            others = " or ".join(repr(other) for other in _USES if name in _USES[other])
+            others = " or ".join(
+                repr(other) for other in DISTRIBUTIONS if name in DISTRIBUTIONS[other]
+            )
             raise ParameterError(
                 f"latent.{name} has no use in a {self.distribution!r} prior, which takes "
                 f"{', '.join(used)}; it is for {others}"

@@ -9,6 +9,7 @@ import shlex
 import sys
 import textwrap
 import tomllib
+import warnings
 from pathlib import Path
 
 import pluggy
@@ -21,13 +22,15 @@ import pgmkit
 from pgmkit import hookspecs
 from pgmkit.cli import cli
 from pgmkit.components import KINDS
-from pgmkit.config import read_toml
+from pgmkit.config import make_settings, read_toml
+from pgmkit.errors import PgmkitWarning
 from pgmkit.evaluate.ablation.measures import MEASURES
 from pgmkit.evaluate.ablation.plan import OF_SPECTRUM, AblationSettings
 from pgmkit.evaluate.diagnostics import ClusterFidelity, Diagnostics
 from pgmkit.evaluate.fidelity import FidelityScores
 from pgmkit.evaluate.metrics import ClusterScores
 from pgmkit.evaluate.run import prepare
+from pgmkit.priors import DISTRIBUTIONS
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -126,6 +129,38 @@ def test_the_page_on_metrics_runs(
     (block,) = blocks(page, "python")
     exec(compile(block, page.name, "exec"), {})
     assert "FidelityScores(extractor='Flatten'" in capsys.readouterr().out
+
+
+def test_the_page_on_priors_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    page = ROOT / "docs" / "priors.md"
+    names: dict[str, object] = {}
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", ".*declared range", PgmkitWarning
+        )  # one toy has no bounds
+        for block in blocks(page, "python"):
+            exec(compile(block, page.name, "exec"), names)
+    printed = capsys.readouterr().out
+    assert "of 20 dimensions, numeric rank 10 to 10 of 10" in printed
+    assert "tensor([1., 1., 1., 1., 1.])" in printed
+    assert "torch.Size([5, 2])" in printed
+    tables = [json.loads(block) for block in blocks(page, "json")]
+    tables += [tomllib.loads(block) for block in blocks(page, "toml")]
+    kinds = {"latent": pgmkit.LatentSpec, "image": pgmkit.ImageSpec}
+    specs = [
+        make_settings(kinds[key], values, key) for table in tables for key, values in table.items()
+    ]
+    assert len(specs) == 6
+    assert specs[0] == pgmkit.LatentSpec(64)
+    assert specs[2] == specs[-1] == names["prior"]
+
+
+def test_every_distribution_of_a_prior_is_documented_with_its_settings() -> None:
+    text = (ROOT / "docs" / "priors.md").read_text()
+    rows = dict(re.findall(r"^\| `([\w-]+)` \| (.*)$", text, flags=re.MULTILINE))
+    found = {name: tuple(re.findall(r"`(\w+)`", row)) for name, row in rows.items()}
+    found["categorical"] = found["categorical"][1:]  # its row tells of `dim`, too
+    assert found == DISTRIBUTIONS
 
 
 def test_every_score_is_documented() -> None:
