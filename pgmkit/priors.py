@@ -83,9 +83,10 @@ class LatentSpec:
     def __post_init__(self) -> None:
         self._set(shape=_checked_shape(self.shape), parts=_checked_parts(self.parts))
         self._set_dim()
-        if self.distribution not in DISTRIBUTIONS:
+        if not isinstance(self.distribution, str) or self.distribution not in DISTRIBUTIONS:
             raise ParameterError(
-                f"latent.distribution must be one of {', '.join(DISTRIBUTIONS)}, not {self.distribution!r}"
+                f"latent.distribution must be one of {', '.join(DISTRIBUTIONS)}, "
+                f"not {self.distribution!r:.60}"
             )
         self._check_use()
         if not self.parts:
@@ -226,8 +227,7 @@ class LatentSpec:
         for name in ("mean", "std", "low", "high"):
             self._set(**{name: _per_dim(getattr(self, name), self.dim, f"latent.{name}")})
         _check_above(self.std, "latent.std")
-        low, high = _vector(self.low, self.dim), _vector(self.high, self.dim)
-        if not (low < high).all():
+        if not (_tensor(self.low) < _tensor(self.high)).all():
             raise ParameterError(
                 f"latent.low must be below latent.high, not {self.low} and {self.high}"
             )
@@ -295,10 +295,10 @@ class _Law(Protocol):
 
 class _Normal:
     def __init__(self, spec: LatentSpec) -> None:
-        self.mean, self.std = _vector(spec.mean, spec.dim), _vector(spec.std, spec.dim)
+        self.dim, self.mean, self.std = spec.dim, _tensor(spec.mean), _tensor(spec.std)
 
     def sample(self, count: int, random: torch.Generator) -> Tensor:
-        drawn = torch.randn(count, len(self.mean), generator=random)
+        drawn = torch.randn(count, self.dim, generator=random)
         return drawn * self.std.float() + self.mean.float()
 
     def log_prior(self, z: Tensor) -> Tensor:
@@ -318,10 +318,10 @@ class _Bounded:
     """Coordinates on their own within bounds, each by its distribution function."""
 
     def __init__(self, spec: LatentSpec) -> None:
-        self.low, self.high = _vector(spec.low, spec.dim), _vector(spec.high, spec.dim)
+        self.dim, self.low, self.high = spec.dim, _tensor(spec.low), _tensor(spec.high)
 
     def sample(self, count: int, random: torch.Generator) -> Tensor:
-        share = torch.rand(count, len(self.low), generator=random, dtype=torch.float64)
+        share = torch.rand(count, self.dim, generator=random, dtype=torch.float64)
         return self.quantile(share).float()
 
     def log_prior(self, z: Tensor) -> Tensor:
@@ -353,7 +353,7 @@ class _Bounded:
 class _Truncated(_Bounded):
     def __init__(self, spec: LatentSpec) -> None:
         super().__init__(spec)
-        self.mean, self.std = _vector(spec.mean, spec.dim), _vector(spec.std, spec.dim)
+        self.mean, self.std = _tensor(spec.mean), _tensor(spec.std)
         self.below = self._normal_cdf(self.low)
         self.mass = self._normal_cdf(self.high) - self.below
 
@@ -398,8 +398,8 @@ class _Categorical:
 class _Mixture:
     def __init__(self, spec: LatentSpec) -> None:
         self.weights = _weights(spec.weights, len(spec.means))
-        self.means = torch.stack([_vector(mean, spec.dim) for mean in spec.means])
-        self.stds = torch.stack([_vector(std, spec.dim) for std in spec.stds])
+        self.means = torch.stack([_tensor(mean).expand(spec.dim) for mean in spec.means])
+        self.stds = torch.stack([_tensor(std).expand(spec.dim) for std in spec.stds])
 
     def sample(self, count: int, random: torch.Generator) -> Tensor:
         chosen = torch.multinomial(self.weights, count, replacement=True, generator=random)
@@ -477,8 +477,8 @@ def _normal_share(x: Tensor) -> Tensor:
     return share
 
 
-def _vector(value: Numbers, dim: int) -> Tensor:
-    return torch.tensor(value, dtype=torch.float64).expand(dim)
+def _tensor(value: Numbers) -> Tensor:
+    return torch.tensor(value, dtype=torch.float64)
 
 
 def _weights(shares: tuple[float, ...], count: int) -> Tensor:

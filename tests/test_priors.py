@@ -273,6 +273,7 @@ def test_numbers_may_come_as_tensors_and_arrays() -> None:
         ({}, "latent.dim must be"),
         ({"dim": 2.5}, "latent.dim must be"),
         ({"dim": 2, "distribution": "gaussian"}, "latent.distribution must be one of normal"),
+        ({"dim": 2, "distribution": ["normal"]}, "latent.distribution must be one of normal"),
         ({"dim": 2, "std": 0.0}, "latent.std must be above 0, not 0.0"),
         ({"dim": 2, "std": [1, -2]}, "latent.std must be above 0, not -2.0"),
         ({"dim": 2, "std": "1"}, "latent.std must be a finite number"),
