@@ -192,10 +192,7 @@ class ShatteredGenerator:
         if not self.cluster_sizes[cluster]:
             raise SamplingError(f"cluster {cluster} is empty: no latent was assigned to it")
         latents = self.sampler.sample(n, cluster, derive_seed(seed, "sample"))
-        prior = self.generator.latent
-        if prior.distribution == "normal":
-            return latents
-        return latents.clamp(prior.low, prior.high)
+        return self.generator.latent.clamp(latents)
 
     def try_latents(self, n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
         """Draws latents from the mixture, without the clusters that cannot be sampled.
@@ -232,9 +229,11 @@ class ShatteredGenerator:
         """Makes images (n, C, H, W) of one cluster, to be looked at.
 
         They are blank, at the top of the range, if the cluster cannot be sampled, which is warned
-        of.
+        of; there are then no points.
         """
         latents, image = self.try_cluster(n, cluster, seed), self.generator.image
+        if latents is None and image.is_points:
+            return torch.empty(0, *image.shape)
         if latents is None:
             return torch.full((n, *image.shape), float(image.range[1]))
         return self.images(latents)
@@ -484,6 +483,7 @@ def shatter(
     """
     count = num_latents if spectrum is None else len(spectrum)
     check_shatter(count, remove, num_clusters)
+    generator.check()
     if spectrum is not None:
         check_spectrum(generator, spectrum)
     estimator = as_component("density-estimators", density, **(density_args or {}))

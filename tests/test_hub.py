@@ -26,11 +26,12 @@ from pgmkit.errors import (
     PgmkitNote,
     UnknownNameError,
 )
-from pgmkit.generator import Generator, ImageSpec, LatentSpec
+from pgmkit.generator import Generator, ImageSpec
 from pgmkit.loading.generators import generator_from_folder, load_generator
 from pgmkit.loading.hub import push_folder
 from pgmkit.loading.references import open_folder
 from pgmkit.loading.saving import write_generator
+from pgmkit.priors import LatentSpec
 from pgmkit.shattering import ShatteredGenerator, shatter
 from pgmkit_plugins.backbones.dcgan import DCGANGenerator
 

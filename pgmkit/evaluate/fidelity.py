@@ -310,7 +310,10 @@ def load_reference(source: str, generator: Generator, *, split: str = "train") -
 
     Raises:
         DataError: nothing is there, or it does not hold images.
+        ParameterError: the generator makes points.
     """
+    if generator.image.is_points:
+        raise ParameterError(f"fidelity compares images, and {generator.name!r} makes points")
     _, height, width = generator.image.shape
     return load_images(source, split=split, size=(height, width))
 

@@ -166,7 +166,12 @@ def as_channels(images: Tensor, channels: int | None, whose: str) -> Tensor:
 
 
 def shrunk(images: Tensor, size: int) -> Tensor:
-    """Returns images (B, C, H, W) with the longer side at most `size`, in the same proportion."""
+    """Returns images (B, C, H, W) with the longer side at most `size`, in the same proportion.
+
+    Points (B, d) stay as they are.
+    """
+    if images.ndim == 2:
+        return images
     height, width = images.shape[-2:]
     factor = size / max(height, width)
     if factor >= 1:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pgmkit import files
 from pgmkit.errors import LoadError, PgmkitNote
-from pgmkit.generator import Generator, ImageSpec, LatentSpec
+from pgmkit.generator import Generator, ImageSpec
 from pgmkit.loading.batch_norm import recalibrate
 from pgmkit.loading.building import Architecture, build, find_architecture
 from pgmkit.loading.checkpoints import Found, candidates, fit
@@ -24,6 +24,7 @@ from pgmkit.loading.programs import kind_of_file, load_program, program_signatur
 from pgmkit.loading.references import open_folder
 from pgmkit.loading.saving import terms
 from pgmkit.loading.weights import read_checkpoint
+from pgmkit.priors import LatentSpec
 
 _LATENT_NAMES = ("latent_dim", "z_dim", "nz", "dim_z", "latent_size", "z_size", "noise_dim")
 """What arguments with the number of latent dimensions are usually called."""

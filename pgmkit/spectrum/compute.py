@@ -109,7 +109,7 @@ def compute_spectrum(
     z = _latents(generator, latents, num_latents, seed)
     check_block_size(block_size)
     method = Method(dtype, probes, sketch, min_rank_correlation, memory_budget)
-    generator.check()
+    generator.check_runs()
     chosen: Engine = as_component("engines", engine)
     wanted = plain_settings(
         {

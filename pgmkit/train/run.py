@@ -10,9 +10,9 @@ import torch
 from pgmkit import runs
 from pgmkit.config import make_settings
 from pgmkit.errors import DataError, ParameterError, UnknownNameError
-from pgmkit.generator import LatentSpec
 from pgmkit.images import ImageData, check_source, is_number, load_images
 from pgmkit.machine import check_device
+from pgmkit.priors import LatentSpec
 from pgmkit.seeds import random_generator
 from pgmkit.train.classifier import ClassifierTask, check_classifier
 from pgmkit.train.gan import GANSettings, GANTask
