@@ -12,6 +12,8 @@ from pgmkit.errors import GeneratorError
 _SLACK = 0.02
 """By what share of its width images may overshoot a range."""
 
+_MOST_CHANNELS = 4
+
 _OVERSHOOTING = 0.01
 """Which share of the values may lie further out than that."""
 
@@ -52,6 +54,27 @@ def as_images(output: Any, count: int, shape: tuple[int, ...], name: str) -> Ten
         f"{len(found) or 'nothing'} {'fit' if found else 'fits'} the image spec {wanted}; correct "
         "the spec, or wrap it in a module that returns the images alone"
     )
+
+
+def shape_of(output: Any, count: int) -> tuple[int, int, int] | None:
+    """Returns the (C, H, W) of the images in what a module put out, where it shows it.
+
+    Flat images do not, nor do entries of which several might be them.
+    """
+    if not isinstance(output, Tensor):
+        found = [shape_of(value, count) for value in _entries(output).values()]
+        shapes = [shape for shape in found if shape is not None]
+        return (
+            shapes[0] if len(shapes) == 1 or (shapes and isinstance(output, tuple | list)) else None
+        )
+    sizes = tuple(output.shape)
+    if sizes[:1] != (count,) or len(sizes) not in (3, 4):
+        return None
+    if len(sizes) == 3:
+        return (1, sizes[1], sizes[2])
+    if sizes[1] <= _MOST_CHANNELS:
+        return (sizes[1], sizes[2], sizes[3])
+    return (sizes[3], sizes[1], sizes[2]) if sizes[3] <= _MOST_CHANNELS else None
 
 
 def range_complaint(images: Tensor, declared: tuple[float, float]) -> str | None:

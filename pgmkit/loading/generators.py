@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from pgmkit import files
-from pgmkit.errors import LoadError, PgmkitNote
+from pgmkit.errors import LoadError, PgmkitNote, first_line
+from pgmkit.forms import as_images, shape_of
 from pgmkit.generator import Generator, ImageSpec
 from pgmkit.loading.batch_norm import recalibrate
 from pgmkit.loading.building import Architecture, build, find_architecture
@@ -25,6 +26,9 @@ from pgmkit.loading.references import open_folder
 from pgmkit.loading.saving import terms
 from pgmkit.loading.weights import read_checkpoint
 from pgmkit.priors import LatentSpec
+
+_TRIED = 16
+"""How many latents are tried where nobody says what comes out."""
 
 _LATENT_NAMES = ("latent_dim", "z_dim", "nz", "dim_z", "latent_size", "z_size", "noise_dim")
 """What arguments with the number of latent dimensions are usually called."""
@@ -350,30 +354,33 @@ def _seen_image(
     """Returns shape and range of the images that a module makes, where nobody said them."""
     module.eval()
     first = next(module.parameters(), torch.empty(0))
-    z = latent.sample(16, torch.Generator().manual_seed(0)).to(first)
-    try:
-        images = module(z)
-    except Exception as error:
+    z = latent.sample(_TRIED, torch.Generator().manual_seed(0)).to(first)
+    output, reasons = None, []
+    for shape in dict.fromkeys((latent.shape or (latent.dim,), (latent.dim, 1, 1))):
+        try:
+            output = module(z.reshape(_TRIED, *shape))
+            break
+        except Exception as error:
+            reasons.append(f"latents of shape {shape}: {first_line(error):.160}")
+    seen = None if output is None else shape_of(output, _TRIED)
+    if seen is None:
+        told = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        why = f"what comes out, {told}, does not show it" if output is not None else ""
         raise LoadError(
-            f"nothing says what images {folder.reference} makes, and it does not run on flat "
-            f"latents {tuple(z.shape)} ({type(error).__name__}: {error}); give image=(C, H, W) "
+            f"nothing says what images {folder.reference} makes, and "
+            f"{why or 'it does not run on ' + '; '.join(reasons)}; give image=(C, H, W) "
             "(--image CxHxW)"
-        ) from error
-    if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] > 4:
-        shape = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
-        raise LoadError(
-            f"nothing says what images {folder.reference} makes, and what comes out, {shape}, does "
-            "not show it; give image=(C, H, W) (--image CxHxW)"
         )
+    images = as_images(output, _TRIED, seen, folder.reference)
     low, high = float(images.min()), float(images.max())
     value_range = (0.0, 1.0) if low >= 0 and high <= 1 else (-1.0, 1.0)
-    shape = "x".join(map(str, images.shape[1:]))
+    text = "x".join(map(str, seen))
     notes.append(
-        f"took images for {shape} with values in [{value_range[0]:g}, {value_range[1]:g}], since "
-        f"16 of them have values from {low:.3g} to {high:.3g}; say otherwise with "
-        f"--image {shape}:LOW,HIGH"
+        f"took images for {text} with values in [{value_range[0]:g}, {value_range[1]:g}], since "
+        f"{_TRIED} of them have values from {low:.3g} to {high:.3g}; say otherwise with "
+        f"--image {text}:LOW,HIGH"
     )
-    return as_image({"shape": list(images.shape[1:]), "range": list(value_range)}, "image")
+    return ImageSpec(seen, value_range)
 
 
 def _name(folder: ModelFolder, config: FolderConfig) -> str:
