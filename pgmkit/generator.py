@@ -1,6 +1,6 @@
 """The frozen generator, its latent prior and its image spec."""
 
-import hashlib
+import contextlib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from pgmkit import identity
 from pgmkit.errors import GeneratorError, ParameterError
 from pgmkit.seeds import random_generator
 
@@ -146,7 +147,9 @@ class ImageSpec:
 class Generator:
     """A frozen network with its latent prior and its image spec.
 
-    The module is put into eval mode and its gradients are turned off, in place.
+    The module is put into eval mode and its gradients are turned off, in place. It may be a
+    TorchScript module or that of an exported program, too; the latter stays in the mode that it
+    was exported in.
 
     Args:
         module: maps flat latents z (B, M) to images (B, C, H, W) or anything of that many values.
@@ -157,6 +160,11 @@ class Generator:
             result can be loaded again without naming a class.
         model_args: what that component is called with.
         provenance: where the weights came from; kept with every result.
+
+    Raises:
+        ParameterError: it is no module.
+        GeneratorError: the module has no weights yet: it is on the meta device, or has lazy layers
+            that have not run.
 
     Example:
         >>> import torch
@@ -180,7 +188,7 @@ class Generator:
             raise ParameterError(
                 f"a generator wraps a torch.nn.Module, not {type(module).__name__}"
             )
-        self.module = module.eval().requires_grad_(False)
+        self.module = _frozen(module)
         self.latent = latent
         self.image = image
         self.name = name or type(module).__name__
@@ -278,7 +286,7 @@ class Generator:
         """Makes two images and checks them.
 
         Raises:
-            GeneratorError: it does not run, or its images are misshapen or not finite.
+            GeneratorError: it does not run, or its images are misshapen, no floats or not finite.
         """
         z = self.sample_latents(2, seed=0)
         try:
@@ -292,21 +300,52 @@ class Generator:
                 f"{type(error).__name__}: {error}; latents are flat, so a module that needs "
                 "another shape must reshape them itself"
             ) from error
+        if not images.is_floating_point():
+            raise GeneratorError(
+                f"the generator {self.name!r} returns {images.dtype} images, and only floats have "
+                "a derivative; return floats, before they are rounded to bytes"
+            )
         if not images.isfinite().all():
             raise GeneratorError(
-                f"the generator {self.name!r} returns values that are not finite; check its weights"
+                f"the generator {self.name!r} returns values that are not finite"
+                f"{self.why_not_finite() or '; check its weights'}"
             )
 
+    def why_not_finite(self) -> str:
+        """Returns which parameters are not finite, as the end of a sentence; "" if all are."""
+        damaged = [
+            name for name, part in self.module.named_parameters() if not part.isfinite().all()
+        ]
+        if not damaged:
+            return ""
+        more = f" and {len(damaged) - 3} more" if len(damaged) > 3 else ""
+        return (
+            f": infinite or no numbers are among the weights {', '.join(damaged[:3])}{more}; "
+            "fetch or train them again"
+        )
+
     def fingerprint(self) -> str:
-        """Returns a SHA-256 over weights, layers and specs, in hexadecimal."""
-        layers = [(name, type(part).__qualname__) for name, part in self.module.named_modules()]
-        description = repr((self.latent, self.image, layers, self.module))
-        digest = hashlib.sha256(description.encode())
-        for name, value in sorted(self.module.state_dict().items()):
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            flat = value.detach().cpu().contiguous().flatten()
-            digest.update(flat.view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        """Returns a SHA-256, in hexadecimal, that stands for what the generator computes.
+
+        It covers weights and buffers, those that are not saved too, with their types; the layers
+        in their order, the attributes that their code reads, the code itself with closures and
+        constants, hooks that change images, and both specs. It is the same on all devices, for
+        all versions of Python and for any layout in memory, before saving and after loading, and
+        whatever the generator is called. What it cannot see, such as a container that is global,
+        changes the images of fixed latents, which are compared beside it; see
+        `pgmkit.spectrum.landmarks`.
+        """
+        hooks = identity.has_hooks(self.module) and self._hooks_change_images()
+        return identity.digest(self.module, self.specs(), hooks=hooks)
+
+    def _hooks_change_images(self) -> bool:
+        z = self.sample_latents(2, seed=0)
+        try:
+            images = self.images(z)
+            with identity.without_hooks(self.module):
+                return not torch.allclose(self.images(z), images, equal_nan=True)
+        except Exception:  # it does not run without them, or not at all
+            return True
 
     def specs(self) -> dict[str, Any]:
         """Returns latent and image spec as they stand in `config.json`."""
@@ -322,3 +361,29 @@ class Generator:
             f"Generator({self.name!r}: {self.latent.dim} {self.latent.distribution} latents -> "
             f"{shape} images, {parameters:,} parameters)"
         )
+
+
+def _frozen(module: nn.Module) -> nn.Module:
+    """Puts a module into eval mode and turns its gradients off, in place.
+
+    Raises:
+        GeneratorError: it has no weights yet.
+    """
+    state = [*module.named_parameters(), *module.named_buffers()]
+    for name, part in state:
+        if nn.parameter.is_lazy(part):
+            raise GeneratorError(
+                f"{name} of the {type(module).__name__} gets its shape when the module first runs; "
+                "run it on a batch of latents once, then wrap it"
+            )
+        if part.is_meta:
+            raise GeneratorError(
+                f"{name} of the {type(module).__name__} is on the meta device, so it has no "
+                "values; load the weights first, such as with "
+                "load_state_dict(weights, assign=True)"
+            )
+    with contextlib.suppress(NotImplementedError):  # exported programs have no modes
+        module.eval()
+    for _, parameter in module.named_parameters():  # TorchScript knows no other way
+        parameter.requires_grad_(False)
+    return module

@@ -14,13 +14,15 @@ from tqdm import tqdm
 
 from pgmkit.cache import cache_entry, mark_used, publish
 from pgmkit.engines import Engine, decide, is_coordinator
-from pgmkit.errors import LoadError, ParameterError
+from pgmkit.errors import LoadError, OutputError, ParameterError
 from pgmkit.generator import Generator
 from pgmkit.plugins import as_component
 from pgmkit.spectrum.differentiation import JacobianPlan
 from pgmkit.spectrum.folders import Folder, LocalFolder, folder_at
 from pgmkit.spectrum.jacobian import MEMORY_BUDGET, JacobianSpectra, Method
+from pgmkit.spectrum.landmarks import agree, landmarks
 from pgmkit.spectrum.safety import choose, computed, used_method
+from pgmkit.spectrum.soundness import check_derivative, check_values
 from pgmkit.spectrum.spectrum import Spectrum
 from pgmkit.spectrum.store import (
     DESCRIPTIVE,
@@ -116,6 +118,7 @@ def compute_spectrum(
             "format_version": FORMAT_VERSION,
             "generator": generator.fingerprint(),
             "generator_name": generator.name,
+            "landmarks": landmarks(generator),
             "num_latents": len(z),
             "seed": seed if latents is None else None,
             "latents": latents_digest(z),
@@ -142,6 +145,7 @@ def compute_spectrum(
             report(_cache_line(start.num_cached, num_blocks(start.settings)))
         run.share(start)
         run.compute(start, progress=progress and leads)
+        check_values(generator, z, run.rows.tensors["singular_values"], warn=leads)
         if leads:
             run.finish(start)
     return spectrum_of(run.rows.tensors, start.settings)
@@ -297,12 +301,18 @@ class _Run:
             recorded = recorded_settings(self.folder)
             if recorded is not None:
                 check_same(self.folder, recorded, self.wanted)
+                self._check_landmarks(self.folder, recorded)
         if recorded is None and self.entry is not None:
-            with contextlib.suppress(LoadError):
-                recorded = recorded_settings(self.entry)
+            # One with other landmarks is of another generator; it is replaced.
+            with contextlib.suppress(LoadError, OutputError):
+                cached = recorded_settings(self.entry)
+                if cached is not None:
+                    self._check_landmarks(self.entry, cached)
+                    recorded = cached
         if recorded is None:
             # Before anything is written, since it may turn out that nothing can be computed.
             self._jacobians, check = choose(self.generator, self.z, self.method)
+            check_derivative(self._jacobians, self.z)
             threads = int(getattr(self.engine, "threads", torch.get_num_threads()))
             recorded = {
                 "jacobian": asdict(self._jacobians.plan),
@@ -313,6 +323,15 @@ class _Run:
         kept = {key: recorded.get(key) for key in _CHOSEN}
         kept |= {key: recorded[key] for key in DESCRIPTIVE if key in recorded}
         return plain_settings({**self.wanted, **kept})
+
+    def _check_landmarks(self, folder: Folder, recorded: Mapping[str, Any]) -> None:
+        """Raises OutputError if a spectrum was begun with a generator that makes other images."""
+        if not agree(recorded.get("landmarks"), self.generator, self.wanted["landmarks"]):
+            raise OutputError(
+                f"{folder} holds a spectrum of a generator with the same weights and code as "
+                f"{self.generator.name!r} that makes other images; choose another folder or remove "
+                "this one"
+            )
 
     def _take(self, block: int, tensors: Tensors, checksum: str | None) -> None:
         self.rows.put(block, tensors)

@@ -20,9 +20,9 @@ from pgmkit.loading.weights import serialise
 from pgmkit.spectrum.folders import Folder, folder_at
 from pgmkit.spectrum.spectrum import Spectrum
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST_FILE = "manifest.json"
-DESCRIPTIVE = ("generator_name", "seed")
+DESCRIPTIVE = ("generator_name", "landmarks", "seed")
 """Settings that tell about a spectrum but do not determine it; they may differ on resuming."""
 
 _HEADER_KEY = "pgmkit"
