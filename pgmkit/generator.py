@@ -14,6 +14,7 @@ from pgmkit.errors import GeneratorError, ParameterError
 from pgmkit.seeds import random_generator
 
 _LATENT_CHUNK = 256
+_DRAWN_IN_ORDER = ("normal", "uniform", "truncated-normal")
 _SMALLEST_SHARE = 1e-7
 _IMAGE_BATCH = 256
 _DISTRIBUTIONS = ("normal", "uniform", "truncated-normal")
@@ -271,11 +272,22 @@ class Generator:
         """
         if count < 1:
             raise ParameterError(f"the number of latents must be at least 1, not {count}")
-        chunks = [
-            self.latent.sample(_LATENT_CHUNK, random_generator(seed, "latents", start))
-            for start in range(0, count, _LATENT_CHUNK)
-        ]
-        return torch.cat(chunks)[:count]
+        drawn = torch.empty(count, self.latent.dim)
+        for start in range(0, count, _LATENT_CHUNK):
+            part = drawn[start : start + _LATENT_CHUNK]
+            random = random_generator(seed, "latents", start)
+            part.copy_(self.latent.sample(self._rows_to_draw(len(part)), random)[: len(part)])
+        return drawn
+
+    def _rows_to_draw(self, count: int) -> int:
+        """Returns how many latents of a chunk to draw for the first `count` to be what they are.
+
+        torch draws normal numbers 16 at a time and uniform ones in order; other priors draw what
+        belongs to a chunk in ways of their own.
+        """
+        if self.latent.distribution not in _DRAWN_IN_ORDER or getattr(self.latent, "parts", None):
+            return _LATENT_CHUNK
+        return min(_LATENT_CHUNK, -(-count // 16) * 16)
 
     def log_prior(self, z: Tensor) -> Tensor:
         """Returns log p(z) in nats, float64 (B,)."""
@@ -297,19 +309,23 @@ class Generator:
         except Exception as error:
             raise GeneratorError(
                 f"the generator {self.name!r} cannot run on latents of shape {tuple(z.shape)}: "
-                f"{type(error).__name__}: {error}; latents are flat, so a module that needs "
-                "another shape must reshape them itself"
+                f"{type(error).__name__}: {error}; {self._why_not_run()}"
             ) from error
         if not images.is_floating_point():
             raise GeneratorError(
-                f"the generator {self.name!r} returns {images.dtype} images, and only floats have "
-                "a derivative; return floats, before they are rounded to bytes"
+                f"the generator {self.name!r} returns {images.dtype}, and only real floats have a "
+                "derivative here; return floats, as they are before they are rounded to bytes"
             )
         if not images.isfinite().all():
             raise GeneratorError(
                 f"the generator {self.name!r} returns values that are not finite"
                 f"{self.why_not_finite() or '; check its weights'}"
             )
+
+    def _why_not_run(self) -> str:
+        if isinstance(self.module, torch.fx.GraphModule):
+            return "export it for any number of latents, with dynamic_shapes"
+        return "latents are flat, so a module that needs another shape must reshape them itself"
 
     def why_not_finite(self) -> str:
         """Returns which parameters are not finite, as the end of a sentence; "" if all are."""

@@ -4,7 +4,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -78,6 +78,20 @@ def full_float32() -> Iterator[None]:
         yield
     finally:
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def available_memory() -> int | None:
+    """Returns how many bytes this process may still take; None where that is not known."""
+    amounts = []
+    with suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found = next(line for line in lines if line.startswith("MemAvailable:"))
+        amounts.append(int(found.split()[1]) * 1024)
+    with suppress(OSError, ValueError):  # of a container
+        control = Path("/sys/fs/cgroup")
+        limit = int((control / "memory.max").read_text())
+        amounts.append(limit - int((control / "memory.current").read_text()))
+    return max(0, min(amounts)) if amounts else None
 
 
 def seconds_for(function: Callable[[], object], device: torch.device) -> float:

@@ -1,5 +1,6 @@
 """Generators, priors and image specs."""
 
+import dataclasses
 import math
 
 import pytest
@@ -59,6 +60,28 @@ def test_the_bounds_of_a_prior_become_finite_and_nothing_comes_back_outside(name
     far = spec.from_normal(torch.tensor([[-50.0, 50.0, math.inf]]))
     assert (far >= spec.low).all()
     assert (far <= spec.high).all()
+
+
+@pytest.mark.parametrize("dim", [1, 3, 7, 64])
+@pytest.mark.parametrize("name", PRIORS)
+def test_fewer_latents_are_the_first_of_more_and_no_more_are_drawn_than_needed(
+    name: str, dim: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = dataclasses.replace(PRIORS[name][0], dim=dim)
+    generator = pgmkit.Generator(nn.Identity(), spec, pgmkit.ImageSpec((1, 1, dim)))
+    many = generator.sample_latents(600, seed=3)
+    counts = []
+    sample = pgmkit.LatentSpec.sample
+
+    def counted(spec: pgmkit.LatentSpec, count: int, random: torch.Generator) -> Tensor:
+        counts.append(count)
+        return sample(spec, count, random)
+
+    monkeypatch.setattr(pgmkit.LatentSpec, "sample", counted)
+    for count in (1, 2, 15, 17, 255, 257, 300):
+        counts.clear()
+        assert torch.equal(generator.sample_latents(count, seed=3), many[:count])
+        assert sum(counts) < count + 16
 
 
 def test_outside_a_bounded_prior_the_density_is_zero() -> None:

@@ -319,7 +319,16 @@ def _in_precision(generator: Generator, dtype: str) -> Generator:
     module = copy.deepcopy(generator.module)
     if generator.device.type == "mps":  # has no float64
         module = module.cpu()
-    return Generator(module.to(wanted), generator.latent, generator.image, name=generator.name)
+    # `module.to` would make complex weights real.
+    in_complex = torch.complex128 if wanted == torch.float64 else torch.complex64
+    module._apply(
+        lambda part: part.to(in_complex) if part.is_complex() else _floats_to(part, wanted)
+    )
+    return Generator(module, generator.latent, generator.image, name=generator.name)
+
+
+def _floats_to(part: Tensor, dtype: torch.dtype) -> Tensor:
+    return part.to(dtype) if part.is_floating_point() else part
 
 
 def _weight_bytes(generator: Generator) -> int:
