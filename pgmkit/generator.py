@@ -1,6 +1,6 @@
 """The frozen generator, its latent prior and its image spec."""
 
-import hashlib
+import contextlib
 import math
 import warnings
 from collections.abc import Iterator, Mapping
@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pgmkit import identity
 from pgmkit.errors import GeneratorError, ParameterError, PgmkitWarning, first_line
 from pgmkit.forms import as_images, range_complaint
 from pgmkit.priors import LatentSpec
 from pgmkit.seeds import random_generator
 
 _LATENT_CHUNK = 256
+_DRAWN_IN_ORDER = ("normal", "uniform", "truncated-normal")
 _IMAGE_BATCH = 256
 _CHECKED_IMAGES = 64
 _CHECKED_VALUES = 2**20
@@ -82,7 +84,9 @@ def _is_range(value: Any) -> bool:
 class Generator:
     """A frozen network with its latent prior and its image spec.
 
-    The module is put into eval mode and its gradients are turned off, in place.
+    The module is put into eval mode and its gradients are turned off, in place. It may be a
+    TorchScript module or that of an exported program, too; the latter stays in the mode that it
+    was exported in.
 
     Args:
         module: maps latents z, (B, M) or in the prior's shape, to images (B, C, H, W), (B, H, W, C)
@@ -94,6 +98,11 @@ class Generator:
             result can be loaded again without naming a class.
         model_args: what that component is called with.
         provenance: where the weights came from; kept with every result.
+
+    Raises:
+        ParameterError: it is no module.
+        GeneratorError: the module has no weights yet: it is on the meta device, or has lazy layers
+            that have not run.
 
     Example:
         >>> import torch
@@ -117,7 +126,7 @@ class Generator:
             raise ParameterError(
                 f"a generator wraps a torch.nn.Module, not {type(module).__name__}"
             )
-        self.module = module.eval().requires_grad_(False)
+        self.module = _frozen(module)
         self.latent = latent
         self.image = image
         self._range_checked = False
@@ -206,11 +215,22 @@ class Generator:
         """
         if count < 1:
             raise ParameterError(f"the number of latents must be at least 1, not {count}")
-        chunks = [
-            self.latent.sample(_LATENT_CHUNK, random_generator(seed, "latents", start))
-            for start in range(0, count, _LATENT_CHUNK)
-        ]
-        return torch.cat(chunks)[:count]
+        drawn = torch.empty(count, self.latent.dim)
+        for start in range(0, count, _LATENT_CHUNK):
+            part = drawn[start : start + _LATENT_CHUNK]
+            random = random_generator(seed, "latents", start)
+            part.copy_(self.latent.sample(self._rows_to_draw(len(part)), random)[: len(part)])
+        return drawn
+
+    def _rows_to_draw(self, count: int) -> int:
+        """Returns how many latents of a chunk to draw for the first `count` to be what they are.
+
+        torch draws normal numbers 16 at a time and uniform ones in order; other priors draw what
+        belongs to a chunk in ways of their own.
+        """
+        if self.latent.distribution not in _DRAWN_IN_ORDER or getattr(self.latent, "parts", None):
+            return _LATENT_CHUNK
+        return min(_LATENT_CHUNK, -(-count // 16) * 16)
 
     def log_prior(self, z: Tensor) -> Tensor:
         """Returns log p(z) in nats, float64 (B,)."""
@@ -221,7 +241,7 @@ class Generator:
         """Checks all that `check_runs` does, and once warns of images unlike the declared range.
 
         Raises:
-            GeneratorError: it does not run, or its images are misshapen or not finite.
+            GeneratorError: it does not run, or its images are misshapen, no floats or not finite.
         """
         self.check_runs()
         if self._range_checked:
@@ -243,12 +263,18 @@ class Generator:
         if that works: the prior then has this shape.
 
         Raises:
-            GeneratorError: it does not run, or its images are misshapen or not finite.
+            GeneratorError: it does not run, or its images are misshapen, no floats or not finite.
         """
         images = self._tried(self.sample_latents(2, seed=0))
+        if not images.is_floating_point():
+            raise GeneratorError(
+                f"the generator {self.name!r} returns {images.dtype}, and only real floats have a "
+                "derivative here; return floats, as they are before they are rounded to bytes"
+            )
         if not images.isfinite().all():
             raise GeneratorError(
-                f"the generator {self.name!r} returns values that are not finite; check its weights"
+                f"the generator {self.name!r} returns values that are not finite"
+                f"{self.why_not_finite() or '; check its weights'}"
             )
 
     @torch.no_grad()
@@ -281,23 +307,52 @@ class Generator:
                     stacklevel=3,
                 )
                 return images
+        advice = (
+            "if it takes another shape, say it in the prior, such as LatentSpec(shape=(8, 4, 4))"
+        )
+        if isinstance(self.module, torch.fx.GraphModule):
+            advice = "export it for any number of latents, with dynamic_shapes"
         raise GeneratorError(
             f"the generator {self.name!r} cannot run on latents of shape "
             f"{(len(z), *(flat.shape or (flat.dim,)))}: {type(failure).__name__}: "
-            f"{first_line(failure):.160}{also}; if it takes another shape, say it in the prior, "
-            "such as LatentSpec(shape=(8, 4, 4))"
+            f"{first_line(failure):.160}{also}; {advice}"
         ) from failure
 
+    def why_not_finite(self) -> str:
+        """Returns which parameters are not finite, as the end of a sentence; "" if all are."""
+        damaged = [
+            name for name, part in self.module.named_parameters() if not part.isfinite().all()
+        ]
+        if not damaged:
+            return ""
+        more = f" and {len(damaged) - 3} more" if len(damaged) > 3 else ""
+        return (
+            f": infinite or no numbers are among the weights {', '.join(damaged[:3])}{more}; "
+            "fetch or train them again"
+        )
+
     def fingerprint(self) -> str:
-        """Returns a SHA-256 over weights, layers and specs, in hexadecimal."""
-        layers = [(name, type(part).__qualname__) for name, part in self.module.named_modules()]
-        description = repr((self.latent, self.image, layers, self.module))
-        digest = hashlib.sha256(description.encode())
-        for name, value in sorted(self.module.state_dict().items()):
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            flat = value.detach().cpu().contiguous().flatten()
-            digest.update(flat.view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        """Returns a SHA-256, in hexadecimal, that stands for what the generator computes.
+
+        It covers weights and buffers, those that are not saved too, with their types; the layers
+        in their order, the attributes that their code reads, the code itself with closures and
+        constants, hooks that change images, and both specs. It is the same on all devices, for
+        all versions of Python and for any layout in memory, before saving and after loading, and
+        whatever the generator is called. What it cannot see, such as a container that is global,
+        changes the images of fixed latents, which are compared beside it; see
+        `pgmkit.spectrum.landmarks`.
+        """
+        hooks = identity.has_hooks(self.module) and self._hooks_change_images()
+        return identity.digest(self.module, self.specs(), hooks=hooks)
+
+    def _hooks_change_images(self) -> bool:
+        z = self.sample_latents(2, seed=0)
+        try:
+            images = self.images(z)
+            with identity.without_hooks(self.module):
+                return not torch.allclose(self.images(z), images, equal_nan=True)
+        except Exception:  # it does not run without them, or not at all
+            return True
 
     def specs(self) -> dict[str, Any]:
         """Returns latent and image spec as they stand in `config.json`."""
@@ -335,3 +390,29 @@ class _Network(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         return self._generator._run(z)
+
+
+def _frozen(module: nn.Module) -> nn.Module:
+    """Puts a module into eval mode and turns its gradients off, in place.
+
+    Raises:
+        GeneratorError: it has no weights yet.
+    """
+    state = [*module.named_parameters(), *module.named_buffers()]
+    for name, part in state:
+        if nn.parameter.is_lazy(part):
+            raise GeneratorError(
+                f"{name} of the {type(module).__name__} gets its shape when the module first runs; "
+                "run it on a batch of latents once, then wrap it"
+            )
+        if part.is_meta:
+            raise GeneratorError(
+                f"{name} of the {type(module).__name__} is on the meta device, so it has no "
+                "values; load the weights first, such as with "
+                "load_state_dict(weights, assign=True)"
+            )
+    with contextlib.suppress(NotImplementedError):  # exported programs have no modes
+        module.eval()
+    for _, parameter in module.named_parameters():  # TorchScript knows no other way
+        parameter.requires_grad_(False)
+    return module

@@ -142,6 +142,17 @@ def check_device(name: str) -> torch.device:
     return device
 
 
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Keeps an accelerator from rounding float32 to TF32, which has 10 bits and not 23."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
 def seconds_for(function: Callable[[], object], device: torch.device) -> float:
     """Returns how long a call takes, with all that it starts on a device."""
     started = time.perf_counter()

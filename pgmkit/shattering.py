@@ -57,6 +57,8 @@ from pgmkit.selection import (
 )
 from pgmkit.spectrum import Spectrum, compute_spectrum
 from pgmkit.spectrum.compute import BLOCK_SIZE
+from pgmkit.spectrum.landmarks import agree, landmarks
+from pgmkit.spectrum.soundness import check_values
 
 SAMPLER_CONFIG = "sampler.json"
 SAMPLER_STATE = "sampler.safetensors"
@@ -608,7 +610,7 @@ def check_spectrum(generator: Generator, spectrum: Spectrum) -> None:
 
     Raises:
         ParameterError: it was computed for another one.
-        GeneratorError: its latents do not fit.
+        GeneratorError: its latents do not fit, or it is zero or not finite throughout.
     """
     recorded, actual = spectrum.provenance.get("generator"), generator.fingerprint()
     if recorded is not None and recorded != actual:
@@ -617,7 +619,14 @@ def check_spectrum(generator: Generator, spectrum: Spectrum) -> None:
             f"the spectrum was computed for another generator: {name!r} (fingerprint "
             f"{recorded[:12]}), not {generator.name!r} ({actual[:12]}); compute it again"
         )
+    images = spectrum.provenance.get("landmarks")
+    if images is not None and not agree(images, generator, landmarks(generator)):
+        raise ParameterError(
+            f"the spectrum was computed for another generator, one with the same weights and code "
+            f"as {generator.name!r} that makes other images; compute it again"
+        )
     generator.check_latents(spectrum.latents)
+    check_values(generator, spectrum.latents, spectrum.singular_values, warn=False)
 
 
 def _warn_of_unsampled(cluster: int, error: SamplingError) -> None:

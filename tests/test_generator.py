@@ -327,6 +327,28 @@ def test_points_are_written_as_they_are_or_in_one_picture(tmp_path: Path) -> Non
         pictures.write_images(tmp_path / "a", points, (0.0, 1.0), latents=latents)
 
 
+@pytest.mark.parametrize("dim", [1, 3, 7, 64])
+@pytest.mark.parametrize("distribution", ["normal", "uniform", "truncated-normal", "categorical"])
+def test_fewer_latents_are_the_first_of_more_and_few_more_are_drawn_than_needed(
+    distribution: str, dim: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = pgmkit.LatentSpec(dim + 1, distribution)  # type: ignore[arg-type]
+    generator = pgmkit.Generator(nn.Identity(), spec, pgmkit.ImageSpec((1, 1, dim + 1)))
+    many = generator.sample_latents(600, seed=3)
+    counts = []
+    sample = pgmkit.LatentSpec.sample
+
+    def counted(spec: pgmkit.LatentSpec, count: int, random: torch.Generator) -> Tensor:
+        counts.append(count)
+        return sample(spec, count, random)
+
+    monkeypatch.setattr(pgmkit.LatentSpec, "sample", counted)
+    for count in (1, 2, 15, 17, 255, 257, 300):
+        counts.clear()
+        assert torch.equal(generator.sample_latents(count, seed=3), many[:count])
+        assert sum(counts) < count + (256 if distribution == "categorical" else 16)
+
+
 def test_only_modules_are_wrapped() -> None:
     with pytest.raises(ParameterError, match="not function"):
         generator_of(lambda z: z)  # type: ignore[arg-type]
