@@ -185,7 +185,8 @@ def single_writer(folder: Path) -> Iterator[None]:
         try:
             yield
         except (KeyboardInterrupt, OutputError) as stop:
-            stop.add_note(CONTINUES)
+            if isinstance(stop, KeyboardInterrupt) or isinstance(stop.__cause__, OSError):
+                stop.add_note(CONTINUES)
             raise
 
 
