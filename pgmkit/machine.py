@@ -126,11 +126,15 @@ def thread_limit(count: int) -> Iterator[None]:
 
 
 def check_device(name: str) -> torch.device:
-    """Returns the device called `name`, such as "cpu" or "cuda:1".
+    """Returns the device called `name`: "cpu", "cuda:1", or "auto" for the best that is here.
+
+    The best is CUDA, then MPS, then the CPU.
 
     Raises:
         ParameterError: there is none on this machine.
     """
+    if name == "auto":
+        return torch.device(_best_device())
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
@@ -140,6 +144,12 @@ def check_device(name: str) -> torch.device:
             f"the device {name!r} cannot be used here; cpu always can ({reason})"
         ) from error
     return device
+
+
+def _best_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def seconds_for(function: Callable[[], object], device: torch.device) -> float:

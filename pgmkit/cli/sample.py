@@ -1,10 +1,17 @@
 """`pgmkit sample`."""
 
+import math
+import re
 from pathlib import Path
 
 import click
 
 from pgmkit.cli.output import json_option, print_json
+from pgmkit.cli.settings import OutPath, device_option
+from pgmkit.errors import OutputError, ParameterError
+from pgmkit.runs import check_place
+
+_PICTURE = re.compile(r"\d+\.png")
 
 
 @click.command()
@@ -18,22 +25,75 @@ from pgmkit.cli.output import json_option, print_json
     "-o",
     "--out",
     required=True,
-    type=click.Path(path_type=Path),
+    type=OutPath(),
     help="grid.png, images.npz, or a folder for one PNG per image.",
 )
+@click.option("--overwrite", is_flag=True, help="Replace what was sampled to OUT before.")
+@device_option
 @json_option
 def sample(
-    source: str, cluster: int | None, count: int, seed: int, out: Path, as_json: bool
+    source: str,
+    cluster: int | None,
+    count: int,
+    seed: int,
+    out: Path,
+    overwrite: bool,
+    device: str | None,
+    as_json: bool,
 ) -> None:
     """Make images with SOURCE, a folder that `pgmkit shatter` wrote or a reference."""
+    old = _check_out(out, overwrite)
+    from pgmkit.machine import check_device, check_memory
     from pgmkit.pictures import write_images
     from pgmkit.shattering import ShatteredGenerator
 
+    where = check_device(device or "auto")
     shattered = ShatteredGenerator.from_pretrained(source)
+    generator = shattered.generator.to(where)
+    size = 4 * generator.latent.dim + 16 * math.prod(generator.image.shape)
+    check_memory(count * size, f"{count:,} images", "ask for fewer, with several seeds")
     latents = shattered.sample_latents(count, cluster, seed)
     images = shattered.images(latents)
-    write_images(out, images, shattered.generator.image.range, latents=latents)
+    for picture in old:
+        picture.unlink()
+    write_images(out, images, generator.image.range, latents=latents)
     if as_json:
-        print_json({"out": str(out), "num": count, "cluster": cluster, "seed": seed})
+        print_json(
+            {
+                "out": str(out),
+                "num": count,
+                "cluster": cluster,
+                "seed": seed,
+                "device": str(generator.device),
+            }
+        )
     else:
         click.echo(out)
+
+
+def _check_out(out: Path, overwrite: bool) -> list[Path]:
+    """Checks where pictures are to go, before anything is loaded.
+
+    Returns:
+        Pictures of an earlier sample in that folder, which are to go.
+    """
+    check_place(out)
+    if out.suffix.lower() not in ("", ".png", ".npz"):
+        raise ParameterError(f"images are written as .png, .npz or a folder, not {out.name!r}")
+    if out.suffix:
+        if out.is_dir():
+            raise OutputError(f"{out} is a folder; give a file, such as {out / 'grid.png'}")
+        if out.exists() and not overwrite:
+            raise OutputError(f"{out} is there already; choose another name, or add --overwrite")
+        return []
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"{out} is no folder; give one, or a file that ends in .png or .npz")
+    inside = sorted(out.iterdir()) if out.is_dir() else []
+    others = [path.name for path in inside if not _PICTURE.fullmatch(path.name)]
+    if others:
+        raise OutputError(
+            f"{out} holds other things, such as {others[0]}; choose a new or an empty folder"
+        )
+    if inside and not overwrite:
+        raise OutputError(f"{out} holds pictures already; choose another, or add --overwrite")
+    return inside

@@ -116,6 +116,7 @@ def compute_spectrum(
             "format_version": FORMAT_VERSION,
             "generator": generator.fingerprint(),
             "generator_name": generator.name,
+            "device": generator.device.type,
             "num_latents": len(z),
             "seed": seed if latents is None else None,
             "latents": latents_digest(z),

@@ -33,7 +33,8 @@ class SpectrumSettings:
         engine: `name` of the engine and its parameters.
         latents: number drawn from the prior.
         seed: of the latents.
-        device: where the generator runs, such as "cpu" or "cuda".
+        device: where the generator runs, such as "cpu" or "cuda:1"; "auto" is CUDA, then MPS, then
+            the CPU.
         block_size: latents per block of work.
         dtype, probes, sketch, min_rank_correlation, memory_budget: what is computed, how exactly
             and in how much memory; see `compute_spectrum`.
@@ -44,7 +45,7 @@ class SpectrumSettings:
     engine: Mapping[str, Any]
     latents: int = 20_000
     seed: int = 0
-    device: str = "cpu"
+    device: str = "auto"
     block_size: int = BLOCK_SIZE
     dtype: str = "auto"
     probes: int | None = None
@@ -63,18 +64,18 @@ class SpectrumSettings:
 
     def load_generator(self) -> Generator:
         """Loads the generator onto its device."""
-        return load_generator(self.source, device=self.device)
+        return load_generator(self.source, device=check_device(self.device))
 
     def resolved(self, generator: Generator) -> dict[str, Any]:
-        """Returns the settings as plain values, pinned to the generator's weights."""
+        """Returns the settings as plain values, pinned to the generator's weights and device."""
         provenance = generator.provenance
         pinned = {key: provenance[key] for key in ("revision", "sha256") if key in provenance}
-        return {**asdict(self), "generator": pinned}
+        return {**asdict(self), "device": str(generator.device), "generator": pinned}
 
     def compute(
         self,
         generator: Generator,
-        out: Path,
+        out: Path | str,
         engine: Engine,
         *,
         progress: bool = False,
@@ -134,7 +135,7 @@ def prepare(values: Mapping[str, Any]) -> PreparedSpectrum:
 
 def run(
     prepared: PreparedSpectrum,
-    out: Path,
+    out: Path | str,
     *,
     progress: bool = False,
     report: Callable[[str], None] | None = None,
@@ -143,7 +144,7 @@ def run(
 
     Args:
         prepared: what `prepare` returned.
-        out: the folder.
+        out: the folder, or a URL that fsspec opens.
         progress: whether to show a progress bar on stderr.
         report: takes a line when the spectrum came from the cache.
 
@@ -155,12 +156,12 @@ def run(
     """
     settings = prepared.settings
     engine = build_from_table("engines", settings.engine)
-    # Blocks without a manifest are left behind where a run was stopped within its first one.
-    decide(
-        engine,
-        lambda: runs.check_folder(
-            out, mark=MANIFEST_FILE, what="spectrum", parts="block-*.safetensors"
-        ),
-    )
+    decide(engine, lambda: _check_out(out))
     spectrum = settings.compute(prepared.generator, out, engine, progress=progress, report=report)
     return spectrum if is_coordinator(engine) else None
+
+
+def _check_out(out: Path | str) -> None:
+    if isinstance(out, Path):
+        # Blocks without a manifest are left where a run was stopped within its first one.
+        runs.check_folder(out, mark=MANIFEST_FILE, what="spectrum", parts="block-*.safetensors")

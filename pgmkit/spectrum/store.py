@@ -22,7 +22,7 @@ from pgmkit.spectrum.spectrum import Spectrum
 
 FORMAT_VERSION = 2
 MANIFEST_FILE = "manifest.json"
-DESCRIPTIVE = ("generator_name", "seed")
+DESCRIPTIVE = ("generator_name", "seed", "device")
 """Settings that tell about a spectrum but do not determine it; they may differ on resuming."""
 
 _HEADER_KEY = "pgmkit"

@@ -90,7 +90,8 @@ def train(
     task.check(data)
     runs.check_folder(out)
     with files.single_writer(out), _interrupts_after_steps() as interrupted:
-        runs.record(out, config)
+        device = "" if (out / "model").exists() else str(getattr(task, "device", ""))
+        runs.record(out, config, device=device)
         checkpoint = out / "checkpoint.safetensors"
         step, seconds = 0, 0.0
         if checkpoint.exists():

@@ -280,13 +280,13 @@ def load_models(settings: GeneratorSettings, *, cache: bool = True) -> Models:
     Raises:
         PgmkitError: one of them cannot be loaded, or they do not fit together.
     """
-    generator = load_generator(settings.source, device=settings.device)
+    generator = load_generator(settings.source, device=settings.device or "cpu")
     classifier = None if settings.classifier is None else load_classifier(settings.classifier)
     if settings.reference is None:
         return Models(generator, classifier)
     images = load_reference(settings.reference, generator, split=settings.split)
     check_fidelity(images, classifier)
-    extractor = load_extractor(settings.extractor, settings.device)
+    extractor = load_extractor(settings.extractor, generator.device)
     return Models(generator, classifier, images, extractor, cache)
 
 

@@ -161,9 +161,11 @@ def _begin(prepared: PreparedAblation, out: Path, held: contextlib.ExitStack) ->
     held.enter_context(files.single_writer(out))
     settings = prepared.resolved()
     fixed = {k: settings[k] for k in OF_SPECTRUM if k not in _CHANGES_NO_RESULT}
-    runs.record(out, {"command": "ablate", **fixed})
     found = ((cell, _read(out, cell)) for cell in prepared.cells)
-    return [cell for cell, result in found if result is None or result.error is not None]
+    missing = [cell for cell, result in found if result is None or result.error is not None]
+    device = prepared.plan.generators[0].device if missing else None
+    runs.record(out, {"command": "ablate", **fixed}, device=device or "")
+    return missing
 
 
 def _share(
