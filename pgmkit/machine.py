@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from threadpoolctl import threadpool_limits
 
-from pgmkit.errors import ParameterError
+from pgmkit.errors import ParameterError, first_line, shortened
 
 
 def machine() -> str:
@@ -139,7 +139,7 @@ def check_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().partition("\n")[0]
+        reason = shortened(first_line(error), 120)
         raise ParameterError(
             f"the device {name!r} cannot be used here; cpu always can ({reason})"
         ) from error

@@ -279,7 +279,8 @@ class ShatteredGenerator:
         Raises:
             PluginError: they are of another shape or type, or not finite.
         """
-        drawn = torch.as_tensor(latents).detach().cpu()
+        with self._speaking("to draw a tensor"):
+            drawn = torch.as_tensor(latents).detach().cpu()
         wanted = (count, self.generator.latent.dim)
         if drawn.shape != wanted or not drawn.is_floating_point() or not drawn.isfinite().all():
             raise PluginError(
@@ -367,7 +368,10 @@ class ShatteredGenerator:
         origin, cluster_sizes = _read_description(path, text)
         state = read_weights(folder.path(SAMPLER_STATE))
         name = origin.sampler["name"]
-        sampler = build_component("cluster-samplers", name, **origin.sampler["params"])
+        try:
+            sampler = build_component("cluster-samplers", name, **origin.sampler["params"])
+        except ParameterError as error:
+            raise LoadError(f"{path} is damaged or of another version: {error}") from error
         check_savable(sampler, name)
         try:
             sampler.load_state(state)
@@ -694,7 +698,8 @@ def _clusters_of(
     Raises:
         PluginError: they are of another shape or type, or there are no such clusters.
     """
-    clusters = torch.as_tensor(found).detach().cpu()
+    with speaking_for(f"cluster-sampler {name!r}", "to give clusters as a tensor"):
+        clusters = torch.as_tensor(found).detach().cpu()
     if clusters.shape != (count,) or clusters.dtype not in _WHOLE_NUMBERS:
         raise PluginError(
             f"the cluster sampler {name!r} {does} of shape {tuple(clusters.shape)} and type "

@@ -32,6 +32,13 @@ from pgmkit.errors import (
 from pgmkit.plugins import disable_third_party_plugins, registry
 
 _MOST_OF_A_WORD = 400
+_MOST_OF_A_LINE = 2000
+_FRAMES = re.compile(
+    r"Exception raised from [^\n]*\n?(frame #\d+[^\n]*\n?)*"
+    r"|C\+\+ CapturedTraceback:\n(#\d+[^\n]*\n?)*"
+)
+"""The stack of C++ calls that torch adds to its messages."""
+
 _OF_STDOUT = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EBADF, errno.EIO)
 _STOPPING = [signal.SIGINT, signal.SIGTERM]
 _received: list[int] = []
@@ -138,6 +145,8 @@ def _told(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         name = shortened(str(error.filename), 100)
         return f"cannot use {name}: {in_words(error)}; check the path and the rights to it"
+    if isinstance(error, RuntimeError) and "home directory" in str(error):
+        return "no home folder is known for the ~ in a path; write the whole path"
     if isinstance(error, RecursionError):
         return "the input is nested too deep; make it flat (PGMKIT_DEBUG=1 shows where it is read)"
     if _is_out_of_memory(error):
@@ -199,6 +208,9 @@ def _exit_code(number: int) -> int:
 
 
 def _end_stopped(stop: BaseException | None) -> NoReturn:
+    if _received:
+        for number in _STOPPING:
+            signal.signal(number, signal.SIG_IGN)
     notes = getattr(stop, "__notes__", [])
     click.echo("stopped" + (f": {notes[0]}" if notes else ""), err=True)
     arguments = getattr(stop, "args", ())
@@ -231,5 +243,5 @@ def _show_warning(message: Warning | str, category: type[Warning], *rest: Any, *
 
 
 def _one_line(message: object) -> str:
-    words = printable(str(message)).split()
-    return " ".join(shortened(word, _MOST_OF_A_WORD) for word in words)
+    words = printable(_FRAMES.sub("", str(message))).split()
+    return shortened(" ".join(shortened(word, _MOST_OF_A_WORD) for word in words), _MOST_OF_A_LINE)

@@ -1,6 +1,7 @@
 """How the commands print: JSON and tables."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ def print_json(value: Any) -> None:
 
 def print_table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> None:
     """Prints left-aligned columns on stdout; a cell is one line, and a terminal obeys none."""
-    lines = [[" ".join(cell.split()) for cell in line] for line in (header, *rows)]
+    lines = [[re.sub(r"\s*[\n\r\t]\s*", " ", cell) for cell in line] for line in (header, *rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     for line in lines:
         cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))

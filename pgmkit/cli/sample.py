@@ -77,7 +77,7 @@ def _check_out(out: Path, overwrite: bool) -> list[Path]:
     Returns:
         Pictures of an earlier sample in that folder, which are to go.
     """
-    check_place(out)
+    check_place(out if out.suffix else out / "0.png")
     if out.suffix.lower() not in ("", ".png", ".npz"):
         raise ParameterError(f"images are written as .png, .npz or a folder, not {out.name!r}")
     if out.suffix:
