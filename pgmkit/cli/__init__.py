@@ -120,7 +120,7 @@ def main(command: click.Command = cli) -> None:
         _show_usage(error)
         sys.exit(error.exit_code)
     except (_StoppedError, click.Abort, KeyboardInterrupt) as error:
-        _end_stopped(error.__cause__ if isinstance(error, _StoppedError) else error)
+        _end_stopped(error if isinstance(error, KeyboardInterrupt) else error.__cause__)
     except BrokenPipeError:
         _discard_stdout()
         sys.exit(1)
