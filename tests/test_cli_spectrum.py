@@ -494,7 +494,7 @@ class TestShatterWithASpectrum:
         words = (tiny, "-o", tmp_path / "out", "--spectrum")
         assert "block 3 of 5" in one_error(shatter(*words, unfinished))
         assert "holds no spectrum" in one_error(shatter(*words, tmp_path / "none"))
-        assert "must be a string" in one_error(shatter(tiny, "--set", "spectrum=1"))
+        assert "must be a string" in one_error(shatter(*words[:3], "--set", "spectrum=1"))
         assert not (tmp_path / "out").exists()
 
 

@@ -66,8 +66,8 @@ def open_folder(reference: str, what: str = "generator") -> ModelFolder:
         return open_local_folder(Path(str(folder)), reference)
     if "://" in reference:
         raise LoadError(
-            f"{reference:.200} is an address that pgmkit loads nothing from; download the files and "
-            f"give their path, or {_FORMS}"
+            f"{reference:.200} is an address that pgmkit loads nothing from; download the files "
+            f"and give their path, or {_FORMS}"
         )
     path = _path_of(reference, reference)
     if _exists(path):
@@ -101,7 +101,8 @@ def _path_of(text: str, reference: str) -> Path:
         return Path(text).expanduser()
     except RuntimeError as error:
         raise LoadError(
-            f"{reference:.200} begins with ~, and there is no such home folder; write the whole path"
+            f"{reference:.200} begins with ~, and there is no such home folder; write the whole "
+            "path"
         ) from error
 
 
@@ -124,7 +125,7 @@ def _check_no_path(reference: str, path: Path) -> None:
     meant = reference.startswith(("/", "./", "../", "~")) or reference.count("/") > 1
     if meant or path.suffix in WEIGHT_SUFFIXES:
         raise LoadError(
-            f"there is no folder or file {str(path):.200}; check the path of {reference!r:.200}"
+            f"there is no folder or file {path!s:.200}; check the path of {reference!r:.200}"
         )
 
 

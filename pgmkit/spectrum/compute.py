@@ -125,6 +125,7 @@ def compute_spectrum(
             "generator": generator.fingerprint(),
             "generator_name": generator.name,
             "landmarks": landmarks(generator),
+            "device": generator.device.type,
             "num_latents": len(z),
             "seed": seed if latents is None else None,
             "latents": latents_digest(z),

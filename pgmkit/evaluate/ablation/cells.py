@@ -280,7 +280,7 @@ def load_models(settings: GeneratorSettings, *, cache: bool = True) -> Models:
     Raises:
         PgmkitError: one of them cannot be loaded, or they do not fit together.
     """
-    generator = load_described(settings.source, settings.generator, device=settings.device)
+    generator = load_described(settings.source, settings.generator, device=settings.device or "cpu")
     classifier = None if settings.classifier is None else load_classifier(settings.classifier)
     if classifier is not None:
         classifier.check_images(generator.image.shape)
@@ -288,7 +288,7 @@ def load_models(settings: GeneratorSettings, *, cache: bool = True) -> Models:
         return Models(generator, classifier)
     images = load_reference(settings.reference, generator, split=settings.split)
     check_fidelity(images, classifier)
-    extractor = load_extractor(settings.extractor, settings.device)
+    extractor = load_extractor(settings.extractor, generator.device)
     return Models(generator, classifier, images, extractor, cache)
 
 
