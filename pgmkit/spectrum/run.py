@@ -76,7 +76,7 @@ class SpectrumSettings:
         """Returns the settings as plain values, pinned to the generator's weights and device."""
         provenance = generator.provenance
         pinned = {key: provenance[key] for key in ("revision", "sha256") if key in provenance}
-        told = {**self.generator, **pinned}
+        told: dict[str, Any] = {**self.generator, **pinned}
         return {**asdict(self), "device": str(generator.device), "generator": told}
 
     def compute(
