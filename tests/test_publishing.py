@@ -341,6 +341,17 @@ def test_the_snippet_of_a_network_of_one_s_own_names_its_class(
         assert run_snippet(snippet)["m"].cluster_sizes == shattered.cluster_sizes
 
 
+def test_a_network_of_one_s_own_is_pushed_from_the_command_line(
+    server: HubServer, own: Generator, tmp_path: Path
+) -> None:
+    pgmkit.shatter(own, num_clusters=2, num_latents=40).save_pretrained(tmp_path / "split")
+    arguments = ("generators", "push", tmp_path / "split", "me/split")
+    assert run_pgmkit(*arguments).code == 1
+    done = run_pgmkit(*arguments, "--architecture", "flat_network:Flat")
+    assert done.code == 0, done.stderr
+    assert "from flat_network import Flat" in card(server, "me/split")
+
+
 def test_a_network_built_by_hand_is_printed(server: HubServer) -> None:
     net = nn.Sequential(nn.Linear(2, 16), nn.Tanh())
     toy = Generator(net, LatentSpec(2), ImageSpec((1, 4, 4)), name="toy")
