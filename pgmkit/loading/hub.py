@@ -199,7 +199,7 @@ class _Repository:
         return found
 
     def _offline(self) -> bool:
-        return self.fault is not None or client_constants().is_offline_mode()
+        return self.fault is not None or client_constants().HF_HUB_OFFLINE
 
     def _fetch(self, file: str) -> Path | None:
         from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
@@ -430,7 +430,7 @@ def check_push(repository: str) -> None:
     Raises:
         LoadError: the name is none of the form "org/name", or HF_HUB_OFFLINE is set.
     """
-    offline = client_constants().is_offline_mode()
+    offline = client_constants().HF_HUB_OFFLINE
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
