@@ -57,6 +57,8 @@ from pgmkit.selection import (
 )
 from pgmkit.spectrum import Spectrum, compute_spectrum
 from pgmkit.spectrum.compute import BLOCK_SIZE
+from pgmkit.spectrum.landmarks import agree, landmarks
+from pgmkit.spectrum.soundness import check_values
 
 SAMPLER_CONFIG = "sampler.json"
 SAMPLER_STATE = "sampler.safetensors"
@@ -192,10 +194,7 @@ class ShatteredGenerator:
         if not self.cluster_sizes[cluster]:
             raise SamplingError(f"cluster {cluster} is empty: no latent was assigned to it")
         latents = self.sampler.sample(n, cluster, derive_seed(seed, "sample"))
-        prior = self.generator.latent
-        if prior.distribution == "normal":
-            return latents
-        return latents.clamp(prior.low, prior.high)
+        return self.generator.latent.clamp(latents)
 
     def try_latents(self, n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
         """Draws latents from the mixture, without the clusters that cannot be sampled.
@@ -232,9 +231,11 @@ class ShatteredGenerator:
         """Makes images (n, C, H, W) of one cluster, to be looked at.
 
         They are blank, at the top of the range, if the cluster cannot be sampled, which is warned
-        of.
+        of; there are then no points.
         """
         latents, image = self.try_cluster(n, cluster, seed), self.generator.image
+        if latents is None and image.is_points:
+            return torch.empty(0, *image.shape)
         if latents is None:
             return torch.full((n, *image.shape), float(image.range[1]))
         return self.images(latents)
@@ -484,6 +485,7 @@ def shatter(
     """
     count = num_latents if spectrum is None else len(spectrum)
     check_shatter(count, remove, num_clusters)
+    generator.check()
     if spectrum is not None:
         check_spectrum(generator, spectrum)
     estimator = as_component("density-estimators", density, **(density_args or {}))
@@ -608,7 +610,7 @@ def check_spectrum(generator: Generator, spectrum: Spectrum) -> None:
 
     Raises:
         ParameterError: it was computed for another one.
-        GeneratorError: its latents do not fit.
+        GeneratorError: its latents do not fit, or it is zero or not finite throughout.
     """
     recorded, actual = spectrum.provenance.get("generator"), generator.fingerprint()
     if recorded is not None and recorded != actual:
@@ -617,7 +619,14 @@ def check_spectrum(generator: Generator, spectrum: Spectrum) -> None:
             f"the spectrum was computed for another generator: {name!r} (fingerprint "
             f"{recorded[:12]}), not {generator.name!r} ({actual[:12]}); compute it again"
         )
+    images = spectrum.provenance.get("landmarks")
+    if images is not None and not agree(images, generator, landmarks(generator)):
+        raise ParameterError(
+            f"the spectrum was computed for another generator, one with the same weights and code "
+            f"as {generator.name!r} that makes other images; compute it again"
+        )
     generator.check_latents(spectrum.latents)
+    check_values(generator, spectrum.latents, spectrum.singular_values, warn=False)
 
 
 def _warn_of_unsampled(cluster: int, error: SamplingError) -> None:

@@ -11,14 +11,16 @@ from pgmkit.config import check_count
 from pgmkit.errors import ParameterError
 from pgmkit.evaluate.classifier import load_classifier
 from pgmkit.evaluate.diagnostics import diagnose
-from pgmkit.evaluate.extractors import load_extractor
+from pgmkit.evaluate.extractors import check_extractor, load_extractor
 from pgmkit.evaluate.fidelity import (
+    check_features,
     check_fidelity,
     check_num_samples,
     load_reference,
     shattering_fidelity,
 )
 from pgmkit.evaluate.metrics import score_samples
+from pgmkit.images import check_source
 from pgmkit.machine import check_device, machine
 from pgmkit.models import load
 from pgmkit.shattering import ShatteredGenerator
@@ -56,14 +58,20 @@ def evaluate(
     """
     check_count("the number of samples", num_samples)
     where = check_device(device)
-    shattered = _load_shattered(source, generator or {}, where)
+    check_extractor(extractor)
+    if data is not None:
+        check_source(data)
     judge = None if classifier is None else load_classifier(classifier)
+    shattered = _load_shattered(source, generator or {}, where)
+    if judge is not None:
+        judge.check_images(shattered.generator.image.shape)
     images, looks = None, None
     if data is not None:
+        check_num_samples(num_samples, shattered.num_clusters)
         images = load_reference(data, shattered.generator, split=split)
         check_fidelity(images, judge)
-        check_num_samples(num_samples, shattered.num_clusters)
         looks = load_extractor(extractor, where)
+        check_features(looks, shattered.generator, images)
     seconds: dict[str, float] = {}
     started = time.perf_counter()
 
