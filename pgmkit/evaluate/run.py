@@ -110,6 +110,8 @@ def prepare(values: Mapping[str, Any]) -> PreparedRun:
     generator = settings.load_generator()
     if given is not None:
         check_spectrum(generator, given.spectrum)
+    else:
+        settings.check_size(generator)
     return PreparedRun(settings, generator, classifier, given, time.perf_counter() - started)
 
 
