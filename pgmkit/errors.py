@@ -56,6 +56,10 @@ class PgmkitWarning(UserWarning):
     """Something is allowed but probably not what was wanted."""
 
 
+class PgmkitNote(PgmkitWarning):
+    """Something was found or guessed that nobody had said."""
+
+
 def nearest_names(name: str, known: Iterable[str]) -> str:
     """Returns the known names nearest to `name` as the end of a sentence, or all of them."""
     names = sorted(set(known))

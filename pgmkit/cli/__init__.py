@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 import pgmkit
-from pgmkit.errors import PgmkitError, PgmkitWarning
+from pgmkit.errors import PgmkitError, PgmkitNote, PgmkitWarning
 from pgmkit.plugins import disable_third_party_plugins, registry
 
 _COMMANDS = {
@@ -102,7 +102,8 @@ def main(command: click.Command = cli) -> None:
 
 def _show_warning(message: Warning | str, category: type[Warning], *rest: Any, **_: Any) -> None:
     if issubclass(category, PgmkitWarning):
-        click.echo(f"warning: {_one_line(message)}", err=True)
+        called = "note" if issubclass(category, PgmkitNote) else "warning"
+        click.echo(f"{called}: {_one_line(message)}", err=True)
 
 
 def _one_line(message: object) -> str:

@@ -56,7 +56,9 @@ def _with_flags(values: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str
     for name, value in flags.items():
         if value is None:
             continue
-        if name in _NAMED and isinstance(value, str):
+        if name == "generator":
+            result[name] = {**result.get(name, {}), **value}
+        elif name in _NAMED and isinstance(value, str):
             table = result.get(name, {})
             same = isinstance(table, dict) and table.get("name") == value
             result[name] = table if same else {"name": value}

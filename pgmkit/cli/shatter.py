@@ -17,6 +17,7 @@ from pgmkit.cli.settings import (
     report,
     set_option,
 )
+from pgmkit.cli.sources import generator_options
 
 
 def _number_or_auto(number: Callable[[str], float]) -> Callable[[str], float | str]:
@@ -49,6 +50,7 @@ def _number_or_auto(number: Callable[[str], float]) -> Callable[[str], float | s
 @click.option("--latents", type=int, help="Latents to draw, before removal; 20000 by default.")
 @click.option("--seed", type=int, help="Of everything random; 0 by default.")
 @click.option("--engine", help="Where the spectrum is computed: local (default), torchrun or ray.")
+@generator_options
 @no_cache_option
 @click.option("--classifier", help="Classifier for the scores, such as mnist-classifier.")
 @click.option("--spectrum", help="Folder of a spectrum to use; computed if left out.")
@@ -66,7 +68,7 @@ def shatter(
     as_json: bool,
     **flags: Any,
 ) -> None:
-    """Shatter SOURCE: a registry name, local-dir:/path or hf-hub:org/name[@revision].
+    """Shatter SOURCE: a registry name, a weight file, a folder or hf-hub:org/name[@revision].
 
     Leaves the shattered generator, report.html and its pictures in OUT. A run that was stopped
     continues where it was.

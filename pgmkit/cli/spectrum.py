@@ -17,6 +17,7 @@ from pgmkit.cli.settings import (
     report,
     set_option,
 )
+from pgmkit.cli.sources import generator_options
 from pgmkit.errors import LoadError, ParameterError
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ def spectrum() -> None:
 @click.option("--engine", help="Where blocks are computed: local (default), torchrun or ray.")
 @click.option("--block-size", type=int, help="Latents per block of work; 128 by default.")
 @click.option("--device", help="Such as cpu or cuda; cpu by default.")
+@generator_options
 @no_cache_option
 @config_option
 @set_option
@@ -82,7 +84,7 @@ def compute(
     as_json: bool,
     **flags: Any,
 ) -> None:
-    """Compute the spectrum of SOURCE: a registry name, local-dir:/path or hf-hub:org/name.
+    """Compute the spectrum of SOURCE: a registry name, a weight file, a folder or hf-hub:org/name.
 
     Each finished block is kept. A computation that was stopped continues, and a complete spectrum
     is read back.

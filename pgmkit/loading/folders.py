@@ -14,8 +14,9 @@ from pgmkit.errors import LoadError
 FORMAT_VERSION = 1
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
-
-_WEIGHT_FILES = (WEIGHTS_FILE, "pytorch_model.bin", "model.pt", "model.pth")
+WEIGHT_SUFFIXES = (
+    *(".safetensors", ".pt", ".pth", ".bin", ".pkl", ".ckpt", ".tar", ".pt2", ".onnx"),
+)
 
 
 @dataclass(frozen=True)
@@ -27,12 +28,17 @@ class ModelFolder:
         fetch: gives the local path of a file, or None if the folder has no such file.
         names: lists all files, sub-folders included, as paths with "/" relative to the folder.
         provenance: what pins the folder: its repository and revision on the Hub.
+        weights: the weight file that the reference named; None if it named the whole folder.
+        sizes: gives the size in bytes of each file that `names` lists, by its path, without
+            fetching any.
     """
 
     reference: str
     fetch: Callable[[str], Path | None]
     names: Callable[[], list[str]]
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    weights: str | None = None
+    sizes: Callable[[], Mapping[str, int]] = dict
 
     def path(self, name: str) -> Path:
         """Returns the local path of a file.
@@ -42,16 +48,24 @@ class ModelFolder:
         """
         path = self.fetch(name)
         if path is None:
-            raise LoadError(f"{self.reference} has no file {name}; it is not a pgmkit model folder")
+            raise LoadError(f"{self.reference} has no file {name}; {self._there()}")
         return path
 
+    def _there(self) -> str:
+        names = self.names()
+        more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+        return f"it holds {', '.join(names[:8]) or 'no files'}{more}"
+
     def config(self) -> dict[str, Any]:
-        """Returns the contents of `config.json`.
+        """Returns the contents of `config.json`; an empty dictionary if the folder has none.
 
         Raises:
-            LoadError: it is missing, not JSON, or of a newer format.
+            LoadError: it is not JSON, or of a newer format.
         """
-        config = files.read_json(self.path(CONFIG_FILE), self.reference)
+        path = self.fetch(CONFIG_FILE)
+        if path is None:
+            return {}
+        config = files.read_json(path, self.reference)
         version = config.get("format_version", FORMAT_VERSION)
         if version != FORMAT_VERSION:
             raise LoadError(
@@ -59,29 +73,6 @@ class ModelFolder:
                 f"{FORMAT_VERSION}; install another version of pgmkit"
             )
         return config
-
-    def weights(self, config: Mapping[str, Any]) -> Path:
-        """Returns the local path of the weights: `config["weights"]` or one of the usual names.
-
-        Raises:
-            LoadError: there are none, or `config` names a place outside of the folder.
-        """
-        if "weights" in config:
-            name = config["weights"]
-            if not isinstance(name, str) or not _is_inside(name):
-                raise LoadError(
-                    f"'weights' in {CONFIG_FILE} of {self.reference} must name a file in it, "
-                    f"not {name!r:.60}"
-                )
-            return self.path(name)
-        for name in _WEIGHT_FILES:
-            path = self.fetch(name)
-            if path is not None:
-                return path
-        raise LoadError(
-            f"{self.reference} has no weights; it needs {WEIGHTS_FILE}, or 'weights' in its "
-            f"{CONFIG_FILE} naming another file"
-        )
 
 
 def open_local_folder(path: Path, reference: str) -> ModelFolder:
@@ -96,13 +87,14 @@ def open_local_folder(path: Path, reference: str) -> ModelFolder:
     def fetch(name: str) -> Path | None:
         return path / name if (path / name).is_file() else None
 
-    def names() -> list[str]:
+    def sizes() -> dict[str, int]:
         found = (file for file in path.rglob("*") if file.is_file())
-        return sorted(file.relative_to(path).as_posix() for file in found)
+        return {file.relative_to(path).as_posix(): file.stat().st_size for file in found}
 
-    return ModelFolder(reference, fetch, names)
+    return ModelFolder(reference, fetch, lambda: sorted(sizes()), sizes=sizes)
 
 
-def _is_inside(name: str) -> bool:
+def is_inside(name: str) -> bool:
+    """Whether a relative path stays inside of the folder that it starts from."""
     path = PurePosixPath(name)
     return not path.is_absolute() and ".." not in path.parts and "\\" not in name

@@ -4,13 +4,14 @@ Nothing here imports torch, so that listings stay quick.
 """
 
 import json
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from pgmkit.errors import UnknownNameError
+from pgmkit.errors import LoadError, UnknownNameError
 from pgmkit.loading import hub
-from pgmkit.loading.folders import CONFIG_FILE, ModelFolder, open_local_folder
+from pgmkit.loading.folders import CONFIG_FILE, WEIGHT_SUFFIXES, ModelFolder, open_local_folder
 
 _HUB = "hf-hub:"
 _LOCAL = "local-dir:"
@@ -35,7 +36,8 @@ def open_folder(reference: str, what: str = "generator") -> ModelFolder:
     """Finds the folder behind a reference; files are fetched when they are asked for.
 
     Args:
-        reference: a name from the registry, "local-dir:/path", or "hf-hub:org/name[@revision]".
+        reference: a name from the registry, a path of a folder or a weight file (after "local-dir:"
+            where it is called like one of the registry), or "hf-hub:org/name[@revision]".
         what: what is looked for, "generator" or "classifier".
 
     Raises:
@@ -45,14 +47,31 @@ def open_folder(reference: str, what: str = "generator") -> ModelFolder:
     if reference.startswith(_HUB):
         return hub.open_repository(reference.removeprefix(_HUB), reference)
     if reference.startswith(_LOCAL):
-        return open_local_folder(Path(reference.removeprefix(_LOCAL)).expanduser(), reference)
+        return _open_path(Path(reference.removeprefix(_LOCAL)).expanduser(), reference)
     names = list(registry_configs(what))
     if reference in names:
         folder = resources.files("pgmkit_registry").joinpath(reference)
         return open_local_folder(Path(str(folder)), reference)
-    hint = "a reference is a registry name, local-dir:/path or hf-hub:org/name"
-    if Path(reference).expanduser().is_dir():
-        hint = f"for the folder write local-dir:{reference}"
-    elif reference.count("/") == 1 and not reference.startswith((".", "/", "~")):
+    path = Path(reference).expanduser()
+    if path.is_dir() or path.is_file():
+        return _open_path(path, reference)
+    if reference.startswith(("/", "./", "../", "~")) or reference.count("/") > 1:
+        raise LoadError(f"there is no folder or file {path}; check the path of {reference!r}")
+    if "/" in reference and path.suffix in WEIGHT_SUFFIXES:
+        raise LoadError(f"there is no file {path}; check the path of {reference!r}")
+    hint = "a reference is a registry name, a weight file, local-dir:/path or hf-hub:org/name"
+    if reference.count("/") == 1 and not reference.startswith((".", "/", "~")):
         hint = f"for a repository on the Hub write hf-hub:{reference}"
     raise UnknownNameError(what, reference, names, hint)
+
+
+def _open_path(path: Path, reference: str) -> ModelFolder:
+    """Opens a folder, or the folder of a weight file with that file chosen."""
+    if not path.is_file():
+        return open_local_folder(path, reference)
+    return replace(open_local_folder(path.parent, reference), weights=path.name)
+
+
+def reference_of(place: Path | str) -> str:
+    """Returns the reference of a path or reference; a path is never a name of the registry."""
+    return f"{_LOCAL}{place}" if isinstance(place, Path) else place

@@ -118,7 +118,7 @@ def compute_spectrum(
     if num_latents is not None:
         check_size(generator, num_latents, probes, out)
     z = _latents(generator, latents, num_latents, seed)
-    generator.check()
+    generator.check_runs()
     chosen: Engine = as_component("engines", engine)
     wanted = plain_settings(
         {

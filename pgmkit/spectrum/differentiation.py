@@ -313,7 +313,7 @@ class Differentiator:
 
     def _trace(self, kernels: Mapping[str, str] | None = None) -> TangentProgram:
         return TangentProgram(
-            self.generator.module, kernels=kernels, tangent_dtype=self._tangent_dtype
+            self.generator.network(), kernels=kernels, tangent_dtype=self._tangent_dtype
         )
 
     def _check_independent(self) -> None:

@@ -130,7 +130,18 @@ class JacobianSpectra:
     ) -> None:
         self.generator = generator
         self.method = method or Method()
-        dim = generator.latent.dim
+        continuous = generator.latent.continuous
+        dim = int(continuous.sum())
+        if dim == 0:
+            raise GeneratorError(
+                f"the latents of {generator.name!r} are all categorical, and an image has no "
+                "derivative along them; add a continuous part to the prior"
+            )
+        if self.method.probes is not None and dim < generator.latent.dim:
+            raise ParameterError(
+                f"sketches are for latents without categorical parts, and {generator.name!r} has "
+                f"{generator.latent} latents; leave probes out"
+            )
         if self.method.probes is not None and self.method.probes > dim:
             raise ParameterError(
                 f"probes must be at most {dim}, the latent dimension of {generator.name!r}, not "
@@ -142,11 +153,11 @@ class JacobianSpectra:
         self._differentiator = Differentiator(
             _in_precision(generator, self.method.dtype),
             memory=self._memory // _TANGENTS_SHARE,
-            num_directions=self.method.probes,
+            num_directions=self.method.probes or dim,
             plan=plan,
             tangent_dtype=torch.bfloat16 if fast else None,
         )
-        self._directions = _probes(dim, self.method.probes)
+        self._directions = _probes(continuous, self.method.probes)
         self._precise: Differentiator | None = None
         self._has_float64 = True
         self._lock = threading.Lock()
@@ -174,8 +185,9 @@ class JacobianSpectra:
 
         Returns:
             `singular_values` (B, r), descending, float64: r = min(M, C·H·W), or the number of
-            probes. A latent whose Jacobian is not finite has NaN throughout. `float64` (B,), bool:
-            which latents were computed in float64. All on the CPU.
+            probes; M without the coordinates of categorical parts, along which there is no
+            derivative. A latent whose Jacobian is not finite has NaN throughout. `float64` (B,),
+            bool: which latents were computed in float64. All on the CPU.
 
         Raises:
             GeneratorError: memory does not even suffice for one latent and one direction, or the
@@ -300,10 +312,16 @@ class JacobianSpectra:
         return len(self._directions) * math.prod(self.generator.image.shape) * size
 
 
-def _probes(dim: int, probes: int | None) -> Tensor:
-    """Returns orthonormal directions (m, M): all axes, or a random subspace, always the same."""
+def _probes(continuous: Tensor, probes: int | None) -> Tensor:
+    """Returns orthonormal directions (m, M): all axes, or a random subspace, always the same.
+
+    Args:
+        continuous: which axes there are to go along, bool (M,); all of them for a subspace.
+        probes: m; None for the axes.
+    """
+    dim = len(continuous)
     if probes is None:
-        return torch.eye(dim)
+        return torch.eye(dim)[continuous]
     draws = torch.randn(dim, probes, generator=random_generator(0, "probes"), dtype=torch.float64)
     basis: Tensor = torch.linalg.qr(draws).Q
     return basis.T.contiguous()

@@ -1,7 +1,7 @@
 """A spectrum as a run: checked before it starts, resumable, complete or absent."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,8 @@ from pgmkit.config import check_count, component_table, make_settings
 from pgmkit.engines import Engine, decide, is_coordinator
 from pgmkit.errors import ParameterError
 from pgmkit.generator import Generator
-from pgmkit.loading.generators import load_generator
+from pgmkit.loading.generators import load_described
+from pgmkit.loading.options import GeneratorOptions
 from pgmkit.machine import check_device
 from pgmkit.plugins import build_from_table
 from pgmkit.spectrum.compute import BLOCK_SIZE, check_block_size, check_size, compute_spectrum
@@ -31,6 +32,8 @@ class SpectrumSettings:
     Args:
         source: reference of the generator.
         engine: `name` of the engine and its parameters.
+        generator: what the source does not say of itself: further arguments of
+            `pgmkit.load_generator`.
         latents: number drawn from the prior.
         seed: of the latents.
         device: where the generator runs, such as "cpu" or "cuda".
@@ -42,6 +45,7 @@ class SpectrumSettings:
 
     source: str
     engine: Mapping[str, Any]
+    generator: Mapping[str, Any] = field(default_factory=dict)
     latents: int = 20_000
     seed: int = 0
     device: str = "cpu"
@@ -60,10 +64,11 @@ class SpectrumSettings:
         Method(self.dtype, self.probes, self.sketch, self.min_rank_correlation, self.memory_budget)
         check_device(self.device)
         build_from_table("engines", self.engine)
+        GeneratorOptions.from_table(self.generator, "the table 'generator'")
 
     def load_generator(self) -> Generator:
         """Loads the generator onto its device."""
-        return load_generator(self.source, device=self.device)
+        return load_described(self.source, self.generator, device=self.device)
 
     def check_size(self, generator: Generator) -> None:
         """Raises ParameterError unless memory holds the spectrum of so many latents."""
@@ -73,7 +78,7 @@ class SpectrumSettings:
         """Returns the settings as plain values, pinned to the generator's weights."""
         provenance = generator.provenance
         pinned = {key: provenance[key] for key in ("revision", "sha256") if key in provenance}
-        return {**asdict(self), "generator": pinned}
+        return {**asdict(self), "generator": {**self.generator, **pinned}}
 
     def compute(
         self,
@@ -94,7 +99,7 @@ class SpectrumSettings:
             report: takes a line when the spectrum came from the cache.
         """
         arguments = {field.name: getattr(self, field.name) for field in fields(SpectrumSettings)}
-        for name in ("source", "device", "engine"):
+        for name in ("source", "generator", "device", "engine"):
             del arguments[name]
         arguments["num_latents"] = arguments.pop("latents")
         return compute_spectrum(

@@ -20,7 +20,7 @@ from pgmkit.spectrum.run import DEFAULT_ENGINE, SpectrumSettings
 OF_SPECTRUM = tuple(
     f.name
     for f in fields(SpectrumSettings)
-    if f.name not in ("source", "device", "latents", "seed", "engine")
+    if f.name not in ("source", "generator", "device", "latents", "seed", "engine")
 )
 """Settings of `pgmkit spectrum compute` that an ablation passes on."""
 
@@ -33,6 +33,7 @@ class GeneratorSettings:
 
     Args:
         source: reference of the generator.
+        generator: further arguments of `pgmkit.load_generator`.
         name: in tables and file names; that of the generator if left empty.
         classifier: reference of the classifier that labels its images, or None.
         device: where the generator runs.
@@ -43,6 +44,7 @@ class GeneratorSettings:
     """
 
     source: str
+    generator: Mapping[str, Any] = field(default_factory=dict)
     name: str = ""
     classifier: str | None = None
     device: str = "cpu"
@@ -197,7 +199,8 @@ class Plan:
 
     def spectrum_settings(self, generator: GeneratorSettings, seed: int) -> SpectrumSettings:
         """Returns the settings of the spectrum that one generator and seed share."""
-        given = {"source": generator.source, "device": generator.device, "engine": self.engine}
+        given = {name: getattr(generator, name) for name in ("source", "generator", "device")}
+        given["engine"] = self.engine
         values = {**given, "latents": max(self.latents), "seed": seed, **self.spectrum}
         return make_settings(SpectrumSettings, values, "the config")
 
