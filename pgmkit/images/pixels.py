@@ -78,17 +78,13 @@ def from_array(array: Any, size: tuple[int, int] | None, where: str) -> Tensor:
     if array.dtype == np.uint16:
         array = narrowed(array)
         _check_depth(int(array.max()), where)
-    channels = array.shape[-1]
-    if channels > 4:
-        return channels_first(array if size is None else _fitted_planes(array, size))
-    if size is None and channels in (1, 3):
-        return channels_first(array)
-    frames = array[..., 0] if channels == 1 else array
-    pictures = (
-        (f"image {index} of {where}", Image.fromarray(np.ascontiguousarray(frame)))
-        for index, frame in enumerate(frames)
-    )
-    return stacked(pictures, len(array), size, where)
+    if array.shape[-1] in (2, 4):
+        pictures = (
+            (f"image {index} of {where}", Image.fromarray(np.ascontiguousarray(image)))
+            for index, image in enumerate(array)
+        )
+        return stacked(pictures, len(array), size, where)
+    return channels_first(array if size is None else _fitted_array(array, size))
 
 
 def plain(picture: Image.Image, name: str) -> Image.Image:
@@ -100,7 +96,7 @@ def plain(picture: Image.Image, name: str) -> Image.Image:
     Raises:
         DataError: it holds 32-bit numbers or floats, whose range nobody knows.
     """
-    picture = ImageOps.exif_transpose(picture)
+    ImageOps.exif_transpose(picture, in_place=True)
     if _is_deep(picture):
         return Image.fromarray(narrowed(np.asarray(picture)))
     if picture.mode in ("I", "F"):
@@ -110,7 +106,7 @@ def plain(picture: Image.Image, name: str) -> Image.Image:
     if picture.has_transparency_data:
         white = Image.new("RGBA", picture.size, "white")
         picture = Image.alpha_composite(white, picture.convert("RGBA"))
-    return picture.convert(target)
+    return picture if picture.mode == target else picture.convert(target)
 
 
 def fitted(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
@@ -214,13 +210,24 @@ def _channels_last(array: Any, where: str) -> Any:
     )
 
 
-def _fitted_planes(array: Any, size: tuple[int, int]) -> Any:
-    return np.stack(
-        [
-            np.stack([np.asarray(fitted(Image.fromarray(plane), size)) for plane in image], axis=-1)
-            for image in np.ascontiguousarray(array.transpose(0, 3, 1, 2))
-        ]
-    )
+def _fitted_array(array: Any, size: tuple[int, int]) -> Any:
+    """Does to images (N, H, W, C) what `fitted` does to one."""
+    height, width = array.shape[1:3]
+    if min(height / size[0], width / size[1]) > 1:
+        planes = np.ascontiguousarray(array.transpose(0, 3, 1, 2))
+        found = [[np.asarray(fitted(Image.fromarray(p), size)) for p in image] for image in planes]
+        return np.array(found).transpose(0, 2, 3, 1)
+    result = np.zeros((len(array), *size, array.shape[3]), np.uint8)  # quicker than one by one
+    rows, columns = _overlap(height, size[0]), _overlap(width, size[1])
+    result[:, rows[1], columns[1]] = array[:, rows[0], columns[0]]
+    return result
+
+
+def _overlap(length: int, wanted: int) -> tuple[slice, slice]:
+    """Returns which part of a side is kept, and where it lies on a side of `wanted` pixels."""
+    start, both = int((length - wanted) / 2), min(length, wanted)
+    kept, place = max(start, 0), max(-start, 0)
+    return slice(kept, kept + both), slice(place, place + both)
 
 
 def _is_deep(picture: Image.Image) -> bool:
