@@ -273,6 +273,12 @@ def test_the_rotation_that_a_camera_noted_is_applied(tmp_path: Path) -> None:
     assert np.array_equal(one(tmp_path)[0], np.rot90(picture, -1))
 
 
+def test_a_note_of_a_camera_that_is_damaged_is_an_error_with_the_file(tmp_path: Path) -> None:
+    save(tmp_path / "a.png", noise(4, 4), exif=b"Exif\0\0nothing that is known")
+    with pytest.raises(DataError, match=r"a\.png cannot be made grey or RGB"):
+        load_images(str(tmp_path))
+
+
 def test_grey_among_colour_becomes_rgb(tmp_path: Path) -> None:
     save(tmp_path / "a.png", noise(8, 8))
     save(tmp_path / "b.png", noise(8, 8, 3))
@@ -465,6 +471,15 @@ def test_a_torchvision_data_set_that_cannot_be_read_says_why_in_one_line(
 def test_a_set_without_a_test_split_has_none() -> None:
     with pytest.raises(DataError, match="FakeData has no test split"):
         load_images("torchvision:FakeData:.", split="test")
+
+
+def test_folders_of_a_torchvision_data_set_called_by_numbers_get_those(tmp_path: Path) -> None:
+    for number in (2, 10, 11):
+        path = tmp_path / "eurosat" / "2750" / str(number) / "one.png"
+        save(path, np.full((4, 4), number, np.uint8))
+    data = load_images(f"torchvision:EuroSAT:{tmp_path}")
+    assert data.labels is not None
+    assert data.labels.tolist() == data.images[:, 0, 0, 0].tolist()
 
 
 @contextmanager

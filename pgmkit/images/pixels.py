@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional
 
-from pgmkit.errors import DataError, ParameterError
+from pgmkit.errors import DataError, ParameterError, first_line
 from pgmkit.machine import check_memory
 
 _LUMA = (0.299, 0.587, 0.114)
@@ -94,19 +94,17 @@ def plain(picture: Image.Image, name: str) -> Image.Image:
     transparent lies on white. Palettes, CMYK and other colours become RGB, without profiles.
 
     Raises:
-        DataError: it holds 32-bit numbers or floats, whose range nobody knows.
+        DataError: it holds 32-bit numbers or floats, whose range nobody knows, or cannot be
+            converted.
     """
-    ImageOps.exif_transpose(picture, in_place=True)
-    if _is_deep(picture):
-        return Image.fromarray(narrowed(np.asarray(picture)))
-    if picture.mode in ("I", "F"):
-        held = "32-bit numbers" if picture.mode == "I" else "floats"
-        raise DataError(f"{name} holds {held}, whose range is unknown; save it with 8 or 16 bits")
-    target = "L" if picture.mode in _GREY_MODES else "RGB"
-    if picture.has_transparency_data:
-        white = Image.new("RGBA", picture.size, "white")
-        picture = Image.alpha_composite(white, picture.convert("RGBA"))
-    return picture if picture.mode == target else picture.convert(target)
+    try:
+        return _plain(picture, name)
+    except DataError:
+        raise
+    except Exception as error:  # of damaged EXIF data, or of colours without a conversion
+        raise DataError(
+            f"{name} cannot be made grey or RGB: {first_line(error)}; mend or remove it"
+        ) from error
 
 
 def fitted(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
@@ -177,6 +175,20 @@ def channels_first(array: Any) -> Tensor:
     """Returns an array (N, H, W) or (N, H, W, C) as a tensor (N, C, H, W)."""
     array = array[..., None] if array.ndim == 3 else array
     return torch.from_numpy(np.ascontiguousarray(array.transpose(0, 3, 1, 2)))
+
+
+def _plain(picture: Image.Image, name: str) -> Image.Image:
+    ImageOps.exif_transpose(picture, in_place=True)
+    if _is_deep(picture):
+        return Image.fromarray(narrowed(np.asarray(picture)))
+    if picture.mode in ("I", "F"):
+        held = "32-bit numbers" if picture.mode == "I" else "floats"
+        raise DataError(f"{name} holds {held}, whose range is unknown; save it with 8 or 16 bits")
+    target = "L" if picture.mode in _GREY_MODES else "RGB"
+    if picture.has_transparency_data:
+        white = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(white, picture.convert("RGBA"))
+    return picture if picture.mode == target else picture.convert(target)
 
 
 def _check_array(array: Any, where: str) -> None:
