@@ -542,7 +542,7 @@ def test_pictures_that_are_none_are_named(tmp_path: Path) -> None:
     good = io.BytesIO()
     Image.fromarray(noise(64, 64)).save(good, "PNG")
     for content, said in (
-        (png_claiming(60_000, 60_000), "has more pixels than any picture that is read"),
+        (png_claiming(60_000, 60_000), "a.png has more than the 178,956,970 pixels that are read"),
         (good.getvalue()[:2000], "cannot be read as an image"),
         (b"", "its content is of no known kind; mend or remove it"),
         (b"<html>not found</html>", "its content is of no known kind"),
