@@ -38,10 +38,12 @@ def stacked(
         ParameterError: there is not enough memory.
     """
     arrays: list[Any] = []
-    first, extent, all_deep = "", (0, 0), True
+    first, extent, brightest = "", (0, 0), 0
     for name, raw in pictures:
-        all_deep = all_deep and _is_deep(raw)
+        is_deep = _is_deep(raw)
         picture = plain(raw, name)
+        if is_deep:
+            brightest = max(brightest, int(np.asarray(picture).max()))
         if size is not None:
             picture = fitted(picture, size)
         if not arrays:
@@ -53,8 +55,7 @@ def stacked(
                 "image_size to make all images of one size"
             )
         arrays.append(np.asarray(picture))
-    if all_deep:
-        _check_depth(max(int(array.max()) for array in arrays), where)
+    _check_depth(brightest, where)
     if any(array.ndim == 3 for array in arrays):
         grey = extent[::-1]
         arrays = [np.broadcast_to(a[..., None], (*grey, 3)) if a.ndim == 2 else a for a in arrays]
@@ -160,7 +161,12 @@ def as_channels(images: Tensor, channels: int | None, whose: str) -> Tensor:
 
 
 def shrunk(images: Tensor, size: int) -> Tensor:
-    """Returns images (B, C, H, W) with the longer side at most `size`, in the same proportion."""
+    """Returns images (B, C, H, W) with the longer side at most `size`, in the same proportion.
+
+    Points (B, d) stay as they are.
+    """
+    if images.ndim == 2:
+        return images
     height, width = images.shape[-2:]
     factor = size / max(height, width)
     if factor >= 1:
