@@ -79,8 +79,8 @@ class SpectrumSettings:
     def resolved(self, generator: Generator) -> dict[str, Any]:
         """Returns the settings as plain values, pinned to the generator's weights and device."""
         provenance = generator.provenance
-        pinned = {key: provenance[key] for key in ("revision", "sha256") if key in provenance}
-        told: dict[str, Any] = {**self.generator, **pinned}
+        told = dict(self.generator)
+        told |= {key: provenance[key] for key in ("revision", "sha256") if key in provenance}
         return {**asdict(self), "device": str(generator.device), "generator": told}
 
     def compute(
