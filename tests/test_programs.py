@@ -34,7 +34,9 @@ from pgmkit.spectrum.jacobian import JacobianSpectra
 from pgmkit_plugins.backbones.dcgan import DCGANGenerator
 
 # Files of TorchScript are there to stay, whatever becomes of writing them.
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`torch.jit:FutureWarning", "ignore::torch.jit.TracerWarning"
+)
 
 LATENTS = 6
 ANY_NUMBER = ({0: torch.export.Dim.DYNAMIC},)
@@ -96,11 +98,10 @@ def latents(count: int = 5) -> Tensor:
 
 
 def write_script(path: Path, module: nn.Module, how: str = "script") -> Path:
-    with torch.no_grad():
-        if how == "script":
-            torch.jit.script(module).save(path)
-        else:
-            torch.jit.trace(module, latents(2), check_trace=False).save(path)
+    if how == "script":
+        torch.jit.script(module).save(path)
+    else:
+        torch.jit.trace(module, latents(2), check_trace=False).save(path)
     return path
 
 
@@ -180,10 +181,13 @@ def test_torchscript_keeps_the_names_of_weights(tmp_path: Path) -> None:
     assert all(not parameter.requires_grad for parameter in program.parameters())
 
 
-@pytest.mark.parametrize("name", ["dcgan", "upsampler"])
-def test_programs_have_the_spectrum_of_the_network(name: str, tmp_path: Path) -> None:
-    module = network(name)
+def test_torchscript_has_the_spectrum_of_the_network(tmp_path: Path) -> None:
+    module = network("dcgan")
     assert_right_spectrum(load_torchscript(write_script(tmp_path / "a.pt", module)), module)
+
+
+def test_exported_programs_have_the_spectrum_of_the_network(tmp_path: Path) -> None:
+    module = network("upsampler")
     assert_right_spectrum(load_exported(write_exported(tmp_path / "a.pt2", module)), module)
 
 
@@ -265,8 +269,7 @@ class WritesAFileOnLoading(nn.Module):
     @torch.jit.export
     def __setstate__(self, state: tuple[str, bool]) -> None:
         self.path = state[0]
-        self.training = state[1]
-        torch.from_file(self.path, shared=True, size=6)
+        self.training = state[1] and bool(torch.from_file(state[0], shared=True, size=6).any())
 
     def forward(self, z: Tensor) -> Tensor:
         return z
@@ -303,7 +306,11 @@ def test_what_torchscript_pickles_is_not_unpickled_freely(tmp_path: Path) -> Non
     assert not (tmp_path / "mark").exists()
 
 
-_CODE = "code/__torch__/torch/nn/modules/container.py"
+def with_code(path: Path, code: bytes) -> Path:
+    """Replaces the code of the archive's outermost class, an `nn.Sequential`."""
+    with zipfile.ZipFile(path) as archive:
+        (name,) = (n for n in archive.namelist() if "/container" in n and n.endswith(".py"))
+    return edited(path, {name.partition("/")[2]: code})
 
 
 @pytest.mark.parametrize(
@@ -332,7 +339,7 @@ def test_torchscript_does_nothing_but_compute(
     monkeypatch.setattr("pgmkit.loading.torchscript._STEPS", 10_000)
     path = write_script(tmp_path / "model.pt", network("mlp"))
     code = f"class Sequential(Module):\n  def forward(self, input):\n    {body}\n"
-    program = load_torchscript(edited(path, {_CODE: code.encode()}))
+    program = load_torchscript(with_code(path, code.encode()))
     if message is None:
         assert program(latents()) == "{0.__class__}"
         return
@@ -344,7 +351,7 @@ def test_torchscript_does_nothing_but_compute(
 def test_code_that_cannot_be_parsed_is_said(code: bytes, tmp_path: Path) -> None:
     path = write_script(tmp_path / "model.pt", network("mlp"))
     with pytest.raises(LoadError, match="cannot be read"):
-        load_torchscript(edited(path, {_CODE: code}))
+        load_torchscript(with_code(path, code))
 
 
 def test_torchscript_with_more_inputs_is_said(tmp_path: Path) -> None:

@@ -107,13 +107,13 @@ def load_diffusers_decoder(
         )
     weights = _weights(folder, place)
     _check_config(config, weights, where)
+    sides = _sides(config, sample_size, where)
     with torch.device("meta"):
         model = _build(str(name), config, where)
     decoder, before = model.decoder, model.post_quant_conv
     _fill(decoder, "decoder.", weights, where)
     if before is not None:
         _fill(before, "post_quant_conv.", weights, where)
-    sides = _sides(config, sample_size, where)
     factor = 2 ** (len(config["block_out_channels"]) - 1)
     shape = (_latent_channels(config), *(side // factor for side in sides))
     offset, std, note = _prior(config, weights, shape[0], where)

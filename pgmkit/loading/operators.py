@@ -169,9 +169,9 @@ def _append(values: list[Any], value: Any) -> list[Any]:
 
 def _format(text: str, *values: Any) -> str:
     """Fills in "{}" and nothing else, for error messages; `str.format` would reach attributes."""
-    pieces = text.split("{}")
-    filled = [f"{piece}{value!s:.80}" for piece, value in zip(pieces, values, strict=False)]
-    return "".join(filled + pieces[len(filled) :])
+    first, *pieces = text.split("{}")
+    filled = [f"{value!s:.80}{piece}" for piece, value in zip(pieces, values, strict=False)]
+    return first + "".join(filled + [f"{{}}{piece}" for piece in pieces[len(filled) :]])
 
 
 _PLAIN: dict[str, Callable[..., Any]] = {
