@@ -100,6 +100,8 @@ def latents(count: int = 5) -> Tensor:
 def write_script(path: Path, module: nn.Module, how: str = "script") -> Path:
     if how == "script":
         torch.jit.script(module).save(path)
+    elif how == "frozen":
+        torch.jit.freeze(torch.jit.script(module)).save(path)
     else:
         torch.jit.trace(module, latents(2), check_trace=False).save(path)
     return path
@@ -163,7 +165,7 @@ def assert_right_spectrum(program: nn.Module, original: nn.Module) -> None:
     torch.testing.assert_close(found, singular_values(original, z), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("how", ["script", "trace"])
+@pytest.mark.parametrize("how", ["script", "frozen", "trace"])
 @pytest.mark.parametrize("name", ["dcgan", "upsampler", "attention"])
 def test_torchscript_gives_the_images_of_the_network(name: str, how: str, tmp_path: Path) -> None:
     module = network(name)
@@ -301,7 +303,7 @@ def test_what_torchscript_pickles_is_not_unpickled_freely(tmp_path: Path) -> Non
     path = write_script(tmp_path / "model.pt", network("mlp"))
     for name in ("data.pkl", "constants.pkl"):
         evil = edited(path, {name: pickle.dumps(Touch(tmp_path / "mark"), protocol=2)})
-        with pytest.raises(LoadError, match="cannot be read as data"):
+        with pytest.raises(LoadError, match=r"cannot be read as data \(it holds posix\.mknod\)"):
             load_torchscript(evil)
     assert not (tmp_path / "mark").exists()
 
@@ -362,6 +364,48 @@ def test_torchscript_with_more_inputs_is_said(tmp_path: Path) -> None:
     program = load_torchscript(write_script(tmp_path / "model.pt", Conditional()))
     with pytest.raises(GeneratorError, match=r"takes 2 inputs .*z, label.*latents alone"):
         program(latents())
+
+
+class Several(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(LATENTS, 4)
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        return self.net(z), z
+
+
+def test_what_a_program_returns_beside_images_is_returned(tmp_path: Path) -> None:
+    module = Several().eval()
+    for program in (
+        load_torchscript(write_script(tmp_path / "a.pt", module)),
+        load_exported(write_exported(tmp_path / "a.pt2", module)),
+    ):
+        returned = program(latents())
+        assert isinstance(returned, tuple)
+        torch.testing.assert_close(returned, module(latents()))
+
+
+def test_weights_that_claim_more_bytes_than_the_file_has_are_refused(tmp_path: Path) -> None:
+    class Repeated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("noise", torch.zeros(1).expand(10**12))
+
+        def forward(self, z: Tensor) -> Tensor:
+            return z
+
+    path = write_script(tmp_path / "a.pt", Repeated())
+    with pytest.raises(LoadError, match="many times the bytes"):
+        load_torchscript(path)
+    path = write_exported(tmp_path / "a.pt2", network("mlp"))
+    table = json.loads(record(path, "model_weights_config.json"))
+    for entry in table["config"].values():
+        entry["tensor_meta"] |= {"sizes": [{"as_int": 10**12}], "strides": [{"as_int": 0}]}
+    with pytest.raises(LoadError, match="fewer bytes"):
+        load_exported(
+            edited(path, {"data/weights/model_weights_config.json": json.dumps(table).encode()})
+        )
 
 
 def model_json(path: Path) -> dict:
