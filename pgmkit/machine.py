@@ -1,7 +1,9 @@
 """The machine that numbers are made on, and its devices."""
 
+import contextlib
 import os
 import platform
+import resource
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,6 +38,77 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
+def available_memory() -> int | None:
+    """Returns how many bytes this process can still take, as far as the system says.
+
+    The least of what is free, of what the control group has left, and of the limit that a shell
+    has set (`ulimit -v`); None where the system says nothing.
+    """
+    found = [*_free_memory(), *_left_in_control_group()]
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY:
+        found.append(limit - _address_space())
+    return max(0, min(found)) if found else None
+
+
+def check_memory(num_bytes: int, what: str, remedy: str) -> None:
+    """Checks that there is memory for something before it is taken.
+
+    Args:
+        num_bytes: an estimate of what is needed at the same time.
+        what: what needs it, as the subject of a sentence in the plural.
+        remedy: what to do if there is not enough, as an imperative.
+
+    Raises:
+        ParameterError: there is not enough.
+    """
+    available = available_memory()
+    if available is not None and num_bytes > available:
+        raise ParameterError(
+            f"{what} need about {_gigabytes(num_bytes)} of memory, and {_gigabytes(available)} "
+            f"are free; {remedy}"
+        )
+
+
+def _gigabytes(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:,.1f} GB"
+
+
+def _free_memory() -> list[int]:
+    for line in _lines("/proc/meminfo"):
+        if line.startswith("MemAvailable:"):
+            return [int(line.split()[1]) * 1024]
+    with contextlib.suppress(ValueError, OSError):
+        return [os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    return []
+
+
+def _left_in_control_group() -> list[int]:
+    """Returns what containers leave; pages of files are given back and count as free."""
+    root = "/sys/fs/cgroup"
+    for limit, usage, cached in (
+        ("memory.max", "memory.current", "file"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_cache"),
+    ):
+        allowed, used = ("".join(_lines(f"{root}/{name}")) for name in (limit, usage))
+        if allowed.isdigit() and used.isdigit():
+            folder = limit.rpartition("/")[0]
+            statistics = dict(line.split() for line in _lines(f"{root}/{folder}/memory.stat"))
+            return [int(allowed) - int(used) + int(statistics.get(cached, 0))]
+    return []
+
+
+def _address_space() -> int:
+    pages = "".join(_lines("/proc/self/statm")).split()
+    return int(pages[0]) * os.sysconf("SC_PAGE_SIZE") if pages else 0
+
+
+def _lines(path: str) -> list[str]:
+    with contextlib.suppress(OSError):
+        return Path(path).read_text().splitlines()
+    return []
+
+
 @contextmanager
 def thread_limit(count: int) -> Iterator[None]:
     """Lets tensor operations and fits of this process use at most so many threads.
@@ -67,6 +140,17 @@ def check_device(name: str) -> torch.device:
             f"the device {name!r} cannot be used here; cpu always can ({reason})"
         ) from error
     return device
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Keeps an accelerator from rounding float32 to TF32, which has 10 bits and not 23."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def seconds_for(function: Callable[[], object], device: torch.device) -> float:

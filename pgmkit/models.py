@@ -5,11 +5,12 @@ from typing import Any
 
 import torch
 
-from pgmkit.errors import ParameterError
+from pgmkit.errors import LoadError, ParameterError
 from pgmkit.generator import Generator
 from pgmkit.loading.generators import generator_from_folder
 from pgmkit.loading.options import GeneratorOptions
 from pgmkit.loading.references import open_folder, reference_of
+from pgmkit.runs import RUN_FILE
 from pgmkit.shattering import SAMPLER_CONFIG, ShatteredGenerator
 
 _OF_SHATTERED = ("architecture", "model_args")
@@ -37,6 +38,11 @@ def load(
     given = GeneratorOptions.from_table(options, "pgmkit.load")
     folder = open_folder(reference_of(reference))
     if folder.fetch(SAMPLER_CONFIG) is None:
+        if folder.fetch(RUN_FILE) is not None:
+            raise LoadError(
+                f"{reference} holds a run that was stopped: it has no {SAMPLER_CONFIG}; run the "
+                "same pgmkit shatter command again"
+            )
         return generator_from_folder(folder, given, device=device)
     for name in options:
         if name not in _OF_SHATTERED:

@@ -1,5 +1,6 @@
 """Shattering: from a generator to one that can be sampled cluster by cluster."""
 
+import copy
 import importlib.metadata
 import math
 import tempfile
@@ -30,12 +31,19 @@ from pgmkit.engines import Engine
 from pgmkit.errors import LoadError, ParameterError, PgmkitWarning, PluginError, SamplingError
 from pgmkit.generator import Generator
 from pgmkit.loading.building import Architecture
+from pgmkit.loading.cards import (
+    PER_CLUSTER,
+    SAMPLES_FILE,
+    ShatterFacts,
+    local_paths,
+    shattered_card,
+)
 from pgmkit.loading.folders import FORMAT_VERSION
 from pgmkit.loading.generators import generator_from_folder
-from pgmkit.loading.hub import push_folder
+from pgmkit.loading.hub import check_push, push_folder
 from pgmkit.loading.options import GeneratorOptions
 from pgmkit.loading.references import open_folder, reference_of
-from pgmkit.loading.saving import CARD_FILE, SAMPLES_FILE, card_header, write_generator
+from pgmkit.loading.saving import CARD_FILE, published, write_generator
 from pgmkit.loading.weights import read_weights, serialise
 from pgmkit.plugins import as_component, build_component, registry
 from pgmkit.seeds import derive_seed, random_generator
@@ -49,6 +57,8 @@ from pgmkit.selection import (
 )
 from pgmkit.spectrum import Spectrum, compute_spectrum
 from pgmkit.spectrum.compute import BLOCK_SIZE
+from pgmkit.spectrum.landmarks import agree, landmarks
+from pgmkit.spectrum.soundness import check_values
 
 SAMPLER_CONFIG = "sampler.json"
 SAMPLER_STATE = "sampler.safetensors"
@@ -184,10 +194,7 @@ class ShatteredGenerator:
         if not self.cluster_sizes[cluster]:
             raise SamplingError(f"cluster {cluster} is empty: no latent was assigned to it")
         latents = self.sampler.sample(n, cluster, derive_seed(seed, "sample"))
-        prior = self.generator.latent
-        if prior.distribution == "normal":
-            return latents
-        return latents.clamp(prior.low, prior.high)
+        return self.generator.latent.clamp(latents)
 
     def try_latents(self, n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
         """Draws latents from the mixture, without the clusters that cannot be sampled.
@@ -224,9 +231,11 @@ class ShatteredGenerator:
         """Makes images (n, C, H, W) of one cluster, to be looked at.
 
         They are blank, at the top of the range, if the cluster cannot be sampled, which is warned
-        of.
+        of; there are then no points.
         """
         latents, image = self.try_cluster(n, cluster, seed), self.generator.image
+        if latents is None and image.is_points:
+            return torch.empty(0, *image.shape)
         if latents is None:
             return torch.full((n, *image.shape), float(image.range[1]))
         return self.images(latents)
@@ -270,7 +279,14 @@ class ShatteredGenerator:
             PluginError: the sampler cannot be saved.
             OutputError: the folder cannot be written.
         """
-        folder = Path(folder)
+        self._save(Path(folder))
+
+    def _save(
+        self,
+        folder: Path,
+        repository: str | None = None,
+        numbers: Mapping[str, Any] | None = None,
+    ) -> None:
         missing = [m for m in _SAVING if not hasattr(self.sampler, m)]
         if missing or ":" not in self.origin.sampler["name"]:
             reason = f"it has no {' and no '.join(missing)}" if missing else "it is no component"
@@ -292,9 +308,13 @@ class ShatteredGenerator:
             "statistics": self.origin.statistics,
             "versions": self.origin.versions,
         }
-        samples = torch.cat([self.try_images(8, cluster) for cluster in range(self.num_clusters)])
-        pictures.write_grid(folder / SAMPLES_FILE, samples, self.generator.image.range, scale=2)
-        files.write_text(folder / CARD_FILE, self._card())
+        samples = torch.cat(
+            [self.try_images(PER_CLUSTER, cluster) for cluster in range(self.num_clusters)]
+        )
+        pictures.write_rows(
+            folder / SAMPLES_FILE, samples, self.generator.image.range, PER_CLUSTER, scale=2
+        )
+        files.write_text(folder / CARD_FILE, self._card(repository, numbers))
         # Last, since its presence says that the folder is whole.
         files.write_json(folder / SAMPLER_CONFIG, description)
 
@@ -342,37 +362,54 @@ class ShatteredGenerator:
         except (KeyError, TypeError, IndexError, ValueError, RuntimeError) as error:
             raise LoadError(f"{path} is damaged or of another version: {error}") from error
 
-    def push_to_hub(self, repository: str, *, private: bool = False) -> str:
+    def push_to_hub(
+        self,
+        repository: str,
+        *,
+        private: bool = False,
+        message: str | None = None,
+        numbers: Mapping[str, Any] | None = None,
+    ) -> str:
         """Uploads to the Hugging Face Hub as "org/name" and returns the address.
+
+        Paths of this machine stay behind. If a parameter of the sampler is one, it cannot, and a
+        warning says so.
+
+        Args:
+            repository: "org/name"; it is created if it is not there.
+            private: whether a new repository is private.
+            message: of the commit.
+            numbers: what `report.json` says of this result; the card then shows its scores.
 
         Raises:
             LoadError: the Hub is out of reach, or refuses.
+            PluginError: the sampler cannot be saved.
         """
+        check_push(repository)
+        for path in local_paths([self.origin.sampler, self.origin.density]):
+            warnings.warn(
+                f"{repository} names {path}, which others do not have, as a parameter of the "
+                "sampler or the density",
+                PgmkitWarning,
+                stacklevel=2,
+            )
+        shown = copy.copy(self)
+        shown.generator = published(self.generator)
         with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
-            return push_folder(Path(folder), repository, private=private)
+            shown._save(Path(folder), repository, numbers)
+            return push_folder(Path(folder), repository, private=private, message=message)
 
-    def _card(self) -> str:
-        settings, statistics = self.origin.settings, self.origin.statistics
-        lines = [
-            *card_header(
-                self.generator.provenance.get("license"), "unconditional-image-generation"
-            ),
-            f"# {self.generator.name}, shattered into {self.num_clusters} clusters",
-            "",
-            f"![Eight samples of each cluster]({SAMPLES_FILE})",
-            "",
-            "```python",
-            "import pgmkit",
-            'm = pgmkit.ShatteredGenerator.from_pretrained("path/to/this/folder")',
-            "x = m.sample(64, cluster=3)",
-            "```",
-            "",
-            f"Density estimator `{self.origin.density['name']}`, cluster sampler "
-            f"`{self.origin.sampler['name']}`, {settings['num_latents']:,} latents, "
-            f"{statistics['mass_kept']:.0%} of the mass kept, seed {settings['seed']}.",
-        ]
-        return "\n".join(lines) + "\n"
+    def _card(self, repository: str | None, numbers: Mapping[str, Any] | None) -> str:
+        facts = ShatterFacts(
+            self.cluster_sizes,
+            self.origin.density,
+            self.origin.sampler,
+            self.origin.settings,
+            self.origin.statistics,
+            self.origin.versions,
+            numbers,
+        )
+        return shattered_card(self.generator, facts, repository)
 
     def __repr__(self) -> str:
         settings, statistics = self.origin.settings, self.origin.statistics
@@ -448,6 +485,7 @@ def shatter(
     """
     count = num_latents if spectrum is None else len(spectrum)
     check_shatter(count, remove, num_clusters)
+    generator.check()
     if spectrum is not None:
         check_spectrum(generator, spectrum)
     estimator = as_component("density-estimators", density, **(density_args or {}))
@@ -572,7 +610,7 @@ def check_spectrum(generator: Generator, spectrum: Spectrum) -> None:
 
     Raises:
         ParameterError: it was computed for another one.
-        GeneratorError: its latents do not fit.
+        GeneratorError: its latents do not fit, or it is zero or not finite throughout.
     """
     recorded, actual = spectrum.provenance.get("generator"), generator.fingerprint()
     if recorded is not None and recorded != actual:
@@ -581,7 +619,14 @@ def check_spectrum(generator: Generator, spectrum: Spectrum) -> None:
             f"the spectrum was computed for another generator: {name!r} (fingerprint "
             f"{recorded[:12]}), not {generator.name!r} ({actual[:12]}); compute it again"
         )
+    images = spectrum.provenance.get("landmarks")
+    if images is not None and not agree(images, generator, landmarks(generator)):
+        raise ParameterError(
+            f"the spectrum was computed for another generator, one with the same weights and code "
+            f"as {generator.name!r} that makes other images; compute it again"
+        )
     generator.check_latents(spectrum.latents)
+    check_values(generator, spectrum.latents, spectrum.singular_values, warn=False)
 
 
 def _warn_of_unsampled(cluster: int, error: SamplingError) -> None:

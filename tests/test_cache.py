@@ -187,7 +187,7 @@ def test_the_entries_used_longest_ago_go_first(
             os.utime(entry, (entry.stat().st_atime, entry.stat().st_mtime - 100))
     assert computed.during(seed=0) == 0
     size = sum(path.stat().st_size for path in entries()[0].iterdir())
-    monkeypatch.setenv("PGMKIT_CACHE_SIZE", str(3.2 * size / 2**30))
+    monkeypatch.setenv("PGMKIT_CACHE_SIZE", str(3.1 * size / 2**30))
     computed.during(seed=3)
     assert len(entries()) == 3
     assert [computed.during(seed=seed) for seed in (0, 2, 3)] == [0, 0, 0]

@@ -14,9 +14,9 @@ from tiny import run_pgmkit, write_tiny_classifier, write_tiny_generator
 from torch import Tensor, nn
 
 import pgmkit
-from pgmkit.errors import ParameterError, PgmkitWarning, SamplingError
+from pgmkit.errors import LoadError, ParameterError, PgmkitWarning, SamplingError
 from pgmkit.evaluate import diagnostics
-from pgmkit.evaluate.classifier import Classifier
+from pgmkit.evaluate.classifier import Classifier, load_classifier
 from pgmkit.evaluate.diagnostics import (
     cluster_fidelity,
     diagnose,
@@ -32,6 +32,7 @@ from pgmkit.evaluate.metrics import (
     score_samples,
 )
 from pgmkit.evaluate.report import describe, write_report
+from pgmkit.evaluate.run import prepare
 
 NAMES = ["a", "b", "c", "d"]
 
@@ -394,6 +395,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     labels = np.arange(40) % 10
     np.savez(root / "noise.npz", x_train=pixels, y_train=labels, x_test=pixels[:9])
     write_tiny_classifier(root / "judge")
+    write_tiny_classifier(root / "large", image_size=64)
     return root
 
 
@@ -481,12 +483,31 @@ def test_evaluate_needs_no_data_and_no_classifier(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["none"], "there is no folder"),
+        (["./none"], "there is no folder"),
+        (["mnist-dcgan"], "pgmkit shatter mnist-dcgan -o"),
         (["{folder}/result", "-n", 0], "the number of samples"),
         (["{folder}/result", "--classifier", "mnist"], "'mnist-classifier'"),
         (["{folder}/result", "--reference", "none.npz"], "there are no images at none.npz"),
         (["{folder}/result", "--reference", "{folder}/noise.npz", "--extractor", "x"], "'x'"),
         (["{folder}/result", "--reference", "{folder}/noise.npz", "-n", 11], "needs 6"),
+        (["{folder}/result", "--reference", "none.npz", "--extractor", "x"], "'x'"),
+        (
+            ["none", "--reference", "{folder}/noise.npz", "--extractor", "inception@x"],
+            "weights at x",
+        ),
+        (["none", "--reference", "none.npz"], "there are no images at none.npz"),
+        (["{folder}/result", "--reference", "torchvision:NOPE:x"], "data set of images called"),
+        (["{folder}/result", "--classifier", "local-dir:{folder}/large"], "looks at 64×64 pixels"),
+        (
+            [
+                "{folder}/result",
+                "--reference",
+                "{folder}/noise.npz",
+                "--extractor",
+                "classifier:local-dir:{folder}/large",
+            ],
+            "looks at 64×64 pixels",
+        ),
         (["{folder}/result", "--device", "abacus"], "'abacus'"),
         (["{folder}/result", "-o", "{folder}"], "is a folder; give a file"),
     ],
@@ -497,3 +518,34 @@ def test_a_bad_evaluation_is_one_line(words: list[object], said: str, folder: Pa
     assert finished.stderr.startswith("error: ")
     assert finished.stderr.count("\n") == 1
     assert said in finished.stderr
+
+
+def test_images_that_a_classifier_cannot_see_are_refused_before_any_work(
+    folder: Path, tmp_path: Path
+) -> None:
+    source, judge = f"local-dir:{folder / 'tiny'}", f"local-dir:{folder / 'large'}"
+    with pytest.raises(ParameterError, match="looks at 64×64 pixels, and the images have 32×32"):
+        prepare({"source": source, "classifier": judge})
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"model_args": {"image_size": 2**20}}, "weights, and model.safetensors has"),
+        ({"model_args": {"num_classes": 10**12}}, "weights, and model.safetensors has"),
+        ({"model_args": {"image_size": "8"}}, "image_size must be a whole number"),
+        ({"model_args": {"colour": 3}}, "has no parameter 'colour'"),
+        ({"model_args": [3]}, "'model_args' in the config.json of .* must be a table"),
+        ({"classes": ["cat", "dog"]}, "must be a list of 10 names"),
+        ({"classes": 3}, "must be a list of 10 names, not 3"),
+        ({"measured": 3}, "'measured' in the config.json of .* must be a table"),
+    ],
+)
+def test_a_classifier_is_no_larger_than_its_weights_and_as_its_config_should_be(
+    changed: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    reference = write_tiny_classifier(tmp_path / "judge")
+    path = tmp_path / "judge" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
+    with pytest.raises(LoadError, match=said):
+        load_classifier(reference)

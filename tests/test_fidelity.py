@@ -1,6 +1,7 @@
 """Fidelity: the numbers, the features they are made from, and the cache of those."""
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torchvision.transforms import functional as transforms
 import pgmkit
 from pgmkit.cache import cache_folder
 from pgmkit.errors import (
+    DataError,
     LoadError,
     ParameterError,
     PgmkitWarning,
@@ -512,5 +514,54 @@ def test_samples_and_classes_that_do_not_do_are_refused(shaded: pgmkit.Shattered
     with pytest.raises(ParameterError, match="11 samples are 5 for each of 2 clusters"):
         shattering_fidelity(shaded, shades(60), Pixels(), num_samples=11)
     strange = ImageData(shades(60).images, torch.arange(60) % 3, "shades")
-    with pytest.raises(ParameterError, match="go from 0 to 2, and the classifier 'brightness'"):
+    with pytest.raises(DataError, match="go from 0 to 2, and the classifier 'brightness' knows"):
         shattering_fidelity(shaded, strange, Pixels(), classifier=JUDGE, num_samples=40)
+    other = replace(shades(60), classes={0: "dark", 1: "brigth"})
+    with pytest.raises(DataError, match=r"'brigth', which the classifier 'brightness'.*'bright'?"):
+        shattering_fidelity(shaded, other, Pixels(), classifier=JUDGE, num_samples=40)
+
+
+def test_classes_are_compared_by_name_where_the_reference_has_names(
+    shaded: pgmkit.ShatteredGenerator,
+) -> None:
+    reference = shades(120)
+    assert reference.labels is not None
+    turned = replace(reference, labels=1 - reference.labels, classes={0: "bright", 1: "dark"})
+    settings: dict[str, Any] = {"classifier": JUDGE, "num_samples": 200}
+    by_number = shattering_fidelity(shaded, reference, Pixels(), **settings)
+    assert shattering_fidelity(shaded, turned, Pixels(), **settings) == by_number
+    kept = Reference(turned, load_extractor(Pixels()))
+    assert shattering_fidelity(shaded, kept, **settings) == by_number
+
+
+class Grey(nn.Module):
+    """Calls bright what is brighter than the middle; takes grey images of 2×2 and more."""
+
+    image_channels = 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1, 1, 2, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        level = nn.functional.conv2d(x, self.weight).flatten(1).mean(dim=1)
+        return torch.stack([-level, level], dim=1)
+
+
+def test_a_grey_classifier_sees_the_luma_of_colours() -> None:
+    judge = Classifier(Grey(), "grey", ("dark", "bright"))
+    red, green = torch.zeros(2, 3, 2, 2)
+    red[0], green[1] = 1, 1
+    assert judge.labels(torch.stack([red, green]), (0.0, 1.0)).tolist() == [0, 1]
+    with pytest.raises(ParameterError, match="'grey' takes images of 1 channels, and these have 2"):
+        judge.check_images((2, 4, 4))
+
+
+def test_a_colour_classifier_sees_grey_as_a_colour() -> None:
+    judge = load_classifier("mnist-classifier")
+    module = nn.Sequential(nn.Conv2d(3, 1, 1, bias=False), judge.module)
+    module.image_channels = 3  # type: ignore[assignment]
+    nn.init.constant_(module[0].weight, 1 / 3)  # type: ignore[arg-type]
+    images = torch.rand(20, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    found = replace(judge, module=module).labels(images, (0.0, 1.0))
+    assert torch.equal(found, judge.labels(images, (0.0, 1.0)))

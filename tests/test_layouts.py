@@ -316,7 +316,7 @@ def test_flat_arguments_of_the_hubs_mixin_are_taken(tmp_path: Path) -> None:
     module = Mixed(latent_dim=5, slope=-0.9)
     module.save_pretrained(tmp_path)
     with pytest.warns(PgmkitNote, match="5 normal dimensions, as latent_dim is 5"):
-        generator = pgmkit.load_generator(str(tmp_path), architecture=Mixed, image=(1, 4, 4))
+        generator = pgmkit.load_generator(str(tmp_path), architecture=Mixed, image="1x4x4:0,1")
     z = generator.sample_latents(8, seed=0)
     assert torch.equal(generator(z), module(z))
     assert generator.model_args == {"latent_dim": 5, "slope": -0.9}

@@ -666,9 +666,9 @@ def test_fragments_have_a_kind(start: bytes, tmp_path: Path) -> None:
 
 def test_what_is_no_program_is_said(tmp_path: Path) -> None:
     torch.save({}, tmp_path / "model.pt")
-    with pytest.raises(LoadError, match=r"is no program .* but torch-zip"):
+    with pytest.raises(LoadError, match="is no program: it is a torch checkpoint"):
         load_program(tmp_path / "model.pt")
-    with pytest.raises(LoadError, match="cannot be read: No such file"):
+    with pytest.raises(LoadError, match=r"cannot be read \(No such file"):
         program_signature(tmp_path / "nothing.pt")
 
 

@@ -12,9 +12,10 @@ from PIL import Image
 
 import pgmkit
 from pgmkit.config import apply_overrides, read_toml
-from pgmkit.errors import DataError, OutputError, ParameterError
+from pgmkit.errors import DataError, OutputError, ParameterError, PgmkitError
 from pgmkit.evaluate.classifier import load_classifier
 from pgmkit.images import load_images
+from pgmkit.train.gan import GANTask
 from pgmkit.train.run import run_training
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -88,66 +89,6 @@ def test_the_shipped_classifier_states_its_accuracy() -> None:
     assert load_classifier("mnist-classifier").measured["test_accuracy"] >= 0.985
 
 
-def test_small_images_are_padded_with_black_and_centred(digits: Path) -> None:
-    plain, padded = load_images(str(digits)), load_images(str(digits), size=32)
-    assert padded.images.shape == (300, 1, 32, 32)
-    assert torch.equal(padded.images[:, :, 2:30, 2:30], plain.images)
-    assert padded.images[:, :, :2].max() == 0
-    batch = padded.batch(torch.tensor([0, 1]))
-    assert batch.min() == -1.0
-    assert batch.max() <= 1.0
-
-
-def test_a_folder_of_images_gives_classes_by_sub_folder(tmp_path: Path) -> None:
-    for index, (name, colour) in enumerate({"cat": (255, 0, 0), "dog": (0, 0, 255)}.items()):
-        (tmp_path / name).mkdir()
-        Image.new("RGB", (40 + index, 30), colour).save(tmp_path / name / "one.png")
-    data = load_images(str(tmp_path), size=16)
-    assert data.images.shape == (2, 3, 16, 16)
-    assert data.labels is not None
-    assert data.labels.tolist() == [0, 1]
-    assert data.images[0, :, 8, 8].tolist() == [255, 0, 0]
-    with pytest.raises(DataError, match="different shapes"):
-        load_images(str(tmp_path))
-
-
-def test_a_torchvision_data_set_is_read_by_name(tmp_path: Path) -> None:
-    """MNIST's own files, written here."""
-    raw = tmp_path / "MNIST" / "raw"
-    raw.mkdir(parents=True)
-    images = np.arange(2 * 28 * 28, dtype=np.uint8).reshape(2, 28, 28)
-    for split in ("train", "t10k"):
-        header = np.array([0x00000803, 2, 28, 28], dtype=">i4").tobytes()
-        (raw / f"{split}-images-idx3-ubyte").write_bytes(header + images.tobytes())
-        header = np.array([0x00000801, 2], dtype=">i4").tobytes()
-        (raw / f"{split}-labels-idx1-ubyte").write_bytes(header + bytes([7, 3]))
-    data = load_images(f"torchvision:MNIST:{tmp_path}")
-    assert data.labels is not None
-    assert data.labels.tolist() == [7, 3]
-    assert torch.equal(data.images[:, 0], torch.from_numpy(images))
-    with pytest.raises(DataError, match="torchvision"):
-        load_images(f"torchvision:MNIST:{tmp_path / 'nothing'}")
-    with pytest.raises(DataError, match="torchvision:NAME:ROOT"):
-        load_images("torchvision:NoSuchSet:here")
-
-
-def test_a_test_split_is_never_what_was_trained_on(tmp_path: Path) -> None:
-    np.savez(tmp_path / "whole.npz", images=np.zeros((4, 8, 8), np.uint8), labels=np.arange(4))
-    assert len(load_images(str(tmp_path / "whole.npz"))) == 4
-    with pytest.raises(DataError, match="x_test"):
-        load_images(str(tmp_path / "whole.npz"), split="test")
-    for path in ("train/a", "train/b", "train/c"):
-        (tmp_path / "folder" / path).mkdir(parents=True)
-        Image.new("L", (8, 8)).save(tmp_path / "folder" / path / "one.png")
-    with pytest.raises(DataError, match="no folder 'test'"):
-        load_images(str(tmp_path / "folder"), split="test")
-    (tmp_path / "folder" / "test" / "c").mkdir(parents=True)
-    Image.new("L", (8, 8)).save(tmp_path / "folder" / "test" / "c" / "one.png")
-    labels = load_images(str(tmp_path / "folder"), split="test").labels
-    assert labels is not None
-    assert labels.tolist() == [2]
-
-
 def test_a_run_does_not_continue_on_other_data(digits: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run_training(gan_config("epochs=1"), str(digits), out)
@@ -156,25 +97,6 @@ def test_a_run_does_not_continue_on_other_data(digits: Path, tmp_path: Path) -> 
     np.savez(tmp_path / "digits.npz", **other)
     with pytest.raises(OutputError, match="data"):
         run_training(gan_config("epochs=1"), str(tmp_path / "digits.npz"), out)
-
-
-@pytest.mark.parametrize(
-    "arrays",
-    [
-        {"other": np.zeros((4, 8, 8), np.uint8)},
-        {"images": np.zeros((4, 8, 8), np.float32)},
-        {"images": np.zeros((8, 8), np.uint8)},
-        {"images": np.zeros((4, 8, 8), np.uint8), "labels": np.zeros(3, np.int64)},
-        {"images": np.zeros((4, 8, 8), np.uint8), "labels": np.zeros(4, np.float32)},
-        {"images": np.array([{}], dtype=object)},
-    ],
-)
-def test_arrays_that_are_no_images_say_what_is_wanted(
-    arrays: dict[str, Any], tmp_path: Path
-) -> None:
-    np.savez(tmp_path / "bad.npz", **arrays)
-    with pytest.raises(DataError):
-        load_images(str(tmp_path / "bad.npz"))
 
 
 @pytest.mark.parametrize(
@@ -273,6 +195,103 @@ def test_what_a_classifier_cannot_be_tested_on_is_refused(
     config = apply_overrides(read_toml(EXAMPLES / "mnist-classifier.toml"), overrides)
     with pytest.raises(error, match=message):
         run_training(config, str(tmp_path / "whole.npz"), tmp_path / "out")
+
+
+def sorted_digits(digits: Path, root: Path, names: tuple[str, str]) -> Path:
+    """Writes some of the digits as pictures, into a folder for each class."""
+    data = np.load(digits)
+    for index in range(120):
+        path = root / names[data["y_train"][index]] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(data["x_train"][index]).save(path)
+    return root
+
+
+TWO_CLASSES = ["epochs=4", "batch_size=8", "model.num_classes=2", "test_fraction=0.2"]
+
+
+@pytest.mark.parametrize(
+    ("names", "given", "classes"),
+    [
+        (("upper", "lower"), [], ("lower", "upper")),
+        (("upper", "lower"), ["card.classes=['upper', 'lower']"], ("upper", "lower")),
+        (("3", "8"), ["card.classes=['8', '3']"], ("8", "3")),
+        (("0", "1"), ["card.classes=['top', 'bottom']"], ("top", "bottom")),
+    ],
+)
+def test_a_classifier_knows_its_classes_by_the_names_of_folders(
+    names: tuple[str, str], given: list[str], classes: tuple[str, ...], digits: Path, tmp_path: Path
+) -> None:
+    data = sorted_digits(digits, tmp_path / "data", names)
+    config = apply_overrides(read_toml(EXAMPLES / "mnist-classifier.toml"), [*TWO_CLASSES, *given])
+    classifier = load_classifier(f"local-dir:{run_training(config, str(data), tmp_path / 'run')}")
+    assert classifier.classes == classes
+    images = load_images(str(digits))
+    assert images.labels is not None
+    found = classifier.labels(images.images, (0.0, 255.0))
+    called = {"3": names, "0": ("top", "bottom")}.get(names[0], names)
+    expected = torch.tensor([classes.index(name) for name in called])[images.labels]
+    assert (found == expected).float().mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.num_classes=10"], "has 2 classes, and model.num_classes is 10; set it to 2"),
+        (["card.classes=['uper', 'lower']"], "'upper', which the classifier does not know; did"),
+        (["card.classes='upper'"], "card.classes must be a list of names"),
+        (["card.classes=['upper', 'upper']"], "names a class twice"),
+        (["model.image_channels=3"], "have 1 channels"),
+        (["model.image_size=64"], "looks at 64×64 pixels"),
+        (["model.colour=3"], "has no parameter 'colour'"),
+        (["model.num_classes=1"], "num_classes must be at least 2"),
+    ],
+)
+def test_classes_and_images_that_do_not_fit_are_refused_before_the_first_epoch(
+    overrides: list[str], message: str, digits: Path, tmp_path: Path
+) -> None:
+    data = sorted_digits(digits, tmp_path / "data", ("upper", "lower"))
+    config = apply_overrides(
+        read_toml(EXAMPLES / "mnist-classifier.toml"), [*TWO_CLASSES, *overrides]
+    )
+    with pytest.raises(PgmkitError, match=message):
+        run_training(config, str(data), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_hot_labels_are_learned(digits: Path, tmp_path: Path) -> None:
+    data = np.load(digits)
+    path = tmp_path / "one-hot.npz"
+    np.savez(path, images=data["x_train"], labels=np.eye(2)[data["y_train"]])
+    config = apply_overrides(read_toml(EXAMPLES / "mnist-classifier.toml"), TWO_CLASSES)
+    classifier = load_classifier(f"local-dir:{run_training(config, str(path), tmp_path / 'run')}")
+    found = classifier.labels(torch.from_numpy(data["x_test"])[:, None], (0.0, 255.0))
+    assert (found.numpy() == data["y_test"]).mean() > 0.9
+
+
+@pytest.mark.parametrize("part", ["end_epoch", "export"])
+def test_what_comes_after_the_epochs_is_tried_before_them(
+    part: str, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: GANTask, *arguments: Any) -> None:
+        raise OutputError("no room for pictures")
+
+    monkeypatch.setattr(GANTask, part, fail)
+    monkeypatch.delattr(GANTask, "step")
+    with pytest.raises(OutputError, match="no room"):
+        run_training(gan_config(), str(digits), tmp_path / "run")
+
+
+def test_settings_are_checked_before_the_data_are_read(tmp_path: Path) -> None:
+    (tmp_path / "damaged.npz").write_text("not read")
+    for overrides, said in (
+        (["task='guess'"], "no training task is called 'guess'"),
+        (["test_fraction=0.1"], "test_fraction is for classifiers"),
+        (["optimizer.learning_rate=0"], "learning_rate"),
+        (["model.backbone_args.channels=[]"], "channels"),
+    ):
+        with pytest.raises(PgmkitError, match=said):
+            run_training(gan_config(*overrides), str(tmp_path / "damaged.npz"), tmp_path / "run")
 
 
 def test_only_a_classifier_holds_images_back(digits: Path, tmp_path: Path) -> None:

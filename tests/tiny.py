@@ -77,12 +77,12 @@ def write_tiny_images(path: Path, count: int = 32, size: int = 16) -> Path:
     return path
 
 
-def write_tiny_classifier(folder: Path) -> str:
-    """Writes an untrained classifier that looks at 8×8 pixels, and returns its reference."""
+def write_tiny_classifier(folder: Path, image_size: int = 8) -> str:
+    """Writes an untrained classifier that looks at few pixels, and returns its reference."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network = LASHClassifier(image_size=8)
-    config = {"architecture": ARCHITECTURE, "model_args": {"image_size": 8}}
+        network = LASHClassifier(image_size=image_size)
+    config = {"architecture": ARCHITECTURE, "model_args": {"image_size": image_size}}
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config))
     save_file(network.state_dict(), folder / "model.safetensors")

@@ -7,10 +7,11 @@ from typing import Any
 import click
 
 from pgmkit.cli.output import json_option, print_json, print_table, scores_line
+from pgmkit.cli.sources import generator_options, needed_source
 
 
 @click.command()
-@click.argument("source")
+@click.argument("source", required=False)
 @click.option("--classifier", help="Reference of a classifier, for scores against its classes.")
 @click.option("--reference", help="Real images: an .npz file, a folder, or torchvision:NAME:ROOT.")
 @click.option(
@@ -35,9 +36,10 @@ from pgmkit.cli.output import json_option, print_json, print_table, scores_line
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), help="Also write JSON, as evaluation.json."
 )
+@generator_options
 @json_option
 def evaluate(
-    source: str,
+    source: str | None,
     classifier: str | None,
     reference: str | None,
     split: str,
@@ -47,6 +49,7 @@ def evaluate(
     device: str,
     no_cache: bool,
     out: Path | None,
+    generator: dict[str, Any] | None,
     as_json: bool,
 ) -> None:
     """Evaluate SOURCE, a folder that `pgmkit shatter` wrote or a reference."""
@@ -57,7 +60,8 @@ def evaluate(
     if out is not None and out.is_dir():
         raise OutputError(f"{out} is a folder; give a file, such as {out / 'evaluation.json'}")
     numbers = run(
-        source,
+        needed_source(source),
+        generator=generator or {},
         classifier=classifier,
         data=reference,
         split=split,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pgmkit.cli.output import json_option, print_json, print_table
+from pgmkit.cli.push import push
 from pgmkit.cli.sources import generator_options
 from pgmkit.loading.references import open_folder, registry_configs
 
@@ -19,7 +20,10 @@ _SHOWN = 40
 
 @click.group()
 def generators() -> None:
-    """List generators and tell about one."""
+    """List generators, tell about one, publish one."""
+
+
+generators.add_command(push)
 
 
 @generators.command("ls")

@@ -2,14 +2,19 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pgmkit.errors import LoadError, ParameterError
+from pgmkit.components import check_parameters
+from pgmkit.config import check_count
+from pgmkit.errors import LoadError, ParameterError, first_line
+from pgmkit.images import as_channels
+from pgmkit.loading.building import build
 from pgmkit.loading.checkpoints import candidates, fit
 from pgmkit.loading.layouts import find_weights
 from pgmkit.loading.references import open_folder
@@ -34,8 +39,13 @@ class LASHClassifier(nn.Module):
         self, image_channels: int = 1, num_classes: int = 10, image_size: int = 28
     ) -> None:
         super().__init__()
-        if image_size < 4 or image_size % 4:
+        check_count("image_channels", image_channels)
+        check_count("num_classes", num_classes)
+        check_count("image_size", image_size)
+        if image_size % 4:
             raise ParameterError(f"image_size must be a multiple of 4, not {image_size}")
+        if num_classes < 2:
+            raise ParameterError(f"num_classes must be at least 2, not {num_classes}")
         self.image_channels = image_channels
         self.num_classes = num_classes
         self.image_size = image_size
@@ -69,6 +79,16 @@ class LASHClassifier(nn.Module):
         return features
 
 
+def build_classifier(model_args: Mapping[str, Any]) -> LASHClassifier:
+    """Builds a classifier with untrained weights.
+
+    Raises:
+        ParameterError: a parameter is unknown or outside its range.
+    """
+    check_parameters(LASHClassifier, dict(model_args), "the classifier")
+    return LASHClassifier(**model_args)
+
+
 @dataclass(frozen=True)
 class Classifier:
     """A loaded classifier.
@@ -87,12 +107,28 @@ class Classifier:
 
     @torch.no_grad()
     def labels(self, images: Tensor, value_range: tuple[float, float]) -> Tensor:
-        """Returns class numbers (N,) for images (N, C, H, W) in `value_range`."""
+        """Returns class numbers (N,) for images (N, C, H, W) in `value_range`.
+
+        Grey and RGB are turned into each other as the module asks; see `pgmkit.images.as_channels`.
+
+        Raises:
+            ParameterError: they have other channels, or fewer pixels than the module looks at.
+        """
         low, high = value_range
-        scaled = (images.float() - low) / (high - low) * 2 - 1
+        wanted = getattr(self.module, "image_channels", None)
+        pixels = as_channels(images.float(), wanted, f"the classifier {self.name!r}")
+        scaled = (pixels - low) / (high - low) * 2 - 1
         device = next(self.module.parameters()).device
         logits = [self.module(batch.to(device)).cpu() for batch in scaled.split(512)]
         return torch.cat(logits).argmax(dim=1)
+
+    def check_images(self, shape: Sequence[int]) -> None:
+        """Checks that images of shape (C, H, W) can be labelled, by labelling a black one.
+
+        Raises:
+            ParameterError: they cannot.
+        """
+        self.labels(torch.zeros(1, *shape), (0.0, 1.0))
 
     def fingerprint(self) -> str:
         """Returns a SHA-256 over weights, layers and names of the classes, in hexadecimal."""
@@ -118,13 +154,40 @@ def load_classifier(reference: str) -> Classifier:
             f"{reference} is no classifier: its architecture is {config.get('architecture')!r}, "
             f"not {ARCHITECTURE!r}"
         )
-    module = LASHClassifier(**config.get("model_args", {}))
     path, _ = find_weights(folder, config.get("weights"))
-    fit(module, candidates(read_checkpoint(path), str(path)), reference)
-    classes = config.get("classes") or range(module.layers[-1].out_features)  # type: ignore[arg-type]
+    module = _module(config.get("model_args", {}), path, reference)
+    measured = config.get("measured", {})
+    if not isinstance(measured, dict):
+        raise LoadError(f"'measured' in the config.json of {reference} must be a table")
     return Classifier(
         module.eval().requires_grad_(False),
         reference,
-        tuple(map(str, classes)),
-        config.get("measured", {}),
+        _classes(config.get("classes"), module.num_classes, reference),
+        measured,
     )
+
+
+def _module(model_args: Any, weights: Path, reference: str) -> LASHClassifier:
+    """Builds the network, no larger than its weights are, and loads them."""
+    if not isinstance(model_args, dict):
+        raise LoadError(f"'model_args' in the config.json of {reference} must be a table")
+    steps = candidates(read_checkpoint(weights), str(weights))
+    try:
+        module = build(LASHClassifier, model_args, f"config.json of {reference}", steps[0].tensors)
+    except ParameterError as error:
+        raise LoadError(f"the config.json of {reference}: {first_line(error)}") from error
+    fit(module, steps, reference)
+    assert isinstance(module, LASHClassifier)
+    return module
+
+
+def _classes(names: Any, num_classes: int, reference: str) -> tuple[str, ...]:
+    """Returns the names of all classes: those given, or their numbers."""
+    if names is None:
+        return tuple(map(str, range(num_classes)))
+    if not isinstance(names, list) or len(names) != num_classes:
+        raise LoadError(
+            f"'classes' in the config.json of {reference} must be a list of {num_classes} names, "
+            f"not {names!r:.60}"
+        )
+    return tuple(map(str, names))

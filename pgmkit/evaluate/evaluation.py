@@ -5,24 +5,31 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+import torch
+
 from pgmkit.config import check_count
+from pgmkit.errors import ParameterError
 from pgmkit.evaluate.classifier import load_classifier
 from pgmkit.evaluate.diagnostics import diagnose
-from pgmkit.evaluate.extractors import load_extractor
+from pgmkit.evaluate.extractors import check_extractor, load_extractor
 from pgmkit.evaluate.fidelity import (
+    check_features,
     check_fidelity,
     check_num_samples,
     load_reference,
     shattering_fidelity,
 )
 from pgmkit.evaluate.metrics import score_samples
+from pgmkit.images import check_source
 from pgmkit.machine import check_device, machine
+from pgmkit.models import load
 from pgmkit.shattering import ShatteredGenerator
 
 
 def evaluate(
     source: str,
     *,
+    generator: Mapping[str, Any] | None = None,
     classifier: str | None = None,
     data: str | None = None,
     split: str = "train",
@@ -36,6 +43,7 @@ def evaluate(
 
     Args:
         source: the shattered generator; see `ShatteredGenerator.from_pretrained`.
+        generator: what its folder does not say; further arguments of `pgmkit.load`.
         classifier: reference of a classifier; without one there are no `scores`.
         data: reference images, see `pgmkit.images.load_images`; without any there is no `fidelity`.
         split: "train" or "test", where the data has both.
@@ -50,15 +58,20 @@ def evaluate(
     """
     check_count("the number of samples", num_samples)
     where = check_device(device)
-    shattered = ShatteredGenerator.from_pretrained(source)
-    shattered.generator.to(where)
+    check_extractor(extractor)
+    if data is not None:
+        check_source(data)
     judge = None if classifier is None else load_classifier(classifier)
+    shattered = _load_shattered(source, generator or {}, where)
+    if judge is not None:
+        judge.check_images(shattered.generator.image.shape)
     images, looks = None, None
     if data is not None:
+        check_num_samples(num_samples, shattered.num_clusters)
         images = load_reference(data, shattered.generator, split=split)
         check_fidelity(images, judge)
-        check_num_samples(num_samples, shattered.num_clusters)
         looks = load_extractor(extractor, where)
+        check_features(looks, shattered.generator, images)
     seconds: dict[str, float] = {}
     started = time.perf_counter()
 
@@ -106,3 +119,15 @@ def evaluate(
         "versions": dict(shattered.origin.versions),
         "machine": machine(),
     }
+
+
+def _load_shattered(
+    source: str, options: Mapping[str, Any], device: torch.device
+) -> ShatteredGenerator:
+    model = load(source, device=device, **options)
+    if not isinstance(model, ShatteredGenerator):
+        raise ParameterError(
+            f"{source} is a generator without clusters, and clusters are what is evaluated; find "
+            f"them first: pgmkit shatter {source} -o shattered"
+        )
+    return model

@@ -16,10 +16,10 @@ from torchvision.transforms import functional as transforms
 
 from pgmkit.errors import LoadError, ParameterError, UnknownNameError, first_line
 from pgmkit.evaluate.classifier import load_classifier
+from pgmkit.images import as_channels
 from pgmkit.loading.weights import read_weights, serialise
 
 _BATCH = 64
-_LUMA = (0.299, 0.587, 0.114)
 _KINDS = ("inception", "classifier:NAME", "timm:NAME")
 _INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 
@@ -67,17 +67,7 @@ class FeatureExtractor:
                 f"images must be bytes of shape (N, C, H, W), not {images.dtype} of shape "
                 f"{tuple(images.shape)}"
             )
-        given = images.shape[1]
-        if self.channels not in (None, given) and {given, self.channels} != {1, 3}:
-            raise ParameterError(
-                f"the extractor {self.name!r} takes images of {self.channels} channels, and "
-                f"these have {given}; only grey (1) and RGB (3) are turned into each other"
-            )
-        pixels = images.float()
-        if self.channels == 3:
-            pixels = pixels.expand(-1, 3, -1, -1)
-        elif self.channels == 1 and given == 3:
-            pixels = torch.einsum("nchw,c->nhw", pixels, torch.tensor(_LUMA))[:, None].round()
+        pixels = as_channels(images.float(), self.channels, f"the extractor {self.name!r}").round()
         if self.size is not None and pixels.shape[-2:] != (self.size, self.size):
             mode = InterpolationMode(self.interpolation)
             pixels = transforms.resize(pixels, [self.size, self.size], mode, antialias=True)
@@ -141,17 +131,32 @@ def load_extractor(
     elif isinstance(extractor, nn.Module):
         found = FeatureExtractor(extractor, type(extractor).__name__)
     else:
+        check_extractor(extractor)
         kind, _, rest = extractor.partition(":")
-        if kind == "timm" and rest:
+        if kind == "timm":
             found = _timm(extractor, *_name_and_file(rest))
-        elif kind == "classifier" and rest:
+        elif kind == "classifier":
             found = _classifier(extractor, rest)
-        elif extractor == "inception" or extractor.startswith("inception@"):
-            found = _inception(extractor, _name_and_file(extractor)[1])
         else:
-            raise UnknownNameError("feature extractor", extractor, _KINDS)
+            found = _inception(extractor, _name_and_file(extractor)[1])
     found.module.eval().requires_grad_(False).to(device)
     return found
+
+
+def check_extractor(name: str) -> None:
+    """Checks the name of an extractor, and that a file which it names is there; loads nothing.
+
+    Raises:
+        UnknownNameError: there is no such extractor.
+        LoadError: the file is not there.
+    """
+    kind, _, rest = name.partition(":")
+    is_inception = name == "inception" or name.startswith("inception@")
+    if not is_inception and (kind not in ("timm", "classifier") or not rest):
+        raise UnknownNameError("feature extractor", name, _KINDS)
+    path = None if kind == "classifier" else _name_and_file(name)[1]
+    if path is not None:
+        _existing(path)
 
 
 class _Call(nn.Module):

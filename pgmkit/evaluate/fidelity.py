@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pgmkit import files, pictures
 from pgmkit.cache import cache_entry, mark_used, publish
-from pgmkit.errors import ParameterError, PgmkitWarning
+from pgmkit.errors import DataError, ParameterError, PgmkitWarning
 from pgmkit.evaluate.classifier import Classifier
 from pgmkit.evaluate.extractors import FeatureExtractor, load_extractor
 from pgmkit.generator import Generator
@@ -182,7 +182,7 @@ class Reference:
     """Real images with what is computed of them, or with them, only once.
 
     Args:
-        data: the images; their labels are class numbers of the classifier.
+        data: the images; what their labels mean is told as `ImageData.numbered_as` does.
         extractor: looks at both kinds of images.
         cache: whether to keep the features, and take up those kept before.
 
@@ -194,7 +194,7 @@ class Reference:
         self.data = data
         self.extractor = extractor
         self._all = reference_features(data, extractor, cache=cache)
-        self._of_class: dict[int, Features | None] = {}
+        self._of_class: dict[tuple[int, tuple[str, ...]], Features | None] = {}
         self._before: dict[tuple[Generator, int, int], FidelityScores] = {}
 
     def score(self, samples: Features, *, seed: int) -> FidelityScores:
@@ -214,11 +214,12 @@ class Reference:
             seed: of the subsets of KID.
         """
         majority = int(classes.bincount().argmax())
-        if majority not in self._of_class:
-            assert self.data.labels is not None
-            chosen = self._all.features[self.data.labels == majority]
-            self._of_class[majority] = Features.of(chosen) if len(chosen) >= FEWEST else None
-        known = self._of_class[majority]
+        key = (majority, tuple(names))
+        if key not in self._of_class:
+            labels = self.data.numbered_as(names, "the classifier").require_labels()
+            chosen = self._all.features[labels == majority]
+            self._of_class[key] = Features.of(chosen) if len(chosen) >= FEWEST else None
+        known = self._of_class[key]
         if known is None:
             return self.score(samples, seed=seed)
         name = f"class {names[majority]} of {self.data.source}"
@@ -264,7 +265,8 @@ def shattering_fidelity(
         device: where the extractor runs.
 
     Raises:
-        ParameterError: `num_samples` is too small, or the reference has other classes.
+        ParameterError: `num_samples` is too small, or the classifier cannot see the images.
+        DataError: the reference has other classes than the classifier.
         SamplingError: no cluster can be sampled; one that cannot is left out.
         UnknownNameError: there is no such extractor.
         LoadError: the extractor's weights are not there.
@@ -272,6 +274,8 @@ def shattering_fidelity(
     k = shattered.num_clusters
     check_fidelity(reference if isinstance(reference, ImageData) else reference.data, classifier)
     check_num_samples(num_samples, k)
+    if classifier is not None:
+        classifier.check_images(shattered.generator.image.shape)
     if isinstance(reference, ImageData):
         reference = Reference(reference, load_extractor(extractor, device), cache=cache)
     seed = derive_seed(seed, "fidelity")
@@ -297,7 +301,7 @@ def shattering_fidelity(
 
 
 def load_reference(source: str, generator: Generator, *, split: str = "train") -> ImageData:
-    """Loads real images, padded or resized to the size of the generator's where that is a square.
+    """Loads real images, made of the size of the generator's as `load_images` does it.
 
     Args:
         source: see `pgmkit.images.load_images`.
@@ -306,27 +310,46 @@ def load_reference(source: str, generator: Generator, *, split: str = "train") -
 
     Raises:
         DataError: nothing is there, or it does not hold images.
+        ParameterError: the generator makes points.
     """
-    height, width = generator.image.shape[1:]
-    return load_images(source, split=split, size=height if height == width else None)
+    if generator.image.is_points:
+        raise ParameterError(f"fidelity compares images, and {generator.name!r} makes points")
+    _, height, width = generator.image.shape
+    return load_images(source, split=split, size=(height, width))
 
 
 def check_fidelity(reference: ImageData, classifier: Classifier | None) -> None:
     """Checks reference images before anything is loaded or computed.
 
     Raises:
-        ParameterError: there are too few, or of other classes than those of the classifier.
+        ParameterError: there are too few.
+        DataError: they are of other classes than those of the classifier.
     """
     _check_count(reference.images, "reference images")
     if reference.labels is None or classifier is None:
         return
-    low, high = int(reference.labels.min()), int(reference.labels.max())
+    whose = f"the classifier {classifier.name!r}"
+    labels = reference.numbered_as(classifier.classes, whose).require_labels()
+    low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= len(classifier.classes):
-        raise ParameterError(
-            f"the labels in {reference.source} go from {low} to {high}, and the classifier "
-            f"{classifier.name!r} knows 0 to {len(classifier.classes) - 1}; give another "
-            "classifier, or none to compare every cluster with all images"
+        raise DataError(
+            f"the labels in {reference.source} go from {low} to {high}, and {whose} knows 0 to "
+            f"{len(classifier.classes) - 1}; give another classifier, or none to compare every "
+            "cluster with all images"
         )
+
+
+def check_features(extractor: FeatureExtractor, generator: Generator, reference: ImageData) -> None:
+    """Checks on black images that an extractor sees both kinds, with as many features.
+
+    Raises:
+        ParameterError: it does not.
+    """
+    shapes = generator.image.shape, reference.images.shape[1:]
+    found = [
+        extractor.features(torch.zeros(1, *shape, dtype=torch.uint8)).shape[1] for shape in shapes
+    ]
+    _check_dimensions(extractor.name, *found)
 
 
 def check_num_samples(num_samples: int, num_clusters: int) -> None:
@@ -407,12 +430,7 @@ def compare(
     from torch_fidelity import metric_fid, metric_kid
 
     n, m, d = len(samples), len(reference), samples.features.shape[1]
-    if reference.features.shape[1] != d:
-        raise ParameterError(
-            f"the extractor {extractor!r} gives {d} features for the samples and "
-            f"{reference.features.shape[1]} for the reference; give both the same size, or an "
-            "extractor with a size of its own"
-        )
+    _check_dimensions(extractor, d, reference.features.shape[1])
     sides = [
         {"mu": side.mean.numpy(), "sigma": side.covariance.numpy()} for side in (samples, reference)
     ]
@@ -531,6 +549,15 @@ def _check_count(images: Tensor, what: str) -> None:
         raise ParameterError(
             f"fidelity needs at least {FEWEST} {what}, and thousands to mean much; there are "
             f"{len(images)}"
+        )
+
+
+def _check_dimensions(extractor: str, of_samples: int, of_reference: int) -> None:
+    if of_samples != of_reference:
+        raise ParameterError(
+            f"the extractor {extractor!r} gives {of_samples} features for the samples and "
+            f"{of_reference} for the reference; give both the same size, or an extractor with a "
+            "size of its own"
         )
 
 

@@ -155,7 +155,8 @@ def _grid(shattered: ShatteredGenerator, cluster: int) -> bytes:
     seed = int(shattered.origin.settings["seed"])
     images = shattered.try_images(_PER_CLUSTER, cluster, seed)
     picture = pictures.grid(pictures.to_uint8(images, shattered.generator.image.range))
-    return pictures.png(picture, scale=max(1, math.ceil(64 / images.shape[-1])))
+    width = picture.shape[1] if shattered.generator.image.is_points else images.shape[-1]
+    return pictures.png(picture, scale=max(1, math.ceil(64 / width)))
 
 
 def _page(

@@ -108,6 +108,8 @@ def prepare(values: Mapping[str, Any]) -> PreparedRun:
     build_from_table("cluster-samplers", sampler_parameters(settings.clusters, settings.sampler))
     classifier = None if settings.classifier is None else load_classifier(settings.classifier)
     generator = settings.load_generator()
+    if classifier is not None:
+        classifier.check_images(generator.image.shape)
     if given is not None:
         check_spectrum(generator, given.spectrum)
     return PreparedRun(settings, generator, classifier, given, time.perf_counter() - started)

@@ -29,6 +29,8 @@ class ModelFolder:
         names: lists all files, sub-folders included, as paths with "/" relative to the folder.
         provenance: what pins the folder: its repository and revision on the Hub.
         weights: the weight file that the reference named; None if it named the whole folder.
+        sizes: gives the size in bytes of each file that `names` lists, by its path, without
+            fetching any.
     """
 
     reference: str
@@ -36,6 +38,7 @@ class ModelFolder:
     names: Callable[[], list[str]]
     provenance: Mapping[str, Any] = field(default_factory=dict)
     weights: str | None = None
+    sizes: Callable[[], Mapping[str, int]] = dict
 
     def path(self, name: str) -> Path:
         """Returns the local path of a file.
@@ -84,11 +87,11 @@ def open_local_folder(path: Path, reference: str) -> ModelFolder:
     def fetch(name: str) -> Path | None:
         return path / name if (path / name).is_file() else None
 
-    def names() -> list[str]:
+    def sizes() -> dict[str, int]:
         found = (file for file in path.rglob("*") if file.is_file())
-        return sorted(file.relative_to(path).as_posix() for file in found)
+        return {file.relative_to(path).as_posix(): file.stat().st_size for file in found}
 
-    return ModelFolder(reference, fetch, names)
+    return ModelFolder(reference, fetch, lambda: sorted(sizes()), sizes=sizes)
 
 
 def is_inside(name: str) -> bool:

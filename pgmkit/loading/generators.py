@@ -11,17 +11,24 @@ import torch
 from torch import Tensor, nn
 
 from pgmkit import files
-from pgmkit.errors import LoadError, PgmkitNote
-from pgmkit.generator import Generator, ImageSpec, LatentSpec
+from pgmkit.errors import LoadError, PgmkitNote, first_line
+from pgmkit.forms import as_images, shape_of
+from pgmkit.generator import Generator, ImageSpec
 from pgmkit.loading.batch_norm import recalibrate
 from pgmkit.loading.building import Architecture, build, find_architecture
 from pgmkit.loading.checkpoints import Found, candidates, fit
 from pgmkit.loading.folders import WEIGHTS_FILE, ModelFolder
 from pgmkit.loading.layouts import FolderConfig, find_weights, read_config
 from pgmkit.loading.options import AUTO, GeneratorOptions, Image, Latent, as_image, as_latent
+from pgmkit.loading.programs import LOADERS as PROGRAMS
+from pgmkit.loading.programs import kind_of_file, load_program, program_signature
 from pgmkit.loading.references import open_folder
 from pgmkit.loading.saving import terms
 from pgmkit.loading.weights import read_checkpoint
+from pgmkit.priors import LatentSpec
+
+_TRIED = 16
+"""How many latents are tried where nobody says what comes out."""
 
 _LATENT_NAMES = ("latent_dim", "z_dim", "nz", "dim_z", "latent_size", "z_size", "noise_dim")
 """What arguments with the number of latent dimensions are usually called."""
@@ -115,11 +122,9 @@ def generator_from_folder(
         folder, options.weights or folder.weights or config.ours.get("weights")
     )
     notes = [note] if note else []
-    found = _weights_of(path, config, options)
-    network = _network(found, config, options, folder)
+    network = _network(path, config, options, folder)
     notes += network.notes
-    module, fitted = network.module, network.fitted
-    latent, image = network.latent, network.image
+    module, latent, image = network.module, network.latent, network.image
     generator = Generator(
         module,
         latent,
@@ -134,7 +139,7 @@ def generator_from_folder(
             **folder.provenance,
             **({"weights": path.name} if path.name != WEIGHTS_FILE else {}),
             "sha256": files.sha256(path),
-            **({"entry": fitted.place} if fitted.place else {}),
+            **({"entry": network.place} if network.place else {}),
             **({"class": network.of_user} if network.of_user else {}),
         },
     )
@@ -158,7 +163,7 @@ class _Network:
     module: nn.Module
     latent: LatentSpec
     image: ImageSpec | None
-    fitted: Found
+    place: str
     notes: list[str]
     architecture: str | None
     arguments: dict[str, Any]
@@ -175,17 +180,26 @@ def _weights_of(path: Path, config: FolderConfig, options: GeneratorOptions) -> 
 
 
 def _network(
-    found: list[Found], config: FolderConfig, options: GeneratorOptions, folder: ModelFolder
+    path: Path, config: FolderConfig, options: GeneratorOptions, folder: ModelFolder
 ) -> _Network:
     """Builds the network that folder and user name, or that the weights show, with its weights."""
     chosen = options.architecture or config.ours.get("architecture")
+    if chosen is None and kind_of_file(path) in PROGRAMS:
+        return _program(path, config, options, folder)
     if chosen is None:
+        made_by = str((config.ours.get("provenance") or {}).get("class", ""))
+        if made_by:
+            raise LoadError(
+                f"{folder.reference} was saved from a class of one's own, {made_by}, which no "
+                f"plugin offers; give it: architecture=YourClass (--architecture {made_by})"
+            )
         raise LoadError(
             f"nothing says of which network the weights of {folder.reference} are; let it be "
             "inferred from them: architecture='auto' (--architecture auto), or name your class: "
             "--architecture package.module:Class. What there is: pgmkit generators inspect "
             f"{folder.reference}"
         )
+    found = _weights_of(path, config, options)
     if chosen == AUTO:
         return _inferred(found, config, options, folder)
     trusted = options.architecture is not None
@@ -196,20 +210,15 @@ def _network(
     module = _in_precision(module, found[-1].tensors)
     fitted, note = fit(module, found, str(folder.reference))
     notes = [*fitted.notes, *([note] if note else [])]
-    latent = options.latent
-    if latent is None and "latent" in config.ours:
-        latent = as_latent(config.ours["latent"], f"'latent' in {config.where}")
+    latent, image = _said_specs(config, options)
     if latent is None:
         latent = _latent_of(arguments, fitted.tensors, folder, notes)
-    image = options.image
-    if image is None and "image" in config.ours:
-        image = as_image(config.ours["image"], f"'image' in {config.where}")
     named = isinstance(chosen, str) and not _is_class_name(chosen)
     return _Network(
         module=module,
-        latent=latent,  # type: ignore[arg-type]  # the options have made it one
-        image=image,  # type: ignore[arg-type]
-        fitted=fitted,
+        latent=latent,
+        image=image,
+        place=fitted.place,
         notes=notes,
         architecture=str(chosen) if named else None,
         arguments=arguments,
@@ -231,17 +240,49 @@ def _inferred(
     renamed = {ours: state.tensors[theirs] for theirs, ours in guess.rename.items()}
     fitted, _ = fit(module, [replace(state, tensors=renamed)], str(folder.reference))
     config.check_unknown()
-    latent = options.latent or LatentSpec(guess.latent_dim, guess.distribution)
-    image = options.image or ImageSpec(guess.image_shape, guess.image_range)
+    latent, image = _said_specs(config, options)
     return _Network(
         module=module,
-        latent=latent,  # type: ignore[arg-type]
-        image=image,  # type: ignore[arg-type]
-        fitted=fitted,
+        latent=latent
+        or as_latent({"dim": guess.latent_dim, "distribution": guess.distribution}, ""),
+        image=image or ImageSpec(guess.image_shape, guess.image_range),
+        place=fitted.place,
         notes=[*fitted.notes, *guess.facts, *guess.guesses],
         architecture=guess.architecture,
         arguments=dict(guess.model_args),
     )
+
+
+def _program(
+    path: Path, config: FolderConfig, options: GeneratorOptions, folder: ModelFolder
+) -> _Network:
+    """Takes a file that is a whole program for the network."""
+    config.check_unknown()
+    latent, image = _said_specs(config, options)
+    notes = []
+    if latent is None:
+        shape = next(iter(program_signature(path).inputs)).shape or ()
+        sizes = [size for size in shape[1:] if size != 1]
+        if len(sizes) != 1 or sizes[0] is None:
+            raise LoadError(
+                f"{folder.reference} is a program that does not say how many latent dimensions it "
+                "takes; give latent=DIM (--latent DIM)"
+            )
+        latent = LatentSpec(sizes[0])
+        notes.append(f"took latents for {sizes[0]} normal dimensions, as the program takes {shape}")
+    return _Network(load_program(path), latent, image, "", notes, None, {})
+
+
+def _said_specs(
+    config: FolderConfig, options: GeneratorOptions
+) -> tuple[LatentSpec | None, ImageSpec | None]:
+    """Returns prior and image spec as the user or else the folder says them."""
+    latent, image = options.latent, options.image
+    if latent is None and "latent" in config.ours:
+        latent = as_latent(config.ours["latent"], f"'latent' in {config.where}")
+    if image is None and "image" in config.ours:
+        image = as_image(config.ours["image"], f"'image' in {config.where}")
+    return latent, image  # type: ignore[return-value]  # the options have made them so
 
 
 def _arguments(
@@ -313,30 +354,33 @@ def _seen_image(
     """Returns shape and range of the images that a module makes, where nobody said them."""
     module.eval()
     first = next(module.parameters(), torch.empty(0))
-    z = latent.sample(16, torch.Generator().manual_seed(0)).to(first)
-    try:
-        images = module(z)
-    except Exception as error:
+    z = latent.sample(_TRIED, torch.Generator().manual_seed(0)).to(first)
+    output, reasons = None, []
+    for shape in dict.fromkeys((latent.shape or (latent.dim,), (latent.dim, 1, 1))):
+        try:
+            output = module(z.reshape(_TRIED, *shape))
+            break
+        except Exception as error:
+            reasons.append(f"latents of shape {shape}: {first_line(error):.160}")
+    seen = None if output is None else shape_of(output, _TRIED)
+    if seen is None:
+        told = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        why = f"what comes out, {told}, does not show it" if output is not None else ""
         raise LoadError(
-            f"nothing says what images {folder.reference} makes, and it does not run on flat "
-            f"latents {tuple(z.shape)} ({type(error).__name__}: {error}); give image=(C, H, W) "
+            f"nothing says what images {folder.reference} makes, and "
+            f"{why or 'it does not run on ' + '; '.join(reasons)}; give image=(C, H, W) "
             "(--image CxHxW)"
-        ) from error
-    if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] > 4:
-        shape = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
-        raise LoadError(
-            f"nothing says what images {folder.reference} makes, and what comes out, {shape}, does "
-            "not show it; give image=(C, H, W) (--image CxHxW)"
         )
+    images = as_images(output, _TRIED, seen, folder.reference)
     low, high = float(images.min()), float(images.max())
     value_range = (0.0, 1.0) if low >= 0 and high <= 1 else (-1.0, 1.0)
-    shape = "x".join(map(str, images.shape[1:]))
+    text = "x".join(map(str, seen))
     notes.append(
-        f"took images for {shape} with values in [{value_range[0]:g}, {value_range[1]:g}], since "
-        f"16 of them have values from {low:.3g} to {high:.3g}; say otherwise with "
-        f"--image {shape}:LOW,HIGH"
+        f"took images for {text} with values in [{value_range[0]:g}, {value_range[1]:g}], since "
+        f"{_TRIED} of them have values from {low:.3g} to {high:.3g}; say otherwise with "
+        f"--image {text}:LOW,HIGH"
     )
-    return as_image({"shape": list(images.shape[1:]), "range": list(value_range)}, "image")
+    return ImageSpec(seen, value_range)
 
 
 def _name(folder: ModelFolder, config: FolderConfig) -> str:

@@ -10,8 +10,9 @@ from torch import nn
 
 from pgmkit.config import make_settings
 from pgmkit.errors import LoadError, ParameterError, nearest_names
-from pgmkit.generator import ImageSpec, LatentSpec
+from pgmkit.generator import ImageSpec
 from pgmkit.loading.building import Architecture
+from pgmkit.priors import LatentSpec
 
 AUTO = "auto"
 """The architecture that is inferred from the weights."""

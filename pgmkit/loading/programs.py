@@ -32,6 +32,7 @@ from pgmkit.loading.torchscript import load_torchscript
 __all__ = [
     "ProgramSignature",
     "TensorSignature",
+    "describe_kind",
     "kind_of_file",
     "load_exported",
     "load_onnx",
@@ -57,6 +58,36 @@ _STARTS = (
 )
 _TENSORFLOW_INDEX = b"\x57\xfb\x80\x8b\x24\x75\x47\xdb"  # how a checkpoint's .index ends
 _LONGEST_HEADER = 100_000_000  # of a safetensors file
+
+_DESCRIPTIONS = {
+    "safetensors": "is a safetensors file",
+    "torch-zip": "is a torch checkpoint",
+    "torch-legacy": "is a torch checkpoint",
+    "torchscript": "is a TorchScript program",
+    "exported": "is a program of torch.export",
+    "onnx": "is an ONNX program",
+    "git-lfs-pointer": (
+        "is a Git LFS pointer and not the file itself; run git lfs pull where it was cloned"
+    ),
+    "html": "is a web page; on the Hub, take the file's resolve/ address instead of blob/",
+    "npz": (
+        "is an .npz archive of NumPy arrays; write them as tensors with "
+        "safetensors.numpy.save_file(dict(numpy.load('file.npz')), 'model.safetensors')"
+    ),
+    "npy": "is one NumPy array and no set of named weights",
+    "tensorflow": (
+        "is of TensorFlow or Keras, which pgmkit does not read; convert the weights to "
+        "safetensors with the names of a torch module"
+    ),
+    "pickle": (
+        "is a pickle of Python objects, and loading it would run code; where it was made, save "
+        "the weights alone: safetensors.torch.save_file(module.state_dict(), 'model.safetensors')"
+    ),
+    "zip": "is a zip archive that is none of torch's; unpack it, and name the file in it",
+    "truncated-zip": "is cut off: its directory, at the end, is missing; fetch it again",
+    "empty": "is empty; fetch it again",
+    "unknown": "is of no kind that pgmkit knows; it reads safetensors and torch checkpoints",
+}
 
 
 @dataclass(frozen=True)
@@ -92,10 +123,21 @@ def kind_of_file(path: Path) -> str:
         "truncated-zip"; "empty"; "unknown".
 
     Raises:
-        OSError: it cannot be read.
+        LoadError: it cannot be opened.
     """
-    with path.open("rb") as file:
-        return _kind(file)
+    try:
+        with path.open("rb") as file:
+            return _kind(file)
+    except OSError as error:
+        raise LoadError(
+            f"{path} cannot be read ({error.strerror or error}); check that it is there and that "
+            "you may read it"
+        ) from error
+
+
+def describe_kind(kind: str) -> str:
+    """Returns what to say of a kind after the file's name: what it is, and what to do."""
+    return _DESCRIPTIONS[kind]
 
 
 def load_program(path: Path) -> nn.Module:
@@ -108,7 +150,10 @@ def load_program(path: Path) -> nn.Module:
     Raises:
         LoadError: it is no program, is damaged, or does what pgmkit does not run from a file.
     """
-    return LOADERS[_kind_of_program(path)](path)
+    kind = kind_of_file(path)
+    if kind not in LOADERS:
+        raise LoadError(f"{path} is no program: it {describe_kind(kind)}")
+    return LOADERS[kind](path)
 
 
 def program_signature(path: Path) -> ProgramSignature:
@@ -119,27 +164,19 @@ def program_signature(path: Path) -> ProgramSignature:
     Raises:
         LoadError: it is no program, or is damaged.
     """
-    kind = _kind_of_program(path)
+    kind = kind_of_file(path)
     if kind == "onnx":
         inputs, outputs = onnx.read_signature(path)
-    else:
+    elif kind in LOADERS:
         read = exported.read_signature if kind == "exported" else torchscript.read_signature
         with open_archive(path) as archive:
             inputs, outputs = read(archive, path)
+    else:
+        raise LoadError(f"{path} is no program: it {describe_kind(kind)}")
     return ProgramSignature(
         tuple(TensorSignature(*parts) for parts in inputs),
         tuple(TensorSignature(*parts) for parts in outputs),
     )
-
-
-def _kind_of_program(path: Path) -> str:
-    try:
-        kind = kind_of_file(path)
-    except OSError as error:
-        raise LoadError(f"{path} cannot be read: {error.strerror or error}") from error
-    if kind not in LOADERS:
-        raise LoadError(f"{path} is no program (of the kinds {', '.join(LOADERS)}) but {kind}")
-    return kind
 
 
 def _kind(file: BinaryIO) -> str:

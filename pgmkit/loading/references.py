@@ -55,7 +55,9 @@ def open_folder(reference: str, what: str = "generator") -> ModelFolder:
     path = Path(reference).expanduser()
     if path.is_dir() or path.is_file():
         return _open_path(path, reference)
-    if "/" in reference.removeprefix("./") and path.suffix in WEIGHT_SUFFIXES:
+    if reference.startswith(("/", "./", "../", "~")) or reference.count("/") > 1:
+        raise LoadError(f"there is no folder or file {path}; check the path of {reference!r}")
+    if "/" in reference and path.suffix in WEIGHT_SUFFIXES:
         raise LoadError(f"there is no file {path}; check the path of {reference!r}")
     hint = "a reference is a registry name, a weight file, local-dir:/path or hf-hub:org/name"
     if reference.count("/") == 1 and not reference.startswith((".", "/", "~")):

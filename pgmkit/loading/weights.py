@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from pgmkit.errors import LoadError, first_line
-from pgmkit.loading.programs import kind_of_file
+from pgmkit.loading.programs import LOADERS, describe_kind, kind_of_file
 
 INDEX_SUFFIX = ".index.json"
 """How the file ends that names the shards of weights in several files."""
@@ -53,19 +53,6 @@ _PLAIN_CLASSES: list[Any] = [
     ),
 ]
 """Plain values that people keep beside weights, and whose making runs nothing."""
-
-_IN_THE_WAY = {
-    "empty": "is truncated or damaged (it is empty); fetch or save it again",
-    "git-lfs-pointer": "is a git-LFS pointer, which stands for the file; fetch it with: git lfs "
-    "pull",
-    "html": "is a web page; download the file itself, from the address with /resolve/ in it",
-    "npz": "is a NumPy archive; save its arrays with safetensors.torch.save_file",
-    "tensorflow": "is a TensorFlow or Keras file; pgmkit reads PyTorch's and safetensors",
-    "onnx": "is an ONNX program and holds no state dict",
-    "exported": "is a torch.export program and holds no state dict",
-    "torchscript": "is a TorchScript program and holds no state dict",
-    "zip": "is a zip archive of something else; unpack it and name the weight file in it",
-}
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -96,6 +83,8 @@ def read_checkpoint(path: Path) -> Any:
         loaded = _read_shards(path)
     else:
         kind = _checked_kind(path)
+        if kind in LOADERS:
+            return dict(LOADERS[kind](path).state_dict())
         loaded = _read_safetensors(path) if kind == "safetensors" else _read_torch(path)
     _check_values(loaded, path)
     return loaded
@@ -163,24 +152,14 @@ def _told_entry(value: Any) -> str:
 
 def _checked_kind(path: Path) -> str:
     """Returns the kind of a weight file; what bears the name safetensors has to be it."""
-    try:
-        kind = kind_of_file(path)
-    except PermissionError as error:
-        raise LoadError(f"{path} cannot be read: permission denied; change its mode") from error
-    except OSError as error:
-        raise LoadError(f"{path} cannot be read: {error.strerror or error}") from error
-    if kind in _IN_THE_WAY:
-        raise LoadError(f"{path} {_IN_THE_WAY[kind]}")
-    if path.suffix == ".safetensors":
-        return "safetensors"
-    if kind == "unknown" and not _globals_of(path):
-        with path.open("rb") as file:
-            start = file.read(4)
-        raise LoadError(
-            f"{path} is truncated or damaged (it starts with {start!r}, unlike a torch file); "
-            "fetch or save it again"
-        )
-    return kind
+    kind = kind_of_file(path)
+    if path.suffix == ".safetensors" and kind in ("unknown", "pickle", "torch-zip", "torch-legacy"):
+        return "safetensors"  # which says what is wrong with it
+    if kind in ("safetensors", "torch-zip", "torch-legacy", "pickle", *LOADERS):
+        return kind
+    if kind == "unknown" and _globals_of(path):  # pickles of protocol 0 are plain text
+        return "pickle"
+    raise LoadError(f"{path} {describe_kind(kind)}")
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from pgmkit import files
 from pgmkit.errors import DataError, ParameterError
-from pgmkit.evaluate.classifier import ARCHITECTURE, LASHClassifier
+from pgmkit.evaluate.classifier import ARCHITECTURE, build_classifier
 from pgmkit.images import ImageData
 from pgmkit.loading.folders import CONFIG_FILE, FORMAT_VERSION, WEIGHTS_FILE
 from pgmkit.loading.saving import CARD_FILE, terms
@@ -18,6 +18,33 @@ from pgmkit.loading.weights import serialise
 from pgmkit.train.card import model_card
 from pgmkit.train.checkpoint import Part
 from pgmkit.train.optimizer import Adam
+
+
+def check_classifier(model_args: Mapping[str, Any], classes: Any) -> int:
+    """Checks what a classifier is built from, and returns its number of classes.
+
+    Args:
+        model_args: parameters of `LASHClassifier`.
+        classes: names of the classes in order, or None.
+
+    Raises:
+        ParameterError: a parameter is unknown or outside its range, or there are not as many
+            different names as classes.
+    """
+    with torch.device("meta"):
+        network = build_classifier(model_args)
+    if classes is None:
+        return network.num_classes
+    if not isinstance(classes, list | tuple) or not all(isinstance(c, str) for c in classes):
+        raise ParameterError(f"card.classes must be a list of names, not {classes!r:.60}")
+    if len(set(classes)) < len(classes):
+        raise ParameterError(f"card.classes names a class twice: {', '.join(classes)}")
+    if len(classes) != network.num_classes:
+        raise ParameterError(
+            f"card.classes names {len(classes)} classes, and model.num_classes is "
+            f"{network.num_classes}; make them equal"
+        )
+    return network.num_classes
 
 
 class ClassifierTask:
@@ -44,12 +71,7 @@ class ClassifierTask:
     ) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            network = LASHClassifier(**model_args)
-        if classes is not None and len(classes) != network.num_classes:
-            raise ParameterError(
-                f"card.classes names {len(classes)} classes, and model.num_classes is "
-                f"{network.num_classes}"
-            )
+            network = build_classifier(model_args)
         self.classes = classes
         self.model_args = dict(model_args)
         self.network = network.to(device)

@@ -3,6 +3,7 @@
 import csv
 import io
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -92,6 +93,8 @@ def train(
     with files.single_writer(out), _interrupts_after_steps() as interrupted:
         runs.record(out, config)
         checkpoint = out / "checkpoint.safetensors"
+        if not checkpoint.exists():
+            _try_the_end(task, out, {**config, "steps": 0, "seconds": 0})
         step, seconds = 0, 0.0
         if checkpoint.exists():
             metadata = load_checkpoint(checkpoint, task.parts)
@@ -140,6 +143,13 @@ def train(
                     raise KeyboardInterrupt
                 report(_epoch_line(epoch + 1, epochs, {**losses, **measured}, started))
         task.export(out / "model", {**config, **progress_so_far()})
+
+
+def _try_the_end(task: Task, out: Path, record: Mapping[str, Any]) -> None:
+    """Does once what comes after the epochs, so that it does not fail when they are done."""
+    with tempfile.TemporaryDirectory(dir=out, prefix=".trial-") as trial:
+        task.end_epoch(0, Path(trial))
+        task.export(Path(trial) / "model", record)
 
 
 def _check_finite(losses: Mapping[str, float], step: int, out: Path) -> None:

@@ -7,16 +7,19 @@ from typing import Any
 
 import torch
 
+from pgmkit import runs
 from pgmkit.config import make_settings
 from pgmkit.errors import DataError, ParameterError, UnknownNameError
-from pgmkit.generator import LatentSpec
-from pgmkit.images import ImageData, load_images
+from pgmkit.images import ImageData, check_source, is_number, load_images
 from pgmkit.machine import check_device
+from pgmkit.priors import LatentSpec
 from pgmkit.seeds import random_generator
-from pgmkit.train.classifier import ClassifierTask
+from pgmkit.train.classifier import ClassifierTask, check_classifier
 from pgmkit.train.gan import GANSettings, GANTask
 from pgmkit.train.loop import Task, train
 from pgmkit.train.optimizer import Adam
+
+_TASKS = ("gan", "classifier")
 
 
 @dataclass(frozen=True)
@@ -83,24 +86,20 @@ def run_training(
         raise ParameterError(
             f"snapshots must be epochs from 1 to {settings.epochs}, not {list(settings.snapshots)}"
         )
-    images = load_images(data, split="train", size=settings.image_size)
+    if settings.task not in _TASKS:
+        raise UnknownNameError("training task", settings.task, _TASKS)
     if settings.test_fraction is not None and settings.task != "classifier":
         raise ParameterError(
             f"test_fraction is for classifiers, and the task is {settings.task!r}; leave it out"
         )
-    if settings.task == "classifier":
-        images.require_labels()
-    test = None
-    if settings.test_fraction is not None:
-        images, test = _split(images, settings.test_fraction, settings.seed)
-    elif settings.task == "classifier":
-        test = load_images(data, split="test", size=settings.image_size)
+    check_source(data)
+    runs.check_folder(out)
+    images, task = _prepared(settings, data, check_device(device))
     if len(images) < settings.batch_size:
         raise DataError(
             f"{data} holds {len(images)} images, fewer than one batch of {settings.batch_size}; "
             "lower batch_size"
         )
-    task = _build_task(settings, images, test, check_device(device))
     train(
         task,
         images,
@@ -136,24 +135,52 @@ def _split(images: ImageData, test_fraction: float, seed: int) -> tuple[ImageDat
     return train, test
 
 
-def _build_task(
-    settings: TrainSettings, images: ImageData, test: ImageData | None, device: torch.device
-) -> Task:
+def _prepared(settings: TrainSettings, data: str, device: torch.device) -> tuple[ImageData, Task]:
+    """Returns the training images and the task; what needs no images is checked before them."""
     optimizer = make_settings(Adam, settings.optimizer, "optimizer")
     if settings.task == "gan":
-        model = dict(settings.model)
-        if "latent" in model:
-            model["latent"] = make_settings(LatentSpec, model["latent"], "model.latent")
-        gan = make_settings(GANSettings, {**model, "optimizer": optimizer}, "model")
-        return GANTask(gan, seed=settings.seed, device=device)
-    if settings.task == "classifier":
-        assert test is not None
-        return ClassifierTask(
-            settings.model,
-            optimizer,
-            test,
-            classes=settings.card.get("classes"),
-            seed=settings.seed,
-            device=device,
-        )
-    raise UnknownNameError("training task", settings.task, ["gan", "classifier"])
+        task = GANTask(_gan_settings(settings, optimizer), seed=settings.seed, device=device)
+        return load_images(data, size=settings.image_size), task
+    num_classes = check_classifier(settings.model, settings.card.get("classes"))
+    images, test = _labelled(settings, data)
+    classes = settings.card.get("classes") or _names(images, num_classes)
+    if classes is not None:
+        images = images.numbered_as(classes, "the classifier")
+        test = test.numbered_as(classes, "the classifier")
+    return images, ClassifierTask(
+        settings.model, optimizer, test, classes=classes, seed=settings.seed, device=device
+    )
+
+
+def _gan_settings(settings: TrainSettings, optimizer: Adam) -> GANSettings:
+    model = dict(settings.model)
+    if "latent" in model:
+        model["latent"] = make_settings(LatentSpec, model["latent"], "model.latent")
+    return make_settings(GANSettings, {**model, "optimizer": optimizer}, "model")
+
+
+def _labelled(settings: TrainSettings, data: str) -> tuple[ImageData, ImageData]:
+    """Returns the images that a classifier is trained and tested on."""
+    images = load_images(data, split="train", size=settings.image_size)
+    images.require_labels()
+    if settings.test_fraction is not None:
+        return _split(images, settings.test_fraction, settings.seed)
+    return images, load_images(data, split="test", size=settings.image_size)
+
+
+def _names(images: ImageData, num_classes: int) -> list[str] | None:
+    """Returns the names of all classes in order, where the images have them.
+
+    Raises:
+        DataError: they have names for another number of classes.
+    """
+    if images.classes is None:
+        return None
+    if set(images.classes) == set(range(num_classes)):
+        return [images.classes[number] for number in range(num_classes)]
+    if all(map(is_number, images.classes.values())):
+        return None
+    raise DataError(
+        f"{images.source} has {len(images.classes)} classes, and model.num_classes is "
+        f"{num_classes}; set it to {len(images.classes)}, or name all of them in card.classes"
+    )

@@ -282,6 +282,8 @@ def load_models(settings: GeneratorSettings, *, cache: bool = True) -> Models:
     """
     generator = load_described(settings.source, settings.generator, device=settings.device)
     classifier = None if settings.classifier is None else load_classifier(settings.classifier)
+    if classifier is not None:
+        classifier.check_images(generator.image.shape)
     if settings.reference is None:
         return Models(generator, classifier)
     images = load_reference(settings.reference, generator, split=settings.split)
