@@ -6,8 +6,10 @@ import io
 import json
 import os
 import pickle
+import shutil
 import sys
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -143,6 +145,10 @@ class Touch:
         return os.mknod, (self.path,)
 
 
+def fingerprint(module: nn.Module) -> str:
+    return Generator(module, LatentSpec(LATENTS), ImageSpec((1, 2, 2))).fingerprint()
+
+
 def wrap(module: nn.Module) -> Generator:
     with torch.no_grad():
         shape = tuple(module(latents(2)).shape[1:])
@@ -212,6 +218,9 @@ def test_exported_programs_keep_the_names_of_weights(tmp_path: Path) -> None:
     expected = {k: v for k, v in module.state_dict().items() if "num_batches" not in k}
     found = {k: v for k, v in program.state_dict().items() if "num_batches" not in k}
     torch.testing.assert_close(found, expected)
+    assert {name for name, _ in program.named_parameters()} == {
+        name for name, _ in module.named_parameters()
+    }
 
 
 def test_programs_can_be_copied_and_sent_to_workers(tmp_path: Path) -> None:
@@ -235,12 +244,27 @@ def test_programs_of_the_same_weights_are_told_apart(tmp_path: Path) -> None:
         def forward(self, z: Tensor) -> Tensor:
             return self.net(self.psi * z)
 
-    for write, load, end in (
-        (write_script, load_torchscript, "pt"),
-        (write_exported, load_exported, "pt2"),
+    def write_onnx(path: Path, module: nn.Module) -> Path:
+        psi = helper.make_tensor("psi", TensorProto.FLOAT, [], [module.psi])
+        nodes = [
+            helper.make_node("Constant", [], ["psi"], value=psi),
+            helper.make_node("Mul", ["z", "psi"], ["images"]),
+        ]
+        onnx.save(onnx_model(nodes, {}, (LATENTS,)), path)
+        return path
+
+    for write, name in (
+        (write_script, "script.pt"),
+        (partial(write_script, how="trace"), "trace.pt"),
+        (partial(write_script, how="frozen"), "frozen.pt"),
+        (write_exported, "a.pt2"),
+        (write_onnx, "a.onnx"),
     ):
-        one, other = (load(write(tmp_path / f"{psi}.{end}", Scaled(psi))) for psi in (1.0, 0.1))
-        assert repr(one) != repr(other)
+        paths = [write(tmp_path / f"{psi}-{name}", Scaled(psi).eval()) for psi in (1.0, 0.1)]
+        one, other = (fingerprint(load_program(path)) for path in paths)
+        assert one != other
+        shutil.copy(paths[0], tmp_path / f"copy-{name}")
+        assert fingerprint(load_program(tmp_path / f"copy-{name}")) == one
 
 
 def test_the_state_of_training_is_not_taken_over(tmp_path: Path) -> None:

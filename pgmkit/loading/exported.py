@@ -83,7 +83,8 @@ class Exported(nn.Module):
 
     Args:
         steps: in order.
-        weights: parameters and buffers by their name in the graph.
+        weights: parameters, buffers and constants by their name in the state dict.
+        parameters: which of them are parameters.
         names: of weights in the state dict, by their name in the graph.
         latents: the name of the input in the graph.
         outputs: what is returned, as the file puts it; more than one value are a tuple.
@@ -95,6 +96,7 @@ class Exported(nn.Module):
         self,
         steps: list[Step],
         weights: Mapping[str, Tensor],
+        parameters: set[str],
         names: Mapping[str, str],
         latents: str,
         outputs: list[Mapping[str, Any]],
@@ -107,17 +109,14 @@ class Exported(nn.Module):
         self._latents = latents
         self._outputs = outputs
         self._shape = shape
+        self.program_digest = hashlib.sha256(repr((steps, names, outputs)).encode()).hexdigest()
         self._where = where
         for name, weight in weights.items():
-            _register(self, name, weight)
+            _register(self, name, weight, trained=name in parameters)
 
     def forward(self, z: Tensor) -> Any:
         """Returns what the program returns for latents z, in batches and a shape of its own."""
         return run_in_shape(self._run, z, self._shape, self._where)
-
-    def extra_repr(self) -> str:
-        """Returns what stands for the steps, which programs of one set of weights may differ in."""
-        return f"program={hashlib.sha256(repr((self._steps, self._outputs)).encode()).hexdigest()}"
 
     def _run(self, z: Tensor) -> Any:
         weights = {**dict(self.named_parameters()), **dict(self.named_buffers())}
@@ -184,14 +183,14 @@ class Exported(nn.Module):
         return next(iter(value.values()))
 
 
-def _register(module: nn.Module, name: str, weight: Tensor) -> None:
-    """Puts a weight where its name, with dots between, says."""
+def _register(module: nn.Module, name: str, weight: Tensor, *, trained: bool) -> None:
+    """Puts a parameter or buffer where its name, with dots between, says."""
     *parents, last = name.split(".")
     for parent in parents:
         if parent not in module._modules:
             module.add_module(parent, nn.Module())
         module = module.get_submodule(parent)
-    if weight.is_floating_point() or weight.is_complex():
+    if trained and weight.is_floating_point():
         module.register_parameter(last, nn.Parameter(weight))
     else:
         module.register_buffer(last, weight)
@@ -245,6 +244,7 @@ def _read(archive: Archive, path: Path) -> Exported:
         **_read_tensors(archive, "constants", f"{name}_constants_config.json", path),
     }
     names: dict[str, str] = {}
+    parameters: set[str] = set()
     latents: list[str] = []
     for spec in signature["input_specs"]:
         ((kind, value),) = spec.items()
@@ -255,6 +255,8 @@ def _read(archive: Archive, path: Path) -> Exported:
         if key not in tensors:
             raise LoadError(f"the exported program {path} needs {key!r:.60}, which is no tensor")
         names[value["arg"]["name"]] = key
+        if kind == "parameter":
+            parameters.add(key)
     if len(latents) != 1:
         raise LoadError(
             f"the exported program {path} takes {len(latents)} inputs; a generator takes latents "
@@ -263,6 +265,7 @@ def _read(archive: Archive, path: Path) -> Exported:
     return Exported(
         [_step(node) for node in graph["nodes"]],
         {key: tensors[key] for key in names.values()},
+        parameters,
         names,
         latents[0],
         _outputs(signature, path),

@@ -76,12 +76,10 @@ class Code:
     Args:
         functions: by qualified name, methods as "class.method".
         parameters: by qualified name of a class, which of its tensors are parameters.
-        digest: stands for the code in the module's `repr`.
     """
 
     functions: Mapping[str, ast.FunctionDef]
     parameters: Mapping[str, frozenset[str]]
-    digest: str
 
 
 class Part(nn.Module):
@@ -104,11 +102,15 @@ class Scripted(nn.Module):
         root: the archive's object.
         code: the archive's code.
         constants: tensors that the code refers to by number.
+        digest: stands for code and values, in which programs of one set of weights may differ.
         where: the archive, for messages.
     """
 
-    def __init__(self, root: Part, code: Code, constants: list[Any], where: str) -> None:
+    def __init__(
+        self, root: Part, code: Code, constants: list[Any], digest: str, where: str
+    ) -> None:
         super().__init__()
+        self.program_digest = digest
         self.root = root
         self._code = code
         self._where = where
@@ -124,10 +126,6 @@ class Scripted(nn.Module):
     def forward(self, z: Tensor) -> Any:
         """Returns what the program returns for latents z."""
         return _Walk(self, z).call_method(self.root, "forward", [z], {})
-
-    def extra_repr(self) -> str:
-        """Returns what stands for the code, which programs of one set of weights may differ in."""
-        return f"program={self._code.digest}"
 
     def constant(self, name: str) -> Any:
         """Returns a constant by the name that the code uses for it, such as "c0"."""
@@ -148,12 +146,13 @@ def load_torchscript(path: Path) -> nn.Module:
         code = _read_code(archive, path)
         root = _read_objects(archive, "data", path)
         constants = _read_objects(archive, "constants", path)
+        digest = _digest(archive)
     if not isinstance(root, _Object):
         raise LoadError(f"{path} holds a {type(root).__name__} and no TorchScript module")
     part = _part(root, code, path, inside=())
     if f"{type(root).kind}.forward" not in code.functions:
         raise LoadError(f"the TorchScript program {path} has no method 'forward'; {_ADVICE}")
-    program = Scripted(part, code, list(constants), f"the TorchScript program {path}")
+    program = Scripted(part, code, list(constants), digest, f"the TorchScript program {path}")
     weights = [*program.parameters(), *program.buffers()]
     if sum(weight.nbytes for weight in weights) > _MOST_VALUES * path.stat().st_size:
         raise LoadError(
@@ -234,13 +233,10 @@ def _read_code(archive: Archive, path: Path) -> Code:
     names = [n for n in archive.names if n.startswith("code/") and n.endswith(".py")]
     if sum(archive.size(name) for name in names) > _CODE_BYTES:
         raise LoadError(f"the TorchScript program {path} has more than 16 MiB of code; {_ADVICE}")
-    digest = hashlib.sha256()
-    for name in sorted(names):
+    for name in names:
         module = name.removeprefix("code/").removesuffix(".py").replace("/", ".")
-        text = archive.read(name)
-        digest.update(f"{name} {len(text)} ".encode() + text)
         try:
-            tree = ast.parse(text.decode("utf-8"))
+            tree = ast.parse(archive.read(name).decode("utf-8"))
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             raise LoadError(
                 f"the code {name} in {path} cannot be read ({type(error).__name__}); {_ADVICE}"
@@ -254,7 +250,17 @@ def _read_code(archive: Archive, path: Path) -> Code:
                 for method in part.body:
                     if isinstance(method, ast.FunctionDef):
                         functions[f"{kind}.{method.name}"] = method
-    return Code(functions, parameters, digest.hexdigest())
+    return Code(functions, parameters)
+
+
+def _digest(archive: Archive) -> str:
+    """Returns what stands for code and values of an archive."""
+    digest = hashlib.sha256()
+    for name in sorted(archive.names):
+        if name.endswith(".py") or name in ("data.pkl", "constants.pkl"):
+            data = archive.read(name)
+            digest.update(f"{name} {len(data)} ".encode() + data)
+    return digest.hexdigest()
 
 
 def _parameters(kind: ast.ClassDef) -> frozenset[str]:
