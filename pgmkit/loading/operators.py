@@ -19,6 +19,9 @@ from pgmkit.errors import GeneratorError
 _LARGEST = 2**63
 """Program integers have 64 bits; without an end they could fill the memory."""
 
+_LONGEST = 100_000
+"""Lists hold shapes and parts; without an end they, too, could fill the memory."""
+
 
 def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
@@ -100,7 +103,9 @@ def find_operator(name: str, overload: str = "", *, where: str) -> Callable[...,
     if name not in _TENSOR and base not in _TENSOR:
         raise GeneratorError(_refusal(name, base, where))
     packet = getattr(torch.ops.aten, name, None)
-    found = getattr(packet, overload, None) if packet is not None and overload else packet
+    found = packet
+    if packet is not None and overload:
+        found = getattr(packet, overload) if overload in packet.overloads() else None
     if found is None:
         raise GeneratorError(
             f"{where} uses the operator {name}{'.' * bool(overload)}{overload}, which torch "
@@ -242,12 +247,14 @@ def compute_plain(name: str, args: list[Any], kwargs: dict[str, Any], *, where: 
         result = _PLAIN[name](*args, **kwargs)
     except (ArithmeticError, IndexError, TypeError, ValueError) as error:
         raise GeneratorError(f"{where} cannot compute {name}: {error}") from error
+    if isinstance(result, list | str) and len(result) > _LONGEST:
+        raise GeneratorError(f"{where} makes a list of {len(result)} entries")
     if isinstance(result, int) and not -_LARGEST <= result < _LARGEST:
         raise GeneratorError(f"{where} computes a number with more than 64 bits")
     return result
 
 
 def _repeated(values: Any, times: int) -> Any:
-    if len(values) * times > 10_000:
+    if len(values) * times > _LONGEST:
         raise ValueError(f"a list of {len(values) * times} entries")
     return values * times
