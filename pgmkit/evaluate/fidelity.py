@@ -314,7 +314,7 @@ def load_reference(source: str, generator: Generator, *, split: str = "train") -
     """
     if generator.image.is_points:
         raise ParameterError(
-            f"fidelity compares images, and {generator.name!r} makes points; leave the reference out"
+            f"fidelity compares images, and {generator.name!r} makes points; leave it out"
         )
     _, height, width = generator.image.shape
     return load_images(source, split=split, size=(height, width))
