@@ -23,10 +23,10 @@ _LATENTS = 1024
 _MOST_VALUES = 2**24
 _SCREENED_WORK = 5e7
 _JUDGED_WORK = 4e8
-_RUN_WORK = 2e9
+_RUN_WORK = 1e9
 _NARROW = 24
 _FINALISTS = 8
-_MOST_DRAFTS = 4
+_MOST_DRAFTS = 3
 _POOR = 0.15
 _MOST_UNSCORED = 150
 _COST_SHARE = 0.1
@@ -227,7 +227,7 @@ def _judged(drafts: Sequence[Draft], element: Element, evidence: _Evidence) -> l
     judged.sort(key=lambda pair: _rank(pair[1]))
     evidence.add([seen for _, seen in judged])
     best = judged[0][1].deviation
-    kept = [pair for pair in judged if pair[1].deviation <= max(1.3 * best, best + 0.02)]
+    kept = [pair for pair in judged if pair[1].deviation <= max(1.25 * best, best + 0.01)]
     return [_run_on(draft, seen) for draft, seen in kept[:_MOST_DRAFTS]]
 
 
