@@ -1,4 +1,4 @@
-"""Generators laid out as in much-used repositories: the same names, orders and quirks, but small."""
+"""Generators laid out as in much-used repositories: same names, orders and quirks, but small."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -51,6 +51,11 @@ class Wild:
                 norm.momentum = None
         module.train()
         with torch.no_grad():
+            for _ in range(10):
+                self.images(module, self.latents(2))  # spectral norms converge
+            for norm in module.modules():
+                if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d):
+                    norm.reset_running_stats()
             for _ in range(12):
                 self.images(module, self.latents(64))
         return module.eval()

@@ -51,6 +51,7 @@ class Op:
         keys: name in the file -> name in that layer.
         body: for a residual block.
         shortcut: for a residual block.
+        applied: the weight as spectral or weight norm make it.
     """
 
     record: Mapping[str, Any]
@@ -58,6 +59,17 @@ class Op:
     keys: Mapping[str, str] = field(default_factory=dict, repr=False)
     body: tuple["Op", ...] = ()
     shortcut: tuple["Op", ...] = ()
+    applied: Tensor | None = field(default=None, repr=False)
+
+    def folded(self) -> "Op":
+        """Returns an op that does the same, with its norms of weights worked out."""
+        body = tuple(op.folded() for op in self.body)
+        shortcut = tuple(op.folded() for op in self.shortcut)
+        if self.applied is None:
+            return replace(self, body=body, shortcut=shortcut)
+        record = {k: v for k, v in self.record.items() if k not in ("weight", "weight_dim")}
+        bias = {k: v for k, v in self.tensors.items() if k == "bias"}
+        return Op(record, {"weight": self.applied, **bias})
 
 
 @dataclass(frozen=True)
@@ -201,7 +213,9 @@ def _joints(
     early = before.norm is not None and before.norm.features != draft.shape[0]
     for act, act_choice, act_cost in _activations(draft, before, body):
         for up, up_choice, up_cost in _upsamplings(draft, not_up):
-            spent = _gap_cost(before, [act, up, reshaped and not early])
+            # A block may end in an activation that is no module of the sequence around it.
+            inside = isinstance(before.body, Block) and before.norm is None
+            spent = _gap_cost(before, [act and not inside, up, reshaped and not early])
             if spent is None:
                 continue
             cost = act_cost + spent + (up_cost if up or before.before_next is None else 0.0)
@@ -336,18 +350,8 @@ def _weight_op(part: Part, op: str, outputs: int, moves: Mapping[str, int]) -> O
         record |= {"kernel": shape[2], **moves}
     record["bias"] = "bias" in part.tensors
     if part.wrapped:
-        record |= {"weight": part.wrapped, "weight_dim": _weight_dim(part)}
-    return Op(record, part.tensors, part.keys)
-
-
-def _weight_dim(part: Part) -> int | None:
-    if part.wrapped == "weight-norm":
-        magnitudes = part.tensors["parametrizations.weight.original0"].shape
-        kept = [dim for dim, size in enumerate(magnitudes) if size > 1]
-        return kept[0] if kept else (0 if len(magnitudes) == len(part.shape) else -1)
-    vector = len(part.tensors["parametrizations.weight.0._u"])
-    fitting = [dim for dim in (0, 1) if part.shape[dim] == vector]
-    return fitting[0] if len(fitting) == 1 else None
+        record |= {"weight": part.wrapped, "weight_dim": part.weight_dim}
+    return Op(record, part.tensors, part.keys, applied=part.applied)
 
 
 Moves = tuple[dict[str, int], int, float]

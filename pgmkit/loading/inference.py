@@ -27,7 +27,7 @@ _RUN_WORK = 1e9
 _NARROW = 24
 _FINALISTS = 8
 _MOST_DRAFTS = 3
-_POOR = 0.15
+_POOR = 0.1
 _MOST_UNSCORED = 150
 _COST_SHARE = 0.1
 _NOISE = 0.02
@@ -248,8 +248,10 @@ def _screened(drafts: Sequence[Draft], element: Element) -> list[tuple[Draft, Dr
         return min(seen, key=lambda index: _rank(seen[index]))
 
     everything = range(len(drafts))
-    best = min(everything, key=lambda index: drafts[index].cost)
-    for held in (others, moves, others):
+    usual = min(everything, key=lambda index: drafts[index].cost)
+    for held in (others, moves):
+        best = look(index for index in everything if held[index] == held[usual])
+    for held in (others, moves):
         best = look(index for index in everything if held[index] == held[best])
     if seen[best].deviation > _POOR:
         look(everything)
@@ -287,7 +289,8 @@ def _observed(draft: Draft, element: Element, work: float, channels: int) -> Dra
     """
     assert draft.output is not None
     norm = element.norm if element.norm and ways.has_evidence(element.norm) else None
-    ops = _narrowed(draft.pending, channels) if norm is not None else draft.pending
+    ops = tuple(op.folded() for op in draft.pending)
+    ops = _narrowed(ops, channels) if norm is not None else ops
     deviations, output = _run(ops, draft.output[: _affordable(ops, draft, work)])
     if norm is not None:
         deviations.append(_deviation(output, norm.tensors))
@@ -348,7 +351,7 @@ def _run(ops: Sequence[Op], x: Tensor) -> tuple[list[float], Tensor]:
     """Runs ops in eval mode; returns the deviations at norms within blocks, and what comes out."""
     if not ops:
         return [], x
-    module = build(1, ops)
+    module = _build([op.folded() for op in ops])
     deviations: list[float] = []
 
     def observe(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -360,11 +363,11 @@ def _run(ops: Sequence[Op], x: Tensor) -> tuple[list[float], Tensor]:
     return deviations, module(x)
 
 
-def build(latent_dim: int, ops: Sequence[Op]) -> nn.Module:
+def _build(ops: Sequence[Op]) -> nn.Module:
     """Builds the module of ops around their tensors, in eval mode and float32."""
     factory = registry().find("generator-loaders", "layers").resolve()
     with torch.device("meta"):
-        module: nn.Module = factory(latent_dim=latent_dim, layers=ways.records(ops))
+        module: nn.Module = factory(latent_dim=1, layers=ways.records(ops))
     state = {
         f"{name}.{key}": value.float() if value.is_floating_point() else value
         for name, op in ways.placed(ops)

@@ -4,6 +4,7 @@ import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -81,6 +82,25 @@ class Part:
     def features(self) -> int:
         """The channels of a norm."""
         return self.shape[0]
+
+    @property
+    def weight_dim(self) -> int | None:
+        """The dimension that a norm of the weight keeps, or None for torch's own choice."""
+        if self.wrapped == "weight-norm":
+            magnitudes = self.tensors["parametrizations.weight.original0"].shape
+            kept = [dim for dim, size in enumerate(magnitudes) if size > 1]
+            return kept[0] if kept else (0 if len(magnitudes) == len(self.shape) else -1)
+        vector = len(self.tensors["parametrizations.weight.0._u"])
+        fitting = [dim for dim in (0, 1) if self.shape[dim] == vector]
+        return fitting[0] if len(fitting) == 1 else None
+
+    @cached_property
+    def applied(self) -> Tensor | None:
+        """The weight as its norm makes it; None without one, or if its tensors do not fit."""
+        try:
+            return _applied(self)
+        except (KeyError, RuntimeError, IndexError):
+            return None
 
     @property
     def has_statistics(self) -> bool:
@@ -297,6 +317,23 @@ def _part(
         strange.extend(keys)
         return None
     return Part(path, kind, shape, tensors, keys, wrapped)
+
+
+def _applied(part: Part) -> Tensor | None:
+    if part.wrapped is None:
+        return None
+    values = [value.float() for key, value in part.tensors.items() if key != "bias"]
+    named = dict(zip((k for k in part.tensors if k != "bias"), values, strict=True))
+    if part.wrapped == "weight-norm":
+        direction = named["parametrizations.weight.original1"]
+        length = named["parametrizations.weight.original0"]
+        dims = [dim for dim in range(direction.ndim) if length.ndim and length.shape[dim] == 1]
+        return direction * length / direction.norm(dim=dims or None, keepdim=True)
+    weight = named["parametrizations.weight.original"]
+    kept = part.weight_dim or 0
+    flat = weight.transpose(0, kept).flatten(1)
+    u, v = named["parametrizations.weight.0._u"], named["parametrizations.weight.0._v"]
+    return weight / torch.dot(u, flat @ v)
 
 
 def _kind(shape: tuple[int, ...], has_bias: bool) -> str | None:
