@@ -15,8 +15,8 @@ from pgmkit.loading.parts import Block, Element, Part
 
 ACTIVATIONS: dict[str, tuple[dict[str, Any], float]] = {
     "ReLU": ({"op": "relu"}, 0.0),
-    "LeakyReLU 0.2": ({"op": "leaky-relu", "slope": 0.2}, 0.3),
-    "LeakyReLU 0.01": ({"op": "leaky-relu", "slope": 0.01}, 0.5),
+    "LeakyReLU 0.2": ({"op": "leaky-relu", "slope": 0.2}, 0.2),
+    "LeakyReLU 0.01": ({"op": "leaky-relu", "slope": 0.01}, 0.3),
     "LeakyReLU 0.1": ({"op": "leaky-relu", "slope": 0.1}, 0.6),
     "ELU": ({"op": "elu"}, 0.7),
     "SELU": ({"op": "selu"}, 0.9),
@@ -38,6 +38,7 @@ _UPSAMPLING: dict[str, tuple[dict[str, Any], float]] = {
 _LARGEST_SIDE = 512
 _NORM_FIRST = "norm, then activation"
 _NORM_LAST = "activation, then norm"
+_POST_NORM = "norm after each convolution"
 _DECONVOLUTION = ("deconv", "tconv", "convt", "conv_t", "transp", "upconv")
 
 
@@ -258,12 +259,12 @@ def _activations(
     if before.prelu is not None:
         yield _prelu(before.prelu), {}, 0.0
         return
-    optional = isinstance(body, Block) or (isinstance(before.body, Block) and before.norm is None)
+    between = isinstance(body, Block) and draft.choices.get("block") != _POST_NORM
     to_maps = len(draft.shape) == 1 and not (isinstance(body, Part) and body.kind == "linear")
-    absent = 0.0 if optional else 0.3 if to_maps and before.norm is None else 1.0
+    absent = 0.0 if between else 0.3 if to_maps and before.norm is None else 1.0
     yield None, {}, absent
     for op, choice, cost in _acts(draft.choices):
-        yield op, choice, cost + 0.5 * optional
+        yield op, choice, cost + 0.5 * between
 
 
 def _acts(choices: Mapping[str, str]) -> Iterator[tuple[Op, dict[str, str], float]]:
@@ -277,12 +278,16 @@ def _prelu(part: Part) -> Op:
     return Op({"op": "prelu", "features": part.features}, part.tensors, part.keys)
 
 
-def _upsamplings(draft: Draft, possible: bool) -> Iterator[tuple[Op | None, dict[str, str], float]]:
-    yield None, {}, 0.6 if possible else 0.0
+def _upsamplings(
+    draft: Draft, absent: float | None
+) -> Iterator[tuple[Op | None, dict[str, str], float]]:
+    """Yields ways of up-sampling; `absent` is the cost of none, or None where there can be none."""
+    yield None, {}, absent or 0.0
     chosen = draft.choices.get("up-sampling")
-    for name, (record, cost) in _UPSAMPLING.items() if possible else ():
+    for name, (record, cost) in _UPSAMPLING.items() if absent is not None else ():
         if chosen in (None, name):
-            yield Op(record), {"up-sampling": name}, 0.0 if chosen else cost
+            extra = 0.0 if absent else 0.6
+            yield Op(record), {"up-sampling": name}, extra + (0.0 if chosen else cost)
 
 
 def _norms(draft: Draft, norm: Part | None) -> Iterator[tuple[Op | None, dict[str, str], float]]:
@@ -330,7 +335,8 @@ def _bodies(
 
 
 def _moves_text(moves: Mapping[str, int]) -> str:
-    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in moves.items())
+    said = {name: value for name, value in moves.items() if value or name == "padding"}
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in said.items())
 
 
 def _doubt(part: Part, transposed: bool) -> float:
@@ -371,7 +377,7 @@ def _transposed(kernel: int, side: int, last: bool) -> Iterator[Moves]:
     if kernel == 1 and last and side == 32:
         # The MNIST variant of the 32-pixel DCGAN crops its last 32×32 maps to 28×28 like this.
         yield {"stride": 1, "padding": 2, "output_padding": 0}, 28, -0.5
-    for stride in (1, 2, 4) if kernel >= 4 else (1, 2):
+    for stride in (1, 2, 4) if kernel >= 8 else (1, 2):
         for padding in range((kernel - 1) // 2 + 1 if kernel > 1 else 1):
             for extra in range(2 if stride > 1 and kernel % 2 else 1):
                 size = (side - 1) * stride - 2 * padding + kernel + extra
@@ -458,7 +464,7 @@ def _styles(
             body += [conv, norm, *([act] if index + 1 < count else [])]
         extra = norms[count:] if block.shortcut is not None else []
         if len(extra) == len(norms) - count:
-            yield "norm after each convolution", tuple(body), (*shortcut, *extra)
+            yield _POST_NORM, tuple(body), (*shortcut, *extra)
 
 
 def _ends(piece: Piece, choices: Mapping[str, str], element: Element) -> Iterator[Piece]:

@@ -20,17 +20,19 @@ from pgmkit.loading.parts import Block, Contents, Element, Part, arrangements, r
 from pgmkit.plugins import registry
 
 _LATENTS = 1024
-_MOST_VALUES = 2**24
+_MOST_VALUES = 2**23
+_WORK_OF_VALUE = 60
 _SCREENED_WORK = 5e7
-_JUDGED_WORK = 4e8
-_RUN_WORK = 1e9
+_JUDGED_WORK = 6e8
+_RUN_WORK = 3e9
 _NARROW = 24
+_WIDE = 64
 _FINALISTS = 8
 _MOST_DRAFTS = 3
 _POOR = 0.1
 _MOST_UNSCORED = 150
 _COST_SHARE = 0.1
-_NOISE = 0.02
+_NOISE = 0.01
 _WORST = 2.0
 _AGREEMENT = 0.25
 
@@ -196,7 +198,7 @@ def _trial_latents(latent_dim: int) -> Tensor:
 
 def _uniform(normal: Tensor) -> Tensor:
     """Turns standard normal latents into latents from U(-1, 1) with exact variances."""
-    uniform = 2 * torch.special.ndtr(normal) - 1
+    uniform: Tensor = 2 * torch.special.ndtr(normal) - 1
     return uniform / uniform.square().mean(dim=0).sqrt() / math.sqrt(3)
 
 
@@ -223,7 +225,9 @@ def _judged(drafts: Sequence[Draft], element: Element, evidence: _Evidence) -> l
         screened = _screened(drafts, element)
         evidence.add([seen for _, seen in screened])
         finalists = [draft for draft, _ in screened[:_FINALISTS]]
-    judged = [(draft, _observed(draft, element, _JUDGED_WORK, 64)) for draft in finalists]
+    # As many latents for each, so that chance is the same for all.
+    latents = min(_affordable(draft, _JUDGED_WORK, _WIDE) for draft in finalists)
+    judged = [(draft, _observed(draft, element, latents, _WIDE)) for draft in finalists]
     judged.sort(key=lambda pair: _rank(pair[1]))
     evidence.add([seen for _, seen in judged])
     best = judged[0][1].deviation
@@ -244,7 +248,8 @@ def _screened(drafts: Sequence[Draft], element: Element) -> list[tuple[Draft, Dr
     def look(indices: Iterable[int]) -> int:
         for index in indices:
             if index not in seen:
-                seen[index] = _observed(drafts[index], element, _SCREENED_WORK, _NARROW)
+                latents = _affordable(drafts[index], _SCREENED_WORK, _NARROW)
+                seen[index] = _observed(drafts[index], element, latents, _NARROW)
         return min(seen, key=lambda index: _rank(seen[index]))
 
     everything = range(len(drafts))
@@ -278,20 +283,20 @@ def _rank(draft: Draft) -> float:
     return math.hypot(draft.deviation, _NOISE) * (1 + _COST_SHARE * draft.cost)
 
 
-def _observed(draft: Draft, element: Element, work: float, channels: int) -> Draft:
+def _observed(draft: Draft, element: Element, latents: int, channels: int) -> Draft:
     """Returns the draft with its deviations at the norms up to the next, seen on some latents.
 
     Args:
         draft: with its last output and what is pending.
         element: the last in it.
-        work: about how many multiplications may be spent.
+        latents: how many.
         channels: how many of the last convolution are looked at.
     """
     assert draft.output is not None
     norm = element.norm if element.norm and ways.has_evidence(element.norm) else None
     ops = tuple(op.folded() for op in draft.pending)
     ops = _narrowed(ops, channels) if norm is not None else ops
-    deviations, output = _run(ops, draft.output[: _affordable(ops, draft, work)])
+    deviations, output = _run(ops, draft.output[:latents])
     if norm is not None:
         deviations.append(_deviation(output, norm.tensors))
     return replace(
@@ -304,17 +309,20 @@ def _observed(draft: Draft, element: Element, work: float, channels: int) -> Dra
 def _run_on(draft: Draft, seen: Draft) -> Draft:
     """Returns what was seen of a draft, with the output of all that was pending."""
     assert draft.output is not None
-    latents = _affordable(draft.pending, draft, _RUN_WORK)
-    _, output = _run(draft.pending, draft.output[:latents])
+    _, output = _run(draft.pending, draft.output[: _affordable(draft, _RUN_WORK)])
     return replace(seen, pending=(), output=output)
 
 
-def _affordable(ops: Sequence[Op], draft: Draft, work: float) -> int:
-    """Returns how many latents can be pushed through ops with so many multiplications."""
+def _affordable(draft: Draft, work: float, channels: int | None = None) -> int:
+    """Returns how many latents can be pushed through what is pending with so many operations."""
+    ops = draft.pending
+    if channels is not None:
+        ops = _narrowed([op.folded() for op in ops], channels)
     side = draft.shape[1] if len(draft.shape) == 3 else 1
     each = sum(_multiplications(op, side) for op in ops)
-    size = max(math.prod(draft.shape), 1)
-    return min(_LATENTS, max(16, int(work / max(each, 1)) // 2 * 2), max(16, _MOST_VALUES // size))
+    size = math.prod(draft.shape)
+    fitting = min(work / (each + _WORK_OF_VALUE * size), _MOST_VALUES / size)
+    return min(_LATENTS, max(16, int(fitting) // 2 * 2))
 
 
 def _multiplications(op: Op, side: int) -> float:

@@ -282,7 +282,7 @@ def _enters(size: int, inputs: int, reshaped: bool) -> bool:
     if not reshaped:
         return size == inputs
     side = round((size / inputs) ** 0.5)
-    return inputs * side * side == size
+    return bool(inputs * side * side == size)
 
 
 def _split(name: str) -> tuple[str, str | None]:
@@ -300,6 +300,7 @@ def _part(
     if "weight_g" in group and "weight_v" in group:
         keys[group["weight_v"]] = "parametrizations.weight.original1"
     tensors = {new: state[name] for name, new in keys.items()}
+    kind: str | None
     wrapped, weight = None, tensors.get("weight")
     if "parametrizations.weight.original" in tensors:
         wrapped, weight = "spectral-norm", tensors["parametrizations.weight.original"]
@@ -328,7 +329,8 @@ def _applied(part: Part) -> Tensor | None:
         direction = named["parametrizations.weight.original1"]
         length = named["parametrizations.weight.original0"]
         dims = [dim for dim in range(direction.ndim) if length.ndim and length.shape[dim] == 1]
-        return direction * length / direction.norm(dim=dims or None, keepdim=True)
+        weight: Tensor = direction * length / direction.norm(dim=dims or None, keepdim=True)
+        return weight
     weight = named["parametrizations.weight.original"]
     kept = part.weight_dim or 0
     flat = weight.transpose(0, kept).flatten(1)
@@ -365,10 +367,10 @@ def _without_others(
     if not kept:
         return dict(groups), []
     counts: dict[str, int] = {}
-    for path, group in groups.items():
-        label = what[path]
-        if label is not None:
-            counts[label] = counts.get(label, 0) + len(group)
+    for path in groups:
+        other = what[path]
+        if other is not None:
+            counts[other] = counts.get(other, 0) + len(groups[path])
     return kept, list(counts.items())
 
 
@@ -462,8 +464,8 @@ def _block_sets(ordered: Sequence[Part]) -> Iterable[list[Block]]:
             if prefix[-1].isdigit():
                 family = (re.sub(r"\d+$", "", prefix), str(depth))
                 families.setdefault(family, {}).setdefault(prefix, []).append(part)
-    for family in families.values():
-        blocks = [block for prefix, inside in family.items() if (block := _block(prefix, inside))]
+    for members in families.values():
+        blocks = [block for prefix, inside in members.items() if (block := _block(prefix, inside))]
         if blocks and (len(blocks) > 1 or blocks[0].shortcut is not None):
             yield blocks
     yield []

@@ -294,12 +294,17 @@ def _residual(body: Sequence[Any], shortcut: Sequence[Any], where: str) -> nn.Mo
     return _Residual(_sequence(body, f"{where}.body"), _sequence(shortcut, f"{where}.shortcut"))
 
 
-_EPS = {"eps": (_is_eps, 1e-5)}
-_AFFINE = {"affine": (_is_flag, True)}
-_WEIGHT = {"bias": (_is_flag, True), "weight": (_is_weight, None), "weight_dim": (_is_dim, None)}
-_SIZES = {"inputs": _is_size, "outputs": _is_size}
-_MOVES = {"stride": (_is_kernel, 1), "padding": (_is_padding, 0)}
-_OPS: dict[str, tuple[dict[str, Check], dict[str, tuple[Check, Any]], Callable[..., nn.Module]]] = {
+Fields = dict[str, tuple[Check, Any]]
+_EPS: Fields = {"eps": (_is_eps, 1e-5)}
+_AFFINE: Fields = {"affine": (_is_flag, True)}
+_WEIGHT: Fields = {
+    "bias": (_is_flag, True),
+    "weight": (_is_weight, None),
+    "weight_dim": (_is_dim, None),
+}
+_SIZES: dict[str, Check] = {"inputs": _is_size, "outputs": _is_size}
+_MOVES: Fields = {"stride": (_is_kernel, 1), "padding": (_is_padding, 0)}
+_OPS: dict[str, tuple[dict[str, Check], Fields, Callable[..., nn.Module]]] = {
     "linear": (_SIZES, _WEIGHT, _linear),
     "conv": (_SIZES | {"kernel": _is_kernel}, _MOVES | _WEIGHT, _conv),
     "conv-transpose": (
