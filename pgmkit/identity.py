@@ -152,6 +152,10 @@ class _Description:
         if isinstance(module, torch.fx.GraphModule):
             code = ["graph", module.code]
             return [*code, *self._tensors(module), *self._children(module, ordered=False)]
+        if type(module).__module__.startswith("pgmkit.") and "extra_repr" in vars(type(module)):
+            # What pgmkit reads of a program in a file says itself what stands for it.
+            told = ["program", _name(type(module)), module.extra_repr()]
+            return [*told, *self._tensors(module), *self._children(module, ordered=False)]
         foreign = _foreign(type(module))
         functions = _functions(foreign)
         entries = [name for name in _ENTRIES if name in functions]
