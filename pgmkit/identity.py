@@ -143,6 +143,10 @@ class _Description:
         original = getattr(module, "_orig_mod", None)
         if isinstance(original, nn.Module) and _name(type(module)).startswith("torch._dynamo"):
             return self.value(original)
+        program = getattr(module, "program_digest", None)
+        if isinstance(program, str):  # read from a file; the digest stands for all but the weights
+            tensors = (*module.named_parameters(), *module.named_buffers())
+            return ["program", program, *([name, self.value(t)] for name, t in sorted(tensors))]
         if isinstance(module, torch.jit.ScriptModule):
             return ["script", *_script(module), *self._tensors(module)]
         if isinstance(module, torch.fx.GraphModule):
