@@ -445,7 +445,7 @@ def test_auto_with_its_own_candidates_needs_latents_for_them(tiny: str, tmp_path
 
 
 def test_another_classifier_gives_other_labels_and_cells(tiny: str, tmp_path: Path) -> None:
-    judges = [write_tiny_classifier(tmp_path / "judges" / name) for name in ("one", "other")]
+    judges = [write_tiny_classifier(tmp_path / "judges" / name, 28) for name in ("one", "other")]
     weights = tmp_path / "judges" / "one" / "model.safetensors"
 
     def of(judge: str) -> PreparedAblation:

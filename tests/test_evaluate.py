@@ -528,6 +528,14 @@ def test_images_that_a_classifier_cannot_see_are_refused_before_any_work(
         prepare({"source": source, "classifier": judge})
 
 
+def test_a_classifier_that_sees_little_of_the_images_is_warned_of(folder: Path) -> None:
+    judge = ("--classifier", f"local-dir:{folder / 'judge'}")
+    finished = run_pgmkit("evaluate", folder / "result", "-n", 60, *judge)
+    assert finished.code == 0
+    assert finished.stderr.count("sees the middle 8×8 of the 32×32 pixels") == 1
+    assert finished.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("changed", "said"),
     [

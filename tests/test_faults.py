@@ -310,7 +310,7 @@ def test_a_run_that_is_stopped_within_an_epoch_continues_from_that_step(
 
     with monkeypatch.context() as patch:
         patch.setattr(GANTask, "step", interrupted_step)
-        assert run_pgmkit(*train, out).code == 1
+        assert run_pgmkit(*train, out).code == 128 + signal.SIGTERM
     assert run_pgmkit(*train, out).stderr.startswith("continues at step 7 of 160\n")
     assert model(out) == model(trained)
 

@@ -348,10 +348,10 @@ def test_the_fingerprint_of_many_weights_takes_less_than_a_second() -> None:
         pgmkit.LatentSpec(1600),
         pgmkit.ImageSpec((1, 40, 40)),
     )
-    started = time.perf_counter()
+    started = time.process_time()
     generator.fingerprint()
     assert (
-        time.perf_counter() - started < 1
+        time.process_time() - started < 1
     )  # 26 million; a hundred take 0.4 s when nothing else runs
 
 

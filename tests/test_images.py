@@ -273,6 +273,12 @@ def test_the_rotation_that_a_camera_noted_is_applied(tmp_path: Path) -> None:
     assert np.array_equal(one(tmp_path)[0], np.rot90(picture, -1))
 
 
+def test_a_note_of_a_camera_that_is_damaged_is_an_error_with_the_file(tmp_path: Path) -> None:
+    save(tmp_path / "a.png", noise(4, 4), exif=b"Exif\0\0nothing that is known")
+    with pytest.raises(DataError, match=r"a\.png cannot be made grey or RGB"):
+        load_images(str(tmp_path))
+
+
 def test_grey_among_colour_becomes_rgb(tmp_path: Path) -> None:
     save(tmp_path / "a.png", noise(8, 8))
     save(tmp_path / "b.png", noise(8, 8, 3))
@@ -467,6 +473,15 @@ def test_a_set_without_a_test_split_has_none() -> None:
         load_images("torchvision:FakeData:.", split="test")
 
 
+def test_folders_of_a_torchvision_data_set_called_by_numbers_get_those(tmp_path: Path) -> None:
+    for number in (2, 10, 11):
+        path = tmp_path / "eurosat" / "2750" / str(number) / "one.png"
+        save(path, np.full((4, 4), number, np.uint8))
+    data = load_images(f"torchvision:EuroSAT:{tmp_path}")
+    assert data.labels is not None
+    assert data.labels.tolist() == data.images[:, 0, 0, 0].tolist()
+
+
 @contextmanager
 def without_rights() -> Iterator[None]:
     """Gives up the rights of the superuser for a while, where there are any."""
@@ -527,7 +542,7 @@ def test_pictures_that_are_none_are_named(tmp_path: Path) -> None:
     good = io.BytesIO()
     Image.fromarray(noise(64, 64)).save(good, "PNG")
     for content, said in (
-        (png_claiming(60_000, 60_000), "has more pixels than any picture that is read"),
+        (png_claiming(60_000, 60_000), "a.png has more than the 178,956,970 pixels that are read"),
         (good.getvalue()[:2000], "cannot be read as an image"),
         (b"", "its content is of no known kind; mend or remove it"),
         (b"<html>not found</html>", "its content is of no known kind"),

@@ -518,7 +518,7 @@ def test_a_state_with_a_part_missing_is_refused(mapper: str, mapper_args: dict[s
         ("refined", {"rounds": 0}, "rounds must be a whole number from 1, not 0"),
         ("refined", {"draws": 0}, "draws must be a number above 0, not 0"),
         ("refined", {"draws": math.inf}, "draws must be a number above 0, not inf"),
-        ("refined", {"draws": "2"}, "draws must be a number above 0, not '2'"),
+        ("refined", {"draws": "2"}, "takes draws = a number, not '2'"),
         ("rejection", {"proposal": "priors"}, "did you mean 'prior'"),
         ("rejection", {"max_tries": 0}, "max_tries must be a whole number from 1, not 0"),
         ("rejection", {"core": 0}, r"core must be in \(0, 1\], not 0"),

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from pgmkit.components import check_parameters
 from pgmkit.config import check_count
-from pgmkit.errors import LoadError, ParameterError, first_line
+from pgmkit.errors import LoadError, ParameterError, PgmkitWarning, first_line
 from pgmkit.images import as_channels
 from pgmkit.loading.building import build
 from pgmkit.loading.checkpoints import candidates, fit
@@ -21,6 +22,9 @@ from pgmkit.loading.references import open_folder
 from pgmkit.loading.weights import read_checkpoint, serialise
 
 ARCHITECTURE = "lash-classifier"
+
+_LARGEST_BORDER = 1.5
+"""How many times as long as what a classifier sees images may be without a word."""
 
 
 class LASHClassifier(nn.Module):
@@ -125,10 +129,21 @@ class Classifier:
     def check_images(self, shape: Sequence[int]) -> None:
         """Checks that images of shape (C, H, W) can be labelled, by labelling a black one.
 
+        A classifier that sees but a small part of them, in the middle, is warned of.
+
         Raises:
             ParameterError: they cannot.
         """
         self.labels(torch.zeros(1, *shape), (0.0, 1.0))
+        seen = getattr(self.module, "image_size", None)
+        if isinstance(seen, int) and max(shape[1:]) > _LARGEST_BORDER * seen:
+            warnings.warn(
+                f"the classifier {self.name!r} sees the middle {seen}×{seen} of the "
+                f"{shape[1]}×{shape[2]} pixels of each image; its labels mean little unless it was "
+                "trained so",
+                PgmkitWarning,
+                stacklevel=1,  # said once, whoever asks
+            )
 
     def fingerprint(self) -> str:
         """Returns a SHA-256 over weights, layers and names of the classes, in hexadecimal."""

@@ -1,7 +1,8 @@
 """The evaluation of a shattered generator as one record, as `pgmkit evaluate` prints it."""
 
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -21,7 +22,7 @@ from pgmkit.evaluate.fidelity import (
 )
 from pgmkit.evaluate.metrics import score_samples
 from pgmkit.images import check_source
-from pgmkit.machine import check_device, machine
+from pgmkit.machine import check_device, check_memory, machine
 from pgmkit.models import load
 from pgmkit.shattering import ShatteredGenerator
 
@@ -36,8 +37,9 @@ def evaluate(
     extractor: str = "inception",
     num_samples: int = 10_000,
     seed: int = 0,
-    device: str = "cpu",
+    device: str = "auto",
     cache: bool = True,
+    report: Callable[[str], None] | None = None,
 ) -> Mapping[str, Any]:
     """Evaluates a saved shattered generator and returns all numbers as plain values.
 
@@ -50,8 +52,10 @@ def evaluate(
         extractor: looks at both kinds of images; see `load_extractor`.
         num_samples: how many latents or images each score is made from.
         seed: of everything random.
-        device: where generator and extractor run.
+        device: where generator, classifier and extractor run; "auto" is CUDA, then MPS, then the
+            CPU.
         cache: whether to keep the features of the reference images for later.
+        report: takes a line when each part of the work begins.
 
     Raises:
         PgmkitError: anything is missing, unknown or outside its range.
@@ -63,8 +67,14 @@ def evaluate(
         check_source(data)
     judge = None if classifier is None else load_classifier(classifier)
     shattered = _load_shattered(source, generator or {}, where)
+    image = shattered.generator.image
+    check_memory(
+        4 * num_samples * math.prod(image.shape), f"{num_samples:,} images", "score fewer (-n)"
+    )
     if judge is not None:
-        judge.check_images(shattered.generator.image.shape)
+        judge.check_images(image.shape)
+        judge.module.to(where)
+    tell = report or (lambda line: None)
     images, looks = None, None
     if data is not None:
         check_num_samples(num_samples, shattered.num_clusters)
@@ -78,15 +88,18 @@ def evaluate(
     def lap(name: str) -> None:
         seconds[name] = round(time.perf_counter() - started - sum(seconds.values()), 2)
 
+    tell(f"diagnostics: samples of each cluster on {where}")
     diagnostics = asdict(diagnose(shattered, num_latents=min(num_samples, 5_000), seed=seed))
     cluster_fidelity = diagnostics.pop("cluster_fidelity")
     lap("diagnostics")
     scores = None
     if judge is not None:
+        tell(f"scores: {num_samples:,} samples and the classes of {judge.name}")
         scores = asdict(score_samples(shattered, judge, num_samples, seed))
         lap("scores")
     fidelity = None
     if images is not None and looks is not None:
+        tell(f"fidelity: {num_samples:,} images, looked at by {looks.name}")
         found = shattering_fidelity(
             shattered,
             images,
@@ -116,6 +129,7 @@ def evaluate(
         "diagnostics": diagnostics,
         "fidelity": fidelity,
         "seconds": seconds,
+        "device": str(where),
         "versions": dict(shattered.origin.versions),
         "machine": machine(),
     }

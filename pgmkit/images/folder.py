@@ -51,9 +51,9 @@ def read_picture(path: Path | str) -> Image.Image:
         if stat.S_ISREG(Path(path).stat().st_mode):  # reading another kind may never end
             picture = _decoded(path)
     except Image.DecompressionBombError as error:
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # Pillow's own limit
         raise DataError(
-            f"{path} has more pixels than any picture that is read ({first_line(error)}); make it "
-            "smaller or remove it"
+            f"{path} has more than the {most:,} pixels that are read; make it smaller or remove it"
         ) from error
     except OSError as error:
         if error.errno is None:

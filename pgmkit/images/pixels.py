@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional
 
-from pgmkit.errors import DataError, ParameterError
+from pgmkit.errors import DataError, ParameterError, first_line
 from pgmkit.machine import check_memory
 
 _LUMA = (0.299, 0.587, 0.114)
@@ -38,10 +38,12 @@ def stacked(
         ParameterError: there is not enough memory.
     """
     arrays: list[Any] = []
-    first, extent, all_deep = "", (0, 0), True
+    first, extent, brightest = "", (0, 0), 0
     for name, raw in pictures:
-        all_deep = all_deep and _is_deep(raw)
+        is_deep = _is_deep(raw)
         picture = plain(raw, name)
+        if is_deep:
+            brightest = max(brightest, int(np.asarray(picture).max()))
         if size is not None:
             picture = fitted(picture, size)
         if not arrays:
@@ -53,8 +55,7 @@ def stacked(
                 "image_size to make all images of one size"
             )
         arrays.append(np.asarray(picture))
-    if all_deep:
-        _check_depth(max(int(array.max()) for array in arrays), where)
+    _check_depth(brightest, where)
     if any(array.ndim == 3 for array in arrays):
         grey = extent[::-1]
         arrays = [np.broadcast_to(a[..., None], (*grey, 3)) if a.ndim == 2 else a for a in arrays]
@@ -78,17 +79,13 @@ def from_array(array: Any, size: tuple[int, int] | None, where: str) -> Tensor:
     if array.dtype == np.uint16:
         array = narrowed(array)
         _check_depth(int(array.max()), where)
-    channels = array.shape[-1]
-    if channels > 4:
-        return channels_first(array if size is None else _fitted_planes(array, size))
-    if size is None and channels in (1, 3):
-        return channels_first(array)
-    frames = array[..., 0] if channels == 1 else array
-    pictures = (
-        (f"image {index} of {where}", Image.fromarray(np.ascontiguousarray(frame)))
-        for index, frame in enumerate(frames)
-    )
-    return stacked(pictures, len(array), size, where)
+    if array.shape[-1] in (2, 4):
+        pictures = (
+            (f"image {index} of {where}", Image.fromarray(np.ascontiguousarray(image)))
+            for index, image in enumerate(array)
+        )
+        return stacked(pictures, len(array), size, where)
+    return channels_first(array if size is None else _fitted_array(array, size))
 
 
 def plain(picture: Image.Image, name: str) -> Image.Image:
@@ -98,19 +95,17 @@ def plain(picture: Image.Image, name: str) -> Image.Image:
     transparent lies on white. Palettes, CMYK and other colours become RGB, without profiles.
 
     Raises:
-        DataError: it holds 32-bit numbers or floats, whose range nobody knows.
+        DataError: it holds 32-bit numbers or floats, whose range nobody knows, or cannot be
+            converted.
     """
-    picture = ImageOps.exif_transpose(picture)
-    if _is_deep(picture):
-        return Image.fromarray(narrowed(np.asarray(picture)))
-    if picture.mode in ("I", "F"):
-        held = "32-bit numbers" if picture.mode == "I" else "floats"
-        raise DataError(f"{name} holds {held}, whose range is unknown; save it with 8 or 16 bits")
-    target = "L" if picture.mode in _GREY_MODES else "RGB"
-    if picture.has_transparency_data:
-        white = Image.new("RGBA", picture.size, "white")
-        picture = Image.alpha_composite(white, picture.convert("RGBA"))
-    return picture.convert(target)
+    try:
+        return _plain(picture, name)
+    except DataError:
+        raise
+    except Exception as error:  # of damaged EXIF data, or of colours without a conversion
+        raise DataError(
+            f"{name} cannot be made grey or RGB: {first_line(error)}; mend or remove it"
+        ) from error
 
 
 def fitted(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
@@ -188,6 +183,20 @@ def channels_first(array: Any) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array.transpose(0, 3, 1, 2)))
 
 
+def _plain(picture: Image.Image, name: str) -> Image.Image:
+    ImageOps.exif_transpose(picture, in_place=True)
+    if _is_deep(picture):
+        return Image.fromarray(narrowed(np.asarray(picture)))
+    if picture.mode in ("I", "F"):
+        held = "32-bit numbers" if picture.mode == "I" else "floats"
+        raise DataError(f"{name} holds {held}, whose range is unknown; save it with 8 or 16 bits")
+    target = "L" if picture.mode in _GREY_MODES else "RGB"
+    if picture.has_transparency_data:
+        white = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(white, picture.convert("RGBA"))
+    return picture if picture.mode == target else picture.convert(target)
+
+
 def _check_array(array: Any, where: str) -> None:
     if array.dtype not in (np.uint8, np.uint16) or array.ndim not in (3, 4) or not array.size:
         raise DataError(
@@ -219,13 +228,24 @@ def _channels_last(array: Any, where: str) -> Any:
     )
 
 
-def _fitted_planes(array: Any, size: tuple[int, int]) -> Any:
-    return np.stack(
-        [
-            np.stack([np.asarray(fitted(Image.fromarray(plane), size)) for plane in image], axis=-1)
-            for image in np.ascontiguousarray(array.transpose(0, 3, 1, 2))
-        ]
-    )
+def _fitted_array(array: Any, size: tuple[int, int]) -> Any:
+    """Does to images (N, H, W, C) what `fitted` does to one."""
+    height, width = array.shape[1:3]
+    if min(height / size[0], width / size[1]) > 1:
+        planes = np.ascontiguousarray(array.transpose(0, 3, 1, 2))
+        found = [[np.asarray(fitted(Image.fromarray(p), size)) for p in image] for image in planes]
+        return np.array(found).transpose(0, 2, 3, 1)
+    result = np.zeros((len(array), *size, array.shape[3]), np.uint8)  # quicker than one by one
+    rows, columns = _overlap(height, size[0]), _overlap(width, size[1])
+    result[:, rows[1], columns[1]] = array[:, rows[0], columns[0]]
+    return result
+
+
+def _overlap(length: int, wanted: int) -> tuple[slice, slice]:
+    """Returns which part of a side is kept, and where it lies on a side of `wanted` pixels."""
+    start, both = int((length - wanted) / 2), min(length, wanted)
+    kept, place = max(start, 0), max(-start, 0)
+    return slice(kept, kept + both), slice(place, place + both)
 
 
 def _is_deep(picture: Image.Image) -> bool:

@@ -3,15 +3,21 @@
 Nothing here imports torch, so that listings stay quick.
 """
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pgmkit import files
-from pgmkit.errors import LoadError
+from pgmkit.errors import LoadError, in_words, shortened
 
 FORMAT_VERSION = 1
+_MOST_FILES = 10_000
+"""How many files of a folder on a disk are listed: it may be anything."""
+
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 WEIGHT_SUFFIXES = (
@@ -79,19 +85,65 @@ def open_local_folder(path: Path, reference: str) -> ModelFolder:
     """Opens a folder on a disk.
 
     Raises:
-        LoadError: it is not there.
+        LoadError: it is not there, or may not be read.
     """
-    if not path.is_dir():
-        raise LoadError(f"there is no folder {path}; check the path of {reference!r}")
+    with _readable(path):
+        if not path.is_dir():
+            raise LoadError(
+                f"there is no folder {shortened(str(path))}; check the path of "
+                f"{shortened(reference)!r}"
+            )
+        next(os.scandir(path), None)
 
     def fetch(name: str) -> Path | None:
-        return path / name if (path / name).is_file() else None
+        with _readable(path / name):
+            return path / name if (path / name).is_file() else None
 
     def sizes() -> dict[str, int]:
-        found = (file for file in path.rglob("*") if file.is_file())
-        return {file.relative_to(path).as_posix(): file.stat().st_size for file in found}
+        with _readable(path):
+            return {
+                file.relative_to(path).as_posix(): file.stat().st_size
+                for file in islice(_files_below(path), _MOST_FILES)
+            }
 
     return ModelFolder(reference, fetch, lambda: sorted(sizes()), sizes=sizes)
+
+
+def sub_folder(folder: ModelFolder, name: str) -> ModelFolder:
+    """Returns the folder `name` inside of another."""
+    start = f"{name.strip('/')}/"
+
+    def sizes() -> dict[str, int]:
+        found = folder.sizes().items()
+        return {path.removeprefix(start): size for path, size in found if path.startswith(start)}
+
+    return ModelFolder(
+        folder.reference,
+        lambda path: folder.fetch(start + path),
+        lambda: [path.removeprefix(start) for path in folder.names() if path.startswith(start)],
+        {**folder.provenance, "folder": name},
+        sizes=sizes,
+    )
+
+
+def _files_below(path: Path) -> Iterator[Path]:
+    """Yields files, and those of folders that are not hidden; links to folders lead astray."""
+    for place, folders, names in os.walk(path):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(place, name) for name in sorted(names) if Path(place, name).is_file())
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Says what keeps a file or folder from being read."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        why = in_words(error) if isinstance(error, OSError) else str(error)
+        raise LoadError(
+            f"{shortened(str(path))} cannot be read: {why.lower()}; check its name and that you "
+            "may read it"
+        ) from error
 
 
 def is_inside(name: str) -> bool:

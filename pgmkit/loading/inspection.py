@@ -73,7 +73,8 @@ def inspect(folder: ModelFolder, options: GeneratorOptions) -> Inspection:
         LoadError: the folder cannot be read at all.
     """
     found = Inspection(folder.reference)
-    found.files = [(name, None) for name in folder.names()]
+    sizes = folder.sizes()
+    found.files = [(name, sizes.get(name)) for name in folder.names()]
     _attempt(found, lambda: _read_config(found, folder))
     _attempt(found, lambda: _read_weights(found, folder, options))
     if found.weights is not None:

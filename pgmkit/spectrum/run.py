@@ -14,7 +14,7 @@ from pgmkit.loading.generators import load_described
 from pgmkit.loading.options import GeneratorOptions
 from pgmkit.machine import check_device
 from pgmkit.plugins import build_from_table
-from pgmkit.spectrum.compute import BLOCK_SIZE, check_block_size, compute_spectrum
+from pgmkit.spectrum.compute import BLOCK_SIZE, check_block_size, check_size, compute_spectrum
 from pgmkit.spectrum.jacobian import MEMORY_BUDGET, Method
 from pgmkit.spectrum.spectrum import Spectrum
 from pgmkit.spectrum.store import MANIFEST_FILE
@@ -36,7 +36,8 @@ class SpectrumSettings:
             `pgmkit.load_generator`.
         latents: number drawn from the prior.
         seed: of the latents.
-        device: where the generator runs, such as "cpu" or "cuda".
+        device: where the generator runs, such as "cpu" or "cuda:1"; "auto" is CUDA, then MPS, then
+            the CPU.
         block_size: latents per block of work.
         dtype, probes, sketch, min_rank_correlation, memory_budget: what is computed, how exactly
             and in how much memory; see `compute_spectrum`.
@@ -48,7 +49,7 @@ class SpectrumSettings:
     generator: Mapping[str, Any] = field(default_factory=dict)
     latents: int = 20_000
     seed: int = 0
-    device: str = "cpu"
+    device: str = "auto"
     block_size: int = BLOCK_SIZE
     dtype: str = "auto"
     probes: int | None = None
@@ -68,18 +69,24 @@ class SpectrumSettings:
 
     def load_generator(self) -> Generator:
         """Loads the generator onto its device."""
-        return load_described(self.source, self.generator, device=self.device)
+        device = check_device(self.device)
+        return load_described(self.source, self.generator, device=device)
+
+    def check_size(self, generator: Generator) -> None:
+        """Raises ParameterError unless memory holds the spectrum of so many latents."""
+        check_size(generator, self.latents, self.probes)
 
     def resolved(self, generator: Generator) -> dict[str, Any]:
-        """Returns the settings as plain values, pinned to the generator's weights."""
+        """Returns the settings as plain values, pinned to the generator's weights and device."""
         provenance = generator.provenance
-        pinned = {key: provenance[key] for key in ("revision", "sha256") if key in provenance}
-        return {**asdict(self), "generator": {**self.generator, **pinned}}
+        told = dict(self.generator)
+        told |= {key: provenance[key] for key in ("revision", "sha256") if key in provenance}
+        return {**asdict(self), "device": str(generator.device), "generator": told}
 
     def compute(
         self,
         generator: Generator,
-        out: Path,
+        out: Path | str,
         engine: Engine,
         *,
         progress: bool = False,
@@ -134,12 +141,14 @@ def prepare(values: Mapping[str, Any]) -> PreparedSpectrum:
     engine = component_table("engine", values.get("engine", {}), DEFAULT_ENGINE)
     settings = make_settings(SpectrumSettings, {**values, "engine": engine}, "the config")
     settings.check()
-    return PreparedSpectrum(settings, settings.load_generator())
+    generator = settings.load_generator()
+    settings.check_size(generator)
+    return PreparedSpectrum(settings, generator)
 
 
 def run(
     prepared: PreparedSpectrum,
-    out: Path,
+    out: Path | str,
     *,
     progress: bool = False,
     report: Callable[[str], None] | None = None,
@@ -148,7 +157,7 @@ def run(
 
     Args:
         prepared: what `prepare` returned.
-        out: the folder.
+        out: the folder, or a URL that fsspec opens.
         progress: whether to show a progress bar on stderr.
         report: takes a line when the spectrum came from the cache.
 
@@ -160,12 +169,12 @@ def run(
     """
     settings = prepared.settings
     engine = build_from_table("engines", settings.engine)
-    # Blocks without a manifest are left behind where a run was stopped within its first one.
-    decide(
-        engine,
-        lambda: runs.check_folder(
-            out, mark=MANIFEST_FILE, what="spectrum", parts="block-*.safetensors"
-        ),
-    )
+    decide(engine, lambda: _check_out(out))
     spectrum = settings.compute(prepared.generator, out, engine, progress=progress, report=report)
     return spectrum if is_coordinator(engine) else None
+
+
+def _check_out(out: Path | str) -> None:
+    if isinstance(out, Path):
+        # Blocks without a manifest are left where a run was stopped within its first one.
+        runs.check_folder(out, mark=MANIFEST_FILE, what="spectrum", parts="block-*.safetensors")

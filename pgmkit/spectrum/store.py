@@ -24,7 +24,7 @@ from pgmkit.spectrum.spectrum import Spectrum
 
 FORMAT_VERSION = 3
 MANIFEST_FILE = "manifest.json"
-DESCRIPTIVE = ("generator_name", "landmarks", "seed")
+DESCRIPTIVE = ("generator_name", "landmarks", "seed", "device")
 """Settings that tell about a spectrum but do not determine it; they may differ on resuming."""
 
 _MODES = ("layers", "forward", "reverse")

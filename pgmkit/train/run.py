@@ -57,9 +57,9 @@ def run_training(
     data: str,
     out: Path,
     *,
-    device: str = "cpu",
+    device: str = "auto",
     progress: bool = False,
-    report: Callable[[str], None] = lambda line: None,
+    report: Callable[[str], None] | None = None,
 ) -> Path:
     """Trains what `config` describes on `data` and returns the folder of the exported model.
 
@@ -67,7 +67,7 @@ def run_training(
         config: see `TrainSettings`.
         data: see `pgmkit.images.load_images`.
         out: the output folder; a run that was stopped there continues.
-        device: "cpu", "cuda", ...
+        device: "cpu", "cuda:1", ...; "auto" is CUDA, then MPS, then the CPU.
         progress: whether to show a progress bar on stderr.
         report: takes one line of text per epoch.
 
@@ -110,7 +110,7 @@ def run_training(
         seed=settings.seed,
         snapshots=settings.snapshots,
         progress=progress,
-        report=report,
+        report=report or (lambda line: None),
     )
     return out / "model"
 

@@ -20,7 +20,7 @@ from pgmkit.errors import PgmkitError, first_line
 from pgmkit.evaluate.ablation.measures import MEASURES, Subject
 from pgmkit.evaluate.ablation.plan import Cell, GeneratorSettings, Plan, slug
 from pgmkit.evaluate.classifier import Classifier, load_classifier
-from pgmkit.evaluate.extractors import FeatureExtractor, load_extractor
+from pgmkit.evaluate.extractors import FeatureExtractor, check_extractor, load_extractor
 from pgmkit.evaluate.fidelity import Reference, check_fidelity, load_reference
 from pgmkit.evaluate.metrics import classify_latents
 from pgmkit.generator import Generator
@@ -280,15 +280,16 @@ def load_models(settings: GeneratorSettings, *, cache: bool = True) -> Models:
     Raises:
         PgmkitError: one of them cannot be loaded, or they do not fit together.
     """
-    generator = load_described(settings.source, settings.generator, device=settings.device)
+    generator = load_described(settings.source, settings.generator, device=settings.device or "cpu")
     classifier = None if settings.classifier is None else load_classifier(settings.classifier)
     if classifier is not None:
         classifier.check_images(generator.image.shape)
     if settings.reference is None:
         return Models(generator, classifier)
+    check_extractor(settings.extractor)
     images = load_reference(settings.reference, generator, split=settings.split)
     check_fidelity(images, classifier)
-    extractor = load_extractor(settings.extractor, settings.device)
+    extractor = load_extractor(settings.extractor, generator.device)
     return Models(generator, classifier, images, extractor, cache)
 
 

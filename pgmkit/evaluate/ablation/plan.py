@@ -5,7 +5,7 @@ import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from pgmkit.config import check_count, component_table, make_settings
@@ -36,7 +36,7 @@ class GeneratorSettings:
         generator: further arguments of `pgmkit.load_generator`.
         name: in tables and file names; that of the generator if left empty.
         classifier: reference of the classifier that labels its images, or None.
-        device: where the generator runs.
+        device: where the generator runs; None is where those of the ablation do.
         clusters: k for this generator, one or a list; None takes those of the ablation.
         reference: real images for the measure "fidelity"; see `pgmkit.images.load_images`.
         split: "train" or "test", where the reference has both.
@@ -47,7 +47,7 @@ class GeneratorSettings:
     generator: Mapping[str, Any] = field(default_factory=dict)
     name: str = ""
     classifier: str | None = None
-    device: str = "cpu"
+    device: str | None = None
     clusters: Any = None
     reference: str | None = None
     split: str = "train"
@@ -74,6 +74,8 @@ class AblationSettings:
             available core.
         threads: of each of these processes.
         engine: where spectra are computed: `name` of the engine and its parameters.
+        device: where generators run, such as "cpu" or "cuda:1"; "auto" is CUDA, then MPS, then the
+            CPU.
     """
 
     generators: Any
@@ -88,6 +90,7 @@ class AblationSettings:
     jobs: int | None = None
     threads: int = 1
     engine: Any = DEFAULT_ENGINE
+    device: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -267,7 +270,10 @@ def make_plan(values: Mapping[str, Any]) -> Plan:
     own = {key: value for key, value in values.items() if key not in OF_SPECTRUM}
     settings = make_settings(AblationSettings, own, "the config")
     generators = [
-        make_settings(GeneratorSettings, table, f"generator {number} of the config")
+        _on_device(
+            make_settings(GeneratorSettings, table, f"generator {number} of the config"),
+            settings.device,
+        )
         for number, table in enumerate(_tables("generators", settings.generators, "source"), 1)
     ]
     plan = Plan(
@@ -283,6 +289,11 @@ def make_plan(values: Mapping[str, Any]) -> Plan:
     )
     _check(plan)
     return plan
+
+
+def _on_device(generator: GeneratorSettings, device: str) -> GeneratorSettings:
+    """Returns the settings with the device that is meant."""
+    return replace(generator, device=str(check_device(generator.device or device)))
 
 
 def axis(name: str, value: Any) -> list[Any]:
@@ -342,7 +353,6 @@ def _check(plan: Plan) -> None:
 
 def _check_generator(plan: Plan, generator: GeneratorSettings) -> None:
     name = generator.name or generator.source
-    check_device(generator.device)
     for need in ("classifier", "reference"):
         lacking = plan.needing(need)
         if lacking and not getattr(generator, need):
