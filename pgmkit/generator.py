@@ -5,6 +5,7 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -98,6 +99,8 @@ class Generator:
             result can be loaded again without naming a class.
         model_args: what that component is called with.
         provenance: where the weights came from; kept with every result.
+        program: the file that the module was read from, where that is a whole program; saved as it
+            is.
 
     Raises:
         ParameterError: it is no module.
@@ -121,6 +124,7 @@ class Generator:
         architecture: str | None = None,
         model_args: Mapping[str, Any] | None = None,
         provenance: Mapping[str, Any] | None = None,
+        program: Path | None = None,
     ) -> None:
         if not isinstance(module, nn.Module):
             raise ParameterError(
@@ -134,6 +138,7 @@ class Generator:
         self.architecture = architecture
         self.model_args = dict(model_args or {})
         self.provenance = dict(provenance or {})
+        self.program = program
 
     def __call__(self, z: Tensor) -> Tensor:
         """Returns images (B, C, H, W) for latents z (B, M), on the generator's device.

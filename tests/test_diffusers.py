@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pgmkit.errors import LoadError, PluginError
-from pgmkit.generator import Generator, ImageSpec, LatentSpec
-from pgmkit.loading.diffusers import is_diffusers, load_diffusers_decoder
+from pgmkit.generator import Generator, ImageSpec
+from pgmkit.loading.diffusers import is_diffusers, read_decoder
 from pgmkit.loading.folders import open_local_folder
 from pgmkit.spectrum.jacobian import JacobianSpectra
 
@@ -40,12 +40,10 @@ def write(folder: Path, kind: type = AutoencoderKL, max_shard_size: str = "1GB",
 
 
 def load(folder: Path, **options) -> tuple[Generator, list[str]]:
-    module, latent, image, notes = load_diffusers_decoder(
-        open_local_folder(folder, "local-dir:model"), **options
-    )
-    generator = Generator(module, LatentSpec(**latent), ImageSpec(**image))
+    found = read_decoder(open_local_folder(folder, "local-dir:model"), **options)
+    generator = Generator(found.module, found.latent, found.image)
     generator.check()
-    return generator, notes
+    return generator, found.notes
 
 
 def by_diffusers(folder: Path, z: Tensor) -> Tensor:
@@ -119,7 +117,8 @@ def test_weights_may_be_shards_or_pickled_tensors_or_of_half_precision(tmp_path:
 def test_a_decoder_is_found_inside_a_pipeline(tmp_path: Path) -> None:
     write(tmp_path / "vae")
     index = {"_class_name": "StableDiffusionPipeline", "vae": ["diffusers", "AutoencoderKL"]}
-    assert is_diffusers(index)
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    assert is_diffusers(open_local_folder(tmp_path, "x"), {})
     generator, _ = load(tmp_path)
     assert generator.latent.dim == 32
 
@@ -151,10 +150,10 @@ def test_the_prior_and_what_it_assumes_are_said(tmp_path: Path) -> None:
 
 def test_images_may_be_of_another_size(tmp_path: Path) -> None:
     folder = write(tmp_path / "model")
-    generator, _ = load(folder, sample_size=16)
+    generator, _ = load(folder, sides=(16, 16))
     assert (generator.latent.dim, generator.image.shape) == (2 * 8 * 8, (3, 16, 16))
     with pytest.raises(LoadError, match="must be a multiple of 2"):
-        load(folder, sample_size=7)
+        load(folder, sides=(7, 7))
 
 
 def changed(folder: Path, **changes) -> Path:
@@ -217,5 +216,7 @@ def test_without_its_extra_it_says_what_to_install(
 
 
 def test_configs_of_others_are_not_taken_for_diffusers() -> None:
-    assert not is_diffusers({"architecture": "dcgan", "latent": {"dim": 4}})
-    assert is_diffusers({"_class_name": "VQModel"})
+    folder = open_local_folder(tmp_path, "x")
+    assert not is_diffusers(folder, {"architecture": "dcgan", "latent": {"dim": 4}})
+    assert not is_diffusers(folder, {})
+    assert is_diffusers(folder, {"_class_name": "VQModel"})

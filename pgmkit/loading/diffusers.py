@@ -6,7 +6,9 @@ classes of diffusers, which are built without memory first and compared with the
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,8 +16,13 @@ from torch import Tensor, nn
 
 from pgmkit import files
 from pgmkit.errors import LoadError, PluginError, first_line
+from pgmkit.generator import ImageSpec
 from pgmkit.loading.folders import CONFIG_FILE, ModelFolder
 from pgmkit.loading.weights import INDEX_SUFFIX, read_weights, shards_of
+from pgmkit.priors import LatentSpec
+
+ARCHITECTURE = "diffusers-decoder"
+"""The component that builds a decoder again."""
 
 _CLASSES = ("AutoencoderKL", "VQModel")
 _PIPELINE_FILE = "model_index.json"
@@ -38,8 +45,10 @@ class DiffusersDecoder(nn.Module):
         decoder: of the autoencoder.
         post_quant_conv: what comes before it, if anything.
         shape: (C, H, W) of a latent.
-        offset: (C, 1, 1), added to every latent, so that latents are centred on 0.
         spatial: whether the decoder's norms look at the latent as well.
+
+    Attributes:
+        offset: (C, 1, 1), added to every latent, so that latents are centred on 0.
     """
 
     def __init__(
@@ -47,7 +56,6 @@ class DiffusersDecoder(nn.Module):
         decoder: nn.Module,
         post_quant_conv: nn.Module | None,
         shape: tuple[int, int, int],
-        offset: Tensor,
         *,
         spatial: bool,
     ) -> None:
@@ -55,43 +63,67 @@ class DiffusersDecoder(nn.Module):
         self.decoder = decoder
         self.post_quant_conv = post_quant_conv
         self.offset: Tensor
-        self.register_buffer("offset", offset)
-        self._shape = shape
+        self.register_buffer("offset", torch.zeros(shape[0], 1, 1))
+        self.shape = shape
         self._spatial = spatial
 
     def forward(self, z: Tensor) -> Tensor:
         """Returns images (B, C, H, W), about in [-1, 1], for latents z."""
-        latents = z.reshape(len(z), *self._shape) + self.offset
+        latents = z.reshape(len(z), *self.shape) + self.offset
         hidden = latents if self.post_quant_conv is None else self.post_quant_conv(latents)
         images: Tensor = self.decoder(hidden, latents) if self._spatial else self.decoder(hidden)
         return images
 
     def extra_repr(self) -> str:
         """Returns the shape of a latent."""
-        return f"shape={self._shape}, spatial={self._spatial}"
+        return f"shape={self.shape}, spatial={self._spatial}"
 
 
-def is_diffusers(config: Mapping[str, Any]) -> bool:
-    """Whether a config.json or a model_index.json is one of the diffusers library."""
-    if "_diffusers_version" in config or config.get("_class_name") in _CLASSES:
-        return True
-    return any(isinstance(config.get(part), list) for part in _PARTS)
+@dataclass(frozen=True)
+class FoundDecoder:
+    """A decoder with what its folder says of it.
+
+    Args:
+        module: with its weights, in eval mode.
+        latent: the prior.
+        image: what comes out.
+        path: the weight file.
+        arguments: what `build_decoder` builds it with.
+        notes: what was assumed.
+    """
+
+    module: nn.Module
+    latent: LatentSpec
+    image: ImageSpec
+    path: Path
+    arguments: dict[str, Any]
+    notes: list[str]
 
 
-def load_diffusers_decoder(
-    folder: ModelFolder, *, sample_size: int | None = None
-) -> tuple[nn.Module, dict[str, Any], dict[str, Any], list[str]]:
-    """Reads the decoder of an `AutoencoderKL` or `VQModel` as a module in eval mode.
+def is_diffusers(folder: ModelFolder, config: Mapping[str, Any]) -> bool:
+    """Whether a folder is one of the diffusers library: an autoencoder, or a pipeline with one.
+
+    Args:
+        folder: the open folder.
+        config: what its `config.json` holds; empty if there is none.
+    """
+    if config:
+        return "_diffusers_version" in config or config.get("_class_name") in _CLASSES
+    index = folder.fetch(_PIPELINE_FILE)
+    if index is None:
+        return False
+    named = files.read_json(index, folder.reference)
+    return any(isinstance(named.get(part), list) for part in _PARTS)
+
+
+def read_decoder(folder: ModelFolder, *, sides: Sequence[int] | None = None) -> FoundDecoder:
+    """Reads the decoder of an `AutoencoderKL` or `VQModel`.
 
     The folder is that of the autoencoder, or of a pipeline with one in `vae/` or `vqvae/`.
 
     Args:
         folder: where config and weights are.
-        sample_size: side of the images in pixels, instead of the config's.
-
-    Returns:
-        The module; arguments of `LatentSpec`; arguments of `ImageSpec`; and notes on what was
-        assumed.
+        sides: height and width of the images in pixels, instead of the config's.
 
     Raises:
         PluginError: the extra `pgmkit[diffusers]` is not installed.
@@ -99,34 +131,60 @@ def load_diffusers_decoder(
     """
     config, place = _config(folder)
     where = f"{place}{CONFIG_FILE} of {folder.reference}"
+    _check_class(config, where)
+    path = _weight_file(folder, place)
+    weights = {_new_name(key): value for key, value in read_weights(path).items()}
+    _check_config(config, weights, where)
+    arguments = {"config": dict(config), "sides": list(_sides(config, sides, where))}
+    with torch.device("meta"):
+        module = build_decoder(**arguments)
+    _fill(module.decoder, "decoder.", weights, where)
+    if module.post_quant_conv is not None:
+        _fill(module.post_quant_conv, "post_quant_conv.", weights, where)
+    offset, std, note = _prior(config, weights, module.shape[0], where)
+    module.offset = offset.to(next(module.decoder.parameters()).dtype)
+    return FoundDecoder(
+        module.eval().requires_grad_(False),
+        LatentSpec(math.prod(module.shape), std=std),
+        ImageSpec((config.get("out_channels", 3), *arguments["sides"])),
+        path,
+        arguments,
+        [note],
+    )
+
+
+def build_decoder(config: dict[str, Any], sides: list[int] | None = None) -> DiffusersDecoder:
+    """Builds a decoder without its weights.
+
+    Args:
+        config: the `config.json` of the autoencoder.
+        sides: height and width of the images, instead of the config's.
+
+    Raises:
+        PluginError: the extra `pgmkit[diffusers]` is not installed.
+        LoadError: the class is another, or its arguments are none.
+    """
+    where = "'config' in model_args"
+    _check_class(config, where)
+    channels = config.get("block_out_channels")
+    if not isinstance(channels, list) or not channels:
+        raise LoadError(f"'block_out_channels' in {where} must be a list, not {channels!r:.40}")
+    height, width = _sides(config, sides, where)
+    model = _build(str(config["_class_name"]), config, where)
+    factor = 2 ** (len(channels) - 1)
+    shape = (_latent_channels(config), height // factor, width // factor)
+    return DiffusersDecoder(
+        model.decoder, model.post_quant_conv, shape, spatial=config.get("norm_type") == "spatial"
+    )
+
+
+def _check_class(config: Mapping[str, Any], where: str) -> None:
     name = config.get("_class_name")
     if name not in _CLASSES:
         raise LoadError(
             f"{where} is of the class {name!r:.60}; pgmkit takes decoders of "
             f"{' and '.join(_CLASSES)}"
         )
-    weights = _weights(folder, place)
-    _check_config(config, weights, where)
-    sides = _sides(config, sample_size, where)
-    with torch.device("meta"):
-        model = _build(str(name), config, where)
-    decoder, before = model.decoder, model.post_quant_conv
-    _fill(decoder, "decoder.", weights, where)
-    if before is not None:
-        _fill(before, "post_quant_conv.", weights, where)
-    factor = 2 ** (len(config["block_out_channels"]) - 1)
-    shape = (_latent_channels(config), *(side // factor for side in sides))
-    offset, std, note = _prior(config, weights, shape[0], where)
-    module = DiffusersDecoder(
-        decoder,
-        before,
-        shape,
-        offset.to(next(decoder.parameters()).dtype),
-        spatial=config.get("norm_type") == "spatial",
-    )
-    latent = {"dim": math.prod(shape), "distribution": "normal", "std": std}
-    image = {"shape": (config.get("out_channels", 3), *sides), "range": (-1.0, 1.0)}
-    return module.eval().requires_grad_(False), latent, image, [note]
 
 
 def _config(folder: ModelFolder) -> tuple[dict[str, Any], str]:
@@ -144,7 +202,7 @@ def _config(folder: ModelFolder) -> tuple[dict[str, Any], str]:
     )
 
 
-def _weights(folder: ModelFolder, place: str) -> dict[str, Tensor]:
+def _weight_file(folder: ModelFolder, place: str) -> Path:
     for name in _WEIGHTS:
         path = folder.fetch(place + name)
         if path is None:
@@ -152,7 +210,7 @@ def _weights(folder: ModelFolder, place: str) -> dict[str, Tensor]:
         if name.endswith(INDEX_SUFFIX):
             for shard in shards_of(path):
                 folder.path(place + shard)
-        return {_new_name(key): value for key, value in read_weights(path).items()}
+        return path
     raise LoadError(
         f"{folder.reference} has no weights; it needs {place}{_WEIGHTS[0]} (or .bin, or shards)"
     )
@@ -240,9 +298,9 @@ def _fill(module: nn.Module, prefix: str, weights: Mapping[str, Tensor], where: 
     module.load_state_dict(own, assign=True)
 
 
-def _sides(config: Mapping[str, Any], given: int | None, where: str) -> tuple[int, int]:
+def _sides(config: Mapping[str, Any], given: Sequence[int] | None, where: str) -> tuple[int, int]:
     """Returns height and width of the images, multiples of what the decoder enlarges by."""
-    value = config.get("sample_size", 32) if given is None else given
+    value = config.get("sample_size", 32) if given is None else list(given)
     sides = value if isinstance(value, list) else [value, value]
     factor = 2 ** (len(config["block_out_channels"]) - 1)
     good = len(sides) == 2 and all(

@@ -1,6 +1,7 @@
 """Writing generators as Hub folders."""
 
 import copy
+import hashlib
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from pgmkit import files, pictures
+from pgmkit.errors import OutputError, in_words
 from pgmkit.generator import Generator
 from pgmkit.loading.cards import SAMPLES_FILE, generator_card, public
 from pgmkit.loading.folders import CONFIG_FILE, FORMAT_VERSION, WEIGHTS_FILE
@@ -24,11 +26,16 @@ def terms(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_generator(folder: Path, generator: Generator) -> None:
-    """Writes `config.json` and `model.safetensors` of a generator into `folder`."""
+    """Writes `config.json` and `model.safetensors` of a generator, or its program, into `folder`.
+
+    Raises:
+        OutputError: it cannot be written, or the program is not any more what was loaded.
+    """
     stated = terms(generator.provenance)
     provenance = {k: v for k, v in generator.provenance.items() if k not in stated}
     cls = type(generator.module)
-    if generator.architecture is None and not cls.__module__.startswith("torch."):
+    is_class = generator.architecture is None and generator.program is None
+    if is_class and not cls.__module__.startswith("torch."):
         provenance.setdefault("class", f"{cls.__module__}:{cls.__qualname__}")
     config: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
@@ -39,8 +46,29 @@ def write_generator(folder: Path, generator: Generator) -> None:
         **stated,
         "provenance": provenance,
     }
-    files.write_bytes(folder / WEIGHTS_FILE, serialise(generator.module.state_dict()))
+    if generator.program is None:
+        files.write_bytes(folder / WEIGHTS_FILE, serialise(generator.module.state_dict()))
+    else:
+        config["weights"] = f"program{generator.program.suffix}"
+        files.write_bytes(folder / config["weights"], _program(generator, generator.program))
     files.write_json(folder / CONFIG_FILE, config)
+
+
+def _program(generator: Generator, path: Path) -> bytes:
+    """Returns the bytes of the file that a generator was read from."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise OutputError(
+            f"{generator.name!r} is a program, and its file {path} is not there any more: "
+            f"{in_words(error)}; put it back, since all of it is saved"
+        ) from error
+    known = generator.provenance.get("sha256")
+    if known not in (None, hashlib.sha256(data).hexdigest()):
+        raise OutputError(
+            f"{path} has changed since {generator.name!r} was loaded from it; load it again"
+        )
+    return data
 
 
 def save_generator(folder: Path, generator: Generator, *, card: str, samples: Tensor) -> None:

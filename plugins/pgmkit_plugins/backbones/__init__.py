@@ -33,4 +33,10 @@ def pgmkit_generator_loaders() -> list[Component]:
             "pgmkit_plugins.backbones.layers:LayeredGenerator",
             "any stack of layers and residual blocks, spelt out in model_args",
         ),
+        Component(
+            "diffusers-decoder",
+            "pgmkit.loading.diffusers:build_decoder",
+            "the decoder of an AutoencoderKL or VQModel",
+            requires=("pgmkit[diffusers]",),
+        ),
     ]

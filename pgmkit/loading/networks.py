@@ -1,0 +1,351 @@
+"""The network behind a model folder, whoever wrote it: built, with its weights in it."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pgmkit.errors import LoadError, first_line
+from pgmkit.forms import as_images, shape_of
+from pgmkit.generator import ImageSpec
+from pgmkit.loading import diffusers
+from pgmkit.loading.building import Architecture, build, find_architecture
+from pgmkit.loading.checkpoints import Found, candidates, fit
+from pgmkit.loading.folders import ModelFolder
+from pgmkit.loading.inference import Inferred, infer
+from pgmkit.loading.layouts import FolderConfig, find_weights, read_config
+from pgmkit.loading.options import AUTO, GeneratorOptions, as_image, as_latent
+from pgmkit.loading.programs import LOADERS as PROGRAMS
+from pgmkit.loading.programs import kind_of_file, load_program, program_signature
+from pgmkit.loading.weights import read_checkpoint
+from pgmkit.plugins import registry
+from pgmkit.priors import LatentSpec
+
+_TRIED = 16
+"""How many latents are tried where nobody says what comes out."""
+
+_LATENT_NAMES = ("latent_dim", "z_dim", "nz", "dim_z", "latent_size", "z_size", "noise_dim")
+"""What arguments with the number of latent dimensions are usually called."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A module with its weights, and what was found out about it on the way.
+
+    Args:
+        module: with its weights.
+        latent: the prior.
+        image: what comes out.
+        path: the weight file.
+        config: what the folder says.
+        notes: what nobody had said and was found or guessed, one sentence each.
+        architecture: the component that builds it; None for a class of the user's or a program.
+        arguments: what builds it is called with.
+        record: further facts for the provenance.
+    """
+
+    module: nn.Module
+    latent: LatentSpec
+    image: ImageSpec
+    path: Path
+    config: FolderConfig
+    notes: Sequence[str] = ()
+    architecture: str | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_program(self) -> bool:
+        """Whether the weight file is all of it, and no architecture builds it."""
+        return kind_of_file(self.path) in PROGRAMS and "class" not in self.record
+
+
+def read_network(folder: ModelFolder, options: GeneratorOptions) -> Network:
+    """Builds the network that user or folder name, or that the weights show, with its weights.
+
+    Raises:
+        LoadError: files are missing or damaged, do not fit, or it cannot be told what they are.
+        UnknownNameError: no plugin offers the architecture.
+        ParameterError: its arguments do not fit.
+    """
+    config = read_config(folder)
+    chosen = options.architecture or config.ours.get("architecture")
+    named = options.weights or folder.weights or config.ours.get("weights")
+    if not (chosen or named or config.ours) and diffusers.is_diffusers(folder, config.others):
+        return _diffusers(folder, config, options)
+    path, note = find_weights(folder, named)
+    if chosen is None and kind_of_file(path) in PROGRAMS:
+        network = _program(folder, path, config, options)
+    elif chosen is None:
+        raise LoadError(_nothing_says(folder, config))
+    else:
+        found = candidates(
+            read_checkpoint(path),
+            str(path),
+            key=options.key or config.ours.get("weights_key"),
+            prefix=options.prefix or config.ours.get("weights_prefix"),
+        )
+        network = _fitted(folder, path, config, options, found, chosen)
+    return replace(network, notes=[note, *network.notes] if note else network.notes)
+
+
+def _fitted(
+    folder: ModelFolder,
+    path: Path,
+    config: FolderConfig,
+    options: GeneratorOptions,
+    found: list[Found],
+    chosen: Architecture,
+) -> Network:
+    """Builds what an architecture says, and puts the weights in."""
+    if chosen == AUTO:
+        return _inferred(folder, path, config, options, found[-1], infer(found[-1].tensors))
+    trusted = options.architecture is not None
+    named = "the options" if trusted else config.where
+    factory = find_architecture(chosen, named, trusted=trusted)
+    is_component = isinstance(chosen, str) and _is_component(chosen)
+    arguments = _arguments(factory, config, options)
+    if is_component and not arguments and "model_args" not in config.ours:
+        guess = _inferred_as(str(chosen), found[-1])
+        if guess is not None:
+            return _inferred(folder, path, config, options, found[-1], guess)
+    where = "the options" if options.model_args is not None else config.where
+    module = build(factory, arguments, where, found[0].tensors)
+    fitted, note = fit(_in_precision(module, found[-1].tensors), found, folder.reference)
+    notes = [*fitted.notes, *([note] if note else [])]
+    latent, image = _said_specs(config, options)
+    latent = latent or _latent_of(arguments, fitted.tensors, folder, notes)
+    return Network(
+        module,
+        latent,
+        image or _seen_image(module, latent, folder, notes),
+        path,
+        config,
+        notes,
+        str(chosen) if is_component else None,
+        arguments,
+        {
+            **({"entry": fitted.place} if fitted.place else {}),
+            **({} if is_component else {"class": _class_name(chosen)}),
+        },
+    )
+
+
+def _inferred(
+    folder: ModelFolder,
+    path: Path,
+    config: FolderConfig,
+    options: GeneratorOptions,
+    state: Found,
+    guess: Inferred,
+) -> Network:
+    """Builds the network that the weights show."""
+    config.check_unknown()
+    factory = find_architecture(guess.architecture, "the inference", trusted=False)
+    module = build(factory, guess.model_args, "what was inferred", state.tensors)
+    renamed = {ours: state.tensors[theirs] for theirs, ours in guess.rename.items()}
+    fit(
+        _in_precision(module, state.tensors),
+        [replace(state, tensors=renamed)],
+        folder.reference,
+    )
+    latent, image = _said_specs(config, options)
+    return Network(
+        module,
+        latent or as_latent(f"{guess.distribution}:{guess.latent_dim}", "latent"),
+        image or ImageSpec(guess.image_shape, guess.image_range),
+        path,
+        config,
+        [*state.notes, *guess.facts, *guess.guesses],
+        guess.architecture,
+        guess.model_args,
+        {"entry": state.place} if state.place else {},
+    )
+
+
+def _inferred_as(component: str, state: Found) -> Inferred | None:
+    """Returns what is inferred, if it is of that component."""
+    try:
+        guess = infer(state.tensors)
+    except LoadError:
+        return None
+    return guess if guess.architecture == component.rpartition(":")[2] else None
+
+
+def _program(
+    folder: ModelFolder, path: Path, config: FolderConfig, options: GeneratorOptions
+) -> Network:
+    """Takes a file that is a whole program for the network."""
+    config.check_unknown()
+    latent, image = _said_specs(config, options)
+    notes: list[str] = []
+    if latent is None:
+        shape = next(iter(program_signature(path).inputs)).shape or ()
+        sizes = [size for size in shape[1:] if size != 1]
+        if len(sizes) != 1 or sizes[0] is None:
+            raise LoadError(
+                f"{folder.reference} is a program that does not say how many latent dimensions it "
+                "takes; give latent=DIM (--latent DIM)"
+            )
+        latent = LatentSpec(sizes[0])
+        notes.append(f"took latents for {sizes[0]} normal dimensions, as the program takes {shape}")
+    module = load_program(path)
+    image = image or _seen_image(module, latent, folder, notes)
+    return Network(module, latent, image, path, config, notes)
+
+
+def _diffusers(folder: ModelFolder, config: FolderConfig, options: GeneratorOptions) -> Network:
+    """Takes the decoder out of a folder of the diffusers library."""
+    latent, image = _said_specs(config, options)
+    sides = image.shape[1:] if image is not None else None
+    found = diffusers.read_decoder(folder, sides=sides)
+    return Network(
+        found.module,
+        latent or found.latent,
+        image or found.image,
+        found.path,
+        config,
+        found.notes,
+        diffusers.ARCHITECTURE,
+        found.arguments,
+    )
+
+
+def _nothing_says(folder: ModelFolder, config: FolderConfig) -> str:
+    made_by = str((config.ours.get("provenance") or {}).get("class", ""))
+    if made_by:
+        return (
+            f"{folder.reference} was saved from a class of one's own, {made_by}, which no plugin "
+            f"offers; give it: architecture=YourClass (--architecture {made_by})"
+        )
+    return (
+        f"nothing says of which network the weights of {folder.reference} are; let it be inferred "
+        "from them: architecture='auto' (--architecture auto), or name your class: --architecture "
+        f"package.module:Class. What there is: pgmkit generators inspect {folder.reference}"
+    )
+
+
+def _said_specs(
+    config: FolderConfig, options: GeneratorOptions
+) -> tuple[LatentSpec | None, ImageSpec | None]:
+    """Returns prior and image spec as the user or else the folder says them."""
+    latent, image = options.latent, options.image
+    if latent is None and "latent" in config.ours:
+        latent = as_latent(config.ours["latent"], f"'latent' in {config.where}")
+    if image is None and "image" in config.ours:
+        image = as_image(config.ours["image"], f"'image' in {config.where}")
+    return latent, image  # type: ignore[return-value]  # the options have made them so
+
+
+def _arguments(
+    factory: Callable[..., Any], config: FolderConfig, options: GeneratorOptions
+) -> dict[str, Any]:
+    """Returns the arguments of the architecture: those given, those under `model_args`, or flat."""
+    if options.model_args is not None:
+        return dict(options.model_args)
+    if "model_args" in config.ours:
+        config.check_unknown()
+        return dict(config.ours["model_args"])
+    try:
+        parameters = inspect.signature(factory).parameters
+    except ValueError:  # a builtin that does not tell
+        return dict(config.others)
+    flat = dict(config.others)
+    if "config" in parameters and "config" not in flat and not set(flat) & set(parameters):
+        return {"config": flat}
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    strangers = [name for name in flat if name not in parameters and not takes_any]
+    if strangers:
+        raise LoadError(
+            f"{config.where} holds {', '.join(map(repr, strangers[:4]))}, which "
+            f"{'are' if len(strangers) > 1 else 'is'} neither a field of pgmkit nor an argument of "
+            f"{getattr(factory, '__name__', factory)}; give its arguments as model_args, or move "
+            "other facts under 'provenance'"
+        )
+    return flat
+
+
+def _in_precision(module: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
+    """Gives a module the floating point type of its weights, which are not rounded to its own."""
+    types = {value.dtype for value in weights.values() if value.is_floating_point()}
+    if len(types) == 1:
+        return module.to(types.pop())
+    if len(types) > 1:
+        return module.to(max(types, key=lambda dtype: torch.finfo(dtype).bits))
+    return module
+
+
+def _latent_of(
+    arguments: Mapping[str, Any],
+    weights: Mapping[str, Tensor],
+    folder: ModelFolder,
+    notes: list[str],
+) -> LatentSpec:
+    """Returns the prior that the arguments show, or raises LoadError with what the weights show."""
+    for name in _LATENT_NAMES:
+        dim = arguments.get(name)
+        if isinstance(dim, int) and not isinstance(dim, bool) and dim > 0:
+            notes.append(f"took latents for {dim} normal dimensions, as {name} is {dim}")
+            return LatentSpec(dim)
+    first, shape = next(
+        ((name, tuple(v.shape)) for name, v in weights.items() if v.ndim >= 2), ("", ())
+    )
+    # Linear layers have (out, in), transposed convolutions (in, out, h, w).
+    dim = shape[1] if len(shape) == 2 else shape[0] if shape else 100
+    shown = f"; the first weight, {first} {shape}, suggests latent={dim}" if shape else ""
+    raise LoadError(
+        f"nothing says how many latent dimensions {folder.reference} has; give latent={dim} "
+        f"(--latent {dim}) or 'latent' in config.json{shown}"
+    )
+
+
+@torch.no_grad()
+def _seen_image(
+    module: nn.Module, latent: LatentSpec, folder: ModelFolder, notes: list[str]
+) -> ImageSpec:
+    """Returns shape and range of the images that a module makes, where nobody said them."""
+    module.eval()
+    first = next(module.parameters(), torch.empty(0))
+    z = latent.sample(_TRIED, torch.Generator().manual_seed(0)).to(first)
+    output, reasons = None, []
+    for shape in dict.fromkeys((latent.shape or (latent.dim,), (latent.dim, 1, 1))):
+        try:
+            output = module(z.reshape(_TRIED, *shape))
+            break
+        except Exception as error:
+            reasons.append(f"latents of shape {shape}: {first_line(error):.160}")
+    seen = None if output is None else shape_of(output, _TRIED)
+    if seen is None:
+        told = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        why = f"what comes out, {told}, does not show it" if output is not None else ""
+        raise LoadError(
+            f"nothing says what images {folder.reference} makes, and "
+            f"{why or 'it does not run on ' + '; '.join(reasons)}; give image=(C, H, W) "
+            "(--image CxHxW)"
+        )
+    images = as_images(output, _TRIED, seen, folder.reference)
+    low, high = float(images.min()), float(images.max())
+    value_range = (0.0, 1.0) if low >= 0 and high <= 1 else (-1.0, 1.0)
+    text = "x".join(map(str, seen))
+    notes.append(
+        f"took images for {text} with values in [{value_range[0]:g}, {value_range[1]:g}], since "
+        f"{_TRIED} of them have values from {low:.3g} to {high:.3g}; say otherwise with "
+        f"--image {text}:LOW,HIGH"
+    )
+    return ImageSpec(seen, value_range)
+
+
+def _is_component(name: str) -> bool:
+    known = registry().of_kind("generator-loaders")
+    return any(name in (c.name, c.qualified_name) for c in known)
+
+
+def _class_name(chosen: Any) -> str:
+    if isinstance(chosen, str):
+        return chosen
+    module, name = getattr(chosen, "__module__", ""), getattr(chosen, "__qualname__", "")
+    return f"{module}:{name}" if module and name else type(chosen).__name__
