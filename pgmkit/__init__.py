@@ -12,8 +12,10 @@ from pgmkit.hookspecs import hookimpl
 from pgmkit.plugins import list_components
 
 if TYPE_CHECKING:
-    from pgmkit.generator import Generator, ImageSpec, LatentSpec
+    from pgmkit.generator import Generator, ImageSpec
     from pgmkit.loading.generators import load_generator
+    from pgmkit.models import load
+    from pgmkit.priors import LatentSpec
     from pgmkit.shattering import ShatteredGenerator, shatter
     from pgmkit.spectrum import Spectrum, compute_spectrum
 
@@ -30,6 +32,7 @@ __all__ = [
     "compute_spectrum",
     "hookimpl",
     "list_components",
+    "load",
     "load_generator",
     "shatter",
 ]
@@ -37,10 +40,11 @@ __all__ = [
 _LAZY = {
     "Generator": "pgmkit.generator",
     "ImageSpec": "pgmkit.generator",
-    "LatentSpec": "pgmkit.generator",
+    "LatentSpec": "pgmkit.priors",
     "ShatteredGenerator": "pgmkit.shattering",
     "Spectrum": "pgmkit.spectrum",
     "compute_spectrum": "pgmkit.spectrum",
+    "load": "pgmkit.models",
     "load_generator": "pgmkit.loading.generators",
     "shatter": "pgmkit.shattering",
 }

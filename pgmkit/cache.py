@@ -4,15 +4,19 @@ An entry is a folder, named by all that determines it. "spectra" holds ordinary 
 "references" the features of reference images; whoever reads an entry checks it. The cache is a
 convenience: whatever goes wrong with it is a warning.
 
-`PGMKIT_CACHE` names the folder, ~/.cache/pgmkit by default; `PGMKIT_CACHE_SIZE` bounds it, in GiB.
+`PGMKIT_CACHE` names the folder, ~/.cache/pgmkit by default or, without a home, one that is gone
+after the run; `PGMKIT_CACHE_SIZE` bounds it, in GiB.
 """
 
+import atexit
 import contextlib
 import fcntl
+import functools
 import hashlib
 import json
 import os
 import shutil
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -87,7 +91,29 @@ def publish(entry: Path, write: Callable[[Path], None], num_bytes: int, *, what:
 def _root() -> Path:
     if named := os.environ.get("PGMKIT_CACHE"):
         return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pgmkit"
+    if named := os.environ.get("XDG_CACHE_HOME"):
+        return Path(named) / "pgmkit"
+    try:
+        return Path.home() / ".cache" / "pgmkit"
+    except RuntimeError:  # a user without a home, as in containers
+        return _temporary_root()
+
+
+@functools.cache
+def _temporary_root() -> Path:
+    """Returns a folder of this process alone, since what others put into one is not to be trusted.
+
+    It goes when the process ends.
+    """
+    root = tempfile.TemporaryDirectory(prefix="pgmkit-cache-")
+    atexit.register(root.cleanup)
+    warnings.warn(
+        "there is no home folder, so the cache ends with this run; set PGMKIT_CACHE to a folder "
+        "that stays",
+        PgmkitWarning,
+        stacklevel=2,
+    )
+    return Path(root.name)
 
 
 @contextlib.contextmanager

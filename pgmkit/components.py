@@ -4,15 +4,31 @@ A component is a frozen record; the code behind it is imported only when the com
 listing what is installed costs no import of torch.
 """
 
+import contextlib
 import importlib
 import importlib.metadata
 import inspect
+import os
 import re
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import UnionType
 from typing import Any
 
-from pgmkit.errors import ParameterError, PluginError, UnknownNameError, nearest_names
+from pgmkit.config import fits, mismatch
+from pgmkit.errors import (
+    ParameterError,
+    PgmkitError,
+    PluginError,
+    UnknownNameError,
+    first_line,
+    nearest_names,
+    shortened,
+)
+
+OWN_DISTRIBUTION = "pgmkit"
 
 KINDS = {
     "density-estimators": "pgmkit_density_estimators",
@@ -25,6 +41,7 @@ KINDS = {
 }
 """The kinds of component, each with the name of its hook."""
 
+_TYPES_BY_NAME = {"bool": bool, "int": int, "float": float, "str": str}
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _REQUIREMENT = re.compile(r"\s*([\w.-]+)\s*(?:\[([^\]]*)\])?")
 
@@ -93,8 +110,13 @@ class RegisteredComponent:
         """The name with its distribution in front, which is never ambiguous."""
         return f"{self.distribution}:{self.name}"
 
+    @property
+    def called(self) -> str:
+        """The name as it stands in messages, with kind and distribution."""
+        return f"{self.kind[:-1]} {self.qualified_name!r}"
+
     def resolve(self) -> Any:
-        """Imports and returns the factory itself.
+        """Imports and returns the factory itself; what is printed meanwhile goes to stderr.
 
         Raises:
             PluginError: a needed distribution is missing, or the factory cannot be imported.
@@ -107,13 +129,15 @@ class RegisteredComponent:
             )
         module_name, _, attribute = self.component.factory.partition(":")
         try:
-            factory = importlib.import_module(module_name)
+            with stdout_to_stderr():
+                factory = importlib.import_module(module_name)
             for part in attribute.split("."):
                 factory = getattr(factory, part)
-        except (ImportError, AttributeError) as error:
+        except (Exception, SystemExit) as error:
             raise PluginError(
                 f"{self.qualified_name} cannot be imported from {self.component.factory!r}: "
-                f"{error}; reinstall or disable the plugin {self.plugin!r}"
+                f"{type(error).__name__}: {first_line(error)}; reinstall or disable the plugin "
+                f"{self.plugin!r}"
             ) from error
         return factory
 
@@ -123,39 +147,99 @@ class RegisteredComponent:
         Raises:
             ParameterError: the factory has no such parameter, needs one that is not given, or
                 cannot take a value.
-            PluginError: see `resolve`.
+            PluginError: see `resolve`; or the factory fails.
         """
         factory = self.resolve()
         check_parameters(factory, parameters, f"{self.kind[:-1]} {self.name!r}")
-        try:
+        with speaking_for(self.called, "when it was built"), stdout_to_stderr():
             return factory(**parameters)
-        except TypeError as error:
-            given = ", ".join(f"{name}={value!r}" for name, value in parameters.items())
-            raise ParameterError(
-                f"{self.kind[:-1]} {self.name!r} cannot be built with {given}: {error}"
-            ) from error
+
+
+@contextmanager
+def speaking_for(component: str, doing: str) -> Iterator[None]:
+    """Turns whatever a component raises into one error that names it; expected errors stay.
+
+    Args:
+        component: kind and name, as messages call it.
+        doing: what it did, such as "in fit".
+
+    Raises:
+        PluginError: the component failed.
+    """
+    try:
+        yield
+    except PgmkitError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise PluginError(
+            f"the {component} failed {doing}: {type(error).__name__}: {first_line(error)}; "
+            "PGMKIT_DEBUG=1 shows where, so that its authors can mend it, or take another"
+        ) from error
+
+
+@contextmanager
+def stdout_to_stderr() -> Iterator[None]:
+    """Sends what is printed to stderr, C code included, so that stdout holds data alone."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+        try:
+            sys.__stdout__.flush()  # type: ignore[union-attr]
+            kept = os.dup(1)
+            os.dup2(2, 1)
+        except (OSError, AttributeError, ValueError):  # closed
+            pass
+        else:
+            stack.callback(os.close, kept)
+            stack.callback(os.dup2, kept, 1)
+        yield
 
 
 def check_parameters(factory: Any, parameters: dict[str, Any], what: str) -> None:
-    """Checks that `factory(**parameters)` has a fitting signature.
+    """Checks that `factory(**parameters)` has a fitting signature and values of annotated types.
+
+    The annotations that count are those that `pgmkit.config.fits` knows.
 
     Raises:
-        ParameterError: names the unknown or the missing parameter and the nearest known ones.
+        ParameterError: names the unknown or the missing parameter and the nearest known ones, or
+            the value of another type.
     """
-    signature = inspect.signature(factory)
+    try:
+        signature = inspect.signature(factory, eval_str=True)
+    except (NameError, AttributeError, TypeError, SyntaxError):  # imported for type checkers only
+        signature = inspect.signature(factory)
     takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
-    known = [
-        name
+    known = {
+        name: p
         for name, p in signature.parameters.items()
         if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-    ]
-    for name in parameters:
-        if name not in known and not takes_any:
-            raise ParameterError(f"{what} has no parameter {name!r}; {nearest_names(name, known)}")
+    }
+    for name, value in parameters.items():
+        if name in known:
+            _check_value(known[name], value, what)
+        elif not takes_any:
+            raise ParameterError(
+                f"{what} has no parameter {shortened(name)!r}; {nearest_names(name, known)}"
+            )
     try:
         signature.bind(**parameters)
     except TypeError as error:
         raise ParameterError(f"{what}: {error}") from error
+
+
+def _check_value(parameter: inspect.Parameter, value: Any, what: str) -> None:
+    default, annotation = parameter.default, parameter.annotation
+    if isinstance(annotation, str):
+        annotation = _TYPES_BY_NAME.get(annotation, Any)
+    if annotation is parameter.empty:
+        annotation = bool if isinstance(default, bool) else Any
+    if default is None:  # many write `size: int = None`
+        annotation = annotation | None if isinstance(annotation, type | UnionType) else annotation
+    if not fits(value, annotation) and not _is_same(value, default):
+        raise ParameterError(f"{what} takes {parameter.name} = {mismatch(value, annotation)}")
+
+
+def _is_same(value: Any, default: Any) -> bool:
+    return type(value) is type(default) and bool(value == default)
 
 
 def check_kind(kind: str) -> str:
@@ -172,7 +256,7 @@ def check_kind(kind: str) -> str:
 def find_component(
     candidates: Iterable[RegisteredComponent], kind: str, name: str, hint: str = ""
 ) -> RegisteredComponent:
-    """Picks one component by its short or qualified name.
+    """Picks one component by its short or qualified name; pgmkit's own have the short ones.
 
     Args:
         candidates: components of that kind.
@@ -186,6 +270,8 @@ def find_component(
     """
     components = list(candidates)
     found = [c for c in components if name in (c.name, c.qualified_name)]
+    # A plugin cannot change what a name of pgmkit means; its own has its distribution in front.
+    found = [c for c in found if c.distribution == OWN_DISTRIBUTION] or found
     if not found:
         raise UnknownNameError(kind[:-1], name, [c.name for c in components], hint)
     if len(found) > 1:

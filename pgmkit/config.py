@@ -2,13 +2,15 @@
 
 import dataclasses
 import json
+import numbers
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, TypeVar, get_args
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from pgmkit.errors import ParameterError, nearest_names
+from pgmkit.errors import ParameterError, in_words, nearest_names, shortened
+from pgmkit.files import TOO_DEEP, is_too_deep
 
 Settings = TypeVar("Settings")
 
@@ -17,8 +19,12 @@ _PLAIN_TYPES = {
     int: "a whole number",
     float: "a number",
     str: "a string",
-    NoneType: "left out",
+    NoneType: "nothing",
 }
+_LISTS = (list, tuple, Sequence)
+_TABLES = (dict, Mapping)
+_PYTHON_WORDS = {"True": True, "False": False, "None": None}
+_LARGEST_TOML = 2**20
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -28,20 +34,33 @@ def read_toml(path: Path) -> dict[str, Any]:
         ParameterError: it is not there or not TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            text = file.read(_LARGEST_TOML + 1)
     except OSError as error:
         raise ParameterError(
-            f"cannot read the config file {path}: {error.strerror or error}"
+            f"cannot read the config file {shortened(str(path))}: {in_words(error)}; check the path"
         ) from error
+    if len(text) > _LARGEST_TOML:
+        raise ParameterError(f"the config file {path} is larger than 1 MiB; give a TOML file")
+    try:
+        values = tomllib.loads(text.decode())
+    except RecursionError:
+        raise ParameterError(f"the config file {path} {TOO_DEEP}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ParameterError(f"the config file {path} is not valid TOML: {error}") from error
+    if is_too_deep(values):
+        raise ParameterError(f"the config file {path} {TOO_DEEP}")
+    return values
 
 
 def apply_overrides(config: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
     """Returns `config` with each "a.b=value" set; values are TOML, or else plain strings.
 
+    The words True, False and None mean what they mean in Python.
+
     Raises:
-        ParameterError: an override has no "=", or goes through something that is not a table.
+        ParameterError: an override has no "=", or goes through something that is not a table, or
+            its value is neither TOML nor a word.
 
     Example:
         >>> apply_overrides({"optimizer": {"learning_rate": 0.001}}, ["optimizer.learning_rate=1"])
@@ -52,13 +71,17 @@ def apply_overrides(config: Mapping[str, Any], overrides: Iterable[str]) -> dict
         dotted, equals, text = override.partition("=")
         keys = [key.strip() for key in dotted.split(".")]
         if not equals or not all(keys):
-            raise ParameterError(f"--set takes name=value, such as a.b=1, not {override!r}")
+            raise ParameterError(
+                f"--set takes name=value, such as a.b=1, not {shortened(override)!r}"
+            )
         table = result
         for key in keys[:-1]:
             table = table.setdefault(key, {})
             if not isinstance(table, dict):
-                raise ParameterError(f"--set {override}: {key!r} is a value and has no parts")
-        table[keys[-1]] = _plain(_parse_value(text.strip()))
+                raise ParameterError(
+                    f"--set {shortened(override)}: {key!r} is a value and has no parts"
+                )
+        table[keys[-1]] = _plain(_parse_value(text.strip(), dotted.strip()))
     return result
 
 
@@ -79,9 +102,12 @@ def make_settings(cls: type[Settings], values: Mapping[str, Any], where: str) ->
         )
         if needed and field.name not in values:
             raise ParameterError(f"{where} needs the setting {field.name!r}")
-    for field in fields:
-        if field.name in values:
-            _check_type(values[field.name], field.type, f"{field.name!r} in {where}")
+    annotations = get_type_hints(cls)
+    for name, value in values.items():
+        if not fits(value, annotations[name]):
+            raise ParameterError(
+                f"{name!r} in {where} must be {mismatch(value, annotations[name])}"
+            )
     return cls(**values)
 
 
@@ -109,22 +135,87 @@ def check_count(what: str, value: Any) -> None:
         raise ParameterError(f"{what} must be a whole number from 1, not {value!r}")
 
 
-def _check_type(value: Any, annotation: Any, what: str) -> None:
-    """Checks plain types; tables and lists are left to those who take them."""
-    allowed = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
-    if not all(kind in _PLAIN_TYPES for kind in allowed):
-        return
-    accepted = (*allowed, int) if float in allowed else allowed
-    if not isinstance(value, accepted) or (isinstance(value, bool) and bool not in allowed):
-        called = " or ".join(_PLAIN_TYPES[kind] for kind in allowed)
-        raise ParameterError(f"{what} must be {called}, not {value!r:.60}")
+def fits(value: Any, annotation: Any) -> bool:
+    """Returns whether a value is of an annotated type.
+
+    Known are bool, int, float, str, None, Literal, and unions, lists, tuples and mappings of these;
+    whatever else is annotated takes any value. A whole number is a number, and true is neither.
+    """
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if annotation in (None, NoneType):
+        return value is None
+    if annotation is bool:
+        return isinstance(value, bool)
+    if annotation in (int, float):
+        kind = numbers.Integral if annotation is int else numbers.Real
+        return isinstance(value, kind) and not isinstance(value, bool)
+    if annotation is str:
+        return isinstance(value, str)
+    if origin is Literal:
+        return any(type(value) is type(part) and value == part for part in parts)
+    if origin in (Union, UnionType):
+        return any(fits(value, part) for part in parts)
+    if (origin or annotation) in _LISTS:
+        return isinstance(value, list | tuple) and _items_fit(value, origin, parts)
+    if (origin or annotation) in _TABLES:
+        inner = parts[1] if parts else Any
+        return isinstance(value, Mapping) and all(fits(part, inner) for part in value.values())
+    return True
 
 
-def _parse_value(text: str) -> Any:
+def mismatch(value: Any, annotation: Any) -> str:
+    """Returns what a value ought to be and is not, as the end of a sentence."""
+    quoted = isinstance(value, str) and fits(_parse_value(value.lower(), ""), annotation)
+    advice = "; write it without quotes" if quoted else ""
+    if get_origin(annotation) is Literal and isinstance(value, str):
+        advice = f"; {nearest_names(value, filter(_is_text, get_args(annotation)))}"
+    return f"{_called(annotation)}, not {shortened(repr(value), 60)}{advice}"
+
+
+def _items_fit(items: Sequence[Any], origin: Any, parts: tuple[Any, ...]) -> bool:
+    if not parts:
+        return True
+    if origin is not tuple or parts[-1] is Ellipsis:
+        return all(fits(item, parts[0]) for item in items)
+    return len(items) == len(parts) and all(map(fits, items, parts))
+
+
+def _called(annotation: Any) -> str:
+    """Returns what users call a type."""
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if annotation is None:
+        return "nothing"
+    if annotation in _PLAIN_TYPES:
+        return _PLAIN_TYPES[annotation]
+    if origin is Literal:
+        return " or ".join(map(repr, parts))
+    if origin in (Union, UnionType):
+        return " or ".join(dict.fromkeys(map(_called, parts)))
+    if (origin or annotation) in _TABLES:
+        return "a table"
+    if origin is tuple and parts and parts[-1] is not Ellipsis:
+        return f"a list of {len(parts)} ({', '.join(map(_called, parts))})"
+    if parts and parts[0] is not Any:
+        return f"a list, each part {_called(parts[0])}"
+    return "a list"
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _parse_value(text: str, name: str) -> Any:
+    if text in _PYTHON_WORDS:
+        return _PYTHON_WORDS[text]
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
+    except RecursionError:
+        raise ParameterError(f"--set {name} {TOO_DEEP}") from None
+    if is_too_deep(value):
+        raise ParameterError(f"--set {name} {TOO_DEEP}")
+    return value
 
 
 def _plain(value: Any) -> Any:

@@ -1,5 +1,7 @@
 """Files that are either whole or absent: atomic writing, checksums, and folders with one writer."""
 
+import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -11,9 +13,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pgmkit.errors import LoadError, OutputError
+from pgmkit.errors import LoadError, OutputError, in_words, shortened
+
+CONTINUES = "run the same command again to continue where it was"
+"""The note on what ends a run whose folder is held: an exception's `__notes__` have it."""
 
 _TEMPORARY = ".pgmkit-tmp-"
+_unfinished: set[Path] = set()
+
+_LARGEST_JSON = 64 * 2**20
+_DEEPEST = 100
+TOO_DEEP = f"is nested more than {_DEEPEST} levels deep, and nothing in pgmkit is; make it flat"
+_REMEDIES = {
+    errno.ENOSPC: "free some space, or choose another place",
+    errno.EDQUOT: "free some space, or choose another place",
+    errno.EACCES: "choose a place that you may write to",
+    errno.EPERM: "choose a place that you may write to",
+    errno.EROFS: "choose a place that you may write to",
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -22,24 +40,37 @@ def write_bytes(path: Path, data: bytes) -> None:
     Raises:
         OutputError: the disk is full or the place is not writable.
     """
-    temporary = ""
+    temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=_TEMPORARY)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=_TEMPORARY)
+        temporary = Path(name)
+        _unfinished.add(temporary)
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
+        temporary.chmod(0o644)
+        temporary.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
-        raise OutputError(
-            f"cannot write {path}: {error.strerror or error}; free some space or choose another "
-            "output folder, then run the same command again to continue"
-        ) from error
+        raise OutputError(f"cannot write {shortened(str(path))}: {remedied(error)}") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+            _unfinished.discard(temporary)
+
+
+def remedied(error: OSError) -> str:
+    """Returns what went wrong in writing, and what to do."""
+    return f"{in_words(error)}; {_REMEDIES.get(error.errno or 0, 'choose another place')}"
+
+
+def remove_unfinished() -> None:
+    """Removes what this process was writing when it was told to end at once."""
+    for path in list(_unfinished):
+        with contextlib.suppress(OSError):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -55,16 +86,66 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path, where: str) -> dict[str, Any]:
     """Reads a JSON object.
 
+    Args:
+        path: the file.
+        where: the folder or reference that it belongs to, for messages.
+
     Raises:
         LoadError: it cannot be read or is no JSON object.
     """
+    what = f"the {path.name} of {where}"
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise LoadError(f"the {path.name} of {where} is not valid JSON: {error}") from error
+        with path.open("rb") as file:
+            data = file.read(_LARGEST_JSON + 1)
+    except OSError as error:
+        raise LoadError(
+            f"{what} cannot be read: {in_words(error)}; make it readable, or fetch it again"
+        ) from error
+    value = parse_json(data, what)
     if not isinstance(value, dict):
-        raise LoadError(f"the {path.name} of {where} must be a JSON object, not {value!r:.60}")
+        raise LoadError(f"{what} must be a JSON object, not {value!r:.60}")
     return value
+
+
+def parse_json(data: bytes | str, what: str) -> Any:
+    """Parses JSON that may come from anybody: what is too large or too deep is refused.
+
+    Args:
+        data: in UTF-8.
+        what: the file, for messages.
+
+    Raises:
+        LoadError: it is not JSON, or is beyond what any file of pgmkit has.
+    """
+    if len(data) > _LARGEST_JSON:
+        raise LoadError(
+            f"{what} is larger than {_LARGEST_JSON // 2**20} MiB, which no file that pgmkit "
+            "understands is; fetch it again"
+        )
+    try:
+        value = json.loads(data)
+    except RecursionError:
+        raise LoadError(f"{what} {TOO_DEEP}") from None
+    except ValueError as error:
+        raise LoadError(f"{what} is not valid JSON: {error}; fetch or write it again") from error
+    if is_too_deep(value):
+        raise LoadError(f"{what} {TOO_DEEP}")
+    return value
+
+
+def is_too_deep(value: Any) -> bool:
+    """Returns whether lists and tables stand in each other too deep to go through them."""
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(_DEEPEST):
+        level = [
+            part
+            for parent in level
+            for part in (parent.values() if isinstance(parent, dict) else parent)
+            if isinstance(part, dict | list)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def sha256(path: Path) -> str:
@@ -77,7 +158,8 @@ def sha256(path: Path) -> str:
 def single_writer(folder: Path) -> Iterator[None]:
     """Holds a folder for this process; the lock ends with the process, also when it is killed.
 
-    Temporary files that a killed process left in it are removed.
+    Temporary files that a killed process left in it are removed. What ends the run early bears the
+    note `CONTINUES`.
 
     Raises:
         OutputError: another process holds it, or it cannot be written.
@@ -86,9 +168,7 @@ def single_writer(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("a")
     except OSError as error:
-        raise OutputError(
-            f"cannot write to {folder}: {error.strerror or error}; choose another output folder"
-        ) from error
+        raise OutputError(f"cannot write to {shortened(str(folder))}: {remedied(error)}") from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -102,7 +182,12 @@ def single_writer(folder: Path) -> Iterator[None]:
                 shutil.rmtree(left, ignore_errors=True)
             else:
                 left.unlink(missing_ok=True)
-        yield
+        try:
+            yield
+        except (KeyboardInterrupt, OutputError) as stop:
+            if isinstance(stop, KeyboardInterrupt) or isinstance(stop.__cause__, OSError):
+                stop.add_note(CONTINUES)
+            raise
 
 
 @contextmanager
@@ -117,8 +202,9 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
         fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix=_TEMPORARY))
     except OSError as error:
         raise OutputError(
-            f"cannot write to {folder.parent}: {error.strerror or error}; choose another folder"
+            f"cannot write to {shortened(str(folder.parent))}: {remedied(error)}"
         ) from error
+    _unfinished.add(fresh)
     try:
         yield fresh
         fresh.chmod(0o755)
@@ -128,6 +214,7 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
         _sync_folder(folder.parent)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+        _unfinished.discard(fresh)
 
 
 def _sync_folder(folder: Path) -> None:

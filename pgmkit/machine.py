@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from threadpoolctl import threadpool_limits
 
-from pgmkit.errors import ParameterError
+from pgmkit.errors import ParameterError, first_line, shortened
 
 
 def machine() -> str:
@@ -126,20 +126,41 @@ def thread_limit(count: int) -> Iterator[None]:
 
 
 def check_device(name: str) -> torch.device:
-    """Returns the device called `name`, such as "cpu" or "cuda:1".
+    """Returns the device called `name`: "cpu", "cuda:1", or "auto" for the best that is here.
+
+    The best is CUDA, then MPS, then the CPU.
 
     Raises:
         ParameterError: there is none on this machine.
     """
+    if name == "auto":
+        return torch.device(_best_device())
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().partition("\n")[0]
+        reason = shortened(first_line(error), 120)
         raise ParameterError(
             f"the device {name!r} cannot be used here; cpu always can ({reason})"
         ) from error
     return device
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Keeps an accelerator from rounding float32 to TF32, which has 10 bits and not 23."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def _best_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def seconds_for(function: Callable[[], object], device: torch.device) -> float:

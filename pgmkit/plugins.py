@@ -1,20 +1,35 @@
 """Finds plugins, keeps broken ones apart, and knows where every component came from."""
 
+import contextlib
 import importlib.metadata
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 import pluggy
 
 from pgmkit import hookspecs
-from pgmkit.components import KINDS, Component, RegisteredComponent, check_kind, find_component
-from pgmkit.errors import PluginError, nearest_names
+from pgmkit.components import (
+    KINDS,
+    OWN_DISTRIBUTION,
+    Component,
+    RegisteredComponent,
+    check_kind,
+    find_component,
+    stdout_to_stderr,
+)
+from pgmkit.errors import PluginError, nearest_names, shortened
 
-OWN_DISTRIBUTION = "pgmkit"
+_ALARM_SECONDS = 3.0
+_MOST_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -86,16 +101,17 @@ class PluginRegistry:
         """Returns the component called `name` or `distribution:name`.
 
         Raises:
-            UnknownNameError: there is none; plugins that failed are named, since one of them may
-                be the one that offers it.
-            PluginError: two plugins offer it.
+            UnknownNameError: there is none; plugins that failed or are disabled are named, since
+                one of them may be the one that offers it.
+            PluginError: two plugins offer it, and pgmkit does not.
         """
         failed = [record.name for record in self.records if record.status == "failed"]
-        hint = (
-            f"these plugins failed to load: {', '.join(failed)}; see pgmkit plugins ls"
-            if failed
-            else ""
-        )
+        disabled = [record.name for record in self.records if record.status == "disabled"]
+        hint = ""
+        if failed:
+            hint = f"these plugins failed to load: {', '.join(failed)}; see pgmkit plugins ls"
+        elif disabled:
+            hint = f"these plugins are disabled: {', '.join(disabled)}; see PGMKIT_DISABLE_PLUGINS"
         return find_component(self.of_kind(kind), kind, name, hint)
 
     def _load(
@@ -113,16 +129,17 @@ class PluginRegistry:
         ):
             return PluginRecord(name, version, entry_point.value, "disabled")
         try:
-            module = entry_point.load()
-            _check_api_version(module)
-            self._register(module, name)
-            components = self._collect(name)
+            with _guarded(name) if foreign else contextlib.nullcontext():
+                module = entry_point.load()
+                _check_api_version(module)
+                self._register(module, name)
+                components = self._collect(name)
         except KeyboardInterrupt:
             raise
         except BaseException as error:
             if self.manager.has_plugin(name):
                 self.manager.unregister(name=name)
-            message = f"{type(error).__name__}: {error}"
+            message = f"{type(error).__name__}: {shortened(' '.join(str(error).split()), 500)}"
             return PluginRecord(name, version, entry_point.value, "failed", message)
         self.components += components
         offered = tuple(f"{c.kind}/{c.name}" for c in components)
@@ -228,6 +245,68 @@ def as_component(kind: str, component: Any, **parameters: Any) -> Any:
     if isinstance(component, str):
         return build_component(kind, component, **parameters)
     return component
+
+
+@contextlib.contextmanager
+def _guarded(plugin: str) -> Iterator[None]:
+    """Runs code of a plugin that is being loaded such that it can break nothing but itself.
+
+    What it prints goes to stderr. Where it ends the interpreter with `os._exit`, or takes too long,
+    there is an error instead. A crash in C code cannot be kept apart.
+    """
+    with stdout_to_stderr(), _no_exit(), _time_limit(plugin):
+        yield
+
+
+@contextlib.contextmanager
+def _no_exit() -> Iterator[None]:
+    """Lets `os._exit` raise an error in this process, and do what it does in its children."""
+    leave, process = os._exit, os.getpid()
+
+    def refuse(status: int) -> NoReturn:
+        if os.getpid() != process:
+            leave(status)
+        raise PluginError(f"ends the interpreter with os._exit({status}) where it is imported")
+
+    os._exit = refuse
+    try:
+        yield
+    finally:
+        os._exit = leave
+
+
+@contextlib.contextmanager
+def _time_limit(plugin: str) -> Iterator[None]:
+    """Says which plugin it is that stalls the start, and gives it up in the end.
+
+    Only the main thread can be interrupted; elsewhere there is no limit.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    started = time.monotonic()
+
+    def alarm(number: int, frame: FrameType | None) -> None:
+        if time.monotonic() - started >= _MOST_SECONDS:
+            raise PluginError(f"has been importing for more than {_MOST_SECONDS:g} s")
+        print(
+            f"the plugin {plugin} has been importing for {time.monotonic() - started:.0f} s and is "
+            f"left out after {_MOST_SECONDS:g} s; to leave it out now press Ctrl-C and set "
+            f"PGMKIT_DISABLE_PLUGINS={plugin}",
+            file=sys.stderr,
+            flush=True,
+        )
+        signal.setitimer(signal.ITIMER_REAL, _MOST_SECONDS - _ALARM_SECONDS)
+
+    handler = signal.signal(signal.SIGALRM, alarm)
+    left, every = signal.setitimer(signal.ITIMER_REAL, _ALARM_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+        if left:  # somebody else's, such as that of a test
+            signal.setitimer(signal.ITIMER_REAL, left, every)
 
 
 def _load_order(entry_point: importlib.metadata.EntryPoint) -> tuple[bool, str, str]:

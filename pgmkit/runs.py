@@ -1,16 +1,19 @@
 """Output folders of runs: which run a folder belongs to, and whether another may write there."""
 
 import json
+import warnings
 from collections.abc import Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from pgmkit import files
-from pgmkit.errors import LoadError, OutputError
+from pgmkit.errors import LoadError, OutputError, PgmkitWarning, shortened
 from pgmkit.plugins import registry
 
 RUN_FILE = "run.json"
+RESULT_FILES = (RUN_FILE, "sampler.json", "manifest.json")
+"""Each of them says that a folder holds a result of pgmkit."""
 
 
 def check_folder(folder: Path, *, mark: str = RUN_FILE, what: str = "run", parts: str = "") -> None:
@@ -25,6 +28,7 @@ def check_folder(folder: Path, *, mark: str = RUN_FILE, what: str = "run", parts
     Raises:
         OutputError: it is a file, or holds something else.
     """
+    check_place(folder)
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder} is a file; choose another output folder")
     if folder.is_dir() and not (folder / mark).exists():
@@ -37,8 +41,48 @@ def check_folder(folder: Path, *, mark: str = RUN_FILE, what: str = "run", parts
             )
 
 
-def record(folder: Path, settings: Mapping[str, Any]) -> None:
+def check_place(path: Path) -> None:
+    """Checks that a path can be made, and does not lie in a folder with a result of pgmkit.
+
+    Raises:
+        OutputError: it lies in one, or its name is one that the system does not take.
+    """
+    try:
+        path.exists()
+        found = [parent for parent in path.absolute().parents if _is_result(parent)]
+    except OSError as error:
+        raise OutputError(
+            f"cannot write to {shortened(str(path), 100)}: {files.remedied(error)}"
+        ) from error
+    if found:
+        raise OutputError(
+            f"{path} lies in {found[0]}, which holds a result of pgmkit; choose a place outside"
+        )
+
+
+def _is_result(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in RESULT_FILES)
+
+
+def spectrum_in(folder: Path | str) -> Path | str:
+    """Returns the folder itself.
+
+    Raises:
+        LoadError: it holds a run that has its spectrum in a folder of its own.
+    """
+    inner = Path(folder) / "spectrum"
+    if not (Path(folder) / "manifest.json").exists() and (inner / "manifest.json").exists():
+        raise LoadError(f"{folder} holds a run and no spectrum; its spectrum is {inner}")
+    return folder
+
+
+def record(folder: Path, settings: Mapping[str, Any], *, device: str = "") -> None:
     """Records a run's settings and plugin versions, or checks that they are those on record.
+
+    Args:
+        folder: of the run.
+        settings: all that the result depends on.
+        device: where it is computed; a run that continues on one of another kind is warned of.
 
     Raises:
         OutputError: the folder holds a run with other settings.
@@ -46,13 +90,16 @@ def record(folder: Path, settings: Mapping[str, Any]) -> None:
     """
     path = folder / RUN_FILE
     plain = json.loads(json.dumps(settings))
+    kind = device.partition(":")[0]
     if not path.exists():
         versions = {r.name: r.version for r in registry().records if r.status == "loaded"}
-        files.write_json(path, {"settings": plain, "plugins": versions})
+        used = {"devices": [kind]} if kind else {}
+        files.write_json(path, {"settings": plain, "plugins": versions, **used})
         return
     try:
-        recorded = dict(json.loads(path.read_text())["settings"])
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        known = files.read_json(path, str(folder))
+        recorded, devices = dict(known["settings"]), list(known.get("devices", []))
+    except (LoadError, ValueError, TypeError, KeyError) as error:
         raise LoadError(
             f"{path} is damaged ({error}); remove the folder {folder} and start again"
         ) from error
@@ -62,3 +109,12 @@ def record(folder: Path, settings: Mapping[str, Any]) -> None:
                 f"{folder} holds a run with {key} {recorded.get(key)!r}, not {plain.get(key)!r}; "
                 "choose another output folder or remove this one"
             )
+    if kind and kind not in devices:
+        warnings.warn(
+            f"the run in {folder} was begun on {devices[0] if devices else 'another device'} and "
+            f"continues on {kind}: its numbers may differ in the last digits from those of a run "
+            "on one device",
+            PgmkitWarning,
+            stacklevel=2,
+        )
+        files.write_json(path, {**known, "devices": [*devices, kind]})

@@ -76,12 +76,26 @@ def select(
         )
     kept = scores.argsort(descending=True, stable=True)[:count].sort().values
     selection = _selection_of(estimator)
+    finite = int(spectrum.finite().sum())
+    if finite < num_kept(len(spectrum), remove):
+        warnings.warn(
+            f"{len(spectrum) - finite} of {len(spectrum)} latents have no finite Jacobian and are "
+            f"removed, which is more than remove={remove} asks for; check the generator's weights",
+            PgmkitWarning,
+            stacklevel=3,
+        )
+    if ties := _num_tied(scores, kept):
+        warnings.warn(
+            f"{_name(estimator)} gives {ties} of the {len(spectrum) - count} removed latents the "
+            "same log-weight as the last one that is kept, so which of them go is arbitrary",
+            PgmkitWarning,
+            stacklevel=3,
+        )
     sample_size = _effective_sample_size(weights) if selection == "resample" else float(count)
     if selection == "resample" and sample_size < LOW_SAMPLE_SIZE * len(spectrum):
         warnings.warn(
-            f"{estimator!r} puts almost all weight on few latents: the effective sample size is "
-            f"{sample_size:.1f} of {len(spectrum)}; weaken it (for polarity: rho nearer to 0, or "
-            "a lower top_k)",
+            f"{_name(estimator)} puts almost all weight on few latents: the effective sample size "
+            f"is {sample_size:.1f} of {len(spectrum)}; weaken it by its parameters",
             PgmkitWarning,
             stacklevel=3,
         )
@@ -134,11 +148,22 @@ def check_remove(remove: float) -> None:
         )
 
 
+def _num_tied(scores: Tensor, kept: Tensor) -> int:
+    """Returns how many latents are removed with the score of the last one that is kept."""
+    last = scores[kept].min()
+    return int((scores == last).sum() - (scores[kept] == last).sum())
+
+
+def _name(estimator: DensityEstimator) -> str:
+    return f"the density estimator {type(estimator).__name__}"
+
+
 def _selection_of(estimator: DensityEstimator) -> str:
     selection: str = getattr(estimator, "selection", "threshold")
     if selection not in SELECTIONS:
         raise PluginError(
-            f"{estimator!r} has selection={selection!r}; it must be one of {', '.join(SELECTIONS)}"
+            f"{_name(estimator)} has selection={selection!r}; it must be one of "
+            f"{', '.join(SELECTIONS)}"
         )
     return selection
 
@@ -160,14 +185,14 @@ def _checked(weights: Any, estimator: DensityEstimator, spectrum: Spectrum) -> T
     if not isinstance(weights, Tensor) or weights.shape != (len(spectrum),):
         shape = tuple(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
         raise PluginError(
-            f"{estimator!r} returns log-weights of {shape}; they must be a tensor of shape "
+            f"{_name(estimator)} returns log-weights of {shape}; they must be a tensor of shape "
             f"({len(spectrum)},)"
         )
     usable = spectrum.finite() & ~weights.isnan().cpu()
     checked: Tensor = weights.detach().cpu().double().masked_fill(~usable, -math.inf)
     if not (checked > -math.inf).any():
         raise PluginError(
-            f"{estimator!r} removes every latent: all its log-weights are -inf or not a number"
+            f"{_name(estimator)} removes every latent: all its log-weights are -inf or not a number"
         )
     return checked
 

@@ -1,17 +1,19 @@
 """Shattering: from a generator to one that can be sampled cluster by cluster."""
 
+import copy
 import importlib.metadata
 import math
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pgmkit import files, pictures
 from pgmkit.choice import (
@@ -24,16 +26,32 @@ from pgmkit.choice import (
     choose_num_clusters,
     choose_removed_mass,
 )
-from pgmkit.components import RegisteredComponent
+from pgmkit.components import RegisteredComponent, speaking_for
 from pgmkit.config import check_count
 from pgmkit.engines import Engine
-from pgmkit.errors import LoadError, ParameterError, PgmkitWarning, PluginError, SamplingError
+from pgmkit.errors import (
+    LoadError,
+    ParameterError,
+    PgmkitWarning,
+    PluginError,
+    SamplingError,
+    first_line,
+)
 from pgmkit.generator import Generator
+from pgmkit.loading.building import Architecture
+from pgmkit.loading.cards import (
+    PER_CLUSTER,
+    SAMPLES_FILE,
+    ShatterFacts,
+    local_paths,
+    shattered_card,
+)
 from pgmkit.loading.folders import FORMAT_VERSION
 from pgmkit.loading.generators import generator_from_folder
-from pgmkit.loading.hub import push_folder
-from pgmkit.loading.references import open_folder
-from pgmkit.loading.saving import CARD_FILE, SAMPLES_FILE, card_header, write_generator
+from pgmkit.loading.hub import check_push, push_folder
+from pgmkit.loading.options import GeneratorOptions
+from pgmkit.loading.references import open_folder, reference_of
+from pgmkit.loading.saving import CARD_FILE, published, write_generator
 from pgmkit.loading.weights import read_weights, serialise
 from pgmkit.plugins import as_component, build_component, registry
 from pgmkit.seeds import derive_seed, random_generator
@@ -47,9 +65,12 @@ from pgmkit.selection import (
 )
 from pgmkit.spectrum import Spectrum, compute_spectrum
 from pgmkit.spectrum.compute import BLOCK_SIZE
+from pgmkit.spectrum.landmarks import agree, landmarks
+from pgmkit.spectrum.soundness import check_values
 
 SAMPLER_CONFIG = "sampler.json"
 SAMPLER_STATE = "sampler.safetensors"
+_WHOLE_NUMBERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 _SAVING = ("get_params", "state", "load_state")
 
 
@@ -181,11 +202,9 @@ class ShatteredGenerator:
             )
         if not self.cluster_sizes[cluster]:
             raise SamplingError(f"cluster {cluster} is empty: no latent was assigned to it")
-        latents = self.sampler.sample(n, cluster, derive_seed(seed, "sample"))
-        prior = self.generator.latent
-        if prior.distribution == "normal":
-            return latents
-        return latents.clamp(prior.low, prior.high)
+        with self._speaking("in sample"):
+            latents = self.sampler.sample(n, cluster, derive_seed(seed, "sample"))
+        return self.generator.latent.clamp(self._checked(latents, n))
 
     def try_latents(self, n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
         """Draws latents from the mixture, without the clusters that cannot be sampled.
@@ -222,9 +241,11 @@ class ShatteredGenerator:
         """Makes images (n, C, H, W) of one cluster, to be looked at.
 
         They are blank, at the top of the range, if the cluster cannot be sampled, which is warned
-        of.
+        of; there are then no points.
         """
         latents, image = self.try_cluster(n, cluster, seed), self.generator.image
+        if latents is None and image.is_points:
+            return torch.empty(0, *image.shape)
         if latents is None:
             return torch.full((n, *image.shape), float(image.range[1]))
         return self.images(latents)
@@ -251,7 +272,32 @@ class ShatteredGenerator:
     def predict(self, latents: Tensor) -> Tensor:
         """Returns the cluster of each latent (n, M), int64 (n,)."""
         self.generator.check_latents(latents)
-        return self.sampler.predict(latents)
+        with self._speaking("in predict"):
+            found = self.sampler.predict(latents)
+        return _clusters_of(found, len(latents), self._called, most=self.num_clusters)
+
+    @property
+    def _called(self) -> str:
+        return str(self.origin.sampler["name"])
+
+    def _speaking(self, doing: str) -> AbstractContextManager[None]:
+        return speaking_for(f"cluster-sampler {self._called!r}", doing)
+
+    def _checked(self, latents: Any, count: int) -> Tensor:
+        """Returns latents that a sampler drew, float32 (n, M).
+
+        Raises:
+            PluginError: they are of another shape or type, or not finite.
+        """
+        with self._speaking("to draw a tensor"):
+            drawn = torch.as_tensor(latents).detach().cpu()
+        wanted = (count, self.generator.latent.dim)
+        if drawn.shape != wanted or not drawn.is_floating_point() or not drawn.isfinite().all():
+            raise PluginError(
+                f"the cluster sampler {self._called!r} draws {drawn.dtype} of shape "
+                f"{tuple(drawn.shape)}; it must draw finite numbers of shape {wanted}"
+            )
+        return drawn.float()
 
     def images(self, latents: Tensor) -> Tensor:
         """Returns G(z) for latents (n, M); see `Generator.images`."""
@@ -268,16 +314,23 @@ class ShatteredGenerator:
             PluginError: the sampler cannot be saved.
             OutputError: the folder cannot be written.
         """
-        folder = Path(folder)
-        missing = [m for m in _SAVING if not hasattr(self.sampler, m)]
-        if missing or ":" not in self.origin.sampler["name"]:
-            reason = f"it has no {' and no '.join(missing)}" if missing else "it is no component"
+        self._save(Path(folder))
+
+    def _save(
+        self,
+        folder: Path,
+        repository: str | None = None,
+        numbers: Mapping[str, Any] | None = None,
+    ) -> None:
+        name = self.origin.sampler["name"]
+        check_savable(self.sampler, name)
+        if ":" not in name:
             raise PluginError(
-                f"the cluster sampler {self.origin.sampler['name']!r} cannot be saved, since "
-                f"{reason}; give it {', '.join(_SAVING)}, and pass the name under which a plugin "
-                "offers it"
+                f"the cluster sampler {name!r} cannot be saved, since it is no component; pass the "
+                "name under which a plugin offers it"
             )
-        state = serialise(self.sampler.state())  # type: ignore[attr-defined]
+        with self._speaking("in state"):
+            state = serialise(self.sampler.state())  # type: ignore[attr-defined]
         (folder / SAMPLER_CONFIG).unlink(missing_ok=True)
         write_generator(folder, self.generator)
         files.write_bytes(folder / SAMPLER_STATE, state)
@@ -290,9 +343,13 @@ class ShatteredGenerator:
             "statistics": self.origin.statistics,
             "versions": self.origin.versions,
         }
-        samples = torch.cat([self.try_images(8, cluster) for cluster in range(self.num_clusters)])
-        pictures.write_grid(folder / SAMPLES_FILE, samples, self.generator.image.range, scale=2)
-        files.write_text(folder / CARD_FILE, self._card())
+        samples = torch.cat(
+            [self.try_images(PER_CLUSTER, cluster) for cluster in range(self.num_clusters)]
+        )
+        pictures.write_rows(
+            folder / SAMPLES_FILE, samples, self.generator.image.range, PER_CLUSTER, scale=2
+        )
+        files.write_text(folder / CARD_FILE, self._card(repository, numbers))
         # Last, since its presence says that the folder is whole.
         files.write_json(folder / SAMPLER_CONFIG, description)
 
@@ -301,72 +358,109 @@ class ShatteredGenerator:
         cls,
         reference: Path | str,
         *,
-        architecture: Callable[..., nn.Module] | str | None = None,
+        architecture: Architecture | None = None,
+        model_args: Mapping[str, Any] | None = None,
     ) -> "ShatteredGenerator":
         """Loads what `save_pretrained` wrote.
 
         Args:
             reference: a folder, "local-dir:/path", or "hf-hub:org/name[@revision]".
-            architecture: a class or component for the generator, where the folder names none.
+            architecture: what builds the generator, where the folder names none; see
+                `pgmkit.load_generator`.
+            model_args: its arguments, where they are not those of the folder.
 
         Raises:
             LoadError: the folder is incomplete or damaged.
             UnknownNameError: no installed plugin offers the sampler or the architecture.
         """
-        text = str(reference)
-        has_scheme = text.startswith(("hf-hub:", "local-dir:"))
-        folder = open_folder(text if has_scheme else f"local-dir:{text}")
+        text = reference_of(reference)
+        folder = open_folder(text)
         if folder.fetch(SAMPLER_CONFIG) is None:
             raise LoadError(
                 f"{reference} holds no shattered generator: it has no {SAMPLER_CONFIG}. If a run "
-                "was stopped there, run the same pgmkit shatter command again"
+                "was stopped there, run the same pgmkit shatter command again; a generator alone "
+                f"is shattered by pgmkit shatter {folder.reference} -o FOLDER"
             )
-        generator = generator_from_folder(folder, architecture=architecture)
+        generator = generator_from_folder(
+            folder, GeneratorOptions(architecture=architecture, model_args=model_args)
+        )
         path = folder.path(SAMPLER_CONFIG)
-        description = files.read_json(path, text)
+        origin, cluster_sizes = _read_description(path, text)
+        state = read_weights(folder.path(SAMPLER_STATE))
+        name = origin.sampler["name"]
         try:
-            origin = Origin(**{field: description[field] for field in Origin.__dataclass_fields__})
-            name, params = origin.sampler["name"], origin.sampler["params"]
-            sampler = build_component("cluster-samplers", name, **params)
-            sampler.load_state(read_weights(folder.path(SAMPLER_STATE)))
+            sampler = build_component("cluster-samplers", name, **origin.sampler["params"])
+        except ParameterError as error:
+            raise LoadError(f"{path} is damaged or of another version: {error}") from error
+        check_savable(sampler, name)
+        try:
+            sampler.load_state(state)
             if hasattr(sampler, "bind"):
                 sampler.bind(generator)
-            sampler.predict(generator.sample_latents(2, seed=0))  # parts that do not fit show here
-            return cls(generator, sampler, list(description["cluster_sizes"]), origin)
-        except (KeyError, TypeError, IndexError, ValueError, RuntimeError) as error:
-            raise LoadError(f"{path} is damaged or of another version: {error}") from error
+            # Parts that do not fit show here.
+            _clusters_of(sampler.predict(generator.sample_latents(2, seed=0)), 2, name)
+            count = int(getattr(sampler, "num_clusters_", len(cluster_sizes)))
+        except Exception as error:  # of any kind, since the state may be anything
+            raise LoadError(
+                f"{SAMPLER_STATE} of {reference} is damaged or of another version: its cluster "
+                f"sampler {name!r} says {type(error).__name__}: {first_line(error)}; shatter the "
+                "generator again"
+            ) from error
+        if count != len(cluster_sizes):
+            raise LoadError(
+                f"{path} is damaged: it has {len(cluster_sizes)} cluster_sizes, and the cluster "
+                f"sampler has {count} clusters; shatter the generator again"
+            )
+        return cls(generator, sampler, cluster_sizes, origin)
 
-    def push_to_hub(self, repository: str, *, private: bool = False) -> str:
+    def push_to_hub(
+        self,
+        repository: str,
+        *,
+        private: bool = False,
+        message: str | None = None,
+        numbers: Mapping[str, Any] | None = None,
+    ) -> str:
         """Uploads to the Hugging Face Hub as "org/name" and returns the address.
+
+        Paths of this machine stay behind. If a parameter of the sampler is one, it cannot, and a
+        warning says so.
+
+        Args:
+            repository: "org/name"; it is created if it is not there.
+            private: whether a new repository is private.
+            message: of the commit.
+            numbers: what `report.json` says of this result; the card then shows its scores.
 
         Raises:
             LoadError: the Hub is out of reach, or refuses.
+            PluginError: the sampler cannot be saved.
         """
+        check_push(repository)
+        for path in local_paths([self.origin.sampler, self.origin.density]):
+            warnings.warn(
+                f"{repository} names {path}, which others do not have, as a parameter of the "
+                "sampler or the density",
+                PgmkitWarning,
+                stacklevel=2,
+            )
+        shown = copy.copy(self)
+        shown.generator = published(self.generator)
         with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
-            return push_folder(Path(folder), repository, private=private)
+            shown._save(Path(folder), repository, numbers)
+            return push_folder(Path(folder), repository, private=private, message=message)
 
-    def _card(self) -> str:
-        settings, statistics = self.origin.settings, self.origin.statistics
-        lines = [
-            *card_header(
-                self.generator.provenance.get("license"), "unconditional-image-generation"
-            ),
-            f"# {self.generator.name}, shattered into {self.num_clusters} clusters",
-            "",
-            f"![Eight samples of each cluster]({SAMPLES_FILE})",
-            "",
-            "```python",
-            "import pgmkit",
-            'm = pgmkit.ShatteredGenerator.from_pretrained("path/to/this/folder")',
-            "x = m.sample(64, cluster=3)",
-            "```",
-            "",
-            f"Density estimator `{self.origin.density['name']}`, cluster sampler "
-            f"`{self.origin.sampler['name']}`, {settings['num_latents']:,} latents, "
-            f"{statistics['mass_kept']:.0%} of the mass kept, seed {settings['seed']}.",
-        ]
-        return "\n".join(lines) + "\n"
+    def _card(self, repository: str | None, numbers: Mapping[str, Any] | None) -> str:
+        facts = ShatterFacts(
+            self.cluster_sizes,
+            self.origin.density,
+            self.origin.sampler,
+            self.origin.settings,
+            self.origin.statistics,
+            self.origin.versions,
+            numbers,
+        )
+        return shattered_card(self.generator, facts, repository)
 
     def __repr__(self) -> str:
         settings, statistics = self.origin.settings, self.origin.statistics
@@ -425,11 +519,13 @@ def shatter(
         out: a folder in which finished blocks of the spectrum are kept, to continue after a stop.
         cache: whether to take up a spectrum that was computed before, and keep this one for later.
         progress: whether to show a progress bar on stderr.
-        report: takes a line when the spectrum came from the cache.
+        report: takes a line when each part of the work begins, and when the spectrum came from the
+            cache.
 
     Raises:
         UnknownNameError: no plugin offers the density estimator or the sampler.
         ParameterError: a value is outside its range, or there are more clusters than latents.
+        PluginError: the density estimator or the sampler fails.
         GeneratorError: the generator breaks its contract, or cannot be differentiated.
 
     Example:
@@ -442,6 +538,7 @@ def shatter(
     """
     count = num_latents if spectrum is None else len(spectrum)
     check_shatter(count, remove, num_clusters)
+    generator.check()
     if spectrum is not None:
         check_spectrum(generator, spectrum)
     estimator = as_component("density-estimators", density, **(density_args or {}))
@@ -450,8 +547,8 @@ def shatter(
     )
     if not (isinstance(sampler, str) or isinstance(num_clusters, int) or _is_settable(clusterer)):
         raise ParameterError(
-            f"the number of clusters of {clusterer!r} cannot be chosen, since it has no "
-            "set_params; give num_clusters"
+            f"the number of clusters of {type(clusterer).__name__} cannot be chosen, since it has "
+            "no set_params; give num_clusters"
         )
     started = time.perf_counter()
     if spectrum is None:
@@ -468,6 +565,11 @@ def shatter(
             **(spectrum_args or {}),
         )
     spectrum_done = time.perf_counter()
+    estimator_name = _name_of("density-estimators", density)
+    sampler_name = _name_of("cluster-samplers", sampler)
+    tell = report or (lambda line: None)
+    if not (isinstance(num_clusters, int) and isinstance(remove, int | float)):
+        tell(f"choices: by points of {sampler_name}")
     num_clusters, remove, choices = _choose(
         estimator, clusterer, generator, spectrum, num_clusters, remove, seed
     )
@@ -477,15 +579,14 @@ def shatter(
         parameters = sampler_parameters(num_clusters, sampler_args or {})
         clusterer = as_component("cluster-samplers", sampler, **parameters)
     chosen = time.perf_counter()
-    selection = select(estimator, spectrum, remove=remove, seed=seed)
+    with speaking_for(f"density-estimator {estimator_name!r}", "in log_weights"):
+        selection = select(estimator, spectrum, remove=remove, seed=seed)
     latents = spectrum.latents[selection.kept]
-    clusterer.fit(latents, generator=generator, seed=seed)
+    tell(f"clusters: {sampler_name} looks for {num_clusters} among {len(latents):,} latents")
+    with speaking_for(f"cluster-sampler {sampler_name!r}", "in fit"):
+        clusterer.fit(latents, generator=generator, seed=seed)
     done = time.perf_counter()
-    labels = torch.as_tensor(clusterer.labels_)
-    if labels.shape != (len(latents),):
-        raise PluginError(
-            f"{clusterer!r} has labels_ of shape {tuple(labels.shape)} for {len(latents)} latents"
-        )
+    labels = _labels_of(clusterer, len(latents), sampler_name)
     sizes = labels.bincount(minlength=_count_clusters(clusterer, sampler, num_clusters)).tolist()
     density_origin = _origin("density-estimators", density, estimator)
     sampler_origin = _origin("cluster-samplers", sampler, clusterer)
@@ -515,6 +616,16 @@ def shatter(
             "clusters": done - chosen,
         },
     )
+
+
+def check_savable(sampler: Any, name: str) -> None:
+    """Raises PluginError unless a cluster sampler has the methods to be saved and loaded with."""
+    missing = [method for method in _SAVING if not hasattr(sampler, method)]
+    if missing:
+        raise PluginError(
+            f"the cluster sampler {name!r} cannot be saved, since it has no "
+            f"{' and no '.join(missing)}; its plugin must offer {', '.join(_SAVING)}"
+        )
 
 
 def check_shatter(num_latents: int, remove: Any, num_clusters: Any) -> None:
@@ -566,7 +677,7 @@ def check_spectrum(generator: Generator, spectrum: Spectrum) -> None:
 
     Raises:
         ParameterError: it was computed for another one.
-        GeneratorError: its latents do not fit.
+        GeneratorError: its latents do not fit, or it is zero or not finite throughout.
     """
     recorded, actual = spectrum.provenance.get("generator"), generator.fingerprint()
     if recorded is not None and recorded != actual:
@@ -575,7 +686,78 @@ def check_spectrum(generator: Generator, spectrum: Spectrum) -> None:
             f"the spectrum was computed for another generator: {name!r} (fingerprint "
             f"{recorded[:12]}), not {generator.name!r} ({actual[:12]}); compute it again"
         )
+    images = spectrum.provenance.get("landmarks")
+    if images is not None and not agree(images, generator, landmarks(generator)):
+        raise ParameterError(
+            f"the spectrum was computed for another generator, one with the same weights and code "
+            f"as {generator.name!r} that makes other images; compute it again"
+        )
     generator.check_latents(spectrum.latents)
+    check_values(generator, spectrum.latents, spectrum.singular_values, warn=False)
+
+
+def _read_description(path: Path, where: str) -> tuple[Origin, list[int]]:
+    """Returns what `sampler.json` says of the origin, and the sizes of the clusters.
+
+    Raises:
+        LoadError: it is damaged.
+    """
+    description = files.read_json(path, where)
+    damaged = (
+        f"{SAMPLER_CONFIG} is damaged or of another version: {{}}; shatter the generator again"
+    )
+    for field in ("sampler", "density", "settings", "statistics", "versions"):
+        if not isinstance(description.get(field), Mapping):
+            raise LoadError(damaged.format(f"{field!r} must be a table"))
+    origin = Origin(**{field: description[field] for field in Origin.__dataclass_fields__})
+    for component, part, kind in (
+        (origin.sampler, "name", str),
+        (origin.sampler, "params", Mapping),
+        (origin.density, "name", str),
+    ):
+        if not isinstance(component.get(part), kind):
+            raise LoadError(damaged.format(f"there is no {part!r} in {dict(component)!r:.60}"))
+    sizes = description.get("cluster_sizes")
+    if not isinstance(sizes, list) or not all(type(n) is int and 0 <= n < 2**53 for n in sizes):
+        raise LoadError(damaged.format(f"cluster_sizes are whole numbers, not {sizes!r:.60}"))
+    if not sum(sizes):
+        raise LoadError(damaged.format(f"there is nothing in its clusters, {sizes!r:.60}"))
+    return origin, sizes
+
+
+def _labels_of(clusterer: Any, count: int, name: str) -> Tensor:
+    """Returns the clusters (n,), int64, that a sampler found for the latents it was fitted to."""
+    if not hasattr(clusterer, "labels_"):
+        raise PluginError(
+            f"the cluster sampler {name!r} has no labels_ after fit; its fit must set labels_, "
+            "int64 of shape (n,)"
+        )
+    return _clusters_of(clusterer.labels_, count, name, "has labels_")
+
+
+def _clusters_of(
+    found: Any, count: int, name: str, does: str = "predicts clusters", most: int | None = None
+) -> Tensor:
+    """Returns cluster numbers (n,), int64, that came from a sampler.
+
+    Raises:
+        PluginError: they are of another shape or type, or there are no such clusters.
+    """
+    with speaking_for(f"cluster-sampler {name!r}", "to give clusters as a tensor"):
+        clusters = torch.as_tensor(found).detach().cpu()
+    if clusters.shape != (count,) or clusters.dtype not in _WHOLE_NUMBERS:
+        raise PluginError(
+            f"the cluster sampler {name!r} {does} of shape {tuple(clusters.shape)} and type "
+            f"{clusters.dtype} for {count} latents; they must be int64 of shape ({count},)"
+        )
+    clusters = clusters.long()
+    if count and (int(clusters.min()) < 0 or (most is not None and int(clusters.max()) >= most)):
+        raise PluginError(
+            f"the cluster sampler {name!r} {does} from {int(clusters.min())} to "
+            f"{int(clusters.max())}; clusters are counted from 0"
+            + (f" to {most - 1}" if most is not None else "")
+        )
+    return clusters
 
 
 def _warn_of_unsampled(cluster: int, error: SamplingError) -> None:
@@ -617,7 +799,8 @@ def _choose(
     if by_clusters is None and by_mass is None:
         return num_clusters, remove, {}
     points = _features(clusterer, spectrum.latents, generator, seed)
-    scores = keep_scores(estimator, spectrum, seed=seed)
+    with speaking_for(f"density-estimator {type(estimator).__name__!r}", "in log_weights"):
+        scores = keep_scores(estimator, spectrum, seed=seed)
     choices = {}
     if by_clusters is not None:
         count = len(scores) if by_mass is not None else num_kept(len(scores), remove)
@@ -645,11 +828,12 @@ def _features(
     features = getattr(clusterer, "features", None)
     if features is None:
         return latents
-    points = torch.as_tensor(features(latents, generator=generator, seed=seed)).detach().cpu()
+    with speaking_for(f"cluster-sampler {type(clusterer).__name__!r}", "in features"):
+        points = torch.as_tensor(features(latents, generator=generator, seed=seed)).detach().cpu()
     if points.ndim != 2 or len(points) != len(latents) or not points.isfinite().all():
         raise PluginError(
-            f"{clusterer!r} has features of shape {tuple(points.shape)} for {len(latents)} "
-            f"latents; they must be finite and of shape ({len(latents)}, d)"
+            f"{type(clusterer).__name__} has features of shape {tuple(points.shape)} for "
+            f"{len(latents)} latents; they must be finite and of shape ({len(latents)}, d)"
         )
     return points
 
@@ -661,15 +845,20 @@ def _records(choices: Mapping[str, Choice]) -> dict[str, Any]:
 
 
 def _origin(kind: str, component: Any, built: Any) -> dict[str, Any]:
-    get_params = getattr(built, "get_params", None)
-    params = get_params() if get_params else {}
-    name = type(component).__name__
-    if isinstance(component, str):
-        found: RegisteredComponent = registry().find(kind, component)
-        name = found.qualified_name
-    summary = getattr(built, "summary", None)
-    facts = {} if summary is None else {"summary": dict(summary())}
+    name = _name_of(kind, component)
+    get_params, summary = getattr(built, "get_params", None), getattr(built, "summary", None)
+    with speaking_for(f"{kind[:-1]} {name!r}", "in get_params or summary"):
+        params = get_params() if get_params else {}
+        facts = {} if summary is None else {"summary": dict(summary())}
     return {"name": name, "params": params, **facts}
+
+
+def _name_of(kind: str, component: Any) -> str:
+    """Returns the qualified name of a component that was named, or the class of an object."""
+    if not isinstance(component, str):
+        return type(component).__name__
+    found: RegisteredComponent = registry().find(kind, component)
+    return found.qualified_name
 
 
 def _versions(*origins: Mapping[str, Any]) -> dict[str, str]:

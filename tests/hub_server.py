@@ -1,22 +1,29 @@
 """A Hugging Face Hub for tests: 127.0.0.1, a free port, everything in memory.
 
-It answers what `huggingface_hub` asks in order to download files, to create repositories and to
-commit to them, with the status codes and headers of the real Hub.
+It answers what `huggingface_hub` asks in order to list and download files, to create repositories
+and to commit to them, large files through LFS, with the status codes and headers of the real Hub.
+It also plays a Hub, or a network, that is out of order.
 """
 
 import base64
 import hashlib
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import pytest
+import yaml
+from huggingface_hub import close_session, constants
 
 _LICENSES = ("apache-2.0", "cc-by-4.0", "mit", "other", "unknown")
+_LARGE = 10_000_000
+_ALWAYS_LARGE = (".safetensors", ".bin", ".pt", ".pth", ".png", ".npz")
 
 
 @dataclass
@@ -62,11 +69,19 @@ class HubServer:
     """Serves while the `with` block runs.
 
     Attributes:
-        token: the one token that exists; it may see and write everything.
+        token: may see and write everything.
+        reader: a token that may see everything and write nothing.
+        objects: the contents of large files that were uploaded, by SHA-256.
         repositories: by "org/name".
         requests: all that came, in order.
         failure: a status that answers every request, to play a broken Hub.
+        failure_headers: what goes with `failure`.
+        failures: how many requests fail so before all is well; None is no end.
         hangs_up: whether connections are closed without an answer.
+        fault: gets a request first, and returns whether it has dealt with it.
+        send_body: writes the body of an answer.
+        page: how many files a page of a listing holds.
+        stopped: set when the server stops, for those who wait.
     """
 
     def __init__(self, token: str = "hf_right") -> None:
@@ -74,8 +89,16 @@ class HubServer:
         self.repositories: dict[str, Repository] = {}
         self.requests: list[Request] = []
         self.failure: int | None = None
+        self.failure_headers: dict[str, str] = {}
+        self.failures: int | None = None
+        self.reader = "hf_reader"
+        self.objects: dict[str, bytes] = {}
+        self.page = 1000
         self.hangs_up = False
-        self._server = _Server(("127.0.0.1", 0), _Handler)
+        self.fault: Callable[[Handler], bool] | None = None
+        self.send_body: Callable[[Handler, bytes], None] = lambda to, body: to.send(body)
+        self.stopped = threading.Event()
+        self._server = _Server(("127.0.0.1", 0), Handler)
         self._server.hub = self
         self._thread = threading.Thread(
             target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
@@ -120,6 +143,7 @@ class HubServer:
 
     def stop(self) -> None:
         """Takes the server down: from now on connections are refused."""
+        self.stopped.set()
         if self._thread.is_alive():
             self._server.shutdown()
             self._thread.join()
@@ -138,9 +162,34 @@ class HubServer:
         self.stop()
 
 
+def use_hub(monkeypatch: pytest.MonkeyPatch, url: str, home: Path) -> None:
+    """Does to the client what HF_ENDPOINT and HF_HOME do before it is imported."""
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    template = url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HOME", str(home))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
+    monkeypatch.setattr(constants, "HF_STORED_TOKENS_PATH", str(home / "stored_tokens"))
+    monkeypatch.setattr(constants, "AGENT_HARNESSES_PATH", str(home / "agents.json"))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_IMPLICIT_TOKEN", False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    # An upload starts a library of its own, which reads the environment and keeps logs.
+    monkeypatch.setenv("HF_HOME", str(home))
+    monkeypatch.setenv("HF_XET_CACHE", str(home / "xet"))
+    close_session()
+
+
 class _Server(ThreadingHTTPServer):
     hub: HubServer
     daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Says nothing of clients that went away."""
 
 
 class _Answer(Exception):  # noqa: N818
@@ -171,7 +220,13 @@ def _git_oid(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
-class _Handler(BaseHTTPRequestHandler):
+def _is_large(path: str, size: int) -> bool:
+    return size > _LARGE or path.endswith(_ALWAYS_LARGE)
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers one request."""
+
     # HTTP/1.0, the default, closes each connection, so that a stopped server is gone at once.
     server: _Server
 
@@ -184,20 +239,36 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._answer()
 
+    def do_PUT(self) -> None:
+        self._answer()
+
+    def send(self, data: bytes) -> None:
+        """Sends bytes at once."""
+        self.wfile.write(data)
+        self.wfile.flush()
+
+    def drip(self, data: bytes, seconds: float) -> None:
+        """Sends byte by byte, with pauses, until the server stops."""
+        for index in range(len(data)):
+            if self.server.hub.stopped.wait(seconds):
+                return
+            self.send(data[index : index + 1])
+
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
         pass
 
     def _answer(self) -> None:
         hub = self.server.hub
-        self.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.body = self._read_body()
         scheme, _, token = self.headers.get("Authorization", "").partition(" ")
         self.token = token if scheme == "Bearer" else None
         hub.requests.append(Request(self.command, self.path, self.token))
-        if hub.hangs_up:
+        if hub.hangs_up or (hub.fault is not None and hub.fault(self)):
             return
         try:
-            if hub.failure is not None:
-                raise _refusal(hub.failure, "", "the Hub is out of order")
+            if hub.failure is not None and hub.failures != 0:
+                hub.failures = None if hub.failures is None else hub.failures - 1
+                raise _refusal(hub.failure, "", "the Hub is out of order", **hub.failure_headers)
             self._route(urlsplit(self.path).path.strip("/").split("/"))
         except _Answer as answer:
             self.send_response(answer.status)
@@ -205,10 +276,21 @@ class _Handler(BaseHTTPRequestHandler):
                 self.send_header(name, value)
             self.end_headers()
             if self.command != "HEAD":
-                self.wfile.write(answer.body)
+                hub.send_body(self, answer.body)
+
+    def _read_body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = b""
+        while size := int(self.rfile.readline(), 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return body
 
     def _route(self, parts: list[str]) -> None:
-        if self.token not in (None, self.server.hub.token):
+        hub = self.server.hub
+        if self.token not in (None, hub.token, hub.reader):
             raise _refusal(401, "", "Invalid credentials in Authorization header")
         match [self.command, *map(unquote, parts)]:
             case ["HEAD" | "GET", org, name, "resolve", revision, *path]:
@@ -220,6 +302,14 @@ class _Handler(BaseHTTPRequestHandler):
             case ["GET", "api", "models", org, name, "revision", revision]:
                 sha = self._commit_of(self._repository(f"{org}/{name}"), revision)
                 raise _json({"id": f"{org}/{name}", "sha": sha})
+            case ["GET", "api", "models", org, name, "tree", revision]:
+                self._tree(f"{org}/{name}", revision)
+            case ["POST", org, name, "info", "lfs", "objects", "batch"]:
+                self._batch(f"{org}/{name.removesuffix('.git')}")
+            case ["PUT", "storage", oid]:
+                self._store(oid)
+            case ["POST", "storage", "verify"]:
+                self._verify(json.loads(self.body))
             case ["POST", "api", "models", org, name, "preupload", revision]:
                 self._preupload(f"{org}/{name}", revision)
             case ["POST", "api", "models", org, name, "commit", revision]:
@@ -250,11 +340,66 @@ class _Handler(BaseHTTPRequestHandler):
         content = repository.commits[commit].get(path)
         if content is None:
             raise _refusal(404, "EntryNotFound", "Entry not found", **{"X-Repo-Commit": commit})
-        raise _Answer(200, content, {"ETag": f'"{_git_oid(content)}"', "X-Repo-Commit": commit})
+        headers = {"ETag": f'"{_git_oid(content)}"', "X-Repo-Commit": commit}
+        if _is_large(path, len(content)):
+            headers["X-Linked-Etag"] = f'"{hashlib.sha256(content).hexdigest()}"'
+            headers["X-Linked-Size"] = str(len(content))
+        start = self.headers.get("Range", "").removeprefix("bytes=").removesuffix("-")
+        if self.command == "GET" and start:
+            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+            raise _Answer(206, content[int(start) :], headers)
+        raise _Answer(200, content, headers)
+
+    def _tree(self, name: str, revision: str) -> None:
+        repository = self._repository(name)
+        files = sorted(repository.commits[self._commit_of(repository, revision)].items())
+        query = parse_qs(urlsplit(self.path).query)
+        start = int(query.get("cursor", ["0"])[0])
+        end = start + self.server.hub.page
+        answer = _json(
+            [
+                {"type": "file", "path": path, "size": len(content), "oid": _git_oid(content)}
+                for path, content in files[start:end]
+            ]
+        )
+        if end < len(files):
+            path = f"{self.server.hub.url}{urlsplit(self.path).path}"
+            answer.headers["Link"] = f'<{path}?recursive=True&cursor={end}>; rel="next"'
+        raise answer
+
+    def _batch(self, name: str) -> None:
+        self._must_write()
+        self._repository(name)
+        hub = self.server.hub
+        wanted = json.loads(self.body)
+        actions = {"verify": {"href": f"{hub.url}/storage/verify"}}
+        objects = [
+            {"oid": each["oid"], "size": each["size"]}
+            if each["oid"] in hub.objects
+            else {
+                **each,
+                "actions": actions | {"upload": {"href": f"{hub.url}/storage/{each['oid']}"}},
+            }
+            for each in wanted["objects"]
+        ]
+        raise _json({"transfer": "basic", "objects": objects})
+
+    def _store(self, oid: str) -> None:
+        if hashlib.sha256(self.body).hexdigest() != oid:
+            raise _refusal(400, "", "the contents have another SHA-256")
+        self.server.hub.objects[oid] = self.body
+        raise _Answer(200)
+
+    def _verify(self, wanted: Mapping[str, Any]) -> None:
+        if len(self.server.hub.objects.get(wanted["oid"], b"")) != wanted["size"]:
+            raise _refusal(404, "", "the object is not there")
+        raise _Answer(200)
 
     def _must_write(self) -> None:
         if self.token is None:
             raise _refusal(401, "", "Invalid username or password.")
+        if self.token == self.server.hub.reader:
+            raise _refusal(403, "", "You don't have the rights to write here")
 
     def _create(self, wanted: Mapping[str, Any]) -> None:
         self._must_write()
@@ -271,7 +416,7 @@ class _Handler(BaseHTTPRequestHandler):
         lines = card.splitlines()
         if lines[:1] != ["---"] or "---" not in lines[1:]:
             raise _json({"errors": [], "warnings": [{"message": "empty metadata"}]})
-        metadata = dict(line.split(": ", 1) for line in lines[1 : lines.index("---", 1)])
+        metadata = yaml.safe_load("\n".join(lines[1 : lines.index("---", 1)]))
         if metadata.get("license") not in _LICENSES:
             message = f'"license" must be one of {", ".join(_LICENSES)}'
             raise _json({"errors": [{"message": message}], "warnings": []}, 400)
@@ -284,13 +429,22 @@ class _Handler(BaseHTTPRequestHandler):
         files = [
             {
                 "path": file["path"],
-                "uploadMode": "regular",
+                "uploadMode": "lfs" if _is_large(file["path"], file["size"]) else "regular",
                 "shouldIgnore": False,
-                "oid": _git_oid(there[file["path"]]) if file["path"] in there else None,
+                "oid": self._oid(file["path"], there),
             }
             for file in json.loads(self.body)["files"]
         ]
         raise _json({"files": files})
+
+    def _oid(self, path: str, there: Mapping[str, bytes]) -> str | None:
+        """Returns the name under which the Hub keeps the contents of a file that is there."""
+        content = there.get(path)
+        if content is None:
+            return None
+        if _is_large(path, len(content)):
+            return hashlib.sha256(content).hexdigest()
+        return _git_oid(content)
 
     def _commit(self, name: str, revision: str) -> None:
         self._must_write()
@@ -300,6 +454,8 @@ class _Handler(BaseHTTPRequestHandler):
             entry = json.loads(line)
             if entry["key"] == "file":
                 files[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
+            elif entry["key"] == "lfsFile":
+                files[entry["value"]["path"]] = self.server.hub.objects[entry["value"]["oid"]]
             elif entry["key"] != "header":
                 raise _refusal(400, "", f"this server does not know {entry['key']}")
         commit = repository.commit(files, revision)

@@ -92,11 +92,11 @@ def test_another_density_or_sampler_setting_uses_the_same_entry(computed: Comput
     lines: list[str] = []
     arguments = {"num_clusters": 2, "num_latents": 300, "cache": True, "report": lines.append}
     pgmkit.shatter(toy(), **arguments)  # type: ignore[arg-type]
-    assert not lines
+    assert not [line for line in lines if "cache" in line]
     before = computed.blocks
     pgmkit.shatter(toy(), density="jbt", remove=0.5, **arguments)  # type: ignore[arg-type]
     assert computed.blocks == before
-    assert lines == ["spectrum read from the cache"]
+    assert [line for line in lines if "cache" in line] == ["spectrum read from the cache"]
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "bit flipped"])
@@ -187,7 +187,7 @@ def test_the_entries_used_longest_ago_go_first(
             os.utime(entry, (entry.stat().st_atime, entry.stat().st_mtime - 100))
     assert computed.during(seed=0) == 0
     size = sum(path.stat().st_size for path in entries()[0].iterdir())
-    monkeypatch.setenv("PGMKIT_CACHE_SIZE", str(3.2 * size / 2**30))
+    monkeypatch.setenv("PGMKIT_CACHE_SIZE", str(3.1 * size / 2**30))
     computed.during(seed=3)
     assert len(entries()) == 3
     assert [computed.during(seed=seed) for seed in (0, 2, 3)] == [0, 0, 0]
@@ -250,8 +250,8 @@ def test_the_command_uses_the_cache_unless_told_otherwise(
     second = run_pgmkit(*words, "-o", tmp_path / "c", "--density", "jbt")
     assert computed.blocks == before
     assert first.code == second.code == 0
-    assert first.stderr == ""
-    assert second.stderr == "spectrum read from the cache\n"
+    assert "cache" not in first.stderr
+    assert "spectrum read from the cache\n" in second.stderr
     assert bytes_of(tmp_path / "b" / "spectrum") == bytes_of(tmp_path / "c" / "spectrum")
     third = run_pgmkit(*words, "-o", tmp_path / "a")
     assert third.code == 0

@@ -82,7 +82,7 @@ def one_error(finished: Finished) -> str:
 BAD_SHATTER: dict[str, tuple[list[object], str]] = {
     "unknown generator": (["mnist-dcgna"], "'mnist-dcgna'; did you mean 'mnist-dcgan'"),
     "no generator": ([], "no generator is given"),
-    "folder without scheme": (["{inputs}/tiny"], "write local-dir:"),
+    "folder that is no folder": (["{inputs}/none"], "there is no folder or file"),
     "folder that is not there": (["local-dir:{inputs}/none"], "there is no folder"),
     "generator that is a classifier": (["mnist-classifier"], "did you mean 'mnist-dcgan'?"),
     "generator of nan": (["local-dir:{inputs}/nan"], "not finite; check its weights"),
@@ -269,7 +269,12 @@ def test_sampling_from_a_folder_without_a_whole_result_says_what_is_missing(
     words = ("-n", 2, "-o", tmp_path / "x.png")
     nothing = one_error(run_pgmkit("sample", tmp_path / "none", *words))
     assert "there is no folder" in nothing
-    assert "sampler.json" in one_error(run_pgmkit("sample", inputs / "empty", *words))
+    assert "has no weights" in one_error(run_pgmkit("sample", inputs / "empty", *words))
+    (tmp_path / "stopped").mkdir()
+    for name in ("run.json", "config.json", "model.safetensors"):
+        (tmp_path / "stopped" / name).write_bytes((result / name).read_bytes())
+    stopped = one_error(run_pgmkit("sample", tmp_path / "stopped", *words))
+    assert "run the same pgmkit shatter command again" in stopped
     (tmp_path / "half").mkdir()
     for name in ("sampler.json", "config.json", "model.safetensors"):
         (tmp_path / "half" / name).write_bytes((result / name).read_bytes())
@@ -422,7 +427,9 @@ def test_samples_are_written_as_a_grid(result: Path, tmp_path: Path) -> None:
 def test_samples_are_written_as_arrays_with_their_latents(result: Path, tmp_path: Path) -> None:
     out = tmp_path / "images.npz"
     finished = run_pgmkit("sample", result, "--cluster", 1, "-n", 5, "-o", out, "--json")
-    assert json.loads(finished.stdout) == {"out": str(out), "num": 5, "cluster": 1, "seed": 0}
+    printed = json.loads(finished.stdout)
+    assert printed.pop("device")
+    assert printed == {"out": str(out), "num": 5, "cluster": 1, "seed": 0}
     with np.load(out) as archive:
         images, latents = archive["images"], archive["latents"]
     assert (images.dtype, images.shape) == (np.uint8, (5, 32, 32, 1))

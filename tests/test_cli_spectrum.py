@@ -14,9 +14,10 @@ from PIL import Image
 from tiny import Finished, copied, environment, every_file, run_pgmkit, write_tiny_generator
 
 import pgmkit
-from pgmkit import files, hub
+from pgmkit import files
 from pgmkit.evaluate import figures
 from pgmkit.evaluate.run import ShatterSettings
+from pgmkit.loading.saving import write_generator
 from pgmkit.spectrum import load_spectrum
 from pgmkit.spectrum.jacobian import JacobianSpectra
 from pgmkit.spectrum.run import SpectrumSettings
@@ -32,11 +33,11 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny generator, one of other weights, and configs."""
     folder = tmp_path_factory.mktemp("inputs")
     write_tiny_generator(folder / "tiny")
-    other = hub.load_generator(write_tiny_generator(folder / "copy"))
+    other = pgmkit.load_generator(write_tiny_generator(folder / "copy"))
     with torch.no_grad():
         next(other.module.parameters()).mul_(2)
     other.name = "double"
-    hub.write_generator(folder / "double", other)
+    write_generator(folder / "double", other)
     (folder / "words.toml").write_text('latents = 40\nseed = 3\nengine = "local"')
     (folder / "used").mkdir()
     (folder / "used" / "thesis.tex").write_text("years of work")
@@ -493,7 +494,7 @@ class TestShatterWithASpectrum:
         words = (tiny, "-o", tmp_path / "out", "--spectrum")
         assert "block 3 of 5" in one_error(shatter(*words, unfinished))
         assert "holds no spectrum" in one_error(shatter(*words, tmp_path / "none"))
-        assert "must be a string" in one_error(shatter(tiny, "--set", "spectrum=1"))
+        assert "must be a string" in one_error(shatter(*words[:3], "--set", "spectrum=1"))
         assert not (tmp_path / "out").exists()
 
 

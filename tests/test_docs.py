@@ -15,19 +15,22 @@ import pluggy
 import pytest
 import torch
 from click.testing import CliRunner
+from hub_server import HubServer, use_hub
 from tiny import run_pgmkit
 
 import pgmkit
 from pgmkit import hookspecs
 from pgmkit.cli import cli
 from pgmkit.components import KINDS
-from pgmkit.config import read_toml
+from pgmkit.config import make_settings, read_toml
 from pgmkit.evaluate.ablation.measures import MEASURES
 from pgmkit.evaluate.ablation.plan import OF_SPECTRUM, AblationSettings
 from pgmkit.evaluate.diagnostics import ClusterFidelity, Diagnostics
 from pgmkit.evaluate.fidelity import FidelityScores
 from pgmkit.evaluate.metrics import ClusterScores
 from pgmkit.evaluate.run import prepare
+from pgmkit.loading import network
+from pgmkit.priors import DISTRIBUTIONS
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -115,6 +118,27 @@ def test_the_page_on_samplers_runs(
     assert "of the proposals are accepted" in capsys.readouterr().out
 
 
+def test_the_page_on_the_hub_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = ROOT / "docs" / "hub.md"
+    with HubServer() as hub:
+        use_hub(monkeypatch, hub.url, tmp_path / "home")
+        monkeypatch.setenv("HF_TOKEN", hub.token)
+        run_commands(page, tmp_path)
+        assert (tmp_path / "cluster-3.png").stat().st_size > 1000
+        (block,) = blocks(page, "python")
+        names: dict[str, object] = {}
+        exec(compile(block, page.name, "exec"), names)
+        assert names["images"].shape == (16, 1, 32, 32)  # type: ignore[attr-defined]
+        assert hub.repositories["me/digits"].private
+        assert "config.json" in hub.files("me/digits-generator")
+    for name, value in (
+        ("HF_HUB_ETAG_TIMEOUT", network.ANSWER_SECONDS),
+        ("HF_HUB_DOWNLOAD_TIMEOUT", network.STALL_SECONDS),
+    ):
+        (row,) = [line for line in page.read_text().splitlines() if f"| `{name}`" in line]
+        assert f"here {value:g} by default" in row
+
+
 def test_the_page_on_metrics_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -136,6 +160,35 @@ def test_the_page_on_images_runs(
     (block,) = blocks(page, "python")
     exec(compile(block, page.name, "exec"), {})
     assert capsys.readouterr().out == ("torch.Size([20, 3, 32, 32]) {0: 'cat', 1: 'dog'}\nTrue\n")
+
+
+def test_the_page_on_priors_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    page = ROOT / "docs" / "priors.md"
+    names: dict[str, object] = {}
+    for block in blocks(page, "python"):
+        exec(compile(block, page.name, "exec"), names)
+    printed = capsys.readouterr().out
+    assert "of 20 dimensions, numeric rank 10 to 10 of 10" in printed
+    assert "tensor([1., 1., 1., 1., 1.])" in printed
+    assert "torch.Size([5, 2])" in printed
+    tables = [json.loads(block) for block in blocks(page, "json")]
+    tables += [tomllib.loads(block) for block in blocks(page, "toml")]
+    kinds = {"latent": pgmkit.LatentSpec, "image": pgmkit.ImageSpec}
+    specs = [
+        make_settings(kinds[key], values, key) for table in tables for key, values in table.items()
+    ]
+    assert len(specs) == 6
+    assert specs[0] == pgmkit.LatentSpec(64)
+    assert specs[2] == specs[-1] == names["prior"]
+
+
+def test_every_distribution_of_a_prior_is_documented_with_its_settings() -> None:
+    text = (ROOT / "docs" / "priors.md").read_text()
+    rows = dict(re.findall(r"^\| `([\w-]+)` \| (.*)$", text, flags=re.MULTILINE))
+    found = {name: tuple(re.findall(r"`(\w+)`", row)) for name, row in rows.items()}
+    del found["distribution"]  # the table's head
+    found["categorical"] = found["categorical"][1:]  # its row tells of `dim`, too
+    assert found == DISTRIBUTIONS
 
 
 def test_every_score_is_documented() -> None:

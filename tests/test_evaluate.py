@@ -483,7 +483,8 @@ def test_evaluate_needs_no_data_and_no_classifier(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["none"], "there is no folder"),
+        (["./none"], "there is no folder"),
+        (["mnist-dcgan"], "pgmkit shatter mnist-dcgan -o"),
         (["{folder}/result", "-n", 0], "the number of samples"),
         (["{folder}/result", "--classifier", "mnist"], "'mnist-classifier'"),
         (["{folder}/result", "--reference", "none.npz"], "there are no images at none.npz"),

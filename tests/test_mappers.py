@@ -163,6 +163,75 @@ def test_one_cluster_of_a_bounded_prior_is_the_prior() -> None:
             assert found.pvalue > 1e-3
 
 
+CODES = pgmkit.LatentSpec(
+    parts=[
+        {"dim": 2, "distribution": "uniform"},
+        {"dim": 3, "distribution": "categorical", "probabilities": [0.2, 0.3, 0.5]},
+        {"dim": 2, "distribution": "categorical"},
+    ]
+)
+MODES = pgmkit.LatentSpec(2, "mixture", weights=[0.3, 0.7], means=[-3, [1, 2]], stds=[0.5, 1])
+
+
+@pytest.mark.parametrize("prior", [CODES, MODES], ids=["categorical", "mixture"])
+@every_way
+def test_every_draw_is_a_latent_of_the_prior(
+    mapper: str, mapper_args: dict[str, Any], prior: pgmkit.LatentSpec
+) -> None:
+    sampler = cells_of(prior, mapper, **mapper_args)
+    for cluster in range(5):
+        assert prior.log_prior(sampler.sample(200, cluster, seed=1)).isfinite().all()
+
+
+def test_one_cluster_of_a_prior_with_categories_is_the_prior() -> None:
+    drawn = cells_of(CODES, "mixture", k=1, n=5000, num_components=1).sample(5000, 0, 1)
+    fresh = generator_of(CODES).sample_latents(5000, seed=7)
+    for axis in range(2):
+        assert stats.ks_2samp(drawn[:, axis].numpy(), fresh[:, axis].numpy()).pvalue > 1e-3
+    for place in CODES.categories:
+        counts = [z[:, place].sum(dim=0).tolist() for z in (drawn, fresh)]
+        assert stats.chi2_contingency(counts).pvalue > 1e-3
+
+
+def test_a_cluster_of_one_category_gives_no_other() -> None:
+    latents = generator_of(CODES).sample_latents(600, seed=0)
+    labels = latents[:, 2:5].argmax(dim=1)
+    mapper = build_mapper("mixture")
+    mapper.fit(latents, labels, 3, assign=nowhere, prior=CODES, seed=0)
+    for cluster in range(3):
+        drawn = mapper.sample(300, cluster, assign=nowhere, prior=CODES, seed=0)
+        assert (drawn[:, 2:5].argmax(dim=1) == cluster).all()
+        assert 100 < drawn[:, 5].sum() < 200
+
+
+def test_gaussians_of_a_cluster_have_categories_of_their_own() -> None:
+    """Where the first coordinate is positive, the last category is always the second one."""
+    latents = generator_of(CODES).sample_latents(2000, seed=0)
+    latents[:, 0] = latents[:, 0].sign() * 0.9
+    latents[:, 5:] = torch.stack([latents[:, 0] < 0, latents[:, 0] > 0], dim=1).float()
+    mapper = build_mapper("mixture", num_components=2)
+    mapper.fit(latents, torch.zeros(2000).long(), 1, assign=nowhere, prior=CODES, seed=0)
+    drawn = mapper.sample(1000, 0, assign=nowhere, prior=CODES, seed=0)
+    assert torch.equal(drawn[:, 6] == 1, drawn[:, 0] > 0)
+
+
+def test_latents_without_a_continuous_part_are_refused() -> None:
+    with pytest.raises(ParameterError, match="4 categorical latents have none"):
+        cells_of(pgmkit.LatentSpec(4, "categorical"), "mixture", k=2)
+
+
+def test_a_sampler_of_categorical_latents_is_saved_and_loaded(tmp_path: Path) -> None:
+    shattered = pgmkit.shatter(generator_of(CODES), num_clusters=2, num_latents=300)
+    shattered.save_pretrained(tmp_path)
+    loaded = pgmkit.ShatteredGenerator.from_pretrained(
+        tmp_path, architecture=lambda: generator_of(CODES).module
+    )
+    assert loaded.generator.latent == CODES
+    drawn = loaded.sample_latents(50)
+    assert torch.equal(drawn, shattered.sample_latents(50))
+    assert CODES.log_prior(drawn).isfinite().all()
+
+
 def test_a_sampler_of_bounded_latents_asks_for_its_generator_back() -> None:
     sampler = cells_of(PRIORS["uniform"], "mixture")
     before = sampler.sample(5, 0, seed=0)
@@ -449,7 +518,7 @@ def test_a_state_with_a_part_missing_is_refused(mapper: str, mapper_args: dict[s
         ("refined", {"rounds": 0}, "rounds must be a whole number from 1, not 0"),
         ("refined", {"draws": 0}, "draws must be a number above 0, not 0"),
         ("refined", {"draws": math.inf}, "draws must be a number above 0, not inf"),
-        ("refined", {"draws": "2"}, "draws must be a number above 0, not '2'"),
+        ("refined", {"draws": "2"}, "takes draws = a number, not '2'"),
         ("rejection", {"proposal": "priors"}, "did you mean 'prior'"),
         ("rejection", {"max_tries": 0}, "max_tries must be a whole number from 1, not 0"),
         ("rejection", {"core": 0}, r"core must be in \(0, 1\], not 0"),

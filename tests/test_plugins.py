@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pgmkit.components import KINDS, Component
+from pgmkit.components import KINDS, Component, check_parameters
 from pgmkit.errors import ParameterError, PluginError, UnknownNameError
 from pgmkit.plugins import PluginRegistry, list_components, registry
 
@@ -131,14 +131,86 @@ def test_plugins_are_disabled_by_distribution_name_or_pattern(site: Path) -> Non
     assert names(load(third_party=False)) == ["lash", "jbt", "polarity", "none"]
 
 
-def test_one_name_from_two_plugins_is_an_error_that_names_both(site: Path) -> None:
-    install(site, "acme-lash", GOOD.replace("NAME", "lash"))
+def test_a_plugin_cannot_change_what_a_name_of_ours_means(site: Path) -> None:
+    install(site, "aaa-lash", GOOD.replace("NAME", "lash"))
     loaded = load()
-    with pytest.raises(PluginError, match="acme-lash:main and by pgmkit:density") as error:
-        loaded.find("density-estimators", "lash")
-    assert "'acme-lash:lash' or 'pgmkit:lash'" in str(error.value)
-    assert loaded.find("density-estimators", "acme-lash:lash").distribution == "acme-lash"
-    assert loaded.find("density-estimators", "pgmkit:lash").distribution == "pgmkit"
+    assert loaded.find("density-estimators", "lash").distribution == "pgmkit"
+    assert loaded.find("density-estimators", "aaa-lash:lash").distribution == "aaa-lash"
+
+
+def test_one_name_from_two_other_plugins_is_an_error_that_names_both(site: Path) -> None:
+    install(site, "acme-flat", GOOD.replace("NAME", "flat"))
+    install(site, "other-flat", GOOD.replace("NAME", "flat"))
+    loaded = load()
+    with pytest.raises(PluginError, match="acme-flat:main and by other-flat:main") as error:
+        loaded.find("density-estimators", "flat")
+    assert "'acme-flat:flat' or 'other-flat:flat'" in str(error.value)
+    assert loaded.find("density-estimators", "acme-flat:flat").distribution == "acme-flat"
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        (
+            "class Flat:\n    def __init__(self): raise OSError('libfoo.so.3: no such file')",
+            "libfoo",
+        ),
+        ("class Flat:\n    def __init__(self): raise SystemExit('bye')", "SystemExit: bye"),
+        ("def Flat(): return [][0]", "IndexError"),
+    ],
+)
+def test_a_method_that_cannot_be_built_is_named_with_its_plugin(
+    site: Path, broken: str, said: str
+) -> None:
+    install(site, "acme-flat", GOOD.replace("NAME", "flat").partition("class")[0] + broken)
+    with pytest.raises(PluginError, match="density-estimator 'acme-flat:flat' failed") as error:
+        load().find("density-estimators", "flat").build()
+    assert said in str(error.value)
+
+
+def test_a_method_that_cannot_be_imported_is_named_with_its_plugin(site: Path) -> None:
+    install(site, "acme-flat", GOOD.replace("NAME", "flat").replace("MODULE:Flat", "acme_abi:Flat"))
+    (site / "acme_abi.py").write_text("raise ValueError('numpy.dtype size changed')")
+    with pytest.raises(PluginError, match=r"acme-flat:flat cannot be imported .*size changed"):
+        load().find("density-estimators", "flat").build()
+
+
+def test_a_plugin_that_ends_the_interpreter_is_recorded_as_failed(site: Path) -> None:
+    install(site, "aaa-exit", "import os\nos._exit(7)")
+    install(site, "zzz-good", GOOD.replace("NAME", "good"))
+    loaded = load()
+    assert "os._exit(7)" in next(r.error for r in loaded.records if r.name == "aaa-exit:main")
+    assert "good" in names(loaded)
+
+
+def test_a_plugin_that_stalls_is_named_and_then_left_out(
+    site: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("pgmkit.plugins._ALARM_SECONDS", 0.1)
+    monkeypatch.setattr("pgmkit.plugins._MOST_SECONDS", 0.3)
+    install(site, "aaa-loop", "while True: pass")
+    install(site, "zzz-good", GOOD.replace("NAME", "good"))
+    loaded = load()
+    assert "the plugin aaa-loop:main has been importing" in capfd.readouterr().err
+    assert "importing for more than" in next(
+        r.error for r in loaded.records if r.name == "aaa-loop:main"
+    )
+    assert "good" in names(loaded)
+
+
+def test_what_a_plugin_prints_goes_to_stderr(site: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    code = "import os\nprint('please cite us')\nos.write(1, b'from C')\n"
+    code += GOOD.replace("NAME", "loud").replace("self.height = height", "print('built')")
+    install(site, "acme-loud", code)
+    load().find("density-estimators", "loud").build()
+    printed = capfd.readouterr()
+    assert printed.out == ""
+    assert all(text in printed.err for text in ("please cite us", "from C", "built"))
+
+
+def test_with_all_plugins_disabled_the_error_says_so() -> None:
+    with pytest.raises(UnknownNameError, match="these plugins are disabled: pgmkit:backbones"):
+        load(disabled=["*"]).find("engines", "local")
 
 
 def test_unknown_names_list_the_nearest() -> None:
@@ -152,6 +224,44 @@ def test_parameters_are_checked_before_the_method_is_built() -> None:
     lash = registry().find("density-estimators", "lash")
     with pytest.raises(ParameterError, match="no parameter 'prior_tern'; did you mean"):
         lash.build(prior_tern=False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "parameters", "said"),
+    [
+        (
+            "density-estimators",
+            "lash",
+            {"prior_term": "False"},
+            "true or false, not 'False'; write",
+        ),
+        ("density-estimators", "lash", {"prior_term": "maybe"}, "true or false, not 'maybe'"),
+        ("density-estimators", "lash", {"prior_term": 1}, "true or false, not 1"),
+        ("density-estimators", "lash", {"rank_rtol": "1e-6"}, "a number, not '1e-6'; write it"),
+        ("density-estimators", "lash", {"rank_rtol": True}, "a number, not True"),
+        ("density-estimators", "lash", {"null": "flor"}, "'floor' or 'drop', not 'flor'; did you"),
+        ("density-estimators", "polarity", {"top_k": 3.0}, "a whole number or nothing, not 3.0"),
+        ("cluster-samplers", "kmeans-gmm", {"mapper_args": [1]}, r"a table or nothing, not \[1\]"),
+        ("cluster-samplers", "most-stable", {"candidates": "learned"}, "a list"),
+        ("generator-loaders", "dcgan", {"channels": [8, "4"]}, "each part a whole number"),
+        ("engines", "local", {"workers": "2"}, "a whole number or nothing, not '2'"),
+    ],
+)
+def test_parameters_are_of_the_types_that_their_methods_say(
+    kind: str, name: str, parameters: dict[str, object], said: str
+) -> None:
+    with pytest.raises(ParameterError, match=said) as error:
+        registry().find(kind, name).build(**parameters)
+    assert next(iter(parameters)) in str(error.value)
+
+
+def test_types_are_checked_as_far_as_they_are_known() -> None:
+    def lenient(a: "NotThere", b=True, c: int = None, d: "bool" = False): ...  # type: ignore  # noqa
+
+    check_parameters(lenient, {"a": "anything", "b": False, "c": None, "d": True}, "it")
+    for wrong in ({"b": "False"}, {"c": "3"}, {"d": 1}):
+        with pytest.raises(ParameterError, match=r"it takes [bcd] = "):
+            check_parameters(lenient, {"a": 1, **wrong}, "it")
 
 
 def test_a_missing_requirement_says_what_to_install(site: Path) -> None:

@@ -146,7 +146,7 @@ def test_a_module_of_one_s_own_needs_its_class_again(
     spectrum: pgmkit.Spectrum, tmp_path: Path
 ) -> None:
     shatter(spectrum).save_pretrained(tmp_path)
-    with pytest.raises(LoadError, match="lacks architecture"):
+    with pytest.raises(LoadError, match="a class of one's own, test_shatter:Curved"):
         pgmkit.ShatteredGenerator.from_pretrained(tmp_path)
 
 

@@ -3,17 +3,46 @@
 Commands are imported when they run, and `--help` and the listings import no torch.
 """
 
+import atexit
+import contextlib
+import errno
 import importlib
 import os
+import re
+import signal
 import sys
 import warnings
-from typing import Any
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any, NoReturn
 
 import click
 
 import pgmkit
-from pgmkit.errors import PgmkitError, PgmkitWarning
+from pgmkit import files
+from pgmkit.errors import (
+    PgmkitError,
+    PgmkitNote,
+    PgmkitWarning,
+    first_line,
+    in_words,
+    nearest_names,
+    printable,
+    shortened,
+)
 from pgmkit.plugins import disable_third_party_plugins, registry
+
+_MOST_OF_A_WORD = 400
+_MOST_OF_A_LINE = 2000
+_FRAMES = re.compile(
+    r"Exception raised from [^\n]*\n?(frame #\d+[^\n]*\n?)*"
+    r"|C\+\+ CapturedTraceback:\n(#\d+[^\n]*\n?)*"
+)
+"""The stack of C++ calls that torch adds to its messages."""
+
+_OF_STDOUT = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EBADF, errno.EIO)
+_STOPPING = [signal.SIGINT, signal.SIGTERM]
+_received: list[int] = []
 
 _COMMANDS = {
     "shatter": ("pgmkit.cli.shatter:shatter", "Shatter a generator into clusters."),
@@ -29,7 +58,7 @@ _COMMANDS = {
 
 
 class _StoppedError(Exception):
-    """Ctrl-C or SIGTERM."""
+    """Ctrl-C or SIGTERM; the cause is the KeyboardInterrupt with the number of the signal."""
 
 
 class _LazyGroup(click.Group):
@@ -77,33 +106,144 @@ def cli(no_plugins: bool) -> None:
 def main(command: click.Command = cli) -> None:
     """Runs the command; exits with 0 (done), 1 (expected error), 2 (usage) or 3 (done in part).
 
+    Ctrl-C ends with 1 and SIGTERM with 143, both with one line on stderr.
+
     Args:
         command: another one than `pgmkit` itself, for scripts that are to behave like it.
     """
     warnings.showwarning = _show_warning
+    _open_stdout()
     try:
-        code = command.main(standalone_mode=False)
+        with _signals_heard():
+            code = command.main(standalone_mode=False)
+        sys.stdout.flush()
     except click.ClickException as error:
-        error.show()
+        _show_usage(error)
         sys.exit(error.exit_code)
-    except PgmkitError as error:
+    except (_StoppedError, click.Abort, KeyboardInterrupt) as error:
+        _end_stopped(error if isinstance(error, KeyboardInterrupt) else error.__cause__)
+    except BrokenPipeError:
+        _discard_stdout()
+        sys.exit(1)
+    except Exception as error:
         if os.environ.get("PGMKIT_DEBUG") == "1":
             raise
-        click.echo(f"error: {_one_line(error)}", err=True)
-        sys.exit(1)
-    except (_StoppedError, click.Abort, KeyboardInterrupt):
-        click.echo("stopped: run the same command again to continue where it was", err=True)
-        sys.exit(1)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        click.echo(f"error: {_one_line(_told(error))}", err=True)
         sys.exit(1)
     sys.exit(code if isinstance(code, int) else 0)
 
 
+def _told(error: Exception) -> str:
+    """Returns what a user is told of an error, with what to do next."""
+    if isinstance(error, PgmkitError):
+        return "; ".join([str(error), *dict.fromkeys(getattr(error, "__notes__", []))])
+    if isinstance(error, OSError) and error.errno in _OF_STDOUT and error.filename is None:
+        _discard_stdout()
+        return (
+            f"the output cannot be printed: {in_words(error)}; all else is done and kept, so send "
+            "the output elsewhere and run the same command again"
+        )
+    if isinstance(error, OSError) and error.filename is not None:
+        name = shortened(str(error.filename), 100)
+        return f"cannot use {name}: {in_words(error)}; check the path and the rights to it"
+    if isinstance(error, RuntimeError) and "home directory" in str(error):
+        return "no home folder is known for the ~ in a path; write the whole path"
+    if isinstance(error, RecursionError):
+        return "the input is nested too deep; make it flat (PGMKIT_DEBUG=1 shows where it is read)"
+    if _is_out_of_memory(error):
+        return (
+            f"memory ran out ({first_line(error)}); ask for less, such as fewer latents or images, "
+            "or take a machine with more"
+        )
+    return (
+        f"{type(error).__name__}: {first_line(error)}; pgmkit did not expect this: please report "
+        "it with what PGMKIT_DEBUG=1 prints"
+    )
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    words = ("allocate memory", "cannot allocate", "out of memory", "bad_alloc")
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(word in text for word in words)
+
+
+def _show_usage(error: click.ClickException) -> None:
+    """Prints what is wrong with a command line, with the commands that are like an unknown one."""
+    text, context = error.format_message(), getattr(error, "ctx", None)
+    unknown = re.fullmatch(r"No such command '(.*)'\.", text)
+    if unknown and context is not None and isinstance(context.command, click.Group):
+        near = nearest_names(unknown[1], context.command.list_commands(context))
+        text = f"{text} {near[0].upper()}{near[1:]}"
+    click.UsageError(shortened(printable(text), 2000), context).show()
+
+
+@contextlib.contextmanager
+def _signals_heard() -> Iterator[None]:
+    """Lets SIGTERM do what Ctrl-C does, and the second of them end at once without a trace."""
+    previous: dict[signal.Signals, Any] = {}
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if _received:
+            files.remove_unfinished()
+            os.write(2, b"stopped\n")
+            os._exit(_exit_code(_received[0]))
+        _received.append(number)
+        raise KeyboardInterrupt(number)
+
+    # torchrun expects its processes to end at SIGTERM even where they wait in C++ code.
+    ours = [signal.SIGINT] if "TORCHELASTIC_RUN_ID" in os.environ else _STOPPING
+    with contextlib.suppress(ValueError):  # not in the main thread: signals go elsewhere
+        for name in ours:
+            if signal.getsignal(name) is not signal.SIG_IGN:
+                previous[name] = signal.signal(name, stop)
+    try:
+        yield
+    finally:
+        if not _received:  # else the process is about to end, and a second one may still come
+            for name, handler in previous.items():
+                signal.signal(name, handler)
+
+
+def _exit_code(number: int) -> int:
+    return 1 if number == signal.SIGINT else 128 + number
+
+
+def _end_stopped(stop: BaseException | None) -> NoReturn:
+    if _received:
+        for number in _STOPPING:
+            signal.signal(number, signal.SIG_IGN)
+    notes = getattr(stop, "__notes__", [])
+    click.echo("stopped" + (f": {notes[0]}" if notes else ""), err=True)
+    arguments = getattr(stop, "args", ())
+    code = _exit_code(arguments[0] if arguments else signal.SIGINT)
+    if _received:
+        # Not in the usual order: threads of C++ code may be at work, and end that in an abort.
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def _open_stdout() -> None:
+    """Gives a process that was started without stdout a place to print to.
+
+    Else the next file that is opened would be stdout.
+    """
+    if sys.stdout is None:
+        os.open(os.devnull, os.O_WRONLY)
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
+
+
+def _discard_stdout() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _show_warning(message: Warning | str, category: type[Warning], *rest: Any, **_: Any) -> None:
     if issubclass(category, PgmkitWarning):
-        click.echo(f"warning: {_one_line(message)}", err=True)
+        called = "note" if issubclass(category, PgmkitNote) else "warning"
+        click.echo(f"{called}: {_one_line(message)}", err=True)
 
 
 def _one_line(message: object) -> str:
-    return " ".join(str(message).split())
+    words = printable(_FRAMES.sub("", str(message))).split()
+    return shortened(" ".join(shortened(word, _MOST_OF_A_WORD) for word in words), _MOST_OF_A_LINE)

@@ -1,6 +1,5 @@
 """`pgmkit ablate`."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +7,15 @@ import click
 
 from pgmkit.cli.output import json_option, print_json
 from pgmkit.cli.settings import (
+    OutPath,
+    check_out,
+    device_option,
     dry_run_option,
     gather_settings,
-    needed_out,
     no_cache_option,
-    report,
+    quiet_option,
     set_option,
+    telling,
 )
 
 SOME_FAILED = 3
@@ -21,21 +23,25 @@ SOME_FAILED = 3
 
 @click.command()
 @click.argument("config", type=click.Path(path_type=Path))
-@click.option("-o", "--out", type=click.Path(path_type=Path), help="Output folder.")
+@click.option("-o", "--out", type=OutPath(), help="Output folder.")
 @click.option(
     "--jobs", type=int, help="Cells at the same time, each in a process; one per core by default."
 )
+@device_option
 @no_cache_option
 @set_option
 @dry_run_option
+@quiet_option
 @json_option
 def ablate(
     config: Path,
     out: Path | None,
     jobs: int | None,
+    device: str | None,
     no_cache: bool,
     overrides: tuple[str, ...],
     dry_run: bool,
+    quiet: bool,
     as_json: bool,
 ) -> None:
     """Compare methods as CONFIG (TOML) says: generators × densities × samplers × numbers × seeds.
@@ -44,16 +50,17 @@ def ablate(
     continues where it was, and cells that failed are tried again. The exit code is 3 if some cells
     failed and 1 if all did.
     """
+    check_out(out, dry_run)
     from pgmkit.evaluate.ablation import prepare, run
 
-    flags = {"jobs": jobs, "cache": False if no_cache else None}
+    flags = {"jobs": jobs, "device": device, "cache": False if no_cache else None}
     prepared = prepare(gather_settings(config, flags, overrides))
     counts = {"cells": len(prepared.cells), "spectra": len(prepared.spectra)}
     if dry_run:
         print_json({"settings": prepared.resolved(), **counts})
         return
-    out = needed_out(out)
-    summary = run(prepared, out, progress=sys.stderr.isatty(), report=report)
+    assert out is not None
+    summary = run(prepared, out, **telling(quiet))
     if summary is None:  # another process of the engine tells
         return
     if as_json:

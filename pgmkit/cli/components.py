@@ -3,7 +3,7 @@
 import click
 
 from pgmkit.cli.output import json_option, print_json, print_table
-from pgmkit.components import KINDS, check_kind
+from pgmkit.components import KINDS, RegisteredComponent, check_kind
 from pgmkit.plugins import list_components
 
 
@@ -35,5 +35,11 @@ def list_all(kind: str | None, as_json: bool) -> None:
             ]
         )
         return
-    rows = [(c.kind, c.name, c.plugin, c.component.summary) for c in found]
+    rows = [(c.kind, _written(c), c.plugin, c.component.summary) for c in found]
     print_table(rows, ("kind", "name", "plugin", "summary"))
+
+
+def _written(component: RegisteredComponent) -> str:
+    """Returns the shortest name that means this component and no other."""
+    named = [c for c in list_components(component.kind) if c.name == component.name]
+    return component.name if component is named[0] else component.qualified_name

@@ -7,10 +7,12 @@ from typing import Any
 import click
 
 from pgmkit.cli.output import json_option, print_json, print_table, scores_line
+from pgmkit.cli.settings import OutPath, device_option, quiet_option, report
+from pgmkit.cli.sources import generator_options, needed_source
 
 
 @click.command()
-@click.argument("source")
+@click.argument("source", required=False)
 @click.option("--classifier", help="Reference of a classifier, for scores against its classes.")
 @click.option("--reference", help="Real images: an .npz file, a folder, or torchvision:NAME:ROOT.")
 @click.option(
@@ -30,23 +32,25 @@ from pgmkit.cli.output import json_option, print_json, print_table, scores_line
     "-n", "--num", "count", default=10_000, show_default=True, help="Samples for each score."
 )
 @click.option("--seed", default=0, show_default=True, help="The same seed gives the same numbers.")
-@click.option("--device", default="cpu", show_default=True, help="Such as cpu or cuda.")
+@device_option
 @click.option("--no-cache", is_flag=True, help="Do not keep features of the reference.")
-@click.option(
-    "-o", "--out", type=click.Path(path_type=Path), help="Also write JSON, as evaluation.json."
-)
+@click.option("-o", "--out", type=OutPath(), help="Also write JSON, as evaluation.json.")
+@generator_options
+@quiet_option
 @json_option
 def evaluate(
-    source: str,
+    source: str | None,
     classifier: str | None,
     reference: str | None,
     split: str,
     extractor: str,
     count: int,
     seed: int,
-    device: str,
+    device: str | None,
     no_cache: bool,
     out: Path | None,
+    generator: dict[str, Any] | None,
+    quiet: bool,
     as_json: bool,
 ) -> None:
     """Evaluate SOURCE, a folder that `pgmkit shatter` wrote or a reference."""
@@ -57,14 +61,16 @@ def evaluate(
     if out is not None and out.is_dir():
         raise OutputError(f"{out} is a folder; give a file, such as {out / 'evaluation.json'}")
     numbers = run(
-        source,
+        needed_source(source),
+        generator=generator or {},
         classifier=classifier,
         data=reference,
         split=split,
         extractor=extractor,
         num_samples=count,
         seed=seed,
-        device=device,
+        device=device or "auto",
+        report=None if quiet else report,
         cache=not no_cache,
     )
     if out is not None:

@@ -1,16 +1,29 @@
 """`pgmkit generators`."""
 
-from typing import Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pgmkit.cli.output import json_option, print_json, print_table
+from pgmkit.cli.push import push
+from pgmkit.cli.sources import generator_options
 from pgmkit.loading.references import open_folder, registry_configs
+
+if TYPE_CHECKING:
+    from pgmkit.loading.inspection import Inspection
+
+_SHOWN = 40
+"""Files and weights that are listed, at most; --json has them all."""
 
 
 @click.group()
 def generators() -> None:
-    """List generators and tell about one."""
+    """List generators, tell about one, publish one."""
+
+
+generators.add_command(push)
 
 
 @generators.command("ls")
@@ -29,9 +42,14 @@ def list_generators(as_json: bool) -> None:
 @click.argument("reference")
 @json_option
 def info(reference: str, as_json: bool) -> None:
-    """Tell about one generator: a registry name, local-dir:/path or hf-hub:org/name[@revision]."""
+    """Tell what the config.json of one generator says; nothing is loaded.
+
+    REFERENCE is a registry name, a folder, a weight file or hf-hub:org/name[@revision].
+    """
+    from pgmkit.loading.layouts import read_config
+
     folder = open_folder(reference)
-    config = {**folder.config(), **folder.provenance}
+    config = {**read_config(folder).ours, **folder.provenance}
     if as_json:
         print_json({"reference": reference, **config})
         return
@@ -40,11 +58,123 @@ def info(reference: str, as_json: bool) -> None:
     print_table(rows, ("field", "value"))
 
 
-def _facts(config: dict[str, Any]) -> dict[str, str]:
+@generators.command("inspect")
+@click.argument("source", metavar="REFERENCE", required=False)
+@generator_options
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Where to write a grid of 64 samples, .png.",
+)
+@json_option
+def inspect(
+    source: str | None, generator: dict[str, Any] | None, out: Path | None, as_json: bool
+) -> None:
+    """Look at a generator before it is used, and tell the command that shatters it.
+
+    REFERENCE is a registry name, a folder, a weight file or hf-hub:org/name[@revision]. What its
+    folder does not say is inferred, and told. Exits with 1 if it cannot be loaded as it stands.
+    """
+    from pgmkit import pictures
+    from pgmkit.cli.sources import needed_source
+    from pgmkit.errors import ParameterError
+    from pgmkit.loading.inspection import inspect as look
+    from pgmkit.loading.options import GeneratorOptions
+
+    if out is not None and out.suffix.lower() != ".png":
+        raise ParameterError(f"the grid of samples is written as .png, not {out.name!r}")
+    options = GeneratorOptions.from_table(generator or {}, "the command")
+    found = look(open_folder(needed_source(source)), options)
+    if out is not None and found.generator is not None and found.samples is not None:
+        pictures.write_grid(out, found.samples, found.generator.image.range, scale=2)
+    if as_json:
+        print_json(_record(found))
+    else:
+        _tell(found, out)
+    if found.generator is None:
+        raise click.exceptions.Exit(1)
+
+
+def _tell(found: "Inspection", out: Path | None) -> None:
+    rows = [("reference", found.reference), ("weights", found.weights or "-")]
+    if found.generator is not None:
+        rows.append(("generator", repr(found.generator)))
+    print_table(rows, ("field", "value"))
+    sizes = [f"{name}  {_size(size)}".rstrip() for name, size in found.files]
+    _section(f"files ({len(found.files)})", sizes)
+    values = f"{sum(_numel(shape) for _, shape, _ in found.entries):,} values"
+    types = ", ".join(sorted({dtype for _, _, dtype in found.entries}))
+    tensors = [f"{name}  {'×'.join(map(str, shape)) or 'one'}" for name, shape, _ in found.entries]
+    _section(f"tensors ({len(found.entries)}, {values}, {types})", tensors)
+    _section("found and guessed", found.notes)
+    far = [drift for drift in found.norms if drift.is_far]
+    if far:
+        advice = "they look stale; --recalibrate estimates them anew"
+        _section(f"batch norm: statistics of {len(far)} of {len(found.norms)} layers", far)
+        click.echo(f"  {advice}")
+    elif found.norms:
+        _section("batch norm", [f"statistics of all {len(found.norms)} layers fit the prior"])
+    _section("images", found.behaviour)
+    _section("in the way", found.problems)
+    if found.command is not None:
+        _section("to shatter it", [found.command])
+        if out is None:
+            click.echo("  (samples: the same command with -o samples.png)")
+    if out is not None and found.samples is not None:
+        click.echo(f"\nsamples: {out}")
+
+
+def _section(title: str, lines: Any) -> None:
+    lines = [str(line) for line in lines]
+    if not lines:
+        return
+    click.echo(f"\n{title}")
+    for line in lines[:_SHOWN]:
+        click.echo(f"  {line}")
+    if len(lines) > _SHOWN:
+        click.echo(f"  and {len(lines) - _SHOWN} more (--json)")
+
+
+def _record(found: "Inspection") -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return {
+        "reference": found.reference,
+        "weights": found.weights,
+        "files": [{"name": name, "size": size} for name, size in found.files],
+        "config": dict(found.config),
+        "tensors": [
+            {"name": name, "shape": list(shape), "dtype": dtype}
+            for name, shape, dtype in found.entries
+        ],
+        "notes": found.notes,
+        "generator": None if found.generator is None else repr(found.generator),
+        "specs": None if found.generator is None else found.generator.specs(),
+        "batch_norm": [{**asdict(drift), "is_far": drift.is_far} for drift in found.norms],
+        "images": found.behaviour,
+        "problems": found.problems,
+        "command": found.command,
+    }
+
+
+def _facts(config: Mapping[str, Any]) -> dict[str, str]:
     latent, image = config.get("latent", {}), config.get("image", {})
+    shape = image.get("shape")
     return {
         "architecture": str(config.get("architecture", "-")),
         "latent": f"{latent.get('dim', '?')} {latent.get('distribution', 'normal')}",
-        "image": "×".join(map(str, image.get("shape", "?"))),
+        "image": "×".join(map(str, shape)) if isinstance(shape, list) else "?",
         "license": str(config.get("license", "-")),
     }
+
+
+def _size(size: int | None) -> str:
+    return "" if size is None else f"{size:,} bytes"
+
+
+def _numel(shape: tuple[int, ...]) -> int:
+    count = 1
+    for side in shape:
+        count *= side
+    return count

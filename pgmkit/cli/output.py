@@ -1,10 +1,13 @@
 """How the commands print: JSON and tables."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
+
+from pgmkit.errors import printable
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -15,12 +18,12 @@ def print_json(value: Any) -> None:
 
 
 def print_table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> None:
-    """Prints left-aligned columns on stdout."""
-    lines = [list(header), *map(list, rows)]
+    """Prints left-aligned columns on stdout; a cell is one line, and a terminal obeys none."""
+    lines = [[re.sub(r"\s*[\n\r\t]\s*", " ", cell) for cell in line] for line in (header, *rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     for line in lines:
         cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        click.echo("  ".join(cells).rstrip())
+        click.echo(printable("  ".join(cells).rstrip()))
 
 
 def scores_line(protocol: str, scores: Mapping[str, Any]) -> str:

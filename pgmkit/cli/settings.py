@@ -1,5 +1,6 @@
 """Settings from a config file, flags and `--set`, in that order."""
 
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,37 @@ from typing import Any
 import click
 
 from pgmkit.config import apply_overrides, read_toml
+from pgmkit.errors import printable
 
 _NAMED = ("density", "sampler", "engine", "clusters", "remove")
 """Settings that are a table with a name, or may be one; the name alone is short for it."""
+
+
+class OutPath(click.ParamType[Path | str]):
+    """A place to write to, on this machine; or a URL where a command can write to one.
+
+    Args:
+        urls: whether it may be a URL, which stays a string.
+    """
+
+    name = "path"
+
+    def __init__(self, urls: bool = False) -> None:
+        self.urls = urls
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Path | str:
+        """Returns the path, or the URL."""
+        if isinstance(value, Path) or "://" not in value:
+            return Path(value)
+        if not self.urls:
+            self.fail(
+                f"{value!r} is a URL, and this command writes to a disk; give a path, and copy "
+                "what it leaves (pgmkit spectrum compute can write to URLs)",
+                param,
+                ctx,
+            )
+        return str(value)
+
 
 config_option = click.option("--config", type=click.Path(path_type=Path), help="Settings as TOML.")
 set_option = click.option(
@@ -25,6 +54,12 @@ no_cache_option = click.option(
 dry_run_option = click.option(
     "--dry-run", is_flag=True, help="Check everything, print the settings, write nothing."
 )
+device_option = click.option(
+    "--device", help="Such as cpu or cuda:1; by default auto: CUDA, then MPS, then the CPU."
+)
+quiet_option = click.option(
+    "-q", "--quiet", is_flag=True, help="Say nothing on stderr but warnings and errors."
+)
 
 
 def gather_settings(
@@ -35,16 +70,20 @@ def gather_settings(
     return apply_overrides(_with_flags(values, flags), overrides)
 
 
+def telling(quiet: bool) -> dict[str, Any]:
+    """Returns how a run tells of itself on stderr: `progress` and `report`, as all runs take."""
+    return {"progress": not quiet and sys.stderr.isatty(), "report": None if quiet else report}
+
+
 def report(line: str) -> None:
     """Prints a line about the run on stderr."""
-    click.echo(line, err=True)
+    click.echo(printable(line), err=True)
 
 
-def needed_out(out: Path | None) -> Path:
-    """Returns the output path, which only a dry run can do without."""
-    if out is None:
+def check_out(out: Path | str | None, dry_run: bool) -> None:
+    """Checks, before anything is loaded, that there is an output path if one is needed."""
+    if out is None and not dry_run:
         raise click.UsageError("Missing option '-o' / '--out'.")
-    return out
 
 
 def _with_flags(values: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
@@ -56,7 +95,9 @@ def _with_flags(values: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str
     for name, value in flags.items():
         if value is None:
             continue
-        if name in _NAMED and isinstance(value, str):
+        if name == "generator":
+            result[name] = {**result.get(name, {}), **value}
+        elif name in _NAMED and isinstance(value, str):
             table = result.get(name, {})
             same = isinstance(table, dict) and table.get("name") == value
             result[name] = table if same else {"name": value}

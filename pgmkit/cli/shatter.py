@@ -1,6 +1,5 @@
 """`pgmkit shatter`."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,14 +8,18 @@ import click
 
 from pgmkit.cli.output import json_option, print_json, print_table, scores_line
 from pgmkit.cli.settings import (
+    OutPath,
+    check_out,
     config_option,
+    device_option,
     dry_run_option,
     gather_settings,
-    needed_out,
     no_cache_option,
-    report,
+    quiet_option,
     set_option,
+    telling,
 )
+from pgmkit.cli.sources import generator_options
 
 
 def _number_or_auto(number: Callable[[str], float]) -> Callable[[str], float | str]:
@@ -31,7 +34,7 @@ def _number_or_auto(number: Callable[[str], float]) -> Callable[[str], float | s
 
 @click.command()
 @click.argument("source", required=False)
-@click.option("-o", "--out", type=click.Path(path_type=Path), help="Output folder.")
+@click.option("-o", "--out", type=OutPath(), help="Output folder.")
 @click.option("--density", help="Density estimator; lash by default.")
 @click.option("--sampler", help="Cluster sampler; self-trained by default.")
 @click.option(
@@ -49,12 +52,15 @@ def _number_or_auto(number: Callable[[str], float]) -> Callable[[str], float | s
 @click.option("--latents", type=int, help="Latents to draw, before removal; 20000 by default.")
 @click.option("--seed", type=int, help="Of everything random; 0 by default.")
 @click.option("--engine", help="Where the spectrum is computed: local (default), torchrun or ray.")
+@generator_options
+@device_option
 @no_cache_option
 @click.option("--classifier", help="Classifier for the scores, such as mnist-classifier.")
 @click.option("--spectrum", help="Folder of a spectrum to use; computed if left out.")
 @config_option
 @set_option
 @dry_run_option
+@quiet_option
 @json_option
 def shatter(
     source: str | None,
@@ -63,14 +69,16 @@ def shatter(
     config: Path | None,
     overrides: tuple[str, ...],
     dry_run: bool,
+    quiet: bool,
     as_json: bool,
     **flags: Any,
 ) -> None:
-    """Shatter SOURCE: a registry name, local-dir:/path or hf-hub:org/name[@revision].
+    """Shatter SOURCE: a registry name, a weight file, a folder or hf-hub:org/name[@revision].
 
     Leaves the shattered generator, report.html and its pictures in OUT. A run that was stopped
     continues where it was.
     """
+    check_out(out, dry_run)
     from pgmkit.evaluate.run import prepare, run
 
     flags |= {"source": source, "cache": False if no_cache else None}
@@ -78,8 +86,8 @@ def shatter(
     if dry_run:
         print_json({"settings": prepared.resolved(), "generator": repr(prepared.generator)})
         return
-    out = needed_out(out)
-    numbers = run(prepared, out, progress=sys.stderr.isatty(), report=report)
+    assert out is not None
+    numbers = run(prepared, out, **telling(quiet))
     if numbers is None:  # another process of the engine tells
         return
     if as_json:

@@ -1,6 +1,5 @@
 """`pgmkit spectrum`."""
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,14 +8,18 @@ import click
 
 from pgmkit.cli.output import json_option, print_json, print_table
 from pgmkit.cli.settings import (
+    OutPath,
+    check_out,
     config_option,
+    device_option,
     dry_run_option,
     gather_settings,
-    needed_out,
     no_cache_option,
-    report,
+    quiet_option,
     set_option,
+    telling,
 )
+from pgmkit.cli.sources import generator_options
 from pgmkit.errors import LoadError, ParameterError
 
 if TYPE_CHECKING:
@@ -59,7 +62,7 @@ def spectrum() -> None:
 
 @spectrum.command()
 @click.argument("source", required=False)
-@click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder of the spectrum.")
+@click.option("-o", "--out", type=OutPath(urls=True), help="Folder or URL of the spectrum.")
 @click.option("--latents", type=int, help="Latents to draw; 20000 by default.")
 @click.option("--seed", type=int, help="Of the latents; 0 by default.")
 @click.option("--dtype", help="auto (default), float32, float64 or bfloat16.")
@@ -67,26 +70,30 @@ def spectrum() -> None:
 @click.option("--sketch", help="What the probes are for: volume (default) or top.")
 @click.option("--engine", help="Where blocks are computed: local (default), torchrun or ray.")
 @click.option("--block-size", type=int, help="Latents per block of work; 128 by default.")
-@click.option("--device", help="Such as cpu or cuda; cpu by default.")
+@generator_options
+@device_option
 @no_cache_option
 @config_option
 @set_option
 @dry_run_option
+@quiet_option
 @json_option
 def compute(
-    out: Path | None,
+    out: Path | str | None,
     no_cache: bool,
     config: Path | None,
     overrides: tuple[str, ...],
     dry_run: bool,
+    quiet: bool,
     as_json: bool,
     **flags: Any,
 ) -> None:
-    """Compute the spectrum of SOURCE: a registry name, local-dir:/path or hf-hub:org/name.
+    """Compute the spectrum of SOURCE: a registry name, a weight file, a folder or hf-hub:org/name.
 
     Each finished block is kept. A computation that was stopped continues, and a complete spectrum
     is read back.
     """
+    check_out(out, dry_run)
     from pgmkit.spectrum.run import prepare, run
 
     flags["cache"] = False if no_cache else None
@@ -94,8 +101,8 @@ def compute(
     if dry_run:
         print_json({"settings": prepared.resolved(), "generator": repr(prepared.generator)})
         return
-    out = needed_out(out)
-    computed = run(prepared, out, progress=sys.stderr.isatty(), report=report)
+    assert out is not None
+    computed = run(prepared, out, **telling(quiet))
     if computed is not None:
         _tell(out, computed, {}, as_json)
 
@@ -106,8 +113,10 @@ def compute(
 @json_option
 def info(folder: Path, rank_rtol: float | None, as_json: bool) -> None:
     """Tell about the spectrum in FOLDER; exits with 1 if it is incomplete or damaged."""
+    from pgmkit.runs import spectrum_in
     from pgmkit.spectrum import load_spectrum
 
+    spectrum_in(folder)
     try:
         loaded = load_spectrum(folder)
     except LoadError:
@@ -118,7 +127,7 @@ def info(folder: Path, rank_rtol: float | None, as_json: bool) -> None:
 
 @spectrum.command()
 @_folder
-@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="A .png file.")
+@click.option("-o", "--out", required=True, type=OutPath(), help="A .png file.")
 @_rank_rtol
 def plot(folder: Path, out: Path, rank_rtol: float | None) -> None:
     """Draw the spectrum in FOLDER: singular values, volume, condition, rank and prior."""
@@ -126,9 +135,11 @@ def plot(folder: Path, out: Path, rank_rtol: float | None) -> None:
         raise ParameterError(f"the picture is written as .png, not {out.name!r}")
     from pgmkit import files
     from pgmkit.evaluate import figures
+    from pgmkit.runs import spectrum_in
     from pgmkit.spectrum import load_spectrum
 
-    figure = figures.spectrum_overview(load_spectrum(folder), **_given(rank_rtol=rank_rtol))
+    loaded = load_spectrum(spectrum_in(folder))
+    figure = figures.spectrum_overview(loaded, **_given(rank_rtol=rank_rtol))
     files.write_bytes(out, figures.png(figure))
     click.echo(out)
 
@@ -138,7 +149,9 @@ def _given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _tell(folder: Path, loaded: "Spectrum", options: Mapping[str, Any], as_json: bool) -> None:
+def _tell(
+    folder: Path | str, loaded: "Spectrum", options: Mapping[str, Any], as_json: bool
+) -> None:
     from pgmkit.spectrum.store import num_blocks
     from pgmkit.spectrum.summary import summarize
 
@@ -173,7 +186,7 @@ def _tell_incomplete(folder: Path, as_json: bool) -> None:
 
 
 def _record(
-    folder: Path, settings: Mapping[str, Any], whole: int, total: int, statistics: Any
+    folder: Path | str, settings: Mapping[str, Any], whole: int, total: int, statistics: Any
 ) -> dict[str, Any]:
     return {
         "folder": str(folder),
@@ -185,7 +198,7 @@ def _record(
 
 
 def _print_facts(
-    folder: Path, settings: Mapping[str, Any], state: str, more: Mapping[str, str]
+    folder: Path | str, settings: Mapping[str, Any], state: str, more: Mapping[str, str]
 ) -> None:
     rows = [("folder", str(folder)), ("state", state)]
     rows += [(_FIELDS.get(k, k.replace("_", " ")), _value(v)) for k, v in settings.items()]

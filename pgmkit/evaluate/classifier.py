@@ -15,8 +15,11 @@ from pgmkit.components import check_parameters
 from pgmkit.config import check_count
 from pgmkit.errors import LoadError, ParameterError, PgmkitWarning, first_line
 from pgmkit.images import as_channels
+from pgmkit.loading.building import build
+from pgmkit.loading.checkpoints import candidates, fit
+from pgmkit.loading.layouts import find_weights
 from pgmkit.loading.references import open_folder
-from pgmkit.loading.weights import load_weights, serialise
+from pgmkit.loading.weights import read_checkpoint, serialise
 
 ARCHITECTURE = "lash-classifier"
 
@@ -166,7 +169,8 @@ def load_classifier(reference: str) -> Classifier:
             f"{reference} is no classifier: its architecture is {config.get('architecture')!r}, "
             f"not {ARCHITECTURE!r}"
         )
-    module = _module(config.get("model_args", {}), folder.weights(config), reference)
+    path, _ = find_weights(folder, config.get("weights"))
+    module = _module(config.get("model_args", {}), path, reference)
     measured = config.get("measured", {})
     if not isinstance(measured, dict):
         raise LoadError(f"'measured' in the config.json of {reference} must be a table")
@@ -182,18 +186,13 @@ def _module(model_args: Any, weights: Path, reference: str) -> LASHClassifier:
     """Builds the network, no larger than its weights are, and loads them."""
     if not isinstance(model_args, dict):
         raise LoadError(f"'model_args' in the config.json of {reference} must be a table")
+    steps = candidates(read_checkpoint(weights), str(weights))
     try:
-        with torch.device("meta"):
-            size = sum(parameter.numel() for parameter in build_classifier(model_args).parameters())
-    except (ParameterError, RuntimeError) as error:
+        module = build(LASHClassifier, model_args, f"config.json of {reference}", steps[0].tensors)
+    except ParameterError as error:
         raise LoadError(f"the config.json of {reference}: {first_line(error)}") from error
-    if size > weights.stat().st_size:
-        raise LoadError(
-            f"the config.json of {reference} asks for {size:,} weights, and {weights.name} has "
-            f"{weights.stat().st_size:,} bytes; correct 'model_args' or fetch it again"
-        )
-    module = build_classifier(model_args)
-    load_weights(module, weights)
+    fit(module, steps, reference)
+    assert isinstance(module, LASHClassifier)
     return module
 
 

@@ -1,11 +1,15 @@
 """The evaluation of a shattered generator as one record, as `pgmkit evaluate` prints it."""
 
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
+import torch
+
 from pgmkit.config import check_count
+from pgmkit.errors import ParameterError
 from pgmkit.evaluate.classifier import load_classifier
 from pgmkit.evaluate.diagnostics import diagnose
 from pgmkit.evaluate.extractors import check_extractor, load_extractor
@@ -18,34 +22,40 @@ from pgmkit.evaluate.fidelity import (
 )
 from pgmkit.evaluate.metrics import score_samples
 from pgmkit.images import check_source
-from pgmkit.machine import check_device, machine
+from pgmkit.machine import check_device, check_memory, machine
+from pgmkit.models import load
 from pgmkit.shattering import ShatteredGenerator
 
 
 def evaluate(
     source: str,
     *,
+    generator: Mapping[str, Any] | None = None,
     classifier: str | None = None,
     data: str | None = None,
     split: str = "train",
     extractor: str = "inception",
     num_samples: int = 10_000,
     seed: int = 0,
-    device: str = "cpu",
+    device: str = "auto",
     cache: bool = True,
+    report: Callable[[str], None] | None = None,
 ) -> Mapping[str, Any]:
     """Evaluates a saved shattered generator and returns all numbers as plain values.
 
     Args:
         source: the shattered generator; see `ShatteredGenerator.from_pretrained`.
+        generator: what its folder does not say; further arguments of `pgmkit.load`.
         classifier: reference of a classifier; without one there are no `scores`.
         data: reference images, see `pgmkit.images.load_images`; without any there is no `fidelity`.
         split: "train" or "test", where the data has both.
         extractor: looks at both kinds of images; see `load_extractor`.
         num_samples: how many latents or images each score is made from.
         seed: of everything random.
-        device: where generator and extractor run.
+        device: where generator, classifier and extractor run; "auto" is CUDA, then MPS, then the
+            CPU.
         cache: whether to keep the features of the reference images for later.
+        report: takes a line when each part of the work begins.
 
     Raises:
         PgmkitError: anything is missing, unknown or outside its range.
@@ -56,10 +66,15 @@ def evaluate(
     if data is not None:
         check_source(data)
     judge = None if classifier is None else load_classifier(classifier)
-    shattered = ShatteredGenerator.from_pretrained(source)
-    shattered.generator.to(where)
+    shattered = _load_shattered(source, generator or {}, where)
+    image = shattered.generator.image
+    check_memory(
+        4 * num_samples * math.prod(image.shape), f"{num_samples:,} images", "score fewer (-n)"
+    )
     if judge is not None:
-        judge.check_images(shattered.generator.image.shape)
+        judge.check_images(image.shape)
+        judge.module.to(where)
+    tell = report or (lambda line: None)
     images, looks = None, None
     if data is not None:
         check_num_samples(num_samples, shattered.num_clusters)
@@ -73,15 +88,18 @@ def evaluate(
     def lap(name: str) -> None:
         seconds[name] = round(time.perf_counter() - started - sum(seconds.values()), 2)
 
+    tell(f"diagnostics: samples of each cluster on {where}")
     diagnostics = asdict(diagnose(shattered, num_latents=min(num_samples, 5_000), seed=seed))
     cluster_fidelity = diagnostics.pop("cluster_fidelity")
     lap("diagnostics")
     scores = None
     if judge is not None:
+        tell(f"scores: {num_samples:,} samples and the classes of {judge.name}")
         scores = asdict(score_samples(shattered, judge, num_samples, seed))
         lap("scores")
     fidelity = None
     if images is not None and looks is not None:
+        tell(f"fidelity: {num_samples:,} images, looked at by {looks.name}")
         found = shattering_fidelity(
             shattered,
             images,
@@ -111,6 +129,19 @@ def evaluate(
         "diagnostics": diagnostics,
         "fidelity": fidelity,
         "seconds": seconds,
+        "device": str(where),
         "versions": dict(shattered.origin.versions),
         "machine": machine(),
     }
+
+
+def _load_shattered(
+    source: str, options: Mapping[str, Any], device: torch.device
+) -> ShatteredGenerator:
+    model = load(source, device=device, **options)
+    if not isinstance(model, ShatteredGenerator):
+        raise ParameterError(
+            f"{source} is a generator without clusters, and clusters are what is evaluated; find "
+            f"them first: pgmkit shatter {source} -o shattered"
+        )
+    return model

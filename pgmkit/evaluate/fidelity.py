@@ -310,15 +310,12 @@ def load_reference(source: str, generator: Generator, *, split: str = "train") -
 
     Raises:
         DataError: nothing is there, or it does not hold images.
-        ParameterError: the generator makes no images (C, H, W).
+        ParameterError: the generator makes points.
     """
-    shape: tuple[int, ...] = generator.image.shape
-    if len(shape) != 3:
-        raise ParameterError(
-            f"what {generator.name} makes has the shape {shape}, and fidelity compares images; "
-            "leave the reference out"
-        )
-    return load_images(source, split=split, size=(shape[1], shape[2]))
+    if generator.image.is_points:
+        raise ParameterError(f"fidelity compares images, and {generator.name!r} makes points")
+    _, height, width = generator.image.shape
+    return load_images(source, split=split, size=(height, width))
 
 
 def check_fidelity(reference: ImageData, classifier: Classifier | None) -> None:

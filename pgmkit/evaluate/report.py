@@ -10,7 +10,7 @@ from typing import Any
 
 from pgmkit import files, pictures
 from pgmkit.choice import CHOSEN, describe_choice
-from pgmkit.errors import ParameterError
+from pgmkit.errors import LoadError, ParameterError
 from pgmkit.evaluate import figures
 from pgmkit.evaluate.classifier import Classifier
 from pgmkit.evaluate.metrics import ClusterScores, score_latents, score_samples
@@ -90,8 +90,29 @@ def describe(
         "scores": {protocol: asdict(score) for protocol, score in scores.items()},
         "seconds": {k: round(v, 2) for k, v in {**shattered.seconds, **(seconds or {})}.items()},
         "versions": dict(shattered.origin.versions),
+        "device": str(shattered.generator.device),
         "machine": machine(),
     }
+
+
+def check_numbers(numbers: Mapping[str, Any]) -> None:
+    """Checks that numbers that were read from a file are those of a report.
+
+    Raises:
+        LoadError: something is missing, or of another kind.
+    """
+    try:
+        _facts(numbers)
+        _scores(numbers)
+        for cluster in numbers["clusters"]:
+            _caption(cluster)
+        for what, record in numbers["settings"].get("chosen", {}).items():
+            describe_choice(what, record)
+        sum(numbers["seconds"].values())
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise LoadError(
+            f"report.json is damaged or of another kind ({type(error).__name__}: {error})"
+        ) from error
 
 
 def write_report(folder: Path, shattered: ShatteredGenerator, numbers: Mapping[str, Any]) -> Path:
@@ -155,7 +176,8 @@ def _grid(shattered: ShatteredGenerator, cluster: int) -> bytes:
     seed = int(shattered.origin.settings["seed"])
     images = shattered.try_images(_PER_CLUSTER, cluster, seed)
     picture = pictures.grid(pictures.to_uint8(images, shattered.generator.image.range))
-    return pictures.png(picture, scale=max(1, math.ceil(64 / images.shape[-1])))
+    width = picture.shape[1] if shattered.generator.image.is_points else images.shape[-1]
+    return pictures.png(picture, scale=max(1, math.ceil(64 / width)))
 
 
 def _page(
@@ -163,12 +185,7 @@ def _page(
 ) -> str:
     captions = []
     for cluster, grid in zip(numbers["clusters"], grids.values(), strict=True):
-        caption = f"<b>{_text(cluster['name'])}</b>: {cluster['size']:,} latents"
-        if cluster["purity"] is not None:
-            caption += (
-                f", purity {cluster['purity']:.2f}, "
-                f"class entropy {cluster['class_entropy']:.2f} nats"
-            )
+        caption = _caption(cluster)
         captions.append(
             f"<figure><figcaption>{caption}</figcaption>{_image(grid, caption)}</figure>"
         )
@@ -193,6 +210,17 @@ def _page(
     )
 
 
+def _caption(cluster: Mapping[str, Any]) -> str:
+    caption = (
+        f"<b>{_text(cluster['name'])}</b>: {cluster['size']:,} latents, {cluster['share']:.1%}"
+    )
+    if cluster["purity"] is not None:
+        caption += (
+            f", purity {cluster['purity']:.2f}, class entropy {cluster['class_entropy']:.2f} nats"
+        )
+    return caption
+
+
 def _facts(numbers: Mapping[str, Any]) -> str:
     statistics, rank = numbers["statistics"], numbers["statistics"]["numeric_rank"]
     rows = {
@@ -213,6 +241,7 @@ def _facts(numbers: Mapping[str, Any]) -> str:
         "seed": str(numbers["settings"]["seed"]),
         "seconds": _pairs(numbers["seconds"]),
         "versions": _pairs(numbers["versions"]),
+        "device": str(numbers["device"]),
         "machine": str(numbers["machine"]),
     }
     return _table(list(rows.items()))

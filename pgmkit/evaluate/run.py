@@ -1,8 +1,8 @@
 """One shattering as a run: checked before it starts, resumable, complete or absent."""
 
 import contextlib
-import json
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,12 +11,19 @@ from typing import Any
 from pgmkit import files, runs
 from pgmkit.config import component_table, make_settings
 from pgmkit.engines import decide, is_coordinator
-from pgmkit.errors import ParameterError
+from pgmkit.errors import LoadError, ParameterError, PgmkitWarning
 from pgmkit.evaluate.classifier import Classifier, load_classifier
-from pgmkit.evaluate.report import describe, write_report
+from pgmkit.evaluate.report import check_numbers, describe, write_report
 from pgmkit.generator import Generator
+from pgmkit.machine import check_memory
 from pgmkit.plugins import build_from_table
-from pgmkit.shattering import check_shatter, check_spectrum, sampler_parameters, shatter
+from pgmkit.shattering import (
+    check_savable,
+    check_shatter,
+    check_spectrum,
+    sampler_parameters,
+    shatter,
+)
 from pgmkit.spectrum import Spectrum, load_spectrum
 from pgmkit.spectrum.run import DEFAULT_ENGINE, SpectrumSettings, check_source
 from pgmkit.spectrum.store import MANIFEST_FILE
@@ -24,8 +31,8 @@ from pgmkit.spectrum.store import MANIFEST_FILE
 DEFAULTS = {"density": "lash", "sampler": "self-trained", "engine": DEFAULT_ENGINE}
 """The component that each table of a config names if it names none."""
 
-_NOT_ON_RECORD = ("engine", "cache", "memory_budget")
-"""Settings that change no result, so that a run may continue with others."""
+_NOT_ON_RECORD = ("engine", "cache", "memory_budget", "device")
+"""Settings that change no result but for rounding, so that a run may continue with others."""
 
 _DONE_FILES = ("report.html", "report.json", "sampler.json")
 
@@ -105,14 +112,32 @@ def prepare(values: Mapping[str, Any]) -> PreparedRun:
     check_shatter(settings.latents, settings.remove, settings.clusters)
     settings.check()
     build_from_table("density-estimators", settings.density)
-    build_from_table("cluster-samplers", sampler_parameters(settings.clusters, settings.sampler))
+    parameters = sampler_parameters(settings.clusters, settings.sampler)
+    check_savable(build_from_table("cluster-samplers", parameters), settings.sampler["name"])
     classifier = None if settings.classifier is None else load_classifier(settings.classifier)
     generator = settings.load_generator()
     if classifier is not None:
         classifier.check_images(generator.image.shape)
+        classifier.module.to(generator.device)
+    check_sizes(settings, generator)
     if given is not None:
         check_spectrum(generator, given.spectrum)
     return PreparedRun(settings, generator, classifier, given, time.perf_counter() - started)
+
+
+def check_sizes(settings: ShatterSettings, generator: Generator) -> None:
+    """Checks that there is memory for the spectrum and the clusters.
+
+    Raises:
+        ParameterError: there is not.
+    """
+    count, dim = settings.latents, generator.latent.dim
+    check_memory(8 * count * dim, f"{count:,} latents of {dim} dimensions", "draw fewer latents")
+    if isinstance(settings.clusters, int):
+        k = settings.clusters
+        check_memory(
+            8 * k * (count + dim * dim), f"{k:,} clusters of {count:,} latents", "ask for fewer"
+        )
 
 
 def run(
@@ -132,7 +157,8 @@ def run(
         prepared: what `prepare` returned.
         out: the output folder.
         progress: whether to show a progress bar on stderr.
-        report: takes a line when the spectrum came from the cache.
+        report: takes a line when each part of the work begins, and when the spectrum came from the
+            cache.
 
     Raises:
         OutputError: `out` holds something else, is in use, or cannot be written.
@@ -147,6 +173,7 @@ def run(
         if prepared.given is not None:
             spectrum = prepared.given.spectrum
         else:
+            _tell_spectrum(report if is_coordinator(engine) else None, settings, prepared)
             spectrum = settings.compute(
                 prepared.generator, out / "spectrum", engine, progress=progress, report=report
             )
@@ -164,7 +191,10 @@ def run(
             spectrum=spectrum,
             density_args=density,
             sampler_args=sampler,
+            report=report,
         )
+        if report is not None:
+            report("saving: pictures, numbers and the report")
         shattered.save_pretrained(out)
         started = time.perf_counter()
         source = prepared.given.source() if prepared.given else None
@@ -174,20 +204,39 @@ def run(
         return numbers
 
 
+def _tell_spectrum(
+    report: Callable[[str], None] | None, settings: ShatterSettings, prepared: PreparedRun
+) -> None:
+    if report is not None:
+        report(
+            f"spectrum: Jacobians of {settings.latents:,} latents on {prepared.generator.device}"
+        )
+
+
 def _begin(prepared: PreparedRun, out: Path, held: contextlib.ExitStack) -> dict[str, Any] | None:
     """Takes the output folder; returns the numbers of a run that is complete there."""
     runs.check_folder(out)
     held.enter_context(files.single_writer(out))
     resolved = prepared.resolved().items()
-    runs.record(out, {key: value for key, value in resolved if key not in _NOT_ON_RECORD})
-    if not all((out / name).exists() for name in _DONE_FILES):
+    settings = {key: value for key, value in resolved if key not in _NOT_ON_RECORD}
+    done = all((out / name).exists() for name in _DONE_FILES)
+    runs.record(out, settings, device="" if done else str(prepared.generator.device))
+    return _numbers_of(out) if done else None
+
+
+def _numbers_of(out: Path) -> dict[str, Any] | None:
+    """Returns the numbers of a complete run; None if its report is damaged and made anew."""
+    try:
+        numbers = files.read_json(out / "report.json", str(out))
+        check_numbers(numbers)
+    except LoadError as error:
+        warnings.warn(f"{error} (the report is made anew)", PgmkitWarning, stacklevel=2)
         return None
-    numbers: dict[str, Any] = json.loads((out / "report.json").read_text())
     return numbers
 
 
 def _read_spectrum(folder: str) -> GivenSpectrum:
-    spectrum = load_spectrum(folder)
+    spectrum = load_spectrum(runs.spectrum_in(folder))
     return GivenSpectrum(folder, files.sha256(Path(folder) / MANIFEST_FILE), spectrum)
 
 

@@ -3,19 +3,26 @@
 Nothing here imports torch, so that listings stay quick.
 """
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pgmkit import files
-from pgmkit.errors import LoadError
+from pgmkit.errors import LoadError, in_words, shortened
 
 FORMAT_VERSION = 1
+_MOST_FILES = 10_000
+"""How many files of a folder on a disk are listed: it may be anything."""
+
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
-
-_WEIGHT_FILES = (WEIGHTS_FILE, "pytorch_model.bin", "model.pt", "model.pth")
+WEIGHT_SUFFIXES = (
+    *(".safetensors", ".pt", ".pth", ".bin", ".pkl", ".ckpt", ".tar", ".pt2", ".onnx"),
+)
 
 
 @dataclass(frozen=True)
@@ -27,12 +34,17 @@ class ModelFolder:
         fetch: gives the local path of a file, or None if the folder has no such file.
         names: lists all files, sub-folders included, as paths with "/" relative to the folder.
         provenance: what pins the folder: its repository and revision on the Hub.
+        weights: the weight file that the reference named; None if it named the whole folder.
+        sizes: gives the size in bytes of each file that `names` lists, by its path, without
+            fetching any.
     """
 
     reference: str
     fetch: Callable[[str], Path | None]
     names: Callable[[], list[str]]
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    weights: str | None = None
+    sizes: Callable[[], Mapping[str, int]] = dict
 
     def path(self, name: str) -> Path:
         """Returns the local path of a file.
@@ -42,16 +54,24 @@ class ModelFolder:
         """
         path = self.fetch(name)
         if path is None:
-            raise LoadError(f"{self.reference} has no file {name}; it is not a pgmkit model folder")
+            raise LoadError(f"{self.reference} has no file {name}; {self._there()}")
         return path
 
+    def _there(self) -> str:
+        names = self.names()
+        more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+        return f"it holds {', '.join(names[:8]) or 'no files'}{more}"
+
     def config(self) -> dict[str, Any]:
-        """Returns the contents of `config.json`.
+        """Returns the contents of `config.json`; an empty dictionary if the folder has none.
 
         Raises:
-            LoadError: it is missing, not JSON, or of a newer format.
+            LoadError: it is not JSON, or of a newer format.
         """
-        config = files.read_json(self.path(CONFIG_FILE), self.reference)
+        path = self.fetch(CONFIG_FILE)
+        if path is None:
+            return {}
+        config = files.read_json(path, self.reference)
         version = config.get("format_version", FORMAT_VERSION)
         if version != FORMAT_VERSION:
             raise LoadError(
@@ -60,49 +80,73 @@ class ModelFolder:
             )
         return config
 
-    def weights(self, config: Mapping[str, Any]) -> Path:
-        """Returns the local path of the weights: `config["weights"]` or one of the usual names.
-
-        Raises:
-            LoadError: there are none, or `config` names a place outside of the folder.
-        """
-        if "weights" in config:
-            name = config["weights"]
-            if not isinstance(name, str) or not _is_inside(name):
-                raise LoadError(
-                    f"'weights' in {CONFIG_FILE} of {self.reference} must name a file in it, "
-                    f"not {name!r:.60}"
-                )
-            return self.path(name)
-        for name in _WEIGHT_FILES:
-            path = self.fetch(name)
-            if path is not None:
-                return path
-        raise LoadError(
-            f"{self.reference} has no weights; it needs {WEIGHTS_FILE}, or 'weights' in its "
-            f"{CONFIG_FILE} naming another file"
-        )
-
 
 def open_local_folder(path: Path, reference: str) -> ModelFolder:
     """Opens a folder on a disk.
 
     Raises:
-        LoadError: it is not there.
+        LoadError: it is not there, or may not be read.
     """
-    if not path.is_dir():
-        raise LoadError(f"there is no folder {path}; check the path of {reference!r}")
+    with _readable(path):
+        if not path.is_dir():
+            raise LoadError(
+                f"there is no folder {shortened(str(path))}; check the path of "
+                f"{shortened(reference)!r}"
+            )
+        next(os.scandir(path), None)
 
     def fetch(name: str) -> Path | None:
-        return path / name if (path / name).is_file() else None
+        with _readable(path / name):
+            return path / name if (path / name).is_file() else None
 
-    def names() -> list[str]:
-        found = (file for file in path.rglob("*") if file.is_file())
-        return sorted(file.relative_to(path).as_posix() for file in found)
+    def sizes() -> dict[str, int]:
+        with _readable(path):
+            return {
+                file.relative_to(path).as_posix(): file.stat().st_size
+                for file in islice(_files_below(path), _MOST_FILES)
+            }
 
-    return ModelFolder(reference, fetch, names)
+    return ModelFolder(reference, fetch, lambda: sorted(sizes()), sizes=sizes)
 
 
-def _is_inside(name: str) -> bool:
+def sub_folder(folder: ModelFolder, name: str) -> ModelFolder:
+    """Returns the folder `name` inside of another."""
+    start = f"{name.strip('/')}/"
+
+    def sizes() -> dict[str, int]:
+        found = folder.sizes().items()
+        return {path.removeprefix(start): size for path, size in found if path.startswith(start)}
+
+    return ModelFolder(
+        folder.reference,
+        lambda path: folder.fetch(start + path),
+        lambda: [path.removeprefix(start) for path in folder.names() if path.startswith(start)],
+        {**folder.provenance, "folder": name},
+        sizes=sizes,
+    )
+
+
+def _files_below(path: Path) -> Iterator[Path]:
+    """Yields files, and those of folders that are not hidden; links to folders lead astray."""
+    for place, folders, names in os.walk(path):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(place, name) for name in sorted(names) if Path(place, name).is_file())
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Says what keeps a file or folder from being read."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        why = in_words(error) if isinstance(error, OSError) else str(error)
+        raise LoadError(
+            f"{shortened(str(path))} cannot be read: {why.lower()}; check its name and that you "
+            "may read it"
+        ) from error
+
+
+def is_inside(name: str) -> bool:
+    """Whether a relative path stays inside of the folder that it starts from."""
     path = PurePosixPath(name)
     return not path.is_absolute() and ".." not in path.parts and "\\" not in name

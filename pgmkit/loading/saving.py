@@ -1,5 +1,7 @@
 """Writing generators as Hub folders."""
 
+import copy
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,11 +10,12 @@ from torch import Tensor
 
 from pgmkit import files, pictures
 from pgmkit.generator import Generator
+from pgmkit.loading.cards import SAMPLES_FILE, generator_card, public
 from pgmkit.loading.folders import CONFIG_FILE, FORMAT_VERSION, WEIGHTS_FILE
+from pgmkit.loading.hub import check_push, push_folder
 from pgmkit.loading.weights import serialise
 
 CARD_FILE = "README.md"
-SAMPLES_FILE = "samples.png"
 
 
 def terms(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -20,27 +23,13 @@ def terms(record: Mapping[str, Any]) -> dict[str, Any]:
     return {key: record[key] for key in ("license", "paper") if key in record}
 
 
-def card_header(license_name: Any, pipeline_tag: str) -> list[str]:
-    """Returns the lines with which the Hub expects a model card to begin.
-
-    Args:
-        license_name: such as "Apache-2.0"; None is unknown.
-        pipeline_tag: the Hub's name for what the model does.
-    """
-    return [
-        "---",
-        "library_name: pgmkit",
-        f"license: {str(license_name or 'unknown').lower()}",
-        f"pipeline_tag: {pipeline_tag}",
-        "---",
-        "",
-    ]
-
-
 def write_generator(folder: Path, generator: Generator) -> None:
     """Writes `config.json` and `model.safetensors` of a generator into `folder`."""
     stated = terms(generator.provenance)
     provenance = {k: v for k, v in generator.provenance.items() if k not in stated}
+    cls = type(generator.module)
+    if generator.architecture is None and not cls.__module__.startswith("torch."):
+        provenance.setdefault("class", f"{cls.__module__}:{cls.__qualname__}")
     config: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "name": generator.name,
@@ -70,3 +59,36 @@ def save_generator(folder: Path, generator: Generator, *, card: str, samples: Te
         write_generator(fresh, generator)
         files.write_text(fresh / CARD_FILE, card)
         pictures.write_grid(fresh / SAMPLES_FILE, samples, generator.image.range, scale=2)
+
+
+def published(generator: Generator) -> Generator:
+    """Returns the generator as others may see it: without paths of this machine on its record.
+
+    The checksum of its weights stays, which says more than a path.
+    """
+    copied = copy.copy(generator)
+    copied.provenance = public(generator.provenance) or {}
+    return copied
+
+
+def push_generator(
+    generator: Generator, repository: str, *, private: bool = False, message: str | None = None
+) -> str:
+    """Uploads a generator, with a card and samples, to the Hub and returns the address.
+
+    Args:
+        generator: what.
+        repository: "org/name"; it is created if it is not there.
+        private: whether a new repository is private.
+        message: of the commit.
+
+    Raises:
+        LoadError: the Hub is out of reach, or refuses.
+    """
+    check_push(repository)
+    samples = generator.images(generator.sample_latents(64, seed=0))
+    with tempfile.TemporaryDirectory() as parent:
+        folder = Path(parent) / "model"
+        card = generator_card(generator, repository)
+        save_generator(folder, published(generator), card=card, samples=samples)
+        return push_folder(folder, repository, private=private, message=message)

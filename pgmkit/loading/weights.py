@@ -1,103 +1,119 @@
-"""Files of named tensors: read without running code, fitted to a module, written."""
+"""Files of named tensors: read without running any code, and written.
 
+A file may hold more than the weights of one network; `pgmkit.loading.checkpoints` finds those.
+"""
+
+import argparse
+import collections
+import contextlib
+import datetime
+import json
+import pathlib
 import pickle
+import pickletools
+import re
+import types
 import warnings
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import IO, Any
 
+import numpy as np
+import numpy._core.multiarray as multiarray
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import Tensor, nn
+from torch import Tensor
 
 from pgmkit.errors import LoadError, first_line
-from pgmkit.loading.folders import CONFIG_FILE
+from pgmkit.loading.programs import LOADERS, describe_kind, kind_of_file
 
-# How a torch file starts: as a zip archive, or as a pickle in the format before torch 1.6.
-_TORCH_FILES = (b"PK\x03\x04", b"\x80")
+INDEX_SUFFIX = ".index.json"
+"""How the file ends that names the shards of weights in several files."""
+
+_MOST_VALUES = 4
+"""A file may claim so many times the bytes that it has: values can share storage, within reason."""
+
+_PLAIN_CLASSES: list[Any] = [
+    argparse.Namespace,
+    collections.defaultdict,
+    datetime.date,
+    datetime.datetime,
+    datetime.timedelta,
+    np.dtype,
+    np.ndarray,
+    pathlib.PosixPath,
+    types.SimpleNamespace,
+    *(getattr(np.dtypes, name) for name in np.dtypes.__all__),
+    *(
+        (getattr(multiarray, name), f"numpy.{core}.multiarray.{name}")
+        for name in ("scalar", "_reconstruct")
+        for core in ("core", "_core")
+    ),
+]
+"""Plain values that people keep beside weights, and whose making runs nothing."""
 
 
-def load_weights(module: nn.Module, path: Path, *, key: str | None = None) -> None:
-    """Loads weights into `module`, strictly and in place.
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Reads a file that holds nothing but named tensors.
+
+    Raises:
+        LoadError: see `read_checkpoint`; or there is something else in it.
+    """
+    loaded = read_checkpoint(path)
+    if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
+        raise LoadError(f"{path} is not a flat dictionary of tensors but holds {told(loaded)}")
+    return loaded
+
+
+def read_checkpoint(path: Path) -> Any:
+    """Reads what a weight file holds, without ever running code from it.
 
     Args:
-        module: may have `convert_state_dict(state_dict)` to rename foreign keys.
-        path: a safetensors file, or a torch file that holds nothing but tensors.
-        key: the entry that holds the weights, where a torch file holds several.
+        path: a safetensors file, a torch file, or the index of several such files.
+
+    Returns:
+        Tensors by name, or whatever plain containers hold them.
 
     Raises:
-        LoadError: the file is damaged or would run code, or names and shapes do not fit exactly.
+        LoadError: the file is damaged or not one of these, or reading it would run code.
     """
-    state = read_weights(path, key=key)
-    convert = getattr(module, "convert_state_dict", None)
-    if convert is not None:
-        state = convert(state)
-    expected = module.state_dict()
-    problems = [
-        *_mismatch("missing", expected.keys() - state.keys()),
-        *_mismatch("unknown", state.keys() - expected.keys()),
-        *_mismatch(
-            "of another shape",
-            {
-                f"{name} {tuple(state[name].shape)} instead of {tuple(expected[name].shape)}"
-                for name in expected.keys() & state.keys()
-                if expected[name].shape != state[name].shape
-            },
-        ),
-    ]
-    if problems:
-        raise LoadError(
-            f"the weights in {path} do not fit {type(module).__name__}: {'; '.join(problems)}; "
-            f"correct 'architecture' or 'model_args' in {CONFIG_FILE}"
-        )
-    module.load_state_dict(state)
-
-
-def read_weights(path: Path, *, key: str | None = None) -> dict[str, Tensor]:
-    """Reads a file of named tensors without ever running code from it.
-
-    Raises:
-        LoadError: the file is damaged, holds something other than tensors, or is a pickled module.
-    """
-    if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise LoadError(
-                f"{path} is truncated or damaged ({error}); fetch or save it again"
-            ) from error
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Detected pickle protocol")
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        with path.open("rb") as file:
-            start = file.read(4)
-        if not start.startswith(_TORCH_FILES):
-            raise LoadError(
-                f"{path} is truncated or damaged (it starts with {start!r}, unlike a torch file); "
-                "fetch or save it again"
-            ) from error
-        raise LoadError(
-            f"{path} holds a pickled module or other objects, and loading it would run code; where "
-            "it was made, save the weights alone: "
-            "safetensors.torch.save_file(module.state_dict(), 'model.safetensors')"
-        ) from error
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
-        raise LoadError(
-            f"{path} is truncated or damaged ({first_line(error)}); fetch or save it again"
-        ) from error
-    if key is not None:
-        if not isinstance(loaded, dict) or key not in loaded:
-            raise LoadError(f"{path} has no entry {key!r}, which 'weights_key' names")
-        loaded = loaded[key]
-    if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
-        entries = ", ".join(map(str, loaded)) if isinstance(loaded, dict) else type(loaded).__name__
-        raise LoadError(
-            f"{path} is not a flat dictionary of tensors but holds {entries[:200]}; name the entry "
-            f"with the weights as 'weights_key' in {CONFIG_FILE}"
-        )
+    if path.name.endswith(INDEX_SUFFIX):
+        loaded = _read_shards(path)
+    else:
+        kind = _checked_kind(path)
+        if kind in LOADERS:
+            return dict(LOADERS[kind](path).state_dict())
+        loaded = _read_safetensors(path) if kind == "safetensors" else _read_torch(path)
+    _check_values(loaded, path)
     return loaded
+
+
+def shards_of(index: Path) -> list[str]:
+    """Returns the names of the files that the index of a sharded checkpoint names.
+
+    Raises:
+        LoadError: it is no such index, or names files elsewhere.
+    """
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise LoadError(
+            f"{index} is no index of a sharded checkpoint: it has no 'weight_map' of file names"
+        ) from error
+    if not all(isinstance(name, str) and re.fullmatch(r"[\w.-]+", name) for name in names):
+        raise LoadError(f"{index} names files outside of its folder; it was tampered with")
+    return names
+
+
+def told(loaded: Any) -> str:
+    """Tells what a checkpoint holds, for messages: keys and what stands under them."""
+    if not isinstance(loaded, Mapping):
+        return f"a {type(loaded).__name__}"
+    shown = [f"{key!s:.60} ({_told_entry(value)})" for key, value in list(loaded.items())[:12]]
+    more = f" and {len(loaded) - 12} more" if len(loaded) > 12 else ""
+    return (", ".join(shown) or "nothing") + more
 
 
 def serialise(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
@@ -109,9 +125,142 @@ def serialise(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None 
     return save(plain, dict(metadata) if metadata else None)
 
 
-def _mismatch(what: str, names: set[str]) -> list[str]:
-    if not names:
-        return []
-    shown = ", ".join(sorted(names)[:3])
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return [f"{what}: {shown}{more}"]
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Yields every tensor in nested dictionaries and lists, once."""
+    seen: set[int] = set()
+    waiting = [value]
+    while waiting:
+        part = waiting.pop()
+        if id(part) in seen:  # a pickle can hold itself
+            continue
+        seen.add(id(part))
+        if isinstance(part, Tensor):
+            yield part
+        elif isinstance(part, Mapping):
+            waiting += part.values()
+        elif isinstance(part, list | tuple):
+            waiting += part
+
+
+def _told_entry(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return "×".join(map(str, value.shape)) or "one value"
+    if isinstance(value, Mapping):
+        return f"{len(value)} entries"
+    return type(value).__name__
+
+
+def _checked_kind(path: Path) -> str:
+    """Returns the kind of a weight file; what bears the name safetensors has to be it."""
+    kind = kind_of_file(path)
+    if path.suffix == ".safetensors" and kind in ("unknown", "pickle", "torch-zip", "torch-legacy"):
+        return "safetensors"  # which says what is wrong with it
+    if kind in ("safetensors", "torch-zip", "torch-legacy", "pickle", *LOADERS):
+        return kind
+    if kind == "unknown" and _globals_of(path):  # pickles of protocol 0 are plain text
+        return "pickle"
+    raise LoadError(f"{path} {describe_kind(kind)}")
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise LoadError(
+            f"{path} is truncated or damaged ({first_line(error)}); fetch or save it again"
+        ) from error
+
+
+def _read_torch(path: Path) -> Any:
+    try:
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_PLAIN_CLASSES):
+            warnings.simplefilter("ignore")  # of old pickles, and of TypedStorage
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        classes = _strange_classes(path)
+        if not classes:
+            raise LoadError(
+                f"{path} is truncated or damaged ({first_line(error)}); fetch or save it again"
+            ) from error
+        raise LoadError(
+            f"{path} holds {', '.join(classes)}, and loading it would run code; where it was "
+            "made, save the weights alone: "
+            "safetensors.torch.save_file(module.state_dict(), 'model.safetensors')"
+        ) from error
+    except Exception as error:  # what damaged pickles lead to is not documented
+        raise LoadError(
+            f"{path} is truncated or damaged ({first_line(error)}); fetch or save it again"
+        ) from error
+
+
+def _strange_classes(path: Path) -> list[str]:
+    """Names the classes and functions in a torch file that are no plain data."""
+    plain = {f"{c.__module__}.{c.__qualname__}" for c in _PLAIN_CLASSES if isinstance(c, type)}
+    own = [
+        name
+        for name in _globals_of(path)
+        if name not in plain and not re.match(r"torch\.(?!nn\.(?!parameter))|collections\.", name)
+    ]
+    shown = [f"an object of {name}" for name in own[:3]]
+    return [*shown, f"{len(own) - 3} other classes"] if len(own) > 3 else shown
+
+
+def _globals_of(path: Path) -> list[str]:
+    """Returns what pickles in a torch file ask to import, "module.name", without doing it."""
+    found: dict[str, None] = {}
+    with contextlib.suppress(Exception), _pickled(path) as stream:
+        while True:  # the format before torch 1.6 is one pickle after the other
+            texts: list[str] = []
+            for operation, value, _ in pickletools.genops(stream):
+                if operation.name in ("GLOBAL", "INST"):
+                    found[str(value).replace(" ", ".")] = None
+                elif operation.name == "STACK_GLOBAL" and len(texts) > 1:
+                    found[".".join(texts[-2:])] = None
+                elif isinstance(value, str):
+                    texts.append(value)
+    return list(found)
+
+
+@contextlib.contextmanager
+def _pickled(path: Path) -> Iterator[IO[bytes]]:
+    if not zipfile.is_zipfile(path):
+        with path.open("rb") as file:
+            yield file
+        return
+    with zipfile.ZipFile(path) as archive:
+        name = next(n for n in archive.namelist() if n.endswith("data.pkl"))
+        with archive.open(name) as member:
+            yield member
+
+
+def _read_shards(index: Path) -> dict[str, Tensor]:
+    merged: dict[str, Tensor] = {}
+    for name in shards_of(index):
+        path = index.parent / name
+        if not path.is_file():
+            raise LoadError(f"{index} names the file {name}, which is not there; fetch it, too")
+        merged |= read_weights(path)
+    return merged
+
+
+def _check_values(loaded: Any, path: Path) -> None:
+    """Refuses tensors without values, and more of them than the file can hold.
+
+    Raises:
+        LoadError: there are such.
+    """
+    size = 0
+    for tensor in tensors_in(loaded):
+        if tensor.is_meta:
+            raise LoadError(
+                f"{path} holds tensors on the meta device, which have no values; save the weights "
+                "again, after they were loaded"
+            )
+        size += tensor.numel() * tensor.element_size()
+    if path.name.endswith(INDEX_SUFFIX):
+        return
+    there = path.stat().st_size
+    if size > _MOST_VALUES * there + 2**20:
+        raise LoadError(
+            f"{path} claims {size:,} bytes of weights and has {there:,}; it was tampered with"
+        )

@@ -3,6 +3,8 @@
 import contextlib
 import functools
 import hashlib
+import math
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,13 +16,16 @@ from tqdm import tqdm
 
 from pgmkit.cache import cache_entry, mark_used, publish
 from pgmkit.engines import Engine, decide, is_coordinator
-from pgmkit.errors import LoadError, ParameterError
+from pgmkit.errors import LoadError, OutputError, ParameterError
 from pgmkit.generator import Generator
+from pgmkit.machine import available_memory
 from pgmkit.plugins import as_component
 from pgmkit.spectrum.differentiation import JacobianPlan
 from pgmkit.spectrum.folders import Folder, LocalFolder, folder_at
 from pgmkit.spectrum.jacobian import MEMORY_BUDGET, JacobianSpectra, Method
+from pgmkit.spectrum.landmarks import agree, landmarks
 from pgmkit.spectrum.safety import choose, computed, used_method
+from pgmkit.spectrum.soundness import check_derivative, check_values
 from pgmkit.spectrum.spectrum import Spectrum
 from pgmkit.spectrum.store import (
     DESCRIPTIVE,
@@ -43,6 +48,7 @@ from pgmkit.spectrum.store import (
 from pgmkit.spectrum.task import BlockTask
 
 BLOCK_SIZE = 128
+MAX_BLOCK_SIZE = 1_000_000
 _CHOSEN = ("jacobian", "threads_per_worker", "computed", "check")
 """Settings that are chosen where a spectrum is begun, and kept where it is continued."""
 
@@ -86,7 +92,7 @@ def compute_spectrum(
             default 0.995 for bfloat16 and 0.95 for sketches.
         memory_budget: bytes that each process may use beside the generator and the result, at
             least 2**20.
-        block_size: latents per block, at least 1.
+        block_size: latents per block, from 1 to a million.
         engine: name of an engine component, or an object with its method `map`.
         cache: whether to take up a spectrum of the same generator and latents that was computed
             before, and to keep this one for later; see `pgmkit.cache`.
@@ -94,7 +100,8 @@ def compute_spectrum(
         report: takes a line about where blocks came from, if they were not computed.
 
     Raises:
-        ParameterError: neither or both of `latents` and `num_latents` are given, or are empty.
+        ParameterError: neither or both of `latents` and `num_latents` are given, or are empty; or
+            there are more of them than memory or the disk hold.
         GeneratorError: the latents do not fit, or the generator cannot be differentiated.
         OutputError: `out` is in use, holds another spectrum, or cannot be written.
         EngineError: the engine cannot run here, or gives up.
@@ -106,16 +113,19 @@ def compute_spectrum(
         >>> compute_spectrum(toy, num_latents=100, seed=0)
         Spectrum(100 latents of 2 dimensions, numeric rank 2 to 2 of 2)
     """
-    z = _latents(generator, latents, num_latents, seed)
     check_block_size(block_size)
     method = Method(dtype, probes, sketch, min_rank_correlation, memory_budget)
-    generator.check()
+    _check_size(generator, num_latents, probes, out)
+    z = _latents(generator, latents, num_latents, seed)
+    generator.check_runs()
     chosen: Engine = as_component("engines", engine)
     wanted = plain_settings(
         {
             "format_version": FORMAT_VERSION,
             "generator": generator.fingerprint(),
             "generator_name": generator.name,
+            "landmarks": landmarks(generator),
+            "device": generator.device.type,
             "num_latents": len(z),
             "seed": seed if latents is None else None,
             "latents": latents_digest(z),
@@ -142,6 +152,7 @@ def compute_spectrum(
             report(_cache_line(start.num_cached, num_blocks(start.settings)))
         run.share(start)
         run.compute(start, progress=progress and leads)
+        check_values(generator, z, run.rows.tensors["singular_values"], warn=leads)
         if leads:
             run.finish(start)
     return spectrum_of(run.rows.tensors, start.settings)
@@ -217,7 +228,7 @@ class _Run:
             for block, tensors, checksum in whole_blocks(self.folder, settings, blocks):
                 self._take(block, tensors, checksum)
         if self.entry is not None:
-            missing = [block for block in blocks if block not in self.rows.blocks]
+            missing = set(blocks).difference(self.rows.blocks)
             with contextlib.suppress(LoadError):
                 for block, tensors, checksum in whole_blocks(self.entry, settings, missing):
                     if self.folder is not None:
@@ -297,12 +308,18 @@ class _Run:
             recorded = recorded_settings(self.folder)
             if recorded is not None:
                 check_same(self.folder, recorded, self.wanted)
+                self._check_landmarks(self.folder, recorded)
         if recorded is None and self.entry is not None:
-            with contextlib.suppress(LoadError):
-                recorded = recorded_settings(self.entry)
+            # One with other landmarks is of another generator; it is replaced.
+            with contextlib.suppress(LoadError, OutputError):
+                cached = recorded_settings(self.entry)
+                if cached is not None:
+                    self._check_landmarks(self.entry, cached)
+                    recorded = cached
         if recorded is None:
             # Before anything is written, since it may turn out that nothing can be computed.
             self._jacobians, check = choose(self.generator, self.z, self.method)
+            check_derivative(self._jacobians, self.z)
             threads = int(getattr(self.engine, "threads", torch.get_num_threads()))
             recorded = {
                 "jacobian": asdict(self._jacobians.plan),
@@ -313,6 +330,15 @@ class _Run:
         kept = {key: recorded.get(key) for key in _CHOSEN}
         kept |= {key: recorded[key] for key in DESCRIPTIVE if key in recorded}
         return plain_settings({**self.wanted, **kept})
+
+    def _check_landmarks(self, folder: Folder, recorded: Mapping[str, Any]) -> None:
+        """Raises OutputError if a spectrum was begun with a generator that makes other images."""
+        if not agree(recorded.get("landmarks"), self.generator, self.wanted["landmarks"]):
+            raise OutputError(
+                f"{folder} holds a spectrum of a generator with the same weights and code as "
+                f"{self.generator.name!r} that makes other images; choose another folder or remove "
+                "this one"
+            )
 
     def _take(self, block: int, tensors: Tensors, checksum: str | None) -> None:
         self.rows.put(block, tensors)
@@ -364,6 +390,43 @@ def _cache_line(num_cached: int, count: int) -> str:
 
 
 def check_block_size(block_size: int) -> None:
-    """Raises ParameterError unless `block_size` is at least 1."""
-    if block_size < 1:
-        raise ParameterError(f"block_size must be at least 1, not {block_size}")
+    """Raises ParameterError unless `block_size` is from 1 to a million."""
+    if not isinstance(block_size, int) or not 1 <= block_size <= MAX_BLOCK_SIZE:
+        raise ParameterError(
+            f"block_size must be at least 1 and at most {MAX_BLOCK_SIZE:,}, not {block_size!r}"
+        )
+
+
+def _check_size(
+    generator: Generator, num_latents: int | None, probes: int | None, out: Path | str | None
+) -> None:
+    """Checks that a spectrum of so many latents fits into memory and on the disk.
+
+    Raises:
+        ParameterError: it does not.
+    """
+    if num_latents is None or num_latents < 1:
+        return
+    dim = generator.latent.dim
+    values = probes or min(dim, math.prod(generator.image.shape))
+    size = num_latents * (4 * dim + 8 * values + 8 + 1)
+    has = {"memory": available_memory()}
+    if out is not None and isinstance(place := folder_at(out), LocalFolder):
+        existing = next(
+            p for p in (place.path.absolute(), *place.path.absolute().parents) if p.exists()
+        )
+        has["disk space"] = shutil.disk_usage(existing).free
+    # Latents are held beside the result that they become a part of.
+    needs = {"memory": size + 4 * dim * num_latents, "disk space": size}
+    for what, available in has.items():
+        if available is not None and needs[what] > available:
+            fitting = int(num_latents * available / needs[what])
+            raise ParameterError(
+                f"the latents and singular values of {num_latents:,} latents need about "
+                f"{_gibibytes(needs[what])} of {what}, and there are {_gibibytes(available)}; ask "
+                f"for fewer latents, such as {min(20_000, fitting):,}"
+            )
+
+
+def _gibibytes(size: int) -> str:
+    return f"{size / 2**30:,.1f} GiB"

@@ -2,6 +2,8 @@
 
 import copy
 import math
+import re
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -17,6 +19,7 @@ from pgmkit.spectrum.tangents import (
     TangentProgram,
     UnsupportedModuleError,
     check_independent,
+    checkpoints_run_through,
     without_undefined,
 )
 
@@ -32,6 +35,26 @@ _CALIBRATION_TANGENTS = 128
 _CALIBRATION_SECONDS = 1.0
 """How long batch sizes are tried."""
 
+
+_REASON = 200
+"""How many characters of a reason are told."""
+
+_ADVICE = {
+    r"does not require grad|derivative is zero|numpy\(\)|data pointer": (
+        "no derivative leaves its forward pass: remove detach, .data, .item(), numpy, no_grad and "
+        "inference_mode from it"
+    ),
+    r"custom autograd\.Function|setup_context|vjp method": (
+        "give its custom autograd.Function a backward, or write it in functions of torch"
+    ),
+    r"inplace operation|in-place operation": (
+        "let its forward pass make new tensors where it changes some in place"
+    ),
+    r"not implemented|[Nn]o derivative|not differentiable": (
+        "replace the function that is named there by one that has a derivative"
+    ),
+}
+"""What helps, by what torch says."""
 
 _CALIBRATED: "dict[tuple[object, ...], JacobianPlan]" = {}
 """Plans by generator and circumstances: one process calibrates once, and so repeats its results."""
@@ -183,7 +206,8 @@ class Differentiator:
         return z.to(self.generator.device, self.generator.dtype)
 
     def _flat(self, z: Tensor) -> Tensor:
-        return self.generator(z.clone()).flatten(1)  # as the module may work in place
+        with checkpoints_run_through():
+            return self.generator(z.clone()).flatten(1)  # as the module may work in place
 
     def _plan_within(self, memory: int) -> JacobianPlan:
         """Returns a plan for as much of the memory as there turns out to be."""
@@ -215,12 +239,12 @@ class Differentiator:
             except Exception as error:
                 if is_out_of_memory(error):
                     raise
-                reasons.append(f"{mode}: {first_line(error)[:160]}")
+                reasons.append(f"{mode}: {textwrap.shorten(first_line(error), _REASON)}")
             else:
                 return self._calibrated(memory)
         raise GeneratorError(
             f"the generator {self.generator.name!r} cannot be differentiated "
-            f"({'; '.join(reasons)}); remove no_grad, detach and numpy from its forward pass"
+            f"({'; '.join(reasons)}); {_advice(reasons)}"
         )
 
     def _calibrated(self, memory: int) -> JacobianPlan:
@@ -289,7 +313,7 @@ class Differentiator:
 
     def _trace(self, kernels: Mapping[str, str] | None = None) -> TangentProgram:
         return TangentProgram(
-            self.generator.module, kernels=kernels, tangent_dtype=self._tangent_dtype
+            self.generator.network(), kernels=kernels, tangent_dtype=self._tangent_dtype
         )
 
     def _check_independent(self) -> None:
@@ -335,11 +359,27 @@ class Differentiator:
         self.pull(z, torch.ones(1, 1, math.prod(self.generator.image.shape)))
 
 
+def _advice(reasons: Sequence[str]) -> str:
+    """Returns what helps against the first reason for which that is known."""
+    for reason in reasons:
+        for pattern, advice in _ADVICE.items():
+            if re.search(pattern, reason):
+                return advice
+    return (
+        "torch.autograd.grad has to get through its forward pass; try it on one latent to see "
+        "where it stops"
+    )
+
+
 def _prepare(generator: Generator) -> Generator:
     """Returns a copy that computes the same, faster: channels last.
 
-    Falls back to the generator itself where the copy does not agree with it.
+    Falls back to the generator itself where the copy does not agree with it. A compiled module is
+    taken as it was written, since each way and size of running it would be compiled anew.
     """
+    written = getattr(generator.module, "_orig_mod", None)
+    if isinstance(written, nn.Module):
+        generator = Generator(written, generator.latent, generator.image, name=generator.name)
     z = generator.sample_latents(2, seed=0)
     with torch.no_grad():
         expected = generator(z)
@@ -364,7 +404,11 @@ def _widest_layer_bytes(generator: Generator) -> int:
         if isinstance(output, Tensor):
             sizes.append(output.numel())
 
-    hooks = [part.register_forward_hook(record) for part in generator.module.modules()]
+    hooks = [
+        part.register_forward_hook(record)
+        for part in generator.module.modules()
+        if not isinstance(part, torch.jit.ScriptModule)  # which takes none
+    ]
     try:
         with torch.no_grad():
             generator(generator.sample_latents(1, seed=0))

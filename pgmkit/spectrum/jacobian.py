@@ -5,7 +5,7 @@ import copy
 import math
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pgmkit.errors import GeneratorError, ParameterError, PgmkitWarning, first_line
 from pgmkit.generator import Generator
-from pgmkit.machine import is_out_of_memory
+from pgmkit.machine import full_float32, is_out_of_memory
 from pgmkit.seeds import random_generator
 from pgmkit.spectrum.differentiation import Differentiator, JacobianPlan
 from pgmkit.spectrum.tangents import UnsupportedModuleError
@@ -32,6 +32,9 @@ _TANGENTS_SHARE = 6
 
 _DOUBLES = 2**21
 """Numbers of a float32 Jacobian that are turned into float64 at a time."""
+
+_CHECKED = 4
+"""Along how many random directions J is looked at to see whether it is zero."""
 
 _FLOAT32_NOISE = 2**-23
 """Noise that float32 leaves in a singular value, relative to the largest one, at most."""
@@ -127,7 +130,18 @@ class JacobianSpectra:
     ) -> None:
         self.generator = generator
         self.method = method or Method()
-        dim = generator.latent.dim
+        continuous = generator.latent.continuous
+        dim = int(continuous.sum())
+        if dim == 0:
+            raise GeneratorError(
+                f"the latents of {generator.name!r} are all categorical, and an image has no "
+                "derivative along them; add a continuous part to the prior"
+            )
+        if self.method.probes is not None and dim < generator.latent.dim:
+            raise ParameterError(
+                f"sketches are for latents without categorical parts, and {generator.name!r} has "
+                f"{generator.latent} latents; leave probes out"
+            )
         if self.method.probes is not None and self.method.probes > dim:
             raise ParameterError(
                 f"probes must be at most {dim}, the latent dimension of {generator.name!r}, not "
@@ -139,11 +153,11 @@ class JacobianSpectra:
         self._differentiator = Differentiator(
             _in_precision(generator, self.method.dtype),
             memory=self._memory // _TANGENTS_SHARE,
-            num_directions=self.method.probes,
+            num_directions=self.method.probes or dim,
             plan=plan,
             tangent_dtype=torch.bfloat16 if fast else None,
         )
-        self._directions = _probes(dim, self.method.probes)
+        self._directions = _probes(continuous, self.method.probes)
         self._precise: Differentiator | None = None
         self._has_float64 = True
         self._lock = threading.Lock()
@@ -171,17 +185,18 @@ class JacobianSpectra:
 
         Returns:
             `singular_values` (B, r), descending, float64: r = min(M, C·H·W), or the number of
-            probes. A latent whose Jacobian is not finite has NaN throughout. `float64` (B,), bool:
-            which latents were computed in float64. All on the CPU.
+            probes; M without the coordinates of categorical parts, along which there is no
+            derivative. A latent whose Jacobian is not finite has NaN throughout. `float64` (B,),
+            bool: which latents were computed in float64. All on the CPU.
 
         Raises:
             GeneratorError: memory does not even suffice for one latent and one direction, or the
                 module does at one of the latents what cannot be differentiated.
         """
         # The switch is one for all threads, and accelerators run one block at a time.
-        precisely = contextlib.nullcontext() if self.parallel else _full_float32()
+        precisely = contextlib.nullcontext() if self.parallel else full_float32()
         with self._slots, precisely, torch.no_grad():
-            values = self._all_values(self._differentiator, z)
+            values = self._all_values(self._differentiator, z, self._values)
             exact = self.method.dtype != "bfloat16"
             precision = self._differentiator.generator.dtype
             in_float64 = torch.full([len(z)], exact and precision == torch.float64)
@@ -189,16 +204,32 @@ class JacobianSpectra:
                 unsafe = _is_unsafe(values) & ~in_float64
                 precise = self._float64() if unsafe.any() else None
                 if precise is not None:
-                    values[unsafe] = self._all_values(precise, z[unsafe])
+                    values[unsafe] = self._all_values(precise, z[unsafe], self._values)
                     in_float64 |= unsafe
         return {"singular_values": values, "float64": in_float64}
 
-    def _all_values(self, differentiator: Differentiator, z: Tensor) -> Tensor:
-        """Returns what the method asks for at any number of latents, with what memory there is."""
+    def vanishes(self, z: Tensor) -> Tensor:
+        """Returns at which latents (B, M) J is zero, bool (B,): it is, along random directions."""
+        random = random_generator(0, "vanishes")
+        directions = torch.randn(_CHECKED, z.shape[1], generator=random)
+
+        def step(differentiator: Differentiator, batch: Tensor) -> Tensor:
+            return (differentiator.push(batch, directions) == 0).all(dim=2).all(dim=1).cpu()
+
+        with self._slots, torch.no_grad():
+            return self._all_values(self._differentiator, z, step)
+
+    def _all_values(
+        self,
+        differentiator: Differentiator,
+        z: Tensor,
+        step: Callable[[Differentiator, Tensor], Tensor],
+    ) -> Tensor:
+        """Returns what `step` makes of any number of latents, with what memory there is."""
         while True:
             try:
                 return torch.cat(
-                    [self._values(differentiator, batch) for batch in differentiator.batches(z)]
+                    [step(differentiator, batch) for batch in differentiator.batches(z)]
                 )
             except UnsupportedModuleError as error:
                 raise GeneratorError(
@@ -281,21 +312,16 @@ class JacobianSpectra:
         return len(self._directions) * math.prod(self.generator.image.shape) * size
 
 
-@contextlib.contextmanager
-def _full_float32() -> Iterator[None]:
-    """Keeps an accelerator from rounding float32 to TF32, which has 10 bits and not 23."""
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+def _probes(continuous: Tensor, probes: int | None) -> Tensor:
+    """Returns orthonormal directions (m, M): all axes, or a random subspace, always the same.
 
-
-def _probes(dim: int, probes: int | None) -> Tensor:
-    """Returns orthonormal directions (m, M): all axes, or a random subspace, always the same."""
+    Args:
+        continuous: which axes there are to go along, bool (M,); all of them for a subspace.
+        probes: m; None for the axes.
+    """
+    dim = len(continuous)
     if probes is None:
-        return torch.eye(dim)
+        return torch.eye(dim)[continuous]
     draws = torch.randn(dim, probes, generator=random_generator(0, "probes"), dtype=torch.float64)
     basis: Tensor = torch.linalg.qr(draws).Q
     return basis.T.contiguous()
@@ -311,7 +337,16 @@ def _in_precision(generator: Generator, dtype: str) -> Generator:
     module = copy.deepcopy(generator.module)
     if generator.device.type == "mps":  # has no float64
         module = module.cpu()
-    return Generator(module.to(wanted), generator.latent, generator.image, name=generator.name)
+    # `module.to` would make complex weights real.
+    in_complex = torch.complex128 if wanted == torch.float64 else torch.complex64
+    module._apply(
+        lambda part: part.to(in_complex) if part.is_complex() else _floats_to(part, wanted)
+    )
+    return Generator(module, generator.latent, generator.image, name=generator.name)
+
+
+def _floats_to(part: Tensor, dtype: torch.dtype) -> Tensor:
+    return part.to(dtype) if part.is_floating_point() else part
 
 
 def _weight_bytes(generator: Generator) -> int:

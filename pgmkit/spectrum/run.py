@@ -1,7 +1,7 @@
 """A spectrum as a run: checked before it starts, resumable, complete or absent."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,8 @@ from pgmkit.config import check_count, component_table, make_settings
 from pgmkit.engines import Engine, decide, is_coordinator
 from pgmkit.errors import ParameterError
 from pgmkit.generator import Generator
-from pgmkit.loading.generators import load_generator
+from pgmkit.loading.generators import load_described
+from pgmkit.loading.options import GeneratorOptions
 from pgmkit.machine import check_device
 from pgmkit.plugins import build_from_table
 from pgmkit.spectrum.compute import BLOCK_SIZE, check_block_size, compute_spectrum
@@ -31,9 +32,12 @@ class SpectrumSettings:
     Args:
         source: reference of the generator.
         engine: `name` of the engine and its parameters.
+        generator: what the source does not say of itself: further arguments of
+            `pgmkit.load_generator`.
         latents: number drawn from the prior.
         seed: of the latents.
-        device: where the generator runs, such as "cpu" or "cuda".
+        device: where the generator runs, such as "cpu" or "cuda:1"; "auto" is CUDA, then MPS, then
+            the CPU.
         block_size: latents per block of work.
         dtype, probes, sketch, min_rank_correlation, memory_budget: what is computed, how exactly
             and in how much memory; see `compute_spectrum`.
@@ -42,9 +46,10 @@ class SpectrumSettings:
 
     source: str
     engine: Mapping[str, Any]
+    generator: Mapping[str, Any] = field(default_factory=dict)
     latents: int = 20_000
     seed: int = 0
-    device: str = "cpu"
+    device: str = "auto"
     block_size: int = BLOCK_SIZE
     dtype: str = "auto"
     probes: int | None = None
@@ -60,21 +65,24 @@ class SpectrumSettings:
         Method(self.dtype, self.probes, self.sketch, self.min_rank_correlation, self.memory_budget)
         check_device(self.device)
         build_from_table("engines", self.engine)
+        GeneratorOptions.from_table(self.generator, "the table 'generator'")
 
     def load_generator(self) -> Generator:
         """Loads the generator onto its device."""
-        return load_generator(self.source, device=self.device)
+        device = check_device(self.device)
+        return load_described(self.source, self.generator, device=device)
 
     def resolved(self, generator: Generator) -> dict[str, Any]:
-        """Returns the settings as plain values, pinned to the generator's weights."""
+        """Returns the settings as plain values, pinned to the generator's weights and device."""
         provenance = generator.provenance
         pinned = {key: provenance[key] for key in ("revision", "sha256") if key in provenance}
-        return {**asdict(self), "generator": pinned}
+        told = {**self.generator, **pinned}
+        return {**asdict(self), "device": str(generator.device), "generator": told}
 
     def compute(
         self,
         generator: Generator,
-        out: Path,
+        out: Path | str,
         engine: Engine,
         *,
         progress: bool = False,
@@ -90,7 +98,7 @@ class SpectrumSettings:
             report: takes a line when the spectrum came from the cache.
         """
         arguments = {field.name: getattr(self, field.name) for field in fields(SpectrumSettings)}
-        for name in ("source", "device", "engine"):
+        for name in ("source", "generator", "device", "engine"):
             del arguments[name]
         arguments["num_latents"] = arguments.pop("latents")
         return compute_spectrum(
@@ -134,7 +142,7 @@ def prepare(values: Mapping[str, Any]) -> PreparedSpectrum:
 
 def run(
     prepared: PreparedSpectrum,
-    out: Path,
+    out: Path | str,
     *,
     progress: bool = False,
     report: Callable[[str], None] | None = None,
@@ -143,7 +151,7 @@ def run(
 
     Args:
         prepared: what `prepare` returned.
-        out: the folder.
+        out: the folder, or a URL that fsspec opens.
         progress: whether to show a progress bar on stderr.
         report: takes a line when the spectrum came from the cache.
 
@@ -155,12 +163,12 @@ def run(
     """
     settings = prepared.settings
     engine = build_from_table("engines", settings.engine)
-    # Blocks without a manifest are left behind where a run was stopped within its first one.
-    decide(
-        engine,
-        lambda: runs.check_folder(
-            out, mark=MANIFEST_FILE, what="spectrum", parts="block-*.safetensors"
-        ),
-    )
+    decide(engine, lambda: _check_out(out))
     spectrum = settings.compute(prepared.generator, out, engine, progress=progress, report=report)
     return spectrum if is_coordinator(engine) else None
+
+
+def _check_out(out: Path | str) -> None:
+    if isinstance(out, Path):
+        # Blocks without a manifest are left where a run was stopped within its first one.
+        runs.check_folder(out, mark=MANIFEST_FILE, what="spectrum", parts="block-*.safetensors")

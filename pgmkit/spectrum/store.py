@@ -6,8 +6,10 @@ killed before the manifest could name it.
 """
 
 import hashlib
+import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,16 +19,21 @@ from torch import Tensor
 
 from pgmkit.errors import LoadError, OutputError
 from pgmkit.loading.weights import serialise
-from pgmkit.spectrum.folders import Folder, folder_at
+from pgmkit.spectrum.folders import Folder, LocalFolder, folder_at
 from pgmkit.spectrum.spectrum import Spectrum
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST_FILE = "manifest.json"
-DESCRIPTIVE = ("generator_name", "seed")
+DESCRIPTIVE = ("generator_name", "landmarks", "seed", "device")
 """Settings that tell about a spectrum but do not determine it; they may differ on resuming."""
 
+_MODES = ("layers", "forward", "reverse")
+_SKETCHES = ("volume", "top")
 _HEADER_KEY = "pgmkit"
 """One key holds everything: safetensors writes several in any order."""
+
+_TENSORS = {"latents": 2, "singular_values": 2, "log_prior": 1, "float64": 1}
+"""What a shard holds, with the number of dimensions."""
 
 Tensors = Mapping[str, Tensor]
 
@@ -79,7 +86,16 @@ class Shards:
         # those of this block of this spectrum.
         if tensors is None or self.encode(block, tensors) != data:
             return None
-        return tensors, found
+        return (tensors, found) if self._fits(block, tensors) else None
+
+    def _fits(self, block: int, tensors: Tensors) -> bool:
+        """Whether these are the tensors of as many latents as the block has."""
+        size = int(self.settings["block_size"])
+        count = min(size, int(self.settings["num_latents"]) - block * size)
+        return tensors.keys() == _TENSORS.keys() and all(
+            tensors[name].ndim == ndim and len(tensors[name]) == count
+            for name, ndim in _TENSORS.items()
+        )
 
 
 class Rows:
@@ -139,8 +155,10 @@ def load_spectrum(folder: Path | str) -> Spectrum:
     settings, checksums = _manifest_of(place)
     shards = Shards(place, settings)
     count = num_blocks(settings)
+    # A count that no files stand behind must take neither time nor memory.
+    blocks = range(count) if len(place.names()) >= count else [_first_missing(place)]
     rows = Rows(settings["num_latents"], settings["block_size"])
-    for block in range(count):
+    for block in blocks:
         shard = shards.read(block, checksums.get(block, ""))
         if shard is None:
             raise LoadError(
@@ -149,6 +167,11 @@ def load_spectrum(folder: Path | str) -> Spectrum:
             )
         rows.put(block, shard[0])
     return spectrum_of(rows.tensors, settings)
+
+
+def _first_missing(folder: Folder) -> int:
+    present = folder.names()
+    return next(block for block in itertools.count() if shard_name(block) not in present)
 
 
 def count_blocks(folder: Path | str) -> tuple[dict[str, Any], int, int]:
@@ -172,7 +195,10 @@ def count_blocks(folder: Path | str) -> tuple[dict[str, Any], int, int]:
 def _manifest_of(folder: Folder) -> tuple[dict[str, Any], dict[int, str]]:
     manifest = read_manifest(folder)
     if manifest is None:
-        raise LoadError(f"{folder} holds no spectrum: it has no {MANIFEST_FILE}")
+        hint = ""
+        if isinstance(folder, LocalFolder) and (folder.path / "spectrum" / MANIFEST_FILE).exists():
+            hint = f"; there is one in {folder.path / 'spectrum'}"
+        raise LoadError(f"{folder} holds no spectrum: it has no {MANIFEST_FILE}{hint}")
     if manifest[0].get("format_version") != FORMAT_VERSION:
         raise LoadError(
             f"{folder} holds a spectrum of format {manifest[0].get('format_version')!r}, and this "
@@ -192,6 +218,13 @@ def num_blocks(settings: Mapping[str, Any]) -> int:
     return -(-int(settings["num_latents"]) // int(settings["block_size"]))
 
 
+def _block_of(name: str) -> int:
+    """Returns the number of the block that a file holds by its name, -1 for another file."""
+    found = re.fullmatch(r"block-(\d{6,18})\.safetensors", name, re.ASCII)
+    block = int(found[1]) if found else -1
+    return block if shard_name(block) == name else -1
+
+
 def shard_name(block: int) -> str:
     """Returns the file name of a block."""
     return f"block-{block:06d}.safetensors"
@@ -209,12 +242,49 @@ def read_manifest(folder: Folder) -> tuple[dict[str, Any], dict[int, str]] | Non
     try:
         recorded = json.loads(data)
         checksums = {int(block): str(checksum) for block, checksum in recorded["blocks"].items()}
-        return dict(recorded["settings"]), checksums
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        settings = dict(recorded["settings"])
+        _check_settings(settings)
+    except _DAMAGE as error:
         raise LoadError(
-            f"{folder}/{MANIFEST_FILE} is damaged ({error}); remove that file and run the command "
-            "that computes the spectrum again: whole blocks count without it"
+            f"{folder}/{MANIFEST_FILE} is damaged ({_what(error)}); remove that file and run the "
+            "command that computes the spectrum again: whole blocks count without it"
         ) from error
+    return settings, checksums
+
+
+_DAMAGE = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
+"""What reading JSON of another form than expected may end in."""
+
+
+def _what(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"it lacks {error}"
+    return "it is nested too deep" if isinstance(error, RecursionError) else str(error)
+
+
+def _check_settings(settings: Mapping[str, Any]) -> None:
+    """Raises ValueError, TypeError or KeyError if settings of this format cannot be such."""
+    if settings["format_version"] != FORMAT_VERSION:
+        return
+    for key in ("num_latents", "block_size", "threads_per_worker"):
+        value = settings[key]
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{key} is {value!r:.40}")
+    computed, check, plan = settings["computed"], settings["check"], settings["jacobian"]
+    if not (isinstance(computed, dict) and isinstance(plan, dict)):
+        raise ValueError("computed and jacobian must be objects")
+    if not isinstance(computed["probes"], int | None) or computed["sketch"] not in (
+        None,
+        *_SKETCHES,
+    ):
+        raise ValueError(f"computed is {computed!r:.80}")
+    if check is not None and not isinstance(check["used"], bool):
+        raise ValueError(f"check is {check!r:.40}")
+    for key in ("batch_size", "tangents"):
+        if not isinstance(plan[key], int) or plan[key] < 1:
+            raise ValueError(f"{key} of jacobian is {plan[key]!r:.40}")
+    if plan["mode"] not in _MODES:
+        raise ValueError(f"mode of jacobian is {plan['mode']!r:.40}")
 
 
 def encode_manifest(settings: Mapping[str, Any], checksums: Mapping[int, str]) -> bytes:
@@ -254,7 +324,7 @@ def check_same(folder: Folder, recorded: Mapping[str, Any], wanted: Mapping[str,
 
 
 def whole_blocks(
-    folder: Folder, settings: Mapping[str, Any], blocks: Iterable[int]
+    folder: Folder, settings: Mapping[str, Any], blocks: Container[int]
 ) -> Iterator[tuple[int, Tensors, str]]:
     """Yields number, tensors and checksum of those blocks of a spectrum that a folder holds whole.
 
@@ -265,9 +335,8 @@ def whole_blocks(
     """
     _, checksums = read_manifest(folder) or ({}, {})
     shards = Shards(folder, settings)
-    present = folder.names()
-    for block in blocks:
-        if shard_name(block) in present:
+    for block in sorted(map(_block_of, folder.names())):
+        if block in blocks:
             shard = shards.read(block, checksums.get(block))
             if shard is not None:
                 yield block, *shard
@@ -284,7 +353,8 @@ def _settings_of_shards(folder: Folder) -> dict[str, Any] | None:
             length = int.from_bytes(data[:8], "little")
             header = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][_HEADER_KEY])
             settings, block = dict(header["settings"]), int(header["block"])
-        except (ValueError, TypeError, KeyError):
+            _check_settings(settings)
+        except _DAMAGE:
             continue
         if Shards(folder, settings).encode(block, tensors) == data:
             return settings

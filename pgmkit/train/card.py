@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from pgmkit.loading.saving import SAMPLES_FILE, card_header
+from pgmkit.loading.cards import SAMPLES_FILE, card_header
 
 
 def model_card(record: Mapping[str, Any], pipeline_tag: str) -> str:

@@ -12,10 +12,11 @@ from torch.nn import functional
 
 from pgmkit import pictures
 from pgmkit.errors import ParameterError
-from pgmkit.generator import Generator, ImageSpec, LatentSpec
+from pgmkit.generator import Generator, ImageSpec
 from pgmkit.images import ImageData
 from pgmkit.loading.saving import save_generator, terms
 from pgmkit.plugins import build_component, registry
+from pgmkit.priors import LatentSpec
 from pgmkit.seeds import random_generator
 from pgmkit.train.card import model_card
 from pgmkit.train.checkpoint import Part

@@ -91,7 +91,8 @@ def train(
     task.check(data)
     runs.check_folder(out)
     with files.single_writer(out), _interrupts_after_steps() as interrupted:
-        runs.record(out, config)
+        device = "" if (out / "model").exists() else str(getattr(task, "device", ""))
+        runs.record(out, config, device=device)
         checkpoint = out / "checkpoint.safetensors"
         if not checkpoint.exists():
             _try_the_end(task, out, {**config, "steps": 0, "seconds": 0})
@@ -133,14 +134,14 @@ def train(
                         log.add(step, epoch + 1, losses)
                     if interrupted() and step % steps_per_epoch:
                         save()
-                        raise KeyboardInterrupt
+                        raise KeyboardInterrupt(*interrupted())
                 measured = task.end_epoch(epoch + 1, out)
                 if epoch + 1 in snapshots:
                     so_far = {**config, "epochs": epoch + 1, **progress_so_far()}
                     task.export(out / SNAPSHOTS / f"epoch-{epoch + 1:03d}", so_far)
                 save()
                 if interrupted():
-                    raise KeyboardInterrupt
+                    raise KeyboardInterrupt(*interrupted())
                 report(_epoch_line(epoch + 1, epochs, {**losses, **measured}, started))
         task.export(out / "model", {**config, **progress_so_far()})
 
@@ -190,14 +191,18 @@ class _Log:
 
 
 @contextmanager
-def _interrupts_after_steps() -> Iterator[Callable[[], bool]]:
-    """Holds back the first Ctrl-C or SIGTERM until the step is done; a second one acts at once."""
+def _interrupts_after_steps() -> Iterator[Callable[[], list[int]]]:
+    """Holds back the first Ctrl-C or SIGTERM until the step is done; a second one acts at once.
+
+    Yields:
+        What returns the number of the signal that was received, in a list, or an empty one.
+    """
     received: list[int] = []
     previous: dict[signal.Signals, Any] = {}
 
     def remember(number: int, frame: FrameType | None) -> None:
         if received:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(number)
         received.append(number)
 
     for name in (signal.SIGINT, signal.SIGTERM):
@@ -206,7 +211,7 @@ def _interrupts_after_steps() -> Iterator[Callable[[], bool]]:
         except ValueError:  # not in the main thread: signals go elsewhere
             break
     try:
-        yield lambda: bool(received)
+        yield lambda: received
     finally:
         for name, handler in previous.items():
             signal.signal(name, handler)

@@ -10,9 +10,9 @@ import torch
 from pgmkit import runs
 from pgmkit.config import make_settings
 from pgmkit.errors import DataError, ParameterError, UnknownNameError
-from pgmkit.generator import LatentSpec
 from pgmkit.images import ImageData, check_source, is_number, load_images
 from pgmkit.machine import check_device
+from pgmkit.priors import LatentSpec
 from pgmkit.seeds import random_generator
 from pgmkit.train.classifier import ClassifierTask, check_classifier
 from pgmkit.train.gan import GANSettings, GANTask
@@ -57,9 +57,9 @@ def run_training(
     data: str,
     out: Path,
     *,
-    device: str = "cpu",
+    device: str = "auto",
     progress: bool = False,
-    report: Callable[[str], None] = lambda line: None,
+    report: Callable[[str], None] | None = None,
 ) -> Path:
     """Trains what `config` describes on `data` and returns the folder of the exported model.
 
@@ -67,7 +67,7 @@ def run_training(
         config: see `TrainSettings`.
         data: see `pgmkit.images.load_images`.
         out: the output folder; a run that was stopped there continues.
-        device: "cpu", "cuda", ...
+        device: "cpu", "cuda:1", ...; "auto" is CUDA, then MPS, then the CPU.
         progress: whether to show a progress bar on stderr.
         report: takes one line of text per epoch.
 
@@ -110,7 +110,7 @@ def run_training(
         seed=settings.seed,
         snapshots=settings.snapshots,
         progress=progress,
-        report=report,
+        report=report or (lambda line: None),
     )
     return out / "model"
 

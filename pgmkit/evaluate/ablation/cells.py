@@ -25,7 +25,7 @@ from pgmkit.evaluate.fidelity import Reference, check_fidelity, load_reference
 from pgmkit.evaluate.metrics import classify_latents
 from pgmkit.generator import Generator
 from pgmkit.images import ImageData
-from pgmkit.loading.generators import load_generator
+from pgmkit.loading.generators import load_described
 from pgmkit.machine import machine, thread_limit
 from pgmkit.shattering import ShatteredGenerator, shatter
 from pgmkit.spectrum import Spectrum, load_spectrum
@@ -280,7 +280,7 @@ def load_models(settings: GeneratorSettings, *, cache: bool = True) -> Models:
     Raises:
         PgmkitError: one of them cannot be loaded, or they do not fit together.
     """
-    generator = load_generator(settings.source, device=settings.device)
+    generator = load_described(settings.source, settings.generator, device=settings.device or "cpu")
     classifier = None if settings.classifier is None else load_classifier(settings.classifier)
     if classifier is not None:
         classifier.check_images(generator.image.shape)
@@ -289,7 +289,7 @@ def load_models(settings: GeneratorSettings, *, cache: bool = True) -> Models:
     check_extractor(settings.extractor)
     images = load_reference(settings.reference, generator, split=settings.split)
     check_fidelity(images, classifier)
-    extractor = load_extractor(settings.extractor, settings.device)
+    extractor = load_extractor(settings.extractor, generator.device)
     return Models(generator, classifier, images, extractor, cache)
 
 

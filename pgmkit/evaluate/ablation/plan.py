@@ -5,7 +5,7 @@ import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from pgmkit.config import check_count, component_table, make_settings
@@ -20,7 +20,7 @@ from pgmkit.spectrum.run import DEFAULT_ENGINE, SpectrumSettings
 OF_SPECTRUM = tuple(
     f.name
     for f in fields(SpectrumSettings)
-    if f.name not in ("source", "device", "latents", "seed", "engine")
+    if f.name not in ("source", "generator", "device", "latents", "seed", "engine")
 )
 """Settings of `pgmkit spectrum compute` that an ablation passes on."""
 
@@ -33,9 +33,10 @@ class GeneratorSettings:
 
     Args:
         source: reference of the generator.
+        generator: further arguments of `pgmkit.load_generator`.
         name: in tables and file names; that of the generator if left empty.
         classifier: reference of the classifier that labels its images, or None.
-        device: where the generator runs.
+        device: where the generator runs; None is where those of the ablation do.
         clusters: k for this generator, one or a list; None takes those of the ablation.
         reference: real images for the measure "fidelity"; see `pgmkit.images.load_images`.
         split: "train" or "test", where the reference has both.
@@ -43,9 +44,10 @@ class GeneratorSettings:
     """
 
     source: str
+    generator: Mapping[str, Any] = field(default_factory=dict)
     name: str = ""
     classifier: str | None = None
-    device: str = "cpu"
+    device: str | None = None
     clusters: Any = None
     reference: str | None = None
     split: str = "train"
@@ -72,6 +74,8 @@ class AblationSettings:
             available core.
         threads: of each of these processes.
         engine: where spectra are computed: `name` of the engine and its parameters.
+        device: where generators run, such as "cpu" or "cuda:1"; "auto" is CUDA, then MPS, then the
+            CPU.
     """
 
     generators: Any
@@ -86,6 +90,7 @@ class AblationSettings:
     jobs: int | None = None
     threads: int = 1
     engine: Any = DEFAULT_ENGINE
+    device: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -197,7 +202,8 @@ class Plan:
 
     def spectrum_settings(self, generator: GeneratorSettings, seed: int) -> SpectrumSettings:
         """Returns the settings of the spectrum that one generator and seed share."""
-        given = {"source": generator.source, "device": generator.device, "engine": self.engine}
+        given = {name: getattr(generator, name) for name in ("source", "generator", "device")}
+        given["engine"] = self.engine
         values = {**given, "latents": max(self.latents), "seed": seed, **self.spectrum}
         return make_settings(SpectrumSettings, values, "the config")
 
@@ -264,7 +270,10 @@ def make_plan(values: Mapping[str, Any]) -> Plan:
     own = {key: value for key, value in values.items() if key not in OF_SPECTRUM}
     settings = make_settings(AblationSettings, own, "the config")
     generators = [
-        make_settings(GeneratorSettings, table, f"generator {number} of the config")
+        _on_device(
+            make_settings(GeneratorSettings, table, f"generator {number} of the config"),
+            settings.device,
+        )
         for number, table in enumerate(_tables("generators", settings.generators, "source"), 1)
     ]
     plan = Plan(
@@ -280,6 +289,11 @@ def make_plan(values: Mapping[str, Any]) -> Plan:
     )
     _check(plan)
     return plan
+
+
+def _on_device(generator: GeneratorSettings, device: str) -> GeneratorSettings:
+    """Returns the settings with the device that is meant."""
+    return replace(generator, device=str(check_device(generator.device or device)))
 
 
 def axis(name: str, value: Any) -> list[Any]:
@@ -339,7 +353,6 @@ def _check(plan: Plan) -> None:
 
 def _check_generator(plan: Plan, generator: GeneratorSettings) -> None:
     name = generator.name or generator.source
-    check_device(generator.device)
     for need in ("classifier", "reference"):
         lacking = plan.needing(need)
         if lacking and not getattr(generator, need):

@@ -1,7 +1,6 @@
 """An ablation as a run: checked before it starts, resumable, and told in tables and figures."""
 
 import contextlib
-import json
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -161,9 +160,11 @@ def _begin(prepared: PreparedAblation, out: Path, held: contextlib.ExitStack) ->
     held.enter_context(files.single_writer(out))
     settings = prepared.resolved()
     fixed = {k: settings[k] for k in OF_SPECTRUM if k not in _CHANGES_NO_RESULT}
-    runs.record(out, {"command": "ablate", **fixed})
     found = ((cell, _read(out, cell)) for cell in prepared.cells)
-    return [cell for cell, result in found if result is None or result.error is not None]
+    missing = [cell for cell, result in found if result is None or result.error is not None]
+    device = prepared.plan.generators[0].device if missing else None
+    runs.record(out, {"command": "ablate", **fixed}, device=device or "")
+    return missing
 
 
 def _share(
@@ -291,8 +292,8 @@ def _save(out: Path, cell: Cell, result: Result) -> None:
 def _read(out: Path, cell: Cell) -> Result | None:
     """Returns the result of a cell; None if there is none, or a damaged one."""
     try:
-        return Result(**json.loads(_path(out, cell).read_text()))
-    except (OSError, ValueError, TypeError):
+        return Result(**files.read_json(_path(out, cell), str(out)))
+    except (LoadError, TypeError):
         return None
 
 
@@ -312,7 +313,7 @@ def _summary(
     for name, seed in prepared.spectra:
         shared = SharedFiles(out / "spectra", name, max(prepared.plan.latents), seed)
         if shared.record.exists():
-            spectra[shared.name] = json.loads(shared.record.read_text())
+            spectra[shared.name] = files.read_json(shared.record, str(out))
     plugins = {r.name: r.version for r in registry().records if r.status == "loaded"}
     versions: dict[str, set[str]] = {}
     for row in rows:

@@ -5,6 +5,7 @@ how each function pushes tangents, `generic` takes those without a rule, and `co
 the time goes.
 """
 
+from pgmkit.spectrum.tangents.checkpoints import checkpoints_run_through
 from pgmkit.spectrum.tangents.generic import FORWARD_MODE
 from pgmkit.spectrum.tangents.program import TangentProgram, check_independent, without_undefined
 from pgmkit.spectrum.tangents.recording import UnsupportedModuleError
@@ -14,5 +15,6 @@ __all__ = [
     "TangentProgram",
     "UnsupportedModuleError",
     "check_independent",
+    "checkpoints_run_through",
     "without_undefined",
 ]

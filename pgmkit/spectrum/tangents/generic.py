@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pgmkit.errors import first_line
 from pgmkit.machine import is_out_of_memory
 from pgmkit.spectrum.tangents.dual import Application, Dual, total
 from pgmkit.spectrum.tangents.recording import UnsupportedModuleError, map_values
@@ -36,7 +37,7 @@ def push_generic(call: Application) -> Any:
         except Exception as error:
             if is_out_of_memory(error):
                 raise
-            reasons.append(str(error).strip().partition("\n")[0][:160])
+            reasons.append(first_line(error))
     else:
         if outputs:
             raise UnsupportedModuleError(

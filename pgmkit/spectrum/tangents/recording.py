@@ -6,10 +6,11 @@ all become calls of one form, whatever does not depend on the latents becomes a 
 effective weight is computed once), and control flow that depends on shapes needs no care.
 """
 
+import sys
 import threading
 import types
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
@@ -17,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+
+from pgmkit.spectrum.tangents.checkpoints import checkpoints_run_through
 
 
 class UnsupportedModuleError(Exception):
@@ -133,7 +136,13 @@ def record(
     z = z.detach().clone()
     recorder.track(z)
     # Gradients are on so that a `no_grad` inside the module shows.
-    with _opaque_calls_noted_by(recorder), torch.enable_grad(), recorder:
+    with (
+        _opaque_calls_noted_by(recorder),
+        checkpoints_run_through(),
+        _not_compiled(),
+        torch.enable_grad(),
+        recorder,
+    ):
         images = module(z)
     if not isinstance(images, Tensor):
         raise UnsupportedModuleError(f"it returns a {type(images).__name__}, not a tensor")
@@ -416,6 +425,17 @@ def _without_dispatch(function: Any) -> Callable[..., Any]:
     if isinstance(function, types.MethodType):
         return types.MethodType(bare, function.__self__)
     return bare
+
+
+def _not_compiled() -> AbstractContextManager[Any]:
+    """Runs compiled modules as they were written; dynamo would compile the recorder with them.
+
+    The switch is one for all threads; recorders run one after the other.
+    """
+    if "torch._dynamo" not in sys.modules:  # takes seconds to import
+        return nullcontext()
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
 _patching = threading.Lock()

@@ -13,9 +13,10 @@ from torch import Tensor
 from pgmkit.choice import make_kmeans
 from pgmkit.config import check_count, component_table
 from pgmkit.errors import ParameterError, UnknownNameError
-from pgmkit.generator import Generator, LatentSpec
+from pgmkit.generator import Generator
 from pgmkit.machine import thread_limit
 from pgmkit.plugins import build_component
+from pgmkit.priors import LatentSpec
 from pgmkit.seeds import derive_seed
 from pgmkit_plugins.samplers.classifier import LatentClassifier
 from pgmkit_plugins.samplers.mappers import Mapper, build_mapper
@@ -484,15 +485,25 @@ def inner_sampler(setting: str, value: Any, default: str, given: Mapping[str, An
     return build_component("cluster-samplers", name, **{**given, **table})
 
 
-def images_of(generator: Generator | None, method: str) -> Generator:
+def images_of(generator: Generator | None, method: str, *, points: bool = False) -> Generator:
     """Returns the generator that a method looks through.
 
+    Args:
+        generator: if there is one.
+        method: for the messages.
+        points: whether points will do.
+
     Raises:
-        ParameterError: there is none.
+        ParameterError: there is none, or it makes points and no images.
     """
     if generator is None:
         raise ParameterError(
             f"the cluster sampler {method!r} looks at images, so it needs the generator; "
             "fit with generator=..., and bind a loaded sampler to its generator"
+        )
+    if generator.image.is_points and not points:
+        raise ParameterError(
+            f"the cluster sampler {method!r} looks at images, and {generator.name!r} makes points; "
+            "choose another, such as 'kmeans-gmm' or 'output-kmeans'"
         )
     return generator

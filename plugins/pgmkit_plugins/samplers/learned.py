@@ -10,7 +10,8 @@ from torch.nn import functional
 
 from pgmkit.config import check_count
 from pgmkit.errors import ParameterError
-from pgmkit.generator import Generator, LatentSpec
+from pgmkit.generator import Generator
+from pgmkit.priors import LatentSpec
 from pgmkit.seeds import derive_seed, random_generator
 from pgmkit_plugins.samplers.composed import (
     Array,
@@ -219,11 +220,12 @@ def moved(latents: Tensor, prior: LatentSpec, step: float, random: torch.Generat
     """Returns latents (n, M) moved by a step s in [0, 1) that leaves their prior as it is.
 
     For a normal prior that is `z' = √(1 - s²)·z + s·ε`; others are moved as `LatentSpec.to_normal`
-    shows them.
+    shows them. Categories stay.
     """
     normal = prior.to_normal(latents)
     fresh = torch.randn(normal.shape, generator=random, dtype=normal.dtype)
-    return prior.from_normal(math.sqrt(1 - step**2) * normal + step * fresh)
+    stepped = math.sqrt(1 - step**2) * normal + step * fresh
+    return prior.from_normal(torch.where(prior.continuous.to(normal.device), stepped, normal))
 
 
 def deformed(images: Tensor, strength: float, flip: bool, random: torch.Generator) -> Tensor:

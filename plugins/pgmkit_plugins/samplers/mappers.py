@@ -20,8 +20,8 @@ from torch import Tensor
 from pgmkit.components import check_parameters
 from pgmkit.config import check_count
 from pgmkit.errors import ParameterError, PgmkitWarning, SamplingError, UnknownNameError
-from pgmkit.generator import LatentSpec
 from pgmkit.machine import thread_limit
+from pgmkit.priors import LatentSpec
 from pgmkit.seeds import derive_seed, random_generator
 
 Array = npt.NDArray[np.float64]
@@ -65,6 +65,8 @@ class MixtureMapper:
     Everything is fitted in float64 on latents that are centred and divided by one common scale, the
     spread within clusters. Where the prior has bounds, latents are first turned into those of a
     normal prior, and what is drawn is turned back, so that it lies inside (`LatentSpec.to_normal`).
+    Mixtures are of the continuous coordinates; each Gaussian has probabilities of its own for the
+    categories of categorical parts, the frequencies among the latents that it stands for.
     A cluster with fewer than `num_components · (M + 1)` latents cannot carry full covariances: it
     gets one Gaussian with the covariance that all clusters share, and a warning says so.
 
@@ -77,10 +79,11 @@ class MixtureMapper:
             fewer components than others.
         means_: (k, c, M), float64.
         cholesky_: lower factors L of the covariances L·Lᵀ, (k, c, M, M), float64.
+        categories_: probabilities of the categories of all categorical parts, (k, c, C), float64.
         bounded_: whether the prior had bounds, so that the mixtures are those of `to_normal`.
     """
 
-    _saved = ("weights", "means", "cholesky", "bounded")
+    _saved = ("weights", "means", "cholesky", "categories", "bounded")
 
     def __init__(self, num_components: int | str = 2) -> None:
         if num_components != "bic":
@@ -103,7 +106,13 @@ class MixtureMapper:
     ) -> None:
         """Fits a mixture to each cluster; see `Mapper`."""
         sizes = labels[labels >= 0].bincount(minlength=num_clusters)
-        self._warn_of_small_clusters(sizes.tolist(), latents.shape[1])
+        dim = latents.shape[1] if prior is None else int(prior.continuous.sum())
+        if dim == 0:
+            raise ParameterError(
+                f"mappers draw from continuous coordinates, and {prior} latents have none; add a "
+                "continuous part to the prior"
+            )
+        self._warn_of_small_clusters(sizes.tolist(), dim)
         self._fit_mixtures(latents, labels, num_clusters, prior, seed)
 
     def sample(
@@ -128,7 +137,16 @@ class MixtureMapper:
                 "these clusters were found in latents with bounds; bind the sampler to its "
                 "generator, which knows them"
             )
-        return prior.from_normal(drawn)
+        latents = torch.zeros(n, prior.dim, dtype=torch.float64)
+        latents[:, prior.continuous] = drawn
+        first = 0
+        for place in prior.categories:
+            last = first + place.stop - place.start
+            shares = self.categories_[cluster, component, first:last]
+            chosen = torch.multinomial(shares, 1, generator=random)
+            latents[:, place] = torch.zeros_like(shares).scatter_(1, chosen, 1.0)
+            first = last
+        return prior.from_normal(latents)
 
     def state(self) -> dict[str, Tensor]:
         """Returns all that was fitted, by name."""
@@ -148,12 +166,15 @@ class MixtureMapper:
         seed: int,
     ) -> None:
         """Fits a mixture to each cluster, without a warning."""
-        bounded = prior is not None and prior.distribution != "normal"
-        latents = latents.detach().cpu()
-        latents = prior.to_normal(latents) if prior is not None and bounded else latents.double()
-        z, clusters = latents.numpy(), labels.numpy()
+        latents = latents.detach().cpu().double()
+        bounded = prior is not None and prior.bounded
+        continuous = torch.full((latents.shape[1],), True)
+        if prior is not None and bounded:
+            latents, continuous = prior.to_normal(latents), prior.continuous
+        z, one_hot = latents[:, continuous].numpy(), latents[:, ~continuous].numpy()
+        members = [(labels == cluster).numpy() for cluster in range(num_clusters)]
         centre = z.mean(axis=0)
-        groups = [z[clusters == cluster] - centre for cluster in range(num_clusters)]
+        groups = [z[inside] - centre for inside in members]
         within = np.concatenate([group - group.mean(axis=0) for group in groups if len(group)])
         # Clusters that are points have no spread but what rounding makes of it.
         scale = max(float(within.std()), 1e-6 * float(z.std())) or 1.0
@@ -161,14 +182,20 @@ class MixtureMapper:
         with thread_limit(1):
             fitted = [
                 self._fit_cluster(
-                    group / scale, shared, derive_seed(seed, "mixture", cluster) % 2**32
+                    group / scale,
+                    one_hot[members[cluster]],
+                    shared,
+                    derive_seed(seed, "mixture", cluster) % 2**32,
                 )
                 for cluster, group in enumerate(groups)
             ]
-        weights, means, cholesky = (_stacked(parts) for parts in zip(*fitted, strict=True))
+        weights, means, cholesky, categories = (
+            _stacked(parts) for parts in zip(*fitted, strict=True)
+        )
         self.weights_ = torch.from_numpy(weights)
         self.means_ = torch.from_numpy(means * scale + centre)
         self.cholesky_ = torch.from_numpy(cholesky * scale)
+        self.categories_ = torch.from_numpy(categories)
         self.bounded_ = torch.tensor(bounded)
 
     def _candidates(self, count: int, dim: int) -> list[int]:
@@ -198,15 +225,16 @@ class MixtureMapper:
             )
 
     def _fit_cluster(
-        self, points: Array, shared: Array, random_state: int
+        self, points: Array, one_hot: Array, shared: Array, random_state: int
     ) -> tuple[npt.NDArray[Any], ...]:
-        """Returns weights (c,), means (c, M) and Cholesky factors (c, M, M) of one cluster."""
+        """Returns weights (c,), means (c, M), Cholesky factors (c, M, M) and categories (c, C)."""
         count, dim = points.shape
         candidates = self._candidates(count, dim)
         if not candidates:
             mean = points.mean(axis=0) if count else np.zeros(dim)
             factor = np.linalg.cholesky(shared + 1e-6 * np.eye(dim))
-            return np.ones((1,)), np.asarray(mean)[None], factor[None]
+            frequencies = one_hot.mean(axis=0) if count else np.ones(one_hot.shape[1])
+            return np.ones((1,)), np.asarray(mean)[None], factor[None], frequencies[None]
         mixtures = []
         for number in candidates:
             mixture = GaussianMixture(number, reg_covar=1e-6, random_state=random_state)
@@ -215,7 +243,9 @@ class MixtureMapper:
                 warnings.simplefilter("ignore", ConvergenceWarning)
                 mixtures.append(mixture.fit(points))
         best = mixtures[0] if len(mixtures) == 1 else min(mixtures, key=lambda m: m.bic(points))
-        return best.weights_, best.means_, np.linalg.cholesky(best.covariances_)
+        found = best.predict_proba(points)
+        frequencies = found.T @ one_hot / found.sum(axis=0)[:, None].clip(min=1e-300)
+        return best.weights_, best.means_, np.linalg.cholesky(best.covariances_), frequencies
 
 
 class RefinedMixtureMapper(MixtureMapper):

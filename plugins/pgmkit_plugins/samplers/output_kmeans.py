@@ -74,5 +74,6 @@ class OutputKMeans(ComposedSampler):
 
     def _rows(self, latents: Tensor) -> Iterator[Tensor]:
         """Yields what the components are of, batches (B, D), float64 on the CPU."""
-        for images in images_of(self._generator, self._name).image_batches(latents):
+        generator = images_of(self._generator, self._name, points=True)
+        for images in generator.image_batches(latents):
             yield shrunk(images.float(), self.image_size).flatten(1).cpu().double()

@@ -52,7 +52,7 @@ class SelfTrained(ComposedSampler):
     the first a warning is given.
 
     Args:
-        num_clusters: k, at least 1.
+        num_clusters: k, at least 2.
         base: the other cluster sampler, by name or as a table of `name` and parameters.
         rounds: how often a network learns, at least 1.
         steps: of training in each round, at least 1.
@@ -94,6 +94,11 @@ class SelfTrained(ComposedSampler):
         super().__init__(
             num_clusters, num_components=num_components, mapper=mapper, mapper_args=mapper_args
         )
+        if num_clusters < 2:
+            raise ParameterError(
+                "self-trained learns to tell clusters apart, and one cluster is none; ask for at "
+                "least 2, or take --sampler kmeans-gmm"
+            )
         check_count("rounds", rounds)
         check_training(steps, batch_size, width, strength, flip, learning_rate)
         if batch_size < 2:

@@ -1,0 +1,68 @@
+"""`pgmkit generators push`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from pgmkit import files
+from pgmkit.cli.output import json_option, print_json
+from pgmkit.cli.sources import generator_options, needed_source
+from pgmkit.errors import LoadError
+from pgmkit.loading.hub import check_push
+from pgmkit.loading.references import open_folder
+
+_REPORT = "report.json"
+
+
+@click.command("push")
+@click.argument("source", required=False)
+@click.argument("repository", required=False)
+@generator_options
+@click.option("--private", is_flag=True, help="Make a new repository private.")
+@click.option("-m", "--message", help="Message of the commit.")
+@json_option
+def push(
+    source: str | None,
+    repository: str | None,
+    generator: Mapping[str, Any] | None,
+    private: bool,
+    message: str | None,
+    as_json: bool,
+) -> None:
+    """Publish SOURCE, a generator or the result of pgmkit shatter, on the Hub as REPOSITORY.
+
+    SOURCE is a folder or anything else that loads; REPOSITORY is org/name, and is created if it is
+    not there. It gets a model card with pictures, numbers and a recipe. Before, log in with
+    hf auth login.
+    """
+    source = needed_source(source)
+    if repository is None:
+        raise click.UsageError("Missing argument 'REPOSITORY': org/name.")
+    check_push(repository)
+    from pgmkit.generator import Generator
+    from pgmkit.models import load
+
+    model = load(source, **(generator or {}))
+    if isinstance(model, Generator):
+        address = model.push_to_hub(repository, private=private, message=message)
+    else:
+        numbers = _numbers(source, model.cluster_sizes)
+        address = model.push_to_hub(repository, private=private, message=message, numbers=numbers)
+    if as_json:
+        print_json({"source": source, "repository": repository, "address": address})
+    else:
+        click.echo(address)
+
+
+def _numbers(source: str, cluster_sizes: list[int]) -> dict[str, Any] | None:
+    """Returns the report that lies beside a result, if it is one of the same clusters."""
+    path = open_folder(source).fetch(_REPORT)
+    if path is None:
+        return None
+    try:
+        numbers = files.read_json(path, source)
+        same = [cluster["size"] for cluster in numbers["clusters"]] == cluster_sizes
+    except (LoadError, KeyError, TypeError):
+        return None
+    return numbers if same else None

@@ -1,0 +1,395 @@
+"""Model cards: what a folder of a model, and its page on the Hub, tell of it.
+
+Names and facts come from foreign files: they are shown without control characters and markup, and
+without what only the machine of their author knows or may know.
+"""
+
+import inspect
+import json
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pgmkit.generator import Generator
+from pgmkit.loading.network import without_secrets
+from pgmkit.plugins import registry
+
+SAMPLES_FILE = "samples.png"
+PER_CLUSTER = 8
+"""Samples of each cluster in the picture."""
+
+_PIPELINE = "unconditional-image-generation"
+_HERE = "local-dir:path/to/this/folder"
+_LOCAL = re.compile(r"(local-dir:|file:|/|~|\.{1,2}/|[A-Za-z]:[\\/])")
+_MARKUP = re.compile(r"([\\`*_\[\]<>|#!$])")
+_LICENSES = {
+    *("afl-3.0", "agpl-3.0", "apache-2.0", "artistic-2.0", "bigscience-openrail-m", "bsd"),
+    *("bsd-2-clause", "bsd-3-clause", "bsd-3-clause-clear", "bsl-1.0", "c-uda", "cc"),
+    *("cc-by-2.0", "cc-by-2.5", "cc-by-3.0", "cc-by-4.0", "cc-by-nc-2.0", "cc-by-nc-3.0"),
+    *("cc-by-nc-4.0", "cc-by-nc-nd-3.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-2.0", "cc-by-nc-sa-3.0"),
+    *("cc-by-nc-sa-4.0", "cc-by-nd-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc0-1.0"),
+    *("creativeml-openrail-m", "ecl-2.0", "epl-1.0", "epl-2.0", "eupl-1.1", "eupl-1.2", "gfdl"),
+    *("gpl", "gpl-2.0", "gpl-3.0", "isc", "lgpl", "lgpl-2.1", "lgpl-3.0", "lgpl-lr", "lppl-1.3c"),
+    *("mit", "mpl-2.0", "ms-pl", "ncsa", "ofl-1.1", "openrail", "openrail++", "osl-3.0", "other"),
+    *("pddl", "postgresql", "unknown", "unlicense", "wtfpl", "zlib"),
+}
+"""The names of licences that the Hub knows; it refuses a card with another."""
+
+
+@dataclass(frozen=True)
+class ShatterFacts:
+    """What a card tells of a shattered generator.
+
+    Args:
+        cluster_sizes: number of kept latents in each cluster.
+        density: name and parameters of the density estimator.
+        sampler: qualified name and parameters of the cluster sampler.
+        settings: num_clusters, remove, num_latents and seed.
+        statistics: of the removal.
+        versions: of pgmkit, torch and the plugins that took part.
+        numbers: what `report.json` of the same result says, with the scores; None if there is none.
+    """
+
+    cluster_sizes: Sequence[int]
+    density: Mapping[str, Any]
+    sampler: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    statistics: Mapping[str, Any]
+    versions: Mapping[str, str]
+    numbers: Mapping[str, Any] | None = None
+
+
+def card_header(license_name: Any, pipeline_tag: str, tags: Sequence[str] = ()) -> list[str]:
+    """Returns the lines with which the Hub expects a model card to begin.
+
+    Args:
+        license_name: such as "Apache-2.0"; None is unknown. One that the Hub does not know is
+            "other", with its name.
+        pipeline_tag: the Hub's name for what the model does.
+        tags: further words to find it by.
+    """
+    name = "-".join(re.findall(r"[a-z0-9.+]+", str(license_name or "unknown").lower()))
+    known = name in _LICENSES
+    lines = ["---", "library_name: pgmkit"]
+    lines += [f"license: {name}"] if known else ["license: other", f"license_name: {name[:60]}"]
+    lines += [f"pipeline_tag: {pipeline_tag}"]
+    if tags:
+        lines += ["tags:", *(f"- {tag}" for tag in tags)]
+    return [*lines, "---", ""]
+
+
+def generator_card(generator: Generator, repository: str | None = None) -> str:
+    """Returns the card of a generator.
+
+    Args:
+        generator: what the folder holds.
+        repository: "org/name" on the Hub; None is a folder of which nobody knows where it will be.
+    """
+    reference = _reference(repository)
+    use = [
+        f'g = pgmkit.load("{reference}"{_argument(generator)})',
+        f"images = g.images(g.sample_latents(16, seed=0))  # {_shape(generator, 16)}",
+    ]
+    command = f"pgmkit shatter {reference} -o shattered"
+    shatter = ["To find its clusters:", "", *_block(command, "bash")]
+    lines = [
+        *card_header(generator.provenance.get("license"), _PIPELINE, _tags(generator)),
+        f"# {plain(generator.name)}",
+        "",
+        f"![Samples]({SAMPLES_FILE})",
+        "",
+        *_use(generator, use),
+        *(shatter if generator.architecture is not None else []),
+        *_weights(generator),
+    ]
+    return "\n".join(lines)
+
+
+def shattered_card(generator: Generator, facts: ShatterFacts, repository: str | None = None) -> str:
+    """Returns the card of a shattered generator; see `generator_card`."""
+    count, sizes = len(facts.cluster_sizes), list(facts.cluster_sizes)
+    use = [
+        f'm = pgmkit.load("{_reference(repository)}"{_argument(generator)})',
+        f"images = m.sample(16, cluster={sizes.index(max(sizes))})  # {_shape(generator, 16)}",
+    ]
+    lines = [
+        *card_header(
+            generator.provenance.get("license"),
+            _PIPELINE,
+            [*_tags(generator), "latent-shattering", "conditional-image-generation"],
+        ),
+        f"# {plain(generator.name)}, shattered into {count} clusters",
+        "",
+        f"![{PER_CLUSTER} samples of each cluster]({SAMPLES_FILE})",
+        "",
+        f"Each row of the picture shows {PER_CLUSTER} samples of the cluster of its number.",
+        "",
+        *_use(generator, use),
+        *_clusters(facts),
+        *_recipe(generator, facts, repository),
+        *_weights(generator),
+    ]
+    return "\n".join(lines)
+
+
+def plain(text: object) -> str:
+    """Returns a foreign text as one line of Markdown that shows it and does nothing else."""
+    line = " ".join(str(text).split())
+    line = "".join(character for character in line if character.isprintable())
+    return _MARKUP.sub(r"\\\1", without_secrets(line))
+
+
+def public(value: Any) -> Any:
+    """Returns a record without paths of this machine, passwords and tokens; None if none is left.
+
+    Args:
+        value: as JSON has it.
+    """
+    if isinstance(value, Mapping):
+        kept = {str(name): public(part) for name, part in value.items()}
+        return {name: part for name, part in kept.items() if part is not None} or None
+    if isinstance(value, list | tuple):
+        return [part for part in map(public, value) if part is not None]
+    if isinstance(value, str):
+        return None if _LOCAL.match(value) else without_secrets(value)
+    return value
+
+
+def local_paths(value: Any) -> list[str]:
+    """Returns the paths of this machine that stand in a record."""
+    if isinstance(value, Mapping):
+        return [path for part in value.values() for path in local_paths(part)]
+    if isinstance(value, list | tuple):
+        return [path for part in value for path in local_paths(part)]
+    return [value] if isinstance(value, str) and _LOCAL.match(value) else []
+
+
+def _reference(repository: str | None) -> str:
+    return _HERE if repository is None else f"hf-hub:{repository}"
+
+
+def _shape(generator: Generator, count: int) -> str:
+    low, high = generator.image.range
+    return f"({count}, {', '.join(map(str, generator.image.shape))}), from {low:g} to {high:g}"
+
+
+def _tags(generator: Generator) -> list[str]:
+    kinds = [kind for kind in ("gan", "vae") if kind in str(generator.architecture).lower()]
+    return ["pgmkit", *kinds]
+
+
+def _block(text: str, language: str) -> list[str]:
+    return [f"```{language}", *text.splitlines(), "```", ""]
+
+
+def _use(generator: Generator, lines: Sequence[str]) -> list[str]:
+    """Returns the section with a snippet, and what it needs where no plugin builds the network."""
+    heading = ["## Use", ""]
+    if generator.architecture is not None:
+        return [*heading, *_block(_script(generator, lines), "python")]
+    module, name, importable = _class(generator)
+    return [
+        *heading,
+        f"The network is a `{name}`"
+        + (f" of the module `{module}`" if importable else "")
+        + ", which no plugin of pgmkit offers and which is not in this repository. Get its code "
+        f"from the author: `{name}(**model_args)` must build the network below, where "
+        "`model_args` are those in `config.json`, or given as `model_args=...`.",
+        "",
+        *_block(_script(generator, lines), "python"),
+        "<details><summary>The network</summary>",
+        "",
+        *_block(_printed(generator), "text"),
+        "</details>",
+        "",
+    ]
+
+
+def _script(generator: Generator, lines: Sequence[str]) -> str:
+    """Returns a program of these lines, with the imports that they need."""
+    if generator.architecture is not None:
+        return "\n".join(["import pgmkit", "", *lines])
+    module, name, importable = _class(generator)
+    needed = f"{name} = ...  # in place of the dots, what builds the network"
+    if importable:
+        needed = f"from {module} import {name}"
+    return "\n".join(["import pgmkit", needed, "", *lines])
+
+
+def _class(generator: Generator) -> tuple[str, str, bool]:
+    """Returns module and name of the network's class, and whether they can be imported."""
+    kind = type(generator.module)
+    named = str(generator.provenance.get("class") or f"{kind.__module__}:{kind.__qualname__}")
+    module, _, name = named.partition(":")
+    parts = [*module.split("."), name]
+    if not all(part.isidentifier() for part in parts):
+        return "", re.sub(r"\W", "", name.rpartition(".")[2]) or "Network", False
+    return module, name, parts[0] not in ("__main__", "torch", "builtins")
+
+
+def _argument(generator: Generator) -> str:
+    return "" if generator.architecture is not None else f", architecture={_class(generator)[1]}"
+
+
+def _printed(generator: Generator) -> str:
+    lines = repr(generator.module).replace("```", "'''").splitlines()
+    more = [f"... and {len(lines) - 80} more lines"] if len(lines) > 80 else []
+    shown = ["".join(c for c in line if c.isprintable())[:160] for line in lines[:80]]
+    return "\n".join([*shown, *more])
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [header, ["---"] * len(header), *rows]
+    return [*(f"| {' | '.join(line)} |" for line in lines), ""]
+
+
+def _clusters(facts: ShatterFacts) -> list[str]:
+    """Returns the table of clusters, with what the report knows of the same clusters."""
+    sizes, total = facts.cluster_sizes, max(1, sum(facts.cluster_sizes))
+    rows = [[str(i), f"{size:,}", f"{size / total:.1%}"] for i, size in enumerate(sizes)]
+    header = ["cluster", "latents", "share"]
+    numbers = facts.numbers or {}
+    known = numbers.get("clusters") if numbers.get("scores") else None
+    if known:
+        header += ["mostly", "purity"]
+        for row, cluster in zip(rows, known, strict=True):
+            row += [plain(cluster["name"].rpartition("mostly ")[2]), f"{cluster['purity']:.2f}"]
+    scores = [
+        f"{plain(protocol)}: AMI {found['adjusted_mutual_information']:.3f}, purity "
+        f"{found['overall_purity']:.3f}"
+        for protocol, found in numbers.get("scores", {}).items()
+    ]
+    judge = (numbers.get("classifier") or {}).get("name")
+    said = [f"Classes are those of the classifier {plain(judge)}. {'; '.join(scores)}.", ""]
+    return ["## Clusters", "", *_table(header, rows), *(said if scores else [])]
+
+
+def _recipe(generator: Generator, facts: ShatterFacts, repository: str | None) -> list[str]:
+    """Returns how the clusters were made, and how to make them again."""
+    statistics, settings = facts.statistics, facts.settings
+    rank = statistics["numeric_rank"]
+    said = (
+        f"Of {settings['num_latents']:,} latents, `{_code(facts.density['name'])}` kept "
+        f"{statistics['num_kept']:,}: mass {statistics['mass_kept']:.3f}, effective sample size "
+        f"{statistics['effective_sample_size']:,.0f}, numeric rank {rank['smallest']} to "
+        f"{rank['largest']} of {rank['of']}. `{_code(facts.sampler['name'])}` found the clusters "
+        "among them."
+    )
+    versions = ", ".join(f"{name} {version}" for name, version in facts.versions.items())
+    lines = ["## Recipe", "", said, "", f"Made with {plain(versions)}.", ""]
+    if ":" not in str(facts.density["name"]):
+        return [*lines, "The density estimator is an object of its author's own.", ""]
+    lines += ["The same again, from the weights here:", ""]
+    if generator.architecture is not None:
+        lines += _block(_command(facts, _reference(repository)), "bash")
+    return [*lines, *_block(_program(generator, facts, _reference(repository)), "python")]
+
+
+def _code(text: object) -> str:
+    return "".join(c for c in str(text) if c.isprintable() and c != "`")
+
+
+def _choices(facts: ShatterFacts) -> dict[str, Any]:
+    sampler = dict(facts.sampler["params"])
+    count = sampler.get("num_clusters", facts.settings["num_clusters"])
+    return {
+        "density": facts.density["name"],
+        "sampler": facts.sampler["name"],
+        "num_clusters": count,
+        "remove": facts.settings["remove"],
+        "num_latents": facts.settings["num_latents"],
+        "seed": facts.settings["seed"],
+    }
+
+
+def _parameters(kind: str, origin: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the parameters of a component that are not what they are by default."""
+    try:
+        known = inspect.signature(registry().find(kind, origin["name"]).resolve()).parameters
+    except (ValueError, TypeError):
+        known = {}  # type: ignore[assignment]
+    defaults = {name: parameter.default for name, parameter in known.items()}
+    return {
+        name: value
+        for name, value in origin["params"].items()
+        if name != "num_clusters" and (name not in defaults or defaults[name] != value)
+    }
+
+
+def _command(facts: ShatterFacts, reference: str) -> str:
+    choices = _choices(facts)
+    words = ["pgmkit", "shatter", reference, "-o", "shattered"]
+    for option, name in (
+        ("--density", "density"),
+        ("--sampler", "sampler"),
+        ("--clusters", "num_clusters"),
+        ("--remove", "remove"),
+        ("--latents", "num_latents"),
+        ("--seed", "seed"),
+    ):
+        words += [option, str(choices[name])]
+    for table, kind, origin in (
+        ("density", "density-estimators", facts.density),
+        ("sampler", "cluster-samplers", facts.sampler),
+    ):
+        for name, value in _parameters(kind, origin).items():
+            if value is not None:
+                words += ["--set", f"{table}.{name}={json.dumps(value)}"]
+    return shlex.join(words)
+
+
+def _program(generator: Generator, facts: ShatterFacts, reference: str) -> str:
+    arguments = {
+        **_choices(facts),
+        "density_args": _parameters("density-estimators", facts.density) or None,
+        "sampler_args": _parameters("cluster-samplers", facts.sampler) or None,
+    }
+    lines = [
+        f'g = pgmkit.load_generator("{reference}"{_argument(generator)})',
+        "m = pgmkit.shatter(",
+        "    g,",
+        *(
+            f"    {name}={_literal(value)},"
+            for name, value in arguments.items()
+            if value is not None
+        ),
+        ")",
+    ]
+    return _script(generator, lines)
+
+
+def _literal(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, str) else repr(value)
+
+
+def _weights(generator: Generator) -> list[str]:
+    """Returns size, licence and origin of the weights."""
+    parameters = sum(parameter.numel() for parameter in generator.module.parameters())
+    shape = "×".join(map(str, generator.image.shape))
+    record = public(dict(generator.provenance)) or {}
+    licence = record.pop("license", None)
+    low, high = generator.image.range
+    rows = [
+        ("licence", licence or "not stated; ask the author of the weights before you use them"),
+        ("network", f"{generator.architecture or _class(generator)[1]}, {parameters:,} parameters"),
+        ("latents", f"{generator.latent.dim}, {generator.latent.distribution}"),
+        ("images", f"{shape}, values from {low:g} to {high:g}"),
+        *_flat(record),
+    ]
+    cells = [(plain(name), plain(value)) for name, value in rows]
+    return ["## Weights", "", *_table(("", ""), cells)]
+
+
+def _flat(record: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Returns the facts of a nested record as rows."""
+    rows: list[tuple[str, str]] = []
+    for name, value in record.items():
+        called = f"{prefix}{name}".replace("_", " ")
+        if isinstance(value, Mapping):
+            rows += _flat(value, f"{called}, ")
+        else:
+            text = value if isinstance(value, str) else json.dumps(value, default=str)
+            rows.append((called, text[:400]))
+    return rows

@@ -1,0 +1,378 @@
+"""Programs of `torch.export` as modules, without `torch.export.load`.
+
+A .pt2 archive holds a graph in JSON, whose steps name operators, and weights as plain bytes.
+`torch.export.load` would take any function that can be reached from `torch` for an operator,
+evaluate shapes as Python expressions and unpickle sample inputs and constants. None of that is
+needed: the graph is read as JSON, the weights as bytes, and `Exported` takes step after step with
+the operators that `pgmkit.loading.operators` lists.
+"""
+
+import hashlib
+import io
+import json
+import math
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pgmkit.errors import GeneratorError, LoadError, first_line
+from pgmkit.loading.archives import Archive, open_archive
+from pgmkit.loading.operators import compute_plain, find_operator
+from pgmkit.loading.shapes import run_in_shape
+
+_ADVICE = "save its weights alone with safetensors and pass architecture=YourModule"
+
+# How torch.export numbers types, layouts and memory formats.
+_TYPES = {
+    1: torch.uint8,
+    2: torch.int8,
+    3: torch.int16,
+    4: torch.int32,
+    5: torch.int64,
+    6: torch.float16,
+    7: torch.float32,
+    8: torch.float64,
+    9: torch.complex32,
+    10: torch.complex64,
+    11: torch.complex128,
+    12: torch.bool,
+    13: torch.bfloat16,
+}
+_LAYOUTS = {7: torch.strided}
+_MEMORY_FORMATS = {
+    1: torch.contiguous_format,
+    2: torch.channels_last,
+    3: torch.channels_last_3d,
+    4: torch.preserve_format,
+}
+_OPERATOR = re.compile(r"torch\.ops\.aten\.(\w+)\.(\w+)")
+_PLAIN = re.compile(r"(?:_operator|math|torch)\.(\w+)")
+_AS_THEY_ARE = {f"as_{kind}{s}" for kind in ("int", "float", "bool", "string") for s in ("", "s")}
+_BY_NAME = {"as_tensor", "as_sym_int", "as_sym_float", "as_sym_bool"}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call of an operator.
+
+    Args:
+        target: the operator, such as "torch.ops.aten.relu.default".
+        args: what it takes by place, as the file puts it.
+        kwargs: what it takes by name.
+        results: the names of what it gives; one name in a list of its own is a list.
+    """
+
+    target: str
+    args: list[Mapping[str, Any]]
+    kwargs: dict[str, Mapping[str, Any]]
+    results: list[str]
+    gives_list: bool
+
+
+class Exported(nn.Module):
+    """Takes the steps of an exported program on latents.
+
+    Args:
+        steps: in order.
+        weights: parameters and buffers by their name in the graph.
+        names: of weights in the state dict, by their name in the graph.
+        latents: the name of the input in the graph.
+        output: the name of what is returned.
+        shape: of latents as the program takes them, the number of latents first; None is any.
+        where: the file, for messages.
+    """
+
+    def __init__(
+        self,
+        steps: list[Step],
+        weights: Mapping[str, Tensor],
+        names: Mapping[str, str],
+        latents: str,
+        output: str,
+        shape: tuple[int | None, ...],
+        where: str,
+    ) -> None:
+        super().__init__()
+        self._steps = steps
+        self._names = dict(names)
+        self._latents = latents
+        self._output = output
+        self._shape = shape
+        self._where = where
+        for name, weight in weights.items():
+            _register(self, name, weight)
+
+    def forward(self, z: Tensor) -> Any:
+        """Returns what the program returns for latents z, in batches and a shape of its own."""
+        return run_in_shape(self._run, z, self._shape, self._where)
+
+    def extra_repr(self) -> str:
+        """Returns what stands for the steps, which programs of one set of weights may differ in."""
+        return f"program={hashlib.sha256(repr(self._steps).encode()).hexdigest()}"
+
+    def _run(self, z: Tensor) -> Any:
+        weights = {**dict(self.named_parameters()), **dict(self.named_buffers())}
+        values: dict[str, Any] = {name: weights[key] for name, key in self._names.items()}
+        values[self._latents] = z
+        for step in self._steps:
+            args = [self._value(part, values) for part in step.args]
+            kwargs = {name: self._value(part, values) for name, part in step.kwargs.items()}
+            made = self._compute(step.target, args, kwargs)
+            if step.gives_list or len(step.results) > 1:
+                values |= dict(zip(step.results, made, strict=True))
+            elif step.results:
+                values[step.results[0]] = made
+        return values[self._output]
+
+    def _compute(self, target: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
+        if found := _OPERATOR.fullmatch(target):
+            name, overload = found.groups()
+            if name in ("sym_size", "sym_stride", "sym_numel"):
+                values = args[0]
+                answer = {"sym_size": values.shape, "sym_stride": values.stride()}.get(name)
+                return values.numel() if answer is None else answer[args[1]]
+            operator = find_operator(name, overload, where=self._where)
+            return operator(*args, **kwargs)
+        if found := _PLAIN.fullmatch(target):
+            return compute_plain(found[1], args, kwargs, where=self._where)
+        raise GeneratorError(
+            f"{self._where} uses {target!r:.80}, which pgmkit does not run from a file; {_ADVICE}"
+        )
+
+    def _value(self, argument: Mapping[str, Any], values: Mapping[str, Any]) -> Any:
+        """Returns what an argument of the graph stands for."""
+        ((kind, value),) = argument.items()
+        if kind in _AS_THEY_ARE:
+            return [float(v) for v in value] if kind == "as_floats" else _number(kind, value)
+        if kind == "as_none":
+            return None
+        if kind in _BY_NAME:
+            return self._look_up(value, values)
+        if kind in ("as_tensors", "as_sym_ints", "as_sym_floats", "as_sym_bools"):
+            return [self._look_up(part, values) for part in value]
+        if kind in ("as_optional_tensors", "as_optional_tensor"):
+            parts = value if isinstance(value, list) else [value]
+            found = [self._value(part, values) for part in parts]
+            return found if isinstance(value, list) else found[0]
+        if kind == "as_device":
+            return values[self._latents].device
+        tables: dict[str, Mapping[int, Any]] = {
+            "as_scalar_type": _TYPES,
+            "as_layout": _LAYOUTS,
+            "as_memory_format": _MEMORY_FORMATS,
+        }
+        if value in tables.get(kind, {}):
+            return tables[kind][value]
+        raise GeneratorError(
+            f"{self._where} passes {str(argument)[:60]}, which pgmkit does not know; {_ADVICE}"
+        )
+
+    def _look_up(self, value: Mapping[str, Any], values: Mapping[str, Any]) -> Any:
+        name = value.get("as_name", value.get("name"))
+        if name is not None:
+            return values[name]
+        return next(iter(value.values()))
+
+
+def _register(module: nn.Module, name: str, weight: Tensor) -> None:
+    """Puts a weight where its name, with dots between, says."""
+    *parents, last = name.split(".")
+    for parent in parents:
+        if parent not in module._modules:
+            module.add_module(parent, nn.Module())
+        module = module.get_submodule(parent)
+    if weight.is_floating_point() or weight.is_complex():
+        module.register_parameter(last, nn.Parameter(weight))
+    else:
+        module.register_buffer(last, weight)
+
+
+def load_exported(path: Path) -> nn.Module:
+    """Reads a .pt2 archive as a module in eval mode; `torch.export` never sees it.
+
+    Raises:
+        LoadError: it is damaged, of an old form, or holds something that cannot be read as data.
+    """
+    with open_archive(path) as archive:
+        try:
+            return _read(archive, path).eval().requires_grad_(False)
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            raise LoadError(
+                f"the exported program {path} is not as torch.export writes it "
+                f"({type(error).__name__}: {first_line(error)[:80]}); export it again"
+            ) from error
+
+
+def read_graph(archive: Archive, path: Path) -> tuple[str, dict[str, Any]]:
+    """Returns name and contents of the model in a .pt2 archive.
+
+    Raises:
+        LoadError: there is none, or more than one.
+    """
+    if archive.has("serialized_exported_program.json"):
+        raise LoadError(
+            f"the exported program {path} is of the form before torch 2.7; load it there with "
+            "torch.export.load, and save it again with a newer torch"
+        )
+    models = [n for n in archive.names if n.startswith("models/") and n.endswith(".json")]
+    if len(models) != 1:
+        raise LoadError(
+            f"{path} holds {len(models)} exported programs, and a generator is one; "
+            "save one with torch.export.save"
+        )
+    try:
+        model = json.loads(archive.read(models[0]))
+    except (ValueError, RecursionError) as error:
+        raise LoadError(f"the graph in {path} is not valid JSON; export it again") from error
+    return models[0].removeprefix("models/").removesuffix(".json"), model
+
+
+def _read(archive: Archive, path: Path) -> Exported:
+    name, model = read_graph(archive, path)
+    graph, signature = model["graph_module"]["graph"], model["graph_module"]["signature"]
+    tensors = {
+        **_read_tensors(archive, "weights", f"{name}_weights_config.json", path),
+        **_read_tensors(archive, "constants", f"{name}_constants_config.json", path),
+    }
+    names: dict[str, str] = {}
+    latents: list[str] = []
+    for spec in signature["input_specs"]:
+        ((kind, value),) = spec.items()
+        if kind == "user_input":
+            latents.append(next(iter(value["arg"].values()))["name"])
+            continue
+        key = next((value[k] for k in _KEYS if k in value), None)
+        if key not in tensors:
+            raise LoadError(f"the exported program {path} needs {key!r:.60}, which is no tensor")
+        names[value["arg"]["name"]] = key
+    if len(latents) != 1:
+        raise LoadError(
+            f"the exported program {path} takes {len(latents)} inputs; a generator takes latents "
+            "alone: export a module that makes the others itself"
+        )
+    return Exported(
+        [_step(node) for node in graph["nodes"]],
+        {key: tensors[key] for key in names.values()},
+        names,
+        latents[0],
+        _output(signature, path),
+        _shape(graph["tensor_values"][latents[0]]),
+        f"the exported program {path}",
+    )
+
+
+_KEYS = ("parameter_name", "buffer_name", "tensor_constant_name")
+
+
+def _output(signature: Mapping[str, Any], path: Path) -> str:
+    kinds = [next(iter(spec)) for spec in signature["output_specs"]]
+    if any(kind.endswith("mutation") for kind in kinds):
+        raise LoadError(
+            f"the exported program {path} changes its own weights; call .eval() on the module "
+            "before torch.export.export"
+        )
+    if kinds != ["user_output"]:
+        raise LoadError(
+            f"the exported program {path} returns {len(kinds)} values; export a module that "
+            "returns the images alone"
+        )
+    name: str = signature["output_specs"][0]["user_output"]["arg"]["as_tensor"]["name"]
+    return name
+
+
+def _step(node: Mapping[str, Any]) -> Step:
+    by_name = {i["name"]: i["arg"] for i in node["inputs"] if i.get("kind") == 2}
+    results: list[str] = []
+    gives_list = False
+    for output in node["outputs"]:
+        ((kind, value),) = output.items()
+        gives_list |= kind == "as_tensors"
+        values = value if isinstance(value, list) else [value]
+        results += [str(v.get("as_name", v.get("name"))) for v in values if isinstance(v, dict)]
+    args = [i["arg"] for i in node["inputs"] if i.get("kind") != 2]
+    return Step(node["target"], args, by_name, results, gives_list)
+
+
+def _read_tensors(archive: Archive, folder: str, config: str, path: Path) -> dict[str, Tensor]:
+    """Reads the tensors that a table in the archive lists."""
+    place = f"data/{folder}/"
+    if not archive.has(place + config):
+        return {}
+    table = json.loads(archive.read(place + config))["config"]
+    found: dict[str, Tensor] = {}
+    for name, entry in table.items():
+        data = archive.read(place + entry["path_name"])
+        if entry["use_pickle"] or entry["tensor_meta"] is None:
+            found[name] = _unpickled(data, name, path)
+        else:
+            found[name] = _tensor(data, entry["tensor_meta"], name, path)
+    return found
+
+
+def _unpickled(data: bytes, name: str, path: Path) -> Tensor:
+    """Reads what torch could not write as plain bytes."""
+    try:
+        value = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError) as error:
+        raise LoadError(
+            f"the exported program {path} holds {name!r:.60}, which is no tensor; {_ADVICE}"
+        ) from error
+    if not isinstance(value, Tensor):
+        raise LoadError(f"{name!r:.60} in {path} is a {type(value).__name__} and no tensor")
+    return value.detach()
+
+
+def _tensor(data: bytes, meta: Mapping[str, Any], name: str, path: Path) -> Tensor:
+    sizes, strides = ([int(s["as_int"]) for s in meta[key]] for key in ("sizes", "strides"))
+    offset, dtype = int(meta["storage_offset"]["as_int"]), _TYPES[meta["dtype"]]
+    if not math.prod(sizes):
+        return torch.zeros(sizes, dtype=dtype)
+    try:
+        values = torch.frombuffer(bytearray(data), dtype=dtype)
+        return values.as_strided(sizes, strides, offset).clone()
+    except (RuntimeError, ValueError) as error:
+        raise LoadError(
+            f"{name!r:.60} in {path} has fewer bytes than its shape needs; export it again"
+        ) from error
+
+
+def _number(kind: str, value: Any) -> Any:
+    """JSON has no infinity, which is written as a string."""
+    return float(value) if kind == "as_float" else value
+
+
+def read_signature(archive: Archive, path: Path) -> tuple[list[tuple[Any, ...]], ...]:
+    """Returns name, shape and type of the graph's inputs and outputs; None is any size.
+
+    Raises:
+        LoadError: the archive is damaged.
+    """
+    _, model = read_graph(archive, path)
+    try:
+        graph, signature = model["graph_module"]["graph"], model["graph_module"]["signature"]
+        inputs = [s["user_input"] for s in signature["input_specs"] if "user_input" in s]
+        outputs = [s["user_output"] for s in signature["output_specs"] if "user_output" in s]
+        return (
+            [_described(spec, graph["tensor_values"]) for spec in inputs],
+            [_described(spec, graph["tensor_values"]) for spec in outputs],
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise LoadError(
+            f"the exported program {path} is not as torch.export writes it; export it again"
+        ) from error
+
+
+def _described(spec: Mapping[str, Any], values: Mapping[str, Any]) -> tuple[Any, ...]:
+    name = next(iter(spec["arg"].values()))["name"]
+    meta = values[name]
+    return name, _shape(meta), str(_TYPES.get(meta["dtype"], "")).removeprefix("torch.")
+
+
+def _shape(meta: Mapping[str, Any]) -> tuple[int | None, ...]:
+    return tuple(int(size["as_int"]) if "as_int" in size else None for size in meta["sizes"])

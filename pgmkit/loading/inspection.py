@@ -1,0 +1,224 @@
+"""What can be told of a reference before it is used: files, weights, guesses, and what it makes."""
+
+import shlex
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pgmkit.errors import PgmkitError
+from pgmkit.generator import Generator
+from pgmkit.loading.batch_norm import Drift, drifts
+from pgmkit.loading.checkpoints import natural
+from pgmkit.loading.folders import ModelFolder
+from pgmkit.loading.generators import generator_from_folder
+from pgmkit.loading.layouts import find_weights, read_config
+from pgmkit.loading.options import AUTO, GeneratorOptions
+from pgmkit.loading.weights import read_checkpoint
+
+SAMPLES = 64
+_SECONDS = 5.0
+"""How long latent dimensions are tried, about; what is left then is said to be left."""
+
+_SAME = 1e-5
+"""Images that differ by less than this share of their range are the same."""
+
+
+@dataclass
+class Inspection:
+    """What there is behind a reference; what could not be found out is told in `problems`.
+
+    Args:
+        reference: as the user wrote it.
+        files: name and size in bytes (None where that is not known) of the files.
+        weights: name of the weight file that is taken; None if there is none.
+        config: fields of `config.json` that pgmkit knows.
+        entries: what the weight file holds: name, shape and type of each tensor.
+        notes: what had to be found or guessed, and why.
+        generator: the generator, if it can be loaded.
+        norms: how far the statistics of batch norms are from those of the prior.
+        behaviour: what its images depend on, and other facts about them.
+        problems: what stands in the way, each with what to do.
+        command: what shatters it.
+        samples: images (64, C, H, W), if there is a generator.
+    """
+
+    reference: str
+    files: list[tuple[str, int | None]] = field(default_factory=list)
+    weights: str | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+    entries: list[tuple[str, tuple[int, ...], str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    generator: Generator | None = None
+    norms: list[Drift] = field(default_factory=list)
+    behaviour: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    command: str | None = None
+    samples: Tensor | None = None
+
+
+def inspect(folder: ModelFolder, options: GeneratorOptions) -> Inspection:
+    """Tells what there is in a model folder, as far as can be told.
+
+    Args:
+        folder: the open folder.
+        options: what the user says of the generator; where neither they nor the folder name an
+            architecture, it is inferred.
+
+    Raises:
+        LoadError: the folder cannot be read at all.
+    """
+    found = Inspection(folder.reference)
+    sizes = folder.sizes()
+    found.files = [(name, sizes.get(name)) for name in folder.names()]
+    _attempt(found, lambda: _read_config(found, folder))
+    _attempt(found, lambda: _read_weights(found, folder, options))
+    if found.weights is not None:
+        _attempt(found, lambda: _load(found, folder, options))
+    if found.generator is not None:
+        _attempt(found, lambda: _observe(found, found.generator))
+    return found
+
+
+def observe(generator: Generator) -> list[str]:
+    """Tells what images depend on: the latent and each of its dimensions, chance, their batch.
+
+    Takes a few seconds at most.
+
+    Returns:
+        One sentence each.
+    """
+    z = generator.sample_latents(SAMPLES, seed=0)
+    images = generator.images(z)
+    return [*_values(generator, images), *_repeats(images), *_dependence(generator, z, images)]
+
+
+def _attempt(found: Inspection, step: Callable[[], None]) -> None:
+    try:
+        step()
+    except PgmkitError as error:
+        message = str(error)
+        if message not in found.problems:
+            found.problems.append(message)
+
+
+def _read_config(found: Inspection, folder: ModelFolder) -> None:
+    found.config = dict(read_config(folder).ours)
+
+
+def _read_weights(found: Inspection, folder: ModelFolder, options: GeneratorOptions) -> None:
+    named = options.weights or folder.weights or found.config.get("weights")
+    path, _ = find_weights(folder, named)
+    found.weights = named or path.name
+    checkpoint = read_checkpoint(path)
+    found.entries = [
+        (name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+        for name, tensor in sorted(_named_tensors(checkpoint), key=lambda pair: natural(pair[0]))
+    ]
+
+
+def _load(found: Inspection, folder: ModelFolder, options: GeneratorOptions) -> None:
+    if options.architecture is None and "architecture" not in found.config:
+        options = replace(options, architecture=AUTO)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # notes are in the provenance
+        found.generator = generator_from_folder(folder, options)
+    found.notes = list(found.generator.provenance.get("notes", ()))
+    found.command = _command(found, options)
+
+
+def _observe(found: Inspection, generator: Generator | None) -> None:
+    assert generator is not None
+    found.norms = drifts(generator)
+    found.behaviour = observe(generator)
+    found.samples = generator.images(generator.sample_latents(SAMPLES, seed=0))
+
+
+def _command(found: Inspection, options: GeneratorOptions) -> str:
+    """Returns the command that shatters it, with all options that are needed."""
+    words = ["pgmkit", "shatter", found.reference]
+    for name in ("architecture", "weights", "key", "prefix"):
+        value = getattr(options, name)
+        if isinstance(value, str):
+            words += [f"--{name}", value]
+    return shlex.join([*words, "-o", "shattered"])
+
+
+def _named_tensors(value: Any, name: str = "") -> list[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        return [(name, value)]
+    if not isinstance(value, Mapping) or name.count("/") > 4:
+        return []
+    return [
+        pair
+        for key, part in value.items()
+        for pair in _named_tensors(part, f"{name}/{key}" if name else str(key))
+    ]
+
+
+def _values(generator: Generator, images: Tensor) -> list[str]:
+    low, high = generator.image.range
+    smallest, largest = float(images.min()), float(images.max())
+    edge = 0.01 * (high - low)
+    saturated = float(((images < low + edge) | (images > high - edge)).double().mean())
+    return [
+        f"values from {smallest:.3g} to {largest:.3g}, mean {float(images.mean()):.3g}; declared "
+        f"[{low:g}, {high:g}], at whose ends {saturated:.0%} of them are"
+    ]
+
+
+def _repeats(images: Tensor) -> list[str]:
+    flat = images.flatten(1).double()
+    span = float(flat.max() - flat.min()) or 1.0
+    apart = torch.cdist(flat, flat) / flat.shape[1] ** 0.5 / span
+    same = (apart < 1e-3).sum(dim=1) > 1
+    if not same.any():
+        return [f"no two of {len(images)} images are the same"]
+    return [f"{int(same.sum())} of {len(images)} images are the same as another: it has collapsed"]
+
+
+@torch.no_grad()
+def _dependence(generator: Generator, z: Tensor, images: Tensor) -> list[str]:
+    span = float(images.max() - images.min()) or 1.0
+
+    def differ(one: Tensor, other: Tensor) -> bool:
+        return bool((one.float() - other.float()).abs().max() > _SAME * span)
+
+    told = []
+    if differ(generator.images(z), images):
+        told.append(
+            "the same latents give other images each time: there is chance inside; switch it off, "
+            "since a Jacobian needs a function"
+        )
+    elif differ(generator.images(z[:1]), images[:1]):
+        told.append("images depend on the others of their batch (batch norm in training mode?)")
+    ignored, tried = _ignored(generator, z[:4], differ)
+    if ignored:
+        names = ", ".join(map(str, ignored[:12])) + (" ..." if len(ignored) > 12 else "")
+        told.append(f"{len(ignored)} of {tried} latent dimensions change nothing: {names}")
+    elif tried == z.shape[1]:
+        told.append(f"each of the {tried} latent dimensions changes the images")
+    else:
+        told.append(f"each of the first {tried} latent dimensions changes the images")
+    return told
+
+
+def _ignored(
+    generator: Generator, z: Tensor, differ: Callable[[Tensor, Tensor], bool]
+) -> tuple[list[int], int]:
+    """Returns which latent dimensions change nothing, and how many there was time to try."""
+    base, other = generator.images(z), generator.sample_latents(len(z), seed=1)
+    ignored = []
+    started = time.perf_counter()
+    for dim in range(z.shape[1]):
+        moved = z.clone()
+        moved[:, dim] = other[:, dim]
+        if not differ(generator.images(moved), base):
+            ignored.append(dim)
+        if time.perf_counter() - started > _SECONDS:
+            return ignored, dim + 1
+    return ignored, z.shape[1]

@@ -1,0 +1,193 @@
+"""How a model folder is laid out: which of its files are weights, and what its config says."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pgmkit.errors import LoadError, nearest_names
+from pgmkit.loading.checkpoints import natural
+from pgmkit.loading.folders import (
+    CONFIG_FILE,
+    WEIGHT_SUFFIXES,
+    WEIGHTS_FILE,
+    ModelFolder,
+    is_inside,
+)
+from pgmkit.loading.weights import INDEX_SUFFIX, shards_of
+
+_USUAL_FILES = (
+    WEIGHTS_FILE,
+    "pytorch_model.bin",
+    "model.pt",
+    "model.pth",
+    WEIGHTS_FILE + INDEX_SUFFIX,
+    "pytorch_model.bin" + INDEX_SUFFIX,
+)
+_OTHER_FILES = re.compile(
+    r"(?:^|[/_.-])(?:net_?d|d|dis|disc|discriminator|critic|enc|encoder|net_?e|optim\w*|opt|"
+    r"training_args|scheduler|rng_state\w*|inception\w*|vgg\w*|lpips|arcface|clip|fid\w*|stats)"
+    r"(?:[_.-]|$)",
+    re.IGNORECASE,
+)
+_EMA_FILES = re.compile(r"(?:^|[/_.-])\w*ema\w*(?:[_.-]|$)", re.IGNORECASE)
+_GENERATOR_FILES = re.compile(
+    r"(?:^|[/_.-])(?:net_?g|g|gen|generator|decoder|dec)(?:[_.-]|$)", re.IGNORECASE
+)
+
+FIELDS: Mapping[str, tuple[type, str]] = {
+    "architecture": (str, "a string"),
+    "model_args": (dict, "an object"),
+    "latent": (dict, "an object"),
+    "image": (dict, "an object"),
+    "weights": (str, "a string"),
+    "weights_key": (str, "a string"),
+    "weights_prefix": (str, "a string"),
+    "name": (str, "a string"),
+    "license": (str, "a string"),
+    "paper": (str, "a string"),
+    "provenance": (dict, "an object"),
+    "format_version": (int, "a whole number"),
+}
+"""What `config.json` of a generator may hold, with the types."""
+
+_OURS = ("format_version", "architecture", "model_args", "latent", "image", "weights_key")
+_OF_OTHERS = {
+    *("_name_or_path", "architectures", "model_type", "torch_dtype", "dtype", "library_name"),
+    *("transformers_version", "license", "license_name", "license_link", "tags", "pipeline_tag"),
+    *("repo_url", "docs_url", "paper_url", "coders", "datasets", "language", "model_card"),
+}
+"""What stands in configs of other libraries and says nothing about how a network is built."""
+
+
+@dataclass(frozen=True)
+class FolderConfig:
+    """What the `config.json` of a folder says.
+
+    Args:
+        ours: fields of the format of pgmkit.
+        others: all further fields; arguments of the architecture, where a library wrote them flat.
+        where: "config.json of REFERENCE", for messages.
+    """
+
+    ours: Mapping[str, Any]
+    others: Mapping[str, Any]
+    where: str
+
+    def check_unknown(self) -> None:
+        """Raises LoadError if there are fields that nobody has understood."""
+        for name in self.others:
+            raise LoadError(
+                f"{self.where} has no field {name!r}; {nearest_names(name, FIELDS)} (facts of your "
+                "own belong under 'provenance')"
+            )
+
+
+def read_config(folder: ModelFolder) -> FolderConfig:
+    """Reads `config.json` and checks the types of its fields; it may be missing.
+
+    Raises:
+        LoadError: it is damaged, or a field is of another type.
+    """
+    config = folder.config()
+    where = f"{CONFIG_FILE} of {folder.reference}"
+    if not any(name in config for name in _OURS):
+        others = {name: value for name, value in config.items() if name not in _OF_OTHERS}
+        return FolderConfig({}, others, where)
+    ours = {name: config[name] for name in FIELDS if config.get(name) is not None}
+    for name, value in ours.items():
+        kind, called = FIELDS[name]
+        if not isinstance(value, kind):
+            raise LoadError(f"{name!r} in {where} must be {called}, not {value!r:.60}")
+    others = {k: v for k, v in config.items() if k not in FIELDS and k not in _OF_OTHERS}
+    return FolderConfig(ours, others, where)
+
+
+def find_weights(folder: ModelFolder, named: str | None) -> tuple[Path, str]:
+    """Returns the local path of the weight file, and a note on how it was found, "" if by name.
+
+    Args:
+        folder: where to look.
+        named: the file, relative to the folder; None for the one of the usual names, or else the
+            only one that looks like a generator's.
+
+    Raises:
+        LoadError: there is none, or several might be it.
+    """
+    if named is not None:
+        if not is_inside(named):
+            raise LoadError(
+                f"the weights of {folder.reference} must be a file in it, not {named!r:.60}"
+            )
+        return _fetched(folder, _found(folder, named)), ""
+    for name in _USUAL_FILES:
+        if folder.fetch(name) is not None:
+            return _fetched(folder, name), ""
+    name, note = _likeliest(folder)
+    return _fetched(folder, name), note
+
+
+def weight_files(names: list[str]) -> list[str]:
+    """Returns which of the names are those of weight files, as people count."""
+    found = [name for name in names if PurePosixPath(name).suffix.lower() in WEIGHT_SUFFIXES]
+    found += [name for name in names if name.endswith(INDEX_SUFFIX)]
+    shards = {name for name in found if re.search(r"-\d{5}-of-\d{5}\.", name)}
+    return sorted(set(found) - shards, key=natural)
+
+
+def _likeliest(folder: ModelFolder) -> tuple[str, str]:
+    names = folder.names()
+    there = weight_files(names)
+    if not there:
+        held = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        raise LoadError(
+            f"{folder.reference} has no weights: it holds {held or 'no files'}, and weights end in "
+            f"{', '.join(WEIGHT_SUFFIXES)}; name another folder or repository"
+        )
+    own = [name for name in there if not _OTHER_FILES.search(_stem(name))] or there
+    for kind in (_EMA_FILES, _GENERATOR_FILES):
+        fitting = [name for name in own if kind.search(_stem(name))]
+        if fitting:
+            own = fitting
+            break
+    own = _one_of_each_format(own)
+    if len(own) > 1:
+        shown = ", ".join(own[-8:]) + (f" and {len(own) - 8} more" if len(own) > 8 else "")
+        raise LoadError(
+            f"{folder.reference} has several weight files: {shown}; name one, such as "
+            f"weights={own[-1]!r} (--weights {own[-1]})"
+        )
+    others = [name for name in there if name != own[0]]
+    note = f"took the weights in {own[0]} of {folder.reference}"
+    return own[0], f"{note}, not {', '.join(others[:4])}" if others else note
+
+
+def _one_of_each_format(names: list[str]) -> list[str]:
+    """Leaves out what stands there in safetensors, too."""
+    safe = {_stem(name) for name in names if name.endswith(".safetensors")}
+    return [n for n in names if n.endswith(".safetensors") or _stem(n) not in safe]
+
+
+def _found(folder: ModelFolder, named: str) -> str:
+    if folder.fetch(named) is not None:
+        return named
+    there = weight_files(folder.names())
+    raise LoadError(f"{folder.reference} has no file {named!r}; {nearest_names(named, there)}")
+
+
+def _fetched(folder: ModelFolder, name: str) -> Path:
+    """Returns the local path of a file, with the shards that it may name."""
+    path = folder.path(name)
+    if name.endswith(INDEX_SUFFIX):
+        inside = PurePosixPath(name).parent
+        for shard in shards_of(path):
+            folder.path((inside / shard).as_posix())
+    return path
+
+
+def _stem(name: str) -> str:
+    path = PurePosixPath(name)
+    while path.suffix.lower() in (*WEIGHT_SUFFIXES, ".json", ".index"):
+        path = path.with_suffix("")
+    return path.as_posix()

@@ -1,0 +1,250 @@
+"""ONNX programs as modules, by the converter of the extra `pgmkit[onnx]`.
+
+ONNX is data: a graph of operators with its weights. onnx2pytorch turns it into a module; what that
+makes of two latents is compared with ONNX's own reference, as no converter knows all operators as
+they are meant.
+"""
+
+import hashlib
+import warnings
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pgmkit.errors import LoadError, PluginError, first_line
+from pgmkit.loading.shapes import run_in_shape
+from pgmkit.seeds import random_generator
+
+_RANDOM = ("Bernoulli", "Multinomial", "RandomNormal", "RandomUniform")
+_TOLERANCE = 1e-3
+"""How far, of the largest value, a converted program may be from the reference."""
+
+
+class Converted(nn.Module):
+    """A program that was ONNX.
+
+    Args:
+        network: what the converter made of it.
+        shape: of latents as the program takes them, the number of latents first; None is any size.
+        digest: stands for the file in `repr`, as two programs of the same weights may differ.
+        where: the file, for messages.
+    """
+
+    def __init__(
+        self, network: nn.Module, shape: tuple[int | None, ...], digest: str, where: str
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self._shape = shape
+        self._digest = digest
+        self._where = where
+
+    def forward(self, z: Tensor) -> Any:
+        """Returns what the program returns for latents z, in batches and a shape of its own."""
+        return run_in_shape(self.network, z, self._shape, self._where)
+
+    def extra_repr(self) -> str:
+        """Returns what stands for the graph."""
+        return f"program={self._digest}"
+
+
+def load_onnx(path: Path) -> nn.Module:
+    """Reads an ONNX program as a module in eval mode.
+
+    Raises:
+        PluginError: the extra `pgmkit[onnx]` is not installed.
+        LoadError: the file is damaged, does what no generator does, cannot be converted, or is
+            converted wrongly.
+    """
+    onnx, converter = _libraries(path)
+    model = _read(onnx, path)
+    _fill_in_external(onnx, model, path)
+    if model.functions:
+        model = onnx.inliner.inline_local_functions(model)
+    _check_nodes(model, path)
+    _leave_out_defaults(model)
+    inputs, outputs = _signature(onnx, model)
+    if len(inputs) != 1 or len(outputs) != 1:
+        raise LoadError(
+            f"the ONNX program {path} has {len(inputs)} inputs and {len(outputs)} outputs; a "
+            "generator takes latents alone and returns images alone: export it so"
+        )
+    shape = inputs[0][1]
+    if shape is None or len(shape) < 2 or None in shape[1:]:
+        raise LoadError(
+            f"the ONNX program {path} does not say how many dimensions its latents have "
+            f"({shape}); export it with latents of a known size"
+        )
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    z = torch.randn(shape[0] or 2, *shape[1:], generator=random_generator(0, "onnx"))
+    expected = _reference(onnx, model, inputs[0][0], z, path)
+    problem = ""
+    # The converter takes constants rightly, some as steps of the graph and some as weights.
+    for form in (model, _with_constants_as_weights(onnx, model)):
+        try:
+            with warnings.catch_warnings(), torch.no_grad():
+                warnings.simplefilter("ignore")  # on attributes; the comparison tells
+                network = converter.ConvertModel(form).eval().requires_grad_(False)
+                program = Converted(network, shape, digest, f"the ONNX program {path}").eval()
+                problem = _difference(program(z), expected)
+        except Exception as error:
+            problem = f"cannot convert it ({first_line(error)[:160]})"
+        if not problem:
+            return program
+    raise LoadError(
+        f"{path} is an ONNX program, and onnx2pytorch {problem}; save the weights alone with "
+        "safetensors and pass architecture=YourModule"
+    )
+
+
+def read_signature(path: Path) -> tuple[list[tuple[Any, ...]], ...]:
+    """Returns name, shape and type of the graph's inputs and outputs; None is any size.
+
+    Raises:
+        PluginError: the extra `pgmkit[onnx]` is not installed.
+        LoadError: the file is damaged.
+    """
+    onnx, _ = _libraries(path)
+    return _signature(onnx, _read(onnx, path))
+
+
+def _libraries(path: Path) -> tuple[ModuleType, ModuleType]:
+    try:
+        import onnx
+        import onnx.helper
+        import onnx.inliner
+        import onnx.reference
+        import onnx2pytorch
+    except ImportError as error:
+        raise PluginError(
+            f"{path} is an ONNX program, and {error.name} is not installed; "
+            "run pip install 'pgmkit[onnx]'"
+        ) from error
+    return onnx, onnx2pytorch
+
+
+def _read(onnx: Any, path: Path) -> Any:
+    try:
+        return onnx.load_model_from_string(path.read_bytes())
+    except OSError as error:
+        raise LoadError(f"{path} cannot be read: {error.strerror or error}") from error
+    except Exception as error:  # of protobuf, which is no dependency of its own
+        raise LoadError(
+            f"{path} is truncated or damaged ({first_line(error)[:80]}); fetch or export it again"
+        ) from error
+
+
+def _fill_in_external(onnx: Any, model: Any, path: Path) -> None:
+    """Reads the weights that lie in a file beside the program, and in no other place."""
+    for tensor in model.graph.initializer:
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            continue
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        name = entries.get("location", "")
+        if not name or name in (".", "..") or "/" in name or "\\" in name or "\0" in name:
+            raise LoadError(
+                f"the ONNX program {path} keeps weights in {name!r:.60}, which is no file beside it"
+            )
+        try:
+            with (path.parent / name).open("rb") as file:
+                file.seek(int(entries.get("offset", 0)))
+                length = entries.get("length")
+                tensor.raw_data = file.read(int(length) if length else -1)
+        except (OSError, ValueError, OverflowError) as error:
+            raise LoadError(
+                f"the ONNX program {path} keeps weights in {name!r:.60}, which cannot be read "
+                "beside it; fetch that file, too"
+            ) from error
+        tensor.data_location = onnx.TensorProto.DEFAULT
+        del tensor.external_data[:]
+
+
+def _check_nodes(model: Any, path: Path) -> None:
+    for node in model.graph.node:
+        if node.op_type.startswith(_RANDOM):
+            raise LoadError(
+                f"the ONNX program {path} draws random numbers ({node.op_type}), so its images are "
+                "not a function of the latents; export it without its noise"
+            )
+        if any(part.type in (5, 10) for part in node.attribute):  # graphs in graphs
+            raise LoadError(
+                f"the ONNX program {path} branches or repeats ({node.op_type:.40}), which pgmkit "
+                "does not run from a file; export it with latents of a fixed size"
+            )
+
+
+def _with_constants_as_weights(onnx: Any, model: Any) -> Any:
+    """Returns the same program without steps that do nothing but give a constant."""
+    simple = onnx.ModelProto()
+    simple.CopyFrom(model)
+    graph = simple.graph
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    kept = []
+    for node in graph.node:
+        value = next((a.t for a in node.attribute if a.name == "value"), None)
+        constant = node.op_type == "Constant" and value is not None
+        if constant or (node.op_type == "Identity" and node.input[0] in weights):
+            tensor = onnx.TensorProto()
+            tensor.CopyFrom(value if constant else weights[node.input[0]])
+            tensor.name = node.output[0]
+            weights[tensor.name] = tensor
+            graph.initializer.append(tensor)
+        else:
+            kept.append(node)
+    # Kept nodes belong to the graph, and are gone when it is emptied.
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in kept]
+    del graph.node[:]
+    graph.node.extend(copies)
+    return simple
+
+
+def _leave_out_defaults(model: Any) -> None:
+    """Leaves out what the converter does not know though it says what holds anyway."""
+    for node in model.graph.node:
+        if node.op_type == "BatchNormalization":
+            told = [a for a in node.attribute if not (a.name == "training_mode" and a.i == 0)]
+            told = [type(a).FromString(a.SerializeToString()) for a in told]
+            del node.attribute[:]
+            node.attribute.extend(told)
+
+
+def _signature(onnx: Any, model: Any) -> tuple[list[tuple[Any, ...]], ...]:
+    weights = {tensor.name for tensor in model.graph.initializer}
+    inputs = [_described(onnx, v) for v in model.graph.input if v.name not in weights]
+    return inputs, [_described(onnx, value) for value in model.graph.output]
+
+
+def _described(onnx: Any, value: Any) -> tuple[Any, ...]:
+    kind = value.type.tensor_type
+    shape = None
+    if kind.HasField("shape"):
+        dims = kind.shape.dim
+        shape = tuple(d.dim_value if d.HasField("dim_value") else None for d in dims)
+    known = kind.elem_type in onnx.helper.get_all_tensor_dtypes()
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name if known else ""
+    return value.name, shape, dtype
+
+
+def _reference(onnx: Any, model: Any, name: str, z: Tensor, path: Path) -> Tensor:
+    """Returns what ONNX's own reference makes of latents."""
+    try:
+        (images,) = onnx.reference.ReferenceEvaluator(model).run(None, {name: z.numpy()})
+        return torch.from_numpy(images)
+    except Exception as error:
+        raise LoadError(
+            f"the ONNX program {path} does not run on latents of shape {tuple(z.shape)}: "
+            f"{first_line(error)[:160]}; export it again, or pass weights and an architecture"
+        ) from error
+
+
+def _difference(images: Any, expected: Tensor) -> str:
+    """Returns in words how images are not what they should be; nothing if they are."""
+    if not isinstance(images, Tensor) or images.shape != expected.shape:
+        return "makes images of another shape than it says"
+    difference = float((images - expected).abs().max())
+    if difference <= _TOLERANCE * float(expected.abs().max()):
+        return ""
+    return f"computes other values than it says (by up to {difference:.3g})"

@@ -1,0 +1,54 @@
+"""Whatever a reference names, loaded as what it is."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pgmkit.errors import LoadError, ParameterError
+from pgmkit.generator import Generator
+from pgmkit.loading.generators import generator_from_folder
+from pgmkit.loading.options import GeneratorOptions
+from pgmkit.loading.references import open_folder, reference_of
+from pgmkit.runs import RUN_FILE
+from pgmkit.shattering import SAMPLER_CONFIG, ShatteredGenerator
+
+_OF_SHATTERED = ("architecture", "model_args")
+"""The options that a shattered generator takes: its folder says all the rest."""
+
+
+def load(
+    reference: Path | str, *, device: torch.device | str = "cpu", **options: Any
+) -> Generator | ShatteredGenerator:
+    """Loads what a reference names: a generator, or one that was shattered.
+
+    Args:
+        reference: as for `load_generator`; a `Path` is never a name of the registry.
+        device: where to put the weights.
+        options: further arguments of `load_generator`; a shattered generator takes `architecture`
+            and `model_args` alone, since its folder says all the rest.
+
+    Raises:
+        PgmkitError: see `load_generator` and `ShatteredGenerator.from_pretrained`.
+
+    Example:
+        >>> load("mnist-dcgan")
+        Generator('mnist-dcgan': 64 normal latents -> 1×32×32 images, 919,424 parameters)
+    """
+    given = GeneratorOptions.from_table(options, "pgmkit.load")
+    folder = open_folder(reference_of(reference))
+    if folder.fetch(SAMPLER_CONFIG) is None:
+        if folder.fetch(RUN_FILE) is not None:
+            raise LoadError(
+                f"{reference} holds a run that was stopped: it has no {SAMPLER_CONFIG}; run the "
+                "same pgmkit shatter command again"
+            )
+        return generator_from_folder(folder, given, device=device)
+    for name in options:
+        if name not in _OF_SHATTERED:
+            raise ParameterError(
+                f"{reference} is a shattered generator, whose folder says its {name}; leave it out"
+            )
+    shattered = ShatteredGenerator.from_pretrained(reference, **options)
+    shattered.generator.to(device)
+    return shattered

@@ -1,0 +1,411 @@
+"""What identifies a generator: all that changes its map, and nothing else."""
+
+import copy
+import linecache
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pgmkit
+from pgmkit.errors import OutputError, ParameterError
+from pgmkit.spectrum.landmarks import agree, landmarks
+
+PSI = 1.0
+SETTINGS = {"psi": 1.0}
+
+
+def generator_of(module: nn.Module, name: str = "mine") -> pgmkit.Generator:
+    return pgmkit.Generator(
+        module, latent=pgmkit.LatentSpec(3), image=pgmkit.ImageSpec((1, 4, 4)), name=name
+    )
+
+
+def fingerprint(module: nn.Module) -> str:
+    return generator_of(module).fingerprint()
+
+
+def seeded_linear() -> nn.Linear:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Linear(3, 16)
+
+
+class Net(nn.Module):
+    def __init__(self, psi: Any = 1.0) -> None:
+        super().__init__()
+        self.net = seeded_linear()
+        self.psi = psi
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.net(self.psi * z).tanh()
+
+
+def written(forward: str, before: str = "", attributes: str = "pass") -> nn.Module:
+    """Returns a module of a class that stands in a file of this text; always the same class name.
+
+    Args:
+        forward: what it returns.
+        before: what stands above the class.
+        attributes: what is set when it is made.
+    """
+    text = (
+        f"import torch\nfrom torch import nn\n{before}\n"
+        "class Written(nn.Module):\n"
+        "    def __init__(self, linear):\n"
+        "        super().__init__()\n"
+        "        self.net = linear\n"
+        f"        {attributes}\n"
+        "    def forward(self, z):\n"
+        f"        return {forward}\n"
+    )
+    filename = f"<written {hash(text)}>"
+    linecache.cache[filename] = (len(text), None, text.splitlines(keepends=True), filename)
+    scope: dict[str, Any] = {"__name__": "written_elsewhere"}
+    exec(compile(text, filename, "exec"), scope)
+    module = scope["Written"](seeded_linear())
+    assert isinstance(module, nn.Module)
+    return module
+
+
+class Buffered(nn.Module):
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.net = seeded_linear()
+        self.register_buffer("scale", torch.tensor(scale), persistent=False)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.net(z) * self.scale
+
+
+def closed_over(psi: Any) -> nn.Module:
+    class Closed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = seeded_linear()
+
+        def forward(self, z: Tensor) -> Tensor:
+            return self.net(psi * z)
+
+    return Closed()
+
+
+def hooked(factor: float) -> nn.Module:
+    module = seeded_linear()
+    module.register_forward_hook(lambda _module, _inputs, output: output * factor)
+    return module
+
+
+def replaced(factor: float) -> nn.Module:
+    module = Net()
+    module.forward = lambda z: Net.forward(module, z) * factor  # type: ignore[method-assign]
+    return module
+
+
+class Config:
+    def __init__(self, psi: float, path: str = "") -> None:
+        self.psi = psi
+        self.path = path
+
+
+class Configured(nn.Module):
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.net = seeded_linear()
+        self.config = config
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.net(self.config.psi * z)
+
+
+class Base(nn.Module):
+    def __init__(self, psi: float = 1.0) -> None:
+        super().__init__()
+        self.net = seeded_linear()
+        self._psi = psi
+
+    @property
+    def truncation(self) -> float:
+        return self._psi
+
+    def part(self, z: Tensor) -> Tensor:
+        return self.net(self.truncation * z)
+
+    @torch.no_grad()
+    def forward(self, z: Tensor) -> Tensor:
+        return self.part(z)
+
+
+class Derived(Base):
+    def forward(self, z: Tensor) -> Tensor:
+        out: Tensor = super().forward(z) * 2
+        return out
+
+
+OTHERS: dict[str, Callable[[], tuple[nn.Module, nn.Module]]] = {
+    "an attribute": lambda: (Net(1.0), Net(0.1)),
+    "an attribute that is a tensor": lambda: (Net(torch.ones(3)), Net(torch.ones(3) * 2)),
+    "a private attribute behind a property": lambda: (Base(1.0), Base(0.5)),
+    "an attribute that an inherited method reads": lambda: (Derived(1.0), Derived(0.5)),
+    "an attribute of a config": lambda: (Configured(Config(1.0)), Configured(Config(0.5))),
+    "a buffer that is not saved": lambda: (Buffered(1.0), Buffered(3.0)),
+    "a number in a closure": lambda: (closed_over(1.0), closed_over(0.5)),
+    "a tensor in a closure": lambda: (closed_over(torch.ones(1)), closed_over(torch.zeros(1))),
+    "a hook": lambda: (hooked(2.0), hooked(3.0)),
+    "a hook or none": lambda: (seeded_linear(), hooked(3.0)),
+    "a forward of the instance": lambda: (replaced(2.0), replaced(3.0)),
+    "a method or the inherited one": lambda: (Base(), Derived()),
+    "code": lambda: (written("self.net(z)"), written("self.net(z).tanh()")),
+    "a constant in the code": lambda: (written("self.net(z * 2)"), written("self.net(z * 3)")),
+    "a global constant": lambda: (
+        written("self.net(z * PSI)", "PSI = 1.0"),
+        written("self.net(z * PSI)", "PSI = 0.5"),
+    ),
+    "a function that is called": lambda: (
+        written("self.net(part(z))", "def part(z): return z * 2"),
+        written("self.net(part(z))", "def part(z): return z * 3"),
+    ),
+    "a function of torch": lambda: (
+        written("self.act(self.net(z))", attributes="self.act = torch.tanh"),
+        written("self.act(self.net(z))", attributes="self.act = torch.relu"),
+    ),
+    "a default": lambda: (
+        written("self.net(part(z))", "def part(z, psi=1.0): return z * psi"),
+        written("self.net(part(z))", "def part(z, psi=0.5): return z * psi"),
+    ),
+    "the order of layers": lambda: (
+        nn.Sequential(seeded_linear(), nn.ReLU(), nn.Tanh()),
+        nn.Sequential(seeded_linear(), nn.Tanh(), nn.ReLU()),
+    ),
+    "a number of a layer": lambda: (
+        nn.Sequential(seeded_linear(), nn.LeakyReLU(0.1)),
+        nn.Sequential(seeded_linear(), nn.LeakyReLU(0.2)),
+    ),
+    "precision": lambda: (seeded_linear(), seeded_linear().double()),
+    "a scripted attribute": lambda: (scripted(Net(1.0)), scripted(Net(0.5))),
+}
+
+
+def scripted(module: nn.Module) -> nn.Module:
+    with pytest.warns(FutureWarning, match="torch.jit"):
+        script: nn.Module = torch.jit.script(module.eval())
+    return script
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_generators_that_compute_something_else_have_another_fingerprint(what: str) -> None:
+    one, other = OTHERS[what]()
+    assert fingerprint(one) != fingerprint(other)
+    assert fingerprint(one) == fingerprint(OTHERS[what]()[0])
+
+
+class Counting(Net):
+    """Notes what it has done, as a cache or a counter does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runs = 0
+        self.last: Tensor | None = None
+
+    def forward(self, z: Tensor) -> Tensor:
+        self.runs += 1
+        self.last = z
+        return super().forward(z)
+
+
+class Reordered(nn.Module):
+    def __init__(self, order: str) -> None:
+        super().__init__()
+        parts = {"a": seeded_linear(), "b": nn.Tanh()}
+        for name in order:
+            self.add_module(name, parts[name])
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.get_submodule("b")(self.get_submodule("a")(z))
+
+
+def run_once(module: nn.Module) -> nn.Module:
+    module(torch.ones(2, 3))
+    return module
+
+
+def with_attribute(module: nn.Module, name: str, value: object) -> nn.Module:
+    setattr(module, name, value)
+    return module
+
+
+def watched() -> nn.Module:
+    module = Net()
+    seen: list[Any] = []
+    module.net.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+    module.net.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs))
+    module.net.register_full_backward_hook(lambda *_: None)
+    return module
+
+
+def normed() -> nn.Module:
+    with pytest.warns(FutureWarning, match="weight_norm"):
+        norm: nn.Module = nn.utils.weight_norm(seeded_linear())
+    return norm
+
+
+SAME: dict[str, Callable[[], tuple[nn.Module, nn.Module]]] = {
+    "made twice": lambda: (Net(), Net()),
+    "copied": lambda: (Net(), copy.deepcopy(Net())),
+    "whole numbers": lambda: (Net(1), Net(1.0)),
+    "lists for tuples": lambda: (Net((1, 2)), Net([1, 2])),
+    "an attribute that nothing reads": lambda: (Net(), with_attribute(Net(), "title", "x")),
+    "in a loop of references": lambda: (Net(), with_attribute(Net(), "itself", [Net()])),
+    "a path in a config": lambda: (Configured(Config(1.0)), Configured(Config(1.0, "/here"))),
+    "has run": lambda: (Counting(), run_once(run_once(Counting()))),
+    "old weight norm that has run": lambda: (normed(), run_once(normed())),
+    "order of construction": lambda: (Reordered("ab"), Reordered("ba")),
+    "names of layers": lambda: (
+        nn.Sequential(seeded_linear(), nn.Tanh()),
+        nn.Sequential(OrderedDict(first=seeded_linear(), second=nn.Tanh())),
+    ),
+    "in place": lambda: (
+        nn.Sequential(seeded_linear(), nn.ReLU()),
+        nn.Sequential(seeded_linear(), nn.ReLU(inplace=True)),
+    ),
+    "gradients on": lambda: (Net().requires_grad_(False), Net()),
+    "hooks that only look": lambda: (Net(), watched()),
+    "compiled": lambda: (Net(), torch.compile(Net())),  # type: ignore[dict-item]
+    "comments and docstrings": lambda: (
+        written("self.net(part(z))", "def part(z):\n    return z * 2"),
+        written("self.net(part(z))", '# Why.\ndef part(z):\n    """What."""\n    return z  *  2'),
+    ),
+}
+
+
+@pytest.mark.parametrize("what", SAME)
+def test_what_does_not_change_the_map_does_not_change_the_fingerprint(what: str) -> None:
+    one, other = SAME[what]()
+    assert fingerprint(one) == fingerprint(other)
+
+
+def test_names_and_memory_layout_do_not_count() -> None:
+    def convolutional() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Unflatten(1, (3, 1, 1)), nn.ConvTranspose2d(3, 1, 4))
+
+    plain = generator_of(convolutional())
+    other = generator_of(convolutional().to(memory_format=torch.channels_last), name="yours")
+    assert plain.fingerprint() == other.fingerprint()
+
+
+def test_the_fingerprint_lasts_while_the_generator_is_used() -> None:
+    generator = generator_of(Counting())
+    before = generator.fingerprint()
+    spectrum = pgmkit.compute_spectrum(generator, num_latents=300, seed=0)
+    assert generator.fingerprint() == before
+    pgmkit.shatter(generator, spectrum=spectrum, num_clusters=2, sampler="kmeans-gmm")
+
+
+def test_a_generator_that_is_saved_and_loaded_takes_its_own_spectrum(tmp_path: Path) -> None:
+    module = nn.Sequential(seeded_linear(), nn.Tanh())
+    shattered = pgmkit.shatter(
+        generator_of(module), num_latents=300, num_clusters=2, sampler="kmeans-gmm", seed=0
+    )
+    shattered.save_pretrained(tmp_path)
+    loaded = pgmkit.load_generator(
+        f"local-dir:{tmp_path}", architecture=lambda: nn.Sequential(nn.Linear(3, 16), nn.Tanh())
+    )
+    assert loaded.fingerprint() == shattered.generator.fingerprint()
+    pgmkit.shatter(loaded, spectrum=shattered.spectrum, num_clusters=2, sampler="kmeans-gmm")
+
+
+def test_a_scripted_generator_keeps_its_fingerprint_when_it_is_saved(tmp_path: Path) -> None:
+    script: Any = scripted(nn.Sequential(Net(), nn.BatchNorm1d(16)))
+    script.save(str(tmp_path / "net.pt"))
+    with pytest.warns(FutureWarning, match="torch.jit"):
+        loaded = torch.jit.load(str(tmp_path / "net.pt"))
+    assert fingerprint(script) == fingerprint(loaded)
+
+
+def test_a_file_that_was_edited_after_import_is_not_what_runs(tmp_path: Path) -> None:
+    path = tmp_path / "edited.py"
+    text = "def part(z):\n    return z * 2\n"
+    scope: dict[str, Any] = {"__name__": "edited"}
+    path.write_text(text.replace("2", "3"))
+    exec(compile(text, str(path), "exec"), scope)
+    other: dict[str, Any] = {"__name__": "edited"}
+    exec(compile(text.replace("2", "3"), str(path), "exec"), other)
+    modules = [closed_over(1.0) for _ in range(2)]
+    for module, part in zip(modules, (scope["part"], other["part"]), strict=True):
+        module.forward = part  # type: ignore[method-assign]
+    assert fingerprint(modules[0]) != fingerprint(modules[1])
+
+
+def test_the_fingerprint_of_many_weights_takes_less_than_a_second() -> None:
+    generator = pgmkit.Generator(
+        nn.Sequential(*[nn.Linear(1600, 1600, bias=False) for _ in range(10)]),
+        pgmkit.LatentSpec(1600),
+        pgmkit.ImageSpec((1, 40, 40)),
+    )
+    started = time.perf_counter()
+    generator.fingerprint()
+    assert (
+        time.perf_counter() - started < 1
+    )  # 26 million; a hundred take 0.4 s when nothing else runs
+
+
+class Hidden(nn.Module):
+    """Reads a number from where no fingerprint looks: a dictionary that is global."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = seeded_linear()
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.net(SETTINGS["psi"] * z)
+
+
+@pytest.fixture
+def spectrum_of_another(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pgmkit.Spectrum:
+    """Computes the spectrum of a generator, and then changes what that computes."""
+    spectrum = pgmkit.compute_spectrum(
+        generator_of(Hidden()), num_latents=40, cache=True, out=tmp_path / "spectrum"
+    )
+    before = fingerprint(Hidden())
+    monkeypatch.setitem(SETTINGS, "psi", 0.1)
+    assert fingerprint(Hidden()) == before
+    return spectrum
+
+
+def test_images_tell_apart_what_the_fingerprint_cannot(
+    spectrum_of_another: pgmkit.Spectrum, tmp_path: Path
+) -> None:
+    generator = generator_of(Hidden())
+    with pytest.raises(ParameterError, match="makes other images"):
+        pgmkit.shatter(generator, spectrum=spectrum_of_another, num_clusters=2)
+    with pytest.raises(OutputError, match="makes other images"):
+        pgmkit.compute_spectrum(generator, num_latents=40, out=tmp_path / "spectrum")
+    for _ in range(2):
+        cached = pgmkit.compute_spectrum(generator, num_latents=40, cache=True)
+        ratio = cached.singular_values / spectrum_of_another.singular_values
+        torch.testing.assert_close(ratio, torch.full_like(ratio, 0.1), rtol=1e-4, atol=0)
+
+
+def test_landmarks_agree_up_to_rounding_only() -> None:
+    generator = generator_of(Net())
+    own = landmarks(generator)
+    assert len(own) == 16
+    noisy = [value * (1 + 1e-4) for value in own]
+    assert agree(noisy, generator, own)
+    assert not agree(landmarks(generator_of(Net(0.99))), generator, own)
+    for damaged in (None, "text", [], own[:3], [own], ["a"] * 16, [float("nan")] * 16):
+        assert not agree(damaged, generator, own)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_landmarks_of_other_precisions_agree_within_theirs(dtype: torch.dtype) -> None:
+    generator = generator_of(Net().to(dtype))
+    exact = landmarks(generator_of(Net().double()))
+    assert agree(exact, generator, landmarks(generator))
+    assert not agree(landmarks(generator_of(Net(0.5).double())), generator, landmarks(generator))
