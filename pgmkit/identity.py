@@ -143,11 +143,19 @@ class _Description:
         original = getattr(module, "_orig_mod", None)
         if isinstance(original, nn.Module) and _name(type(module)).startswith("torch._dynamo"):
             return self.value(original)
+        program = getattr(module, "program_digest", None)
+        if isinstance(program, str):  # read from a file; the digest stands for all but the weights
+            tensors = (*module.named_parameters(), *module.named_buffers())
+            return ["program", program, *([name, self.value(t)] for name, t in sorted(tensors))]
         if isinstance(module, torch.jit.ScriptModule):
             return ["script", *_script(module), *self._tensors(module)]
         if isinstance(module, torch.fx.GraphModule):
             code = ["graph", module.code]
             return [*code, *self._tensors(module), *self._children(module, ordered=False)]
+        if type(module).__module__.startswith("pgmkit.") and "extra_repr" in vars(type(module)):
+            # What pgmkit reads of a program in a file says itself what stands for it.
+            told = ["program", _name(type(module)), module.extra_repr()]
+            return [*told, *self._tensors(module), *self._children(module, ordered=False)]
         foreign = _foreign(type(module))
         functions = _functions(foreign)
         entries = [name for name in _ENTRIES if name in functions]

@@ -84,16 +84,24 @@ def write_grid(
 def write_rows(
     path: Path, images: Tensor, value_range: tuple[float, float], columns: int, scale: int = 1
 ) -> None:
-    """Writes images (N, C, H, W) as one PNG whose rows of `columns` images are numbered from 0."""
-    picture = Image.fromarray(grid(to_uint8(images, value_range), columns))
+    """Writes one PNG of images (N, C, H, W), or points (N, d), in rows that are numbered from 0.
+
+    Args:
+        path: where to.
+        images: in `value_range`.
+        value_range: lowest and highest value.
+        columns: images, or points, in a row.
+        scale: how many times each pixel is enlarged.
+    """
+    parts = [grid(part, columns) for part in to_uint8(images, value_range).split(columns)]
+    picture = Image.fromarray(np.concatenate(parts))
     picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.BOX)
-    rows = max(1, math.ceil(len(images) / columns))
-    margin = 8 + 8 * len(str(rows - 1))
+    margin = 8 + 8 * len(str(len(parts) - 1))
     canvas = Image.new(picture.mode, (picture.width + margin, picture.height), "white")
     canvas.paste(picture, (margin, 0))
     draw = ImageDraw.Draw(canvas)
-    for row in range(rows):
-        middle = int((row + 0.5) * picture.height / rows)
+    for row in range(len(parts)):
+        middle = int((row + 0.5) * picture.height / len(parts))
         draw.text((4, middle - 6), str(row), fill="black")
     buffer = io.BytesIO()
     canvas.save(buffer, format="PNG", optimize=True)

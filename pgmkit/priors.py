@@ -26,7 +26,7 @@ DISTRIBUTIONS = {
 
 _SMALLEST_SHARE = 1e-7
 _SMALLEST_MASS = 1e-6
-_BISECTIONS = 50
+_HALVINGS = 45
 _FARTHEST = 5.3
 """Beyond so many standard deviations lies less than the smallest share."""
 
@@ -138,9 +138,11 @@ class LatentSpec:
         return torch.cat(flags)
 
     @property
-    def bounded(self) -> bool:
-        """Whether there are latents that the prior never gives."""
-        return any(part.distribution not in ("normal", "mixture") for part in self._own)
+    def even(self) -> bool:
+        """Whether it is one normal distribution, the same along all coordinates, or one mixture."""
+        if self.parts or self.distribution not in ("normal", "mixture"):
+            return False
+        return isinstance(self.mean, float) and isinstance(self.std, float)
 
     @property
     def categories(self) -> list[slice]:
@@ -435,15 +437,16 @@ class _Mixture:
     def _share(self, value: Tensor, weights: Tensor, index: int) -> Tensor:
         """Returns the mass below values (B, 1) of one coordinate, for weights (B, K); (B,)."""
         standard = (value - self.means[:, index]) / self.stds[:, index]
-        share: Tensor = (weights * torch.special.ndtr(standard)).sum(dim=1)
-        return share
+        # As exact as ndtr down to the smallest share, and several times as fast.
+        share: Tensor = (weights * torch.erf(standard * math.sqrt(0.5))).sum(dim=1)
+        return (share + 1) / 2
 
     def _quantile(self, share: Tensor, weights: Tensor, index: int) -> Tensor:
-        """Finds, by bisection, the values (B,) of one coordinate below which shares (B,) lie."""
+        """Finds, by halves, the values (B,) of one coordinate below which shares (B,) lie."""
         means, reach = self.means[:, index], _FARTHEST * self.stds[:, index]
         low = (means - reach).min().expand_as(share)
         high = (means + reach).max().expand_as(share)
-        for _ in range(_BISECTIONS):
+        for _ in range(_HALVINGS):
             middle = (low + high) / 2
             below = self._share(middle[:, None], weights, index) < share
             low, high = torch.where(below, middle, low), torch.where(below, high, middle)

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -195,6 +196,8 @@ BAD_COMPUTE: dict[str, tuple[list[object], str]] = {
     "unknown engine parameter": (["{tiny}", "--set", "engine.worker=1"], "'workers'"),
     "engine as a number": (["{tiny}", "--set", "engine=1"], "engine must be a name or a table"),
     "block size of zero": (["{tiny}", "--block-size", 0], "block_size"),
+    "block size beyond all": (["{tiny}", "--block-size", 10**13], "at most 1,000,000"),
+    "more latents than memory holds": (["{tiny}", "--latents", 10**13], "GiB of memory, and there"),
     "no latents": (["{tiny}", "--latents", 0], "the number of latents"),
     "latents as a word": (["{tiny}", "--set", "latents=many"], "not 'many'"),
     "device that is not there": (["{tiny}", "--device", "abacus"], "'abacus'"),
@@ -212,6 +215,22 @@ def test_a_bad_computation_is_one_line_and_leaves_no_folder(
     finished = run_pgmkit("spectrum", "compute", *words, "-o", tmp_path / "out", *dry)
     assert said in one_error(finished)
     assert not list(tmp_path.iterdir())
+
+
+DAMAGED_SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
+    "latents beyond all": ({"num_latents": 10**12}, "is missing or damaged"),
+    "a block beyond all": ({"num_latents": 10**12, "block_size": 10**12}, "block 0 of 1"),
+    "latents as a word": ({"num_latents": "many"}, "num_latents is 'many'"),
+    "blocks of zero": ({"block_size": 0}, "block_size is 0"),
+    "no plan": ({"jacobian": [1]}, "must be objects"),
+    "a plan of another kind": (
+        {"jacobian": {"mode": "magic", "batch_size": 1, "tangents": 1}},
+        "mode of jacobian is 'magic'",
+    ),
+    "probes as a word": ({"computed": {"probes": "x", "sketch": None}}, "computed is"),
+    "landmarks of another kind": ({"landmarks": {"a": 1}}, "block 0 of 5"),
+    "another format": ({"format_version": 2}, "of format 2"),
+}
 
 
 def test_a_folder_of_other_files_or_of_another_spectrum_is_left_alone(
@@ -302,6 +321,38 @@ class TestInfo:
         folder = copied(saved, tmp_path / "damaged")
         (folder / "manifest.json").write_text("{")
         assert "manifest.json is damaged" in one_error(run_pgmkit("spectrum", "info", folder))
+
+    @pytest.mark.parametrize("case", DAMAGED_SETTINGS)
+    def test_a_manifest_that_claims_what_cannot_be_is_one_line(
+        self, case: str, saved: Path, tiny: str, tmp_path: Path
+    ) -> None:
+        changes, said = DAMAGED_SETTINGS[case]
+        folder = copied(saved, tmp_path / "damaged")
+        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest["settings"].update(changes)
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        started = time.perf_counter()
+        assert said in last_error(run_pgmkit("spectrum", "info", folder))
+        last_error(shatter(tiny, "-o", tmp_path / "out", "--spectrum", folder))
+        last_error(run_pgmkit("spectrum", "compute", tiny, "-o", folder, *SMALL))
+        assert time.perf_counter() - started < 20
+
+    @pytest.mark.parametrize("text", ["[" * 100_000, '{"settings": ' * 2000, '{"blocks": [1]}'])
+    def test_a_manifest_of_another_form_is_one_line(
+        self, text: str, saved: Path, tiny: str, tmp_path: Path
+    ) -> None:
+        folder = copied(saved, tmp_path / "damaged")
+        (folder / "manifest.json").write_text(text)
+        assert "is damaged (" in one_error(run_pgmkit("spectrum", "info", folder))
+        words = ("spectrum", "compute", tiny, "-o", folder, *SMALL)
+        assert "is damaged (" in one_error(run_pgmkit(*words))
+
+    def test_a_shattered_generator_names_the_folder_of_its_spectrum(
+        self, saved: Path, tmp_path: Path
+    ) -> None:
+        copied(saved, tmp_path / "run" / "spectrum")
+        error = one_error(run_pgmkit("spectrum", "info", tmp_path / "run"))
+        assert f"there is one in {tmp_path / 'run' / 'spectrum'}" in error
 
     def test_a_rank_tolerance_outside_its_range_is_refused(self, saved: Path) -> None:
         for value in ("1", "-0.1", "nan"):

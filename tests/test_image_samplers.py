@@ -426,7 +426,9 @@ def test_a_small_cluster_is_learned_again_evenly() -> None:
 
 
 def test_the_number_of_clusters_is_chosen_with_the_samplers_own_clusterer() -> None:
-    generator = pgmkit.Generator(Spread(), pgmkit.LatentSpec(DIM), pgmkit.ImageSpec((1, 8, 8)))
+    generator = pgmkit.Generator(
+        Spread(), pgmkit.LatentSpec(DIM), pgmkit.ImageSpec((1, 8, 8), (-3, 3))
+    )
     chosen = {
         name: pgmkit.shatter(
             generator,

@@ -544,15 +544,23 @@ def test_a_commit_is_listed_once(server: HubServer, offline: Callable[[], None])
     assert "HF_HUB_OFFLINE is set" in refusal(lambda: folder.fetch("sub/notes.txt"))
 
 
-def test_offline_the_cache_is_all_that_is_known(
+def test_offline_the_cache_is_all_that_is_known_and_that_is_said(
     server: HubServer, offline: Callable[[], None]
 ) -> None:
     server.add("org/tiny", FILES)
     fetch_weights()
     offline()
-    assert open_tiny().sizes() == {
-        name: len(FILES[name]) for name in ("config.json", "model.safetensors")
-    }
+    with pytest.warns(PgmkitWarning, match=r"HF_HUB_OFFLINE is set\); 2 of them are in the cache"):
+        found = open_tiny().sizes()
+    assert found == {name: len(FILES[name]) for name in ("config.json", "model.safetensors")}
+
+
+def test_a_listing_that_fails_says_why(server: HubServer) -> None:
+    server.add("org/tiny", FILES)
+    folder = open_tiny()
+    server.failure = 429
+    with pytest.warns(PgmkitWarning, match=r"cannot be listed .*HTTP 429.*; 1 of them"):
+        assert folder.names() == ["config.json"]
 
 
 @pytest.mark.parametrize("revision", ["", "@v1", "@COMMIT"])

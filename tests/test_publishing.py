@@ -134,7 +134,7 @@ class Heavy(nn.Module):
         self.weight = nn.Parameter(torch.linspace(-1, 1, 2_750_000))
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
-        return z @ self.weight[:12].view(3, 4)
+        return torch.tanh(z @ self.weight[:12].view(3, 4))
 
 
 def test_files_of_more_than_ten_megabytes_go_through_lfs_and_come_back(
@@ -341,6 +341,17 @@ def test_the_snippet_of_a_network_of_one_s_own_names_its_class(
         assert run_snippet(snippet)["m"].cluster_sizes == shattered.cluster_sizes
 
 
+def test_a_network_of_one_s_own_is_pushed_from_the_command_line(
+    server: HubServer, own: Generator, tmp_path: Path
+) -> None:
+    pgmkit.shatter(own, num_clusters=2, num_latents=40).save_pretrained(tmp_path / "split")
+    arguments = ("generators", "push", tmp_path / "split", "me/split")
+    assert run_pgmkit(*arguments).code == 1
+    done = run_pgmkit(*arguments, "--architecture", "flat_network:Flat")
+    assert done.code == 0, done.stderr
+    assert "from flat_network import Flat" in card(server, "me/split")
+
+
 def test_a_network_built_by_hand_is_printed(server: HubServer) -> None:
     net = nn.Sequential(nn.Linear(2, 16), nn.Tanh())
     toy = Generator(net, LatentSpec(2), ImageSpec((1, 4, 4)), name="toy")
@@ -356,13 +367,23 @@ def test_the_picture_has_a_numbered_row_for_each_cluster(server: HubServer, resu
     shown = snapshot_download("me/tiny", allow_patterns="samples.png")
     with Image.open(Path(shown) / "samples.png") as picture:
         # Images of 32 pixels with a border of one, enlarged twice.
-        height, margin = 2 * 33, picture.width - 2 * (8 * 33 + 1)
-        assert picture.height == 2 + height * shattered.num_clusters
+        height, margin = 2 * 34, picture.width - 2 * (8 * 33 + 1)
+        assert picture.height == height * shattered.num_clusters
         numbers = [
             picture.crop((0, row * height, margin, (row + 1) * height)).tobytes()
             for row in range(shattered.num_clusters)
         ]
     assert len(set(numbers)) == shattered.num_clusters
+
+
+def test_points_are_drawn_in_a_square_for_each_cluster(server: HubServer) -> None:
+    net = nn.Sequential(nn.Linear(2, 2), nn.Tanh())
+    toy = Generator(net, LatentSpec(2), ImageSpec((2,)), name="plane")
+    pgmkit.shatter(toy, num_clusters=3, num_latents=60).push_to_hub("me/plane")
+    assert "points of 2 coordinates" in card(server, "me/plane")
+    shown = snapshot_download("me/plane", allow_patterns="samples.png")
+    with Image.open(Path(shown) / "samples.png") as picture:
+        assert picture.height == 3 * 2 * 256
 
 
 def test_a_card_tells_the_numbers_of_the_removal(server: HubServer, result: Path) -> None:

@@ -230,7 +230,7 @@ def test_a_cluster_without_latents_cannot_be_sampled(spectrum: pgmkit.Spectrum) 
 
 
 def test_a_spectrum_of_another_generator_is_refused(spectrum: pgmkit.Spectrum) -> None:
-    other = generator_of(pgmkit.LatentSpec(2, std=2.0))
+    other = generator_of(pgmkit.LatentSpec(2, std=0.5))
     with pytest.raises(ParameterError, match="another generator"):
         pgmkit.shatter(other, num_clusters=2, spectrum=spectrum)
 

@@ -118,8 +118,9 @@ def generator_of(network: nn.Module) -> pgmkit.Generator:
             part.running_var.uniform_(0.3, 2.0)
     network.eval()
     with torch.no_grad():
-        values = network(torch.zeros(1, LATENT)).numel()
-    image = pgmkit.ImageSpec((1, 1, values), (-1, 1))
+        made = network(torch.zeros(1, LATENT))
+    shape = (1, 1, *made.shape[1:])[-3:]
+    image = pgmkit.ImageSpec(shape, (-1, 1))
     return pgmkit.Generator(network, latent=pgmkit.LatentSpec(LATENT), image=image)
 
 

@@ -20,7 +20,7 @@ _SHOWN = 40
 
 @click.group()
 def generators() -> None:
-    """List generators, tell about one, publish one."""
+    """List, inspect and publish generators."""
 
 
 generators.add_command(push)

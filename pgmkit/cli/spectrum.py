@@ -201,7 +201,8 @@ def _print_facts(
     folder: Path | str, settings: Mapping[str, Any], state: str, more: Mapping[str, str]
 ) -> None:
     rows = [("folder", str(folder)), ("state", state)]
-    rows += [(_FIELDS.get(k, k.replace("_", " ")), _value(v)) for k, v in settings.items()]
+    shown = {key: value for key, value in settings.items() if key != "landmarks"}  # many numbers
+    rows += [(_FIELDS.get(k, k.replace("_", " ")), _value(v)) for k, v in shown.items()]
     print_table([*rows, *more.items()], ("field", "value"))
 
 

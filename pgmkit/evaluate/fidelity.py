@@ -313,7 +313,9 @@ def load_reference(source: str, generator: Generator, *, split: str = "train") -
         ParameterError: the generator makes points.
     """
     if generator.image.is_points:
-        raise ParameterError(f"fidelity compares images, and {generator.name!r} makes points")
+        raise ParameterError(
+            f"fidelity compares images, and {generator.name!r} makes points; leave it out"
+        )
     _, height, width = generator.image.shape
     return load_images(source, split=split, size=(height, width))
 

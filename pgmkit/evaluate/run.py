@@ -122,6 +122,8 @@ def prepare(values: Mapping[str, Any]) -> PreparedRun:
     check_sizes(settings, generator)
     if given is not None:
         check_spectrum(generator, given.spectrum)
+    else:
+        settings.check_size(generator)
     return PreparedRun(settings, generator, classifier, given, time.perf_counter() - started)
 
 

@@ -64,7 +64,8 @@ def open_archive(path: Path) -> Iterator[Archive]:
         ) from error
     with file:
         entries = file.infolist()
-        folder = entries[0].filename.partition("/")[0] + "/" if entries else ""
+        first, slash, _ = entries[0].filename.partition("/") if entries else ("", "", "")
+        folder = f"{first}/" if slash else ""
         packed = sum(e.file_size for e in entries if e.file_size > e.compress_size)
         if packed > _PACKED_BYTES or not all(e.filename.startswith(folder) for e in entries):
             raise LoadError(f"{path} is a zip file that torch did not write; fetch it again")

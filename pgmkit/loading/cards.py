@@ -367,15 +367,14 @@ def _literal(value: Any) -> str:
 def _weights(generator: Generator) -> list[str]:
     """Returns size, licence and origin of the weights."""
     parameters = sum(parameter.numel() for parameter in generator.module.parameters())
-    shape = "×".join(map(str, generator.image.shape))
     record = public(dict(generator.provenance)) or {}
     licence = record.pop("license", None)
     low, high = generator.image.range
     rows = [
         ("licence", licence or "not stated; ask the author of the weights before you use them"),
         ("network", f"{generator.architecture or _class(generator)[1]}, {parameters:,} parameters"),
-        ("latents", f"{generator.latent.dim}, {generator.latent.distribution}"),
-        ("images", f"{shape}, values from {low:g} to {high:g}"),
+        ("latents", str(generator.latent)),
+        ("makes", f"{generator.image}, values from {low:g} to {high:g}"),
         *_flat(record),
     ]
     cells = [(plain(name), plain(value)) for name, value in rows]

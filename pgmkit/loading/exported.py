@@ -44,6 +44,9 @@ _TYPES = {
     12: torch.bool,
     13: torch.bfloat16,
 }
+_MOST_VALUES = 4
+"""A tensor may have so many times the bytes of its file: values can share storage."""
+
 _LAYOUTS = {7: torch.strided}
 _MEMORY_FORMATS = {
     1: torch.contiguous_format,
@@ -80,10 +83,11 @@ class Exported(nn.Module):
 
     Args:
         steps: in order.
-        weights: parameters and buffers by their name in the graph.
+        weights: parameters, buffers and constants by their name in the state dict.
+        parameters: which of them are parameters.
         names: of weights in the state dict, by their name in the graph.
         latents: the name of the input in the graph.
-        output: the name of what is returned.
+        outputs: what is returned, as the file puts it; more than one value are a tuple.
         shape: of latents as the program takes them, the number of latents first; None is any.
         where: the file, for messages.
     """
@@ -92,9 +96,10 @@ class Exported(nn.Module):
         self,
         steps: list[Step],
         weights: Mapping[str, Tensor],
+        parameters: set[str],
         names: Mapping[str, str],
         latents: str,
-        output: str,
+        outputs: list[Mapping[str, Any]],
         shape: tuple[int | None, ...],
         where: str,
     ) -> None:
@@ -102,19 +107,16 @@ class Exported(nn.Module):
         self._steps = steps
         self._names = dict(names)
         self._latents = latents
-        self._output = output
+        self._outputs = outputs
         self._shape = shape
+        self.program_digest = hashlib.sha256(repr((steps, names, outputs)).encode()).hexdigest()
         self._where = where
         for name, weight in weights.items():
-            _register(self, name, weight)
+            _register(self, name, weight, trained=name in parameters)
 
     def forward(self, z: Tensor) -> Any:
         """Returns what the program returns for latents z, in batches and a shape of its own."""
         return run_in_shape(self._run, z, self._shape, self._where)
-
-    def extra_repr(self) -> str:
-        """Returns what stands for the steps, which programs of one set of weights may differ in."""
-        return f"program={hashlib.sha256(repr(self._steps).encode()).hexdigest()}"
 
     def _run(self, z: Tensor) -> Any:
         weights = {**dict(self.named_parameters()), **dict(self.named_buffers())}
@@ -128,7 +130,8 @@ class Exported(nn.Module):
                 values |= dict(zip(step.results, made, strict=True))
             elif step.results:
                 values[step.results[0]] = made
-        return values[self._output]
+        returned = tuple(self._value(output, values) for output in self._outputs)
+        return returned if len(returned) > 1 else returned[0]
 
     def _compute(self, target: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
         if found := _OPERATOR.fullmatch(target):
@@ -180,14 +183,14 @@ class Exported(nn.Module):
         return next(iter(value.values()))
 
 
-def _register(module: nn.Module, name: str, weight: Tensor) -> None:
-    """Puts a weight where its name, with dots between, says."""
+def _register(module: nn.Module, name: str, weight: Tensor, *, trained: bool) -> None:
+    """Puts a parameter or buffer where its name, with dots between, says."""
     *parents, last = name.split(".")
     for parent in parents:
         if parent not in module._modules:
             module.add_module(parent, nn.Module())
         module = module.get_submodule(parent)
-    if weight.is_floating_point() or weight.is_complex():
+    if trained and weight.is_floating_point():
         module.register_parameter(last, nn.Parameter(weight))
     else:
         module.register_buffer(last, weight)
@@ -241,6 +244,7 @@ def _read(archive: Archive, path: Path) -> Exported:
         **_read_tensors(archive, "constants", f"{name}_constants_config.json", path),
     }
     names: dict[str, str] = {}
+    parameters: set[str] = set()
     latents: list[str] = []
     for spec in signature["input_specs"]:
         ((kind, value),) = spec.items()
@@ -251,6 +255,8 @@ def _read(archive: Archive, path: Path) -> Exported:
         if key not in tensors:
             raise LoadError(f"the exported program {path} needs {key!r:.60}, which is no tensor")
         names[value["arg"]["name"]] = key
+        if kind == "parameter":
+            parameters.add(key)
     if len(latents) != 1:
         raise LoadError(
             f"the exported program {path} takes {len(latents)} inputs; a generator takes latents "
@@ -259,9 +265,10 @@ def _read(archive: Archive, path: Path) -> Exported:
     return Exported(
         [_step(node) for node in graph["nodes"]],
         {key: tensors[key] for key in names.values()},
+        parameters,
         names,
         latents[0],
-        _output(signature, path),
+        _outputs(signature, path),
         _shape(graph["tensor_values"][latents[0]]),
         f"the exported program {path}",
     )
@@ -270,20 +277,19 @@ def _read(archive: Archive, path: Path) -> Exported:
 _KEYS = ("parameter_name", "buffer_name", "tensor_constant_name")
 
 
-def _output(signature: Mapping[str, Any], path: Path) -> str:
-    kinds = [next(iter(spec)) for spec in signature["output_specs"]]
-    if any(kind.endswith("mutation") for kind in kinds):
-        raise LoadError(
-            f"the exported program {path} changes its own weights; call .eval() on the module "
-            "before torch.export.export"
-        )
-    if kinds != ["user_output"]:
-        raise LoadError(
-            f"the exported program {path} returns {len(kinds)} values; export a module that "
-            "returns the images alone"
-        )
-    name: str = signature["output_specs"][0]["user_output"]["arg"]["as_tensor"]["name"]
-    return name
+def _outputs(signature: Mapping[str, Any], path: Path) -> list[Mapping[str, Any]]:
+    found = []
+    for spec in signature["output_specs"]:
+        ((kind, value),) = spec.items()
+        if kind != "user_output":
+            raise LoadError(
+                f"the exported program {path} changes its own weights ({kind}); call .eval() on "
+                "the module before torch.export.export"
+            )
+        found.append(value["arg"])
+    if not found:
+        raise LoadError(f"the exported program {path} returns nothing; a generator returns images")
+    return found
 
 
 def _step(node: Mapping[str, Any]) -> Step:
@@ -333,6 +339,10 @@ def _tensor(data: bytes, meta: Mapping[str, Any], name: str, path: Path) -> Tens
     offset, dtype = int(meta["storage_offset"]["as_int"]), _TYPES[meta["dtype"]]
     if not math.prod(sizes):
         return torch.zeros(sizes, dtype=dtype)
+    if math.prod(sizes) * dtype.itemsize > _MOST_VALUES * len(data):
+        raise LoadError(
+            f"{name!r:.60} in {path} has fewer bytes than its shape needs; export it again"
+        )
     try:
         values = torch.frombuffer(bytearray(data), dtype=dtype)
         return values.as_strided(sizes, strides, offset).clone()

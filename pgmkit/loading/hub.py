@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from pgmkit import files
-from pgmkit.errors import LoadError, OutputError
+from pgmkit.errors import LoadError, OutputError, PgmkitWarning
 from pgmkit.loading.folders import CONFIG_FILE, ModelFolder
 from pgmkit.loading.network import (
     Fault,
@@ -102,7 +102,7 @@ def open_repository(name: str, reference: str) -> ModelFolder:
     """Opens a repository of the Hub; files are fetched when they are asked for.
 
     All files are of one commit, that which the revision had when the repository was opened. Without
-    a network they come from the Hub's cache, and `names` then lists what is known of the commit.
+    a network they come from the Hub's cache; `names` then lists what is known of the commit.
 
     Args:
         name: "org/name" or "org/name@revision".
@@ -175,7 +175,8 @@ class _Repository:
         """Returns the size in bytes of each file, by its path.
 
         A commit never changes, so it is asked for once and kept beside the files in the Hub's
-        cache. Where it cannot be asked for, the files in the cache are all that is known.
+        cache. Where it cannot be asked for, the files in the cache are all that is known, and a
+        warning says so.
         """
         kept = self._folder() / ".pgmkit" / f"{self.revision}.json"
         if self._listing is None and kept.is_file():
@@ -185,10 +186,20 @@ class _Repository:
             self._listing = self._asked_listing()
             with contextlib.suppress(OutputError):
                 files.write_json(kept, self._listing)
-        return self._cached_files() if self._listing is None else self._listing
+        if self._listing is not None:
+            return self._listing
+        found = self._cached_files()
+        why = "HF_HUB_OFFLINE is set" if self.fault is None else str(self.fault)
+        warnings.warn(
+            f"the files of {self.reference} cannot be listed ({why}); {len(found)} of them are in "
+            "the cache, and there may be more",
+            PgmkitWarning,
+            stacklevel=2,
+        )
+        return found
 
     def _offline(self) -> bool:
-        return self.fault is not None or client_constants().is_offline_mode()
+        return self.fault is not None or client_constants().HF_HUB_OFFLINE
 
     def _fetch(self, file: str) -> Path | None:
         from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
@@ -300,8 +311,9 @@ def _is_whole(path: Path) -> bool:
         return files.sha256(stored) == stored.name
     if _COMMIT.fullmatch(stored.name):
         content = stored.read_bytes()
-        digest = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False)
-        return digest.hexdigest() == stored.name
+        headers = (b"blob %d\0" % len(content), b"")  # some mirrors leave git's away
+        digests = [hashlib.sha1(header + content, usedforsecurity=False) for header in headers]
+        return stored.name in [digest.hexdigest() for digest in digests]
     return True
 
 
@@ -418,7 +430,7 @@ def check_push(repository: str) -> None:
     Raises:
         LoadError: the name is none of the form "org/name", or HF_HUB_OFFLINE is set.
     """
-    offline = client_constants().is_offline_mode()
+    offline = client_constants().HF_HUB_OFFLINE
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 

@@ -29,7 +29,7 @@ class Converted(nn.Module):
     Args:
         network: what the converter made of it.
         shape: of latents as the program takes them, the number of latents first; None is any size.
-        digest: stands for the file in `repr`, as two programs of the same weights may differ.
+        digest: stands for the file, as programs of one set of weights may differ.
         where: the file, for messages.
     """
 
@@ -39,16 +39,12 @@ class Converted(nn.Module):
         super().__init__()
         self.network = network
         self._shape = shape
-        self._digest = digest
+        self.program_digest = digest
         self._where = where
 
     def forward(self, z: Tensor) -> Any:
         """Returns what the program returns for latents z, in batches and a shape of its own."""
         return run_in_shape(self.network, z, self._shape, self._where)
-
-    def extra_repr(self) -> str:
-        """Returns what stands for the graph."""
-        return f"program={self._digest}"
 
 
 def load_onnx(path: Path) -> nn.Module:

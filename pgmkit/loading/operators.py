@@ -19,6 +19,9 @@ from pgmkit.errors import GeneratorError
 _LARGEST = 2**63
 """Program integers have 64 bits; without an end they could fill the memory."""
 
+_LONGEST = 100_000
+"""Lists hold shapes and parts; without an end they, too, could fill the memory."""
+
 
 def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
@@ -40,25 +43,27 @@ _TENSOR = _words(
     "eq erf erfc erfinv exp exp2 expand expand_as expand_copy expm1 eye fft_fft2 fft_fftshift "
     "fft_ifft2 fft_ifftshift fft_irfft2 fft_rfft2 fill fill_ flatten flip fliplr flipud floor "
     "floor_divide fmod frac full full_like gather ge gelu glu greater greater_equal grid_sampler "
-    "grid_sampler_2d group_norm gt hardshrink hardsigmoid hardswish hardtanh hstack hypot im2col "
-    "imag index index_add index_copy index_fill index_put index_put_ index_select instance_norm "
-    "inverse isfinite isinf isnan item kron layer_norm le leaky_relu lerp less less_equal lgamma "
-    "linalg_matrix_norm linalg_norm linalg_vector_norm linear linspace log log10 log1p log2 "
-    "log_sigmoid log_softmax logaddexp logical_and logical_not logical_or logical_xor logit "
-    "logsumexp lt masked_fill masked_scatter matmul max max_pool1d max_pool2d maximum mean median "
-    "meshgrid min minimum mish mm moveaxis movedim mul multiply mv nan_to_num narrow narrow_copy "
-    "native_batch_norm native_group_norm native_layer_norm ne neg negative new_full new_ones "
-    "new_zeros norm numel ones ones_like outer pad permute pixel_shuffle pixel_unshuffle pow "
-    "prelu prod ravel real reciprocal reflection_pad1d reflection_pad2d relu relu6 remainder "
-    "repeat repeat_interleave replication_pad1d replication_pad2d reshape reshape_as rms_norm "
-    "roll rot90 round rsqrt rsub scalar_tensor scaled_dot_product_attention scatter scatter_add "
-    "select select_scatter selu sgn sigmoid sign silu sin sinc sinh size slice slice_scatter "
-    "softmax softplus softshrink sort special_expit split split_with_sizes sqrt square squeeze "
-    "stack std stride sub subtract sum swapaxes swapdims t take_along_dim tan tanh tensor_split "
-    "tensordot threshold tile to topk trace transpose tril triu true_divide trunc type_as unbind "
-    "unflatten unfold unsafe_chunk unsafe_split unsqueeze upsample_bicubic2d upsample_bilinear2d "
-    "upsample_linear1d upsample_nearest1d upsample_nearest2d var var_mean view view_as "
-    "view_as_complex view_as_real view_copy vstack where xlogy zeros zeros_like"
+    "grid_sampler_2d group_norm gru gru_cell gt hardshrink hardsigmoid hardswish hardtanh hstack "
+    "hypot im2col imag index index_add index_copy index_fill index_put index_put_ index_select "
+    "instance_norm inverse isfinite isinf isnan item kron layer_norm le leaky_relu lerp less "
+    "less_equal lgamma linalg_matrix_norm linalg_norm linalg_vector_norm linear linspace log "
+    "log10 log1p log2 log_sigmoid log_softmax logaddexp logical_and logical_not logical_or "
+    "logical_xor logit logsumexp lstm lstm_cell lt masked_fill masked_scatter matmul max "
+    "max_pool1d max_pool2d maximum mean median meshgrid min minimum mish mm moveaxis movedim mul "
+    "multiply mv nan_to_num narrow narrow_copy native_batch_norm native_group_norm "
+    "native_layer_norm ne neg negative new_full new_ones new_zeros norm numel ones ones_like "
+    "outer pad permute pixel_shuffle pixel_unshuffle pow prelu prod ravel real reciprocal "
+    "reflection_pad1d reflection_pad2d relu relu6 remainder repeat repeat_interleave "
+    "replication_pad1d replication_pad2d reshape reshape_as rms_norm rnn_relu rnn_relu_cell "
+    "rnn_tanh rnn_tanh_cell roll rot90 round rsqrt rsub scalar_tensor "
+    "scaled_dot_product_attention scatter scatter_add select select_scatter selu sgn sigmoid sign "
+    "silu sin sinc sinh size slice slice_scatter softmax softplus softshrink sort special_expit "
+    "split split_with_sizes sqrt square squeeze stack std stride sub subtract sum swapaxes "
+    "swapdims t take_along_dim tan tanh tensor_split tensordot threshold tile to topk trace "
+    "transpose tril triu true_divide trunc type_as unbind unflatten unfold unsafe_chunk "
+    "unsafe_split unsqueeze upsample_bicubic2d upsample_bilinear2d upsample_linear1d "
+    "upsample_nearest1d upsample_nearest2d var var_mean view view_as view_as_complex view_as_real "
+    "view_copy vstack where xlogy zeros zeros_like"
 )
 _NOTHING_TO_DO = _words(
     "warn _assert_async _assert_scalar _assert_tensor_metadata sym_constrain_range "
@@ -98,7 +103,9 @@ def find_operator(name: str, overload: str = "", *, where: str) -> Callable[...,
     if name not in _TENSOR and base not in _TENSOR:
         raise GeneratorError(_refusal(name, base, where))
     packet = getattr(torch.ops.aten, name, None)
-    found = getattr(packet, overload, None) if packet is not None and overload else packet
+    found = packet
+    if packet is not None and overload:
+        found = getattr(packet, overload) if overload in packet.overloads() else None
     if found is None:
         raise GeneratorError(
             f"{where} uses the operator {name}{'.' * bool(overload)}{overload}, which torch "
@@ -169,9 +176,9 @@ def _append(values: list[Any], value: Any) -> list[Any]:
 
 def _format(text: str, *values: Any) -> str:
     """Fills in "{}" and nothing else, for error messages; `str.format` would reach attributes."""
-    pieces = text.split("{}")
-    filled = [f"{piece}{value!s:.80}" for piece, value in zip(pieces, values, strict=False)]
-    return "".join(filled + pieces[len(filled) :])
+    first, *pieces = text.split("{}")
+    filled = [f"{value!s:.80}{piece}" for piece, value in zip(pieces, values, strict=False)]
+    return first + "".join(filled + [f"{{}}{piece}" for piece in pieces[len(filled) :]])
 
 
 _PLAIN: dict[str, Callable[..., Any]] = {
@@ -240,12 +247,14 @@ def compute_plain(name: str, args: list[Any], kwargs: dict[str, Any], *, where: 
         result = _PLAIN[name](*args, **kwargs)
     except (ArithmeticError, IndexError, TypeError, ValueError) as error:
         raise GeneratorError(f"{where} cannot compute {name}: {error}") from error
+    if isinstance(result, list | str) and len(result) > _LONGEST:
+        raise GeneratorError(f"{where} makes a list of {len(result)} entries")
     if isinstance(result, int) and not -_LARGEST <= result < _LARGEST:
         raise GeneratorError(f"{where} computes a number with more than 64 bits")
     return result
 
 
 def _repeated(values: Any, times: int) -> Any:
-    if len(values) * times > 10_000:
+    if len(values) * times > _LONGEST:
         raise ValueError(f"a list of {len(values) * times} entries")
     return values * times

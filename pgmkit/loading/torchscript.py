@@ -11,8 +11,8 @@ The walk calls ordinary torch functions, so the module is differentiated as any 
 import ast
 import hashlib
 import io
-import pickle
 import pickletools
+import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -28,6 +28,9 @@ from pgmkit.loading.operators import PLAIN_NAMES, compute_plain, find_operator
 
 _STEPS = 1_000_000
 """A program that has done so much for one batch of latents does not end, or should."""
+
+_MOST_VALUES = 4
+"""A file may claim so many times the bytes that it has: values can share storage, within reason."""
 
 _CODE_BYTES = 16 * 2**20
 _ADVICE = "save its weights alone with safetensors and pass architecture=YourModule"
@@ -73,12 +76,10 @@ class Code:
     Args:
         functions: by qualified name, methods as "class.method".
         parameters: by qualified name of a class, which of its tensors are parameters.
-        digest: stands for the code in the module's `repr`.
     """
 
     functions: Mapping[str, ast.FunctionDef]
     parameters: Mapping[str, frozenset[str]]
-    digest: str
 
 
 class Part(nn.Module):
@@ -101,18 +102,24 @@ class Scripted(nn.Module):
         root: the archive's object.
         code: the archive's code.
         constants: tensors that the code refers to by number.
+        digest: stands for code and values, in which programs of one set of weights may differ.
         where: the archive, for messages.
     """
 
-    def __init__(self, root: Part, code: Code, constants: list[Any], where: str) -> None:
+    def __init__(
+        self, root: Part, code: Code, constants: list[Any], digest: str, where: str
+    ) -> None:
         super().__init__()
+        self.program_digest = digest
         self.root = root
         self._code = code
         self._where = where
         self._constants: dict[str, Any] = {}
         for number, value in enumerate(constants):
-            if isinstance(value, Tensor):
-                self.register_buffer(f"_constant_{number}", value)
+            if isinstance(value, Tensor) and value.is_floating_point():  # frozen weights
+                self.register_parameter(f"constant_{number}", nn.Parameter(value.detach()))
+            elif isinstance(value, Tensor):
+                self.register_buffer(f"constant_{number}", value.detach())
             else:
                 self._constants[f"c{number}"] = value
 
@@ -120,14 +127,13 @@ class Scripted(nn.Module):
         """Returns what the program returns for latents z."""
         return _Walk(self, z).call_method(self.root, "forward", [z], {})
 
-    def extra_repr(self) -> str:
-        """Returns what stands for the code, which programs of one set of weights may differ in."""
-        return f"program={self._code.digest}"
-
     def constant(self, name: str) -> Any:
         """Returns a constant by the name that the code uses for it, such as "c0"."""
-        buffers = self._buffers.get(f"_constant_{name[1:]}")
-        return buffers if buffers is not None else self._constants[name]
+        key = f"constant_{name[1:]}"
+        for among in (self._parameters, self._buffers):
+            if key in among:
+                return among[key]
+        return self._constants[name]
 
 
 def load_torchscript(path: Path) -> nn.Module:
@@ -140,13 +146,30 @@ def load_torchscript(path: Path) -> nn.Module:
         code = _read_code(archive, path)
         root = _read_objects(archive, "data", path)
         constants = _read_objects(archive, "constants", path)
+        digest = _digest(archive)
     if not isinstance(root, _Object):
         raise LoadError(f"{path} holds a {type(root).__name__} and no TorchScript module")
     part = _part(root, code, path, inside=())
-    if f"{root.kind}.forward" not in code.functions:
+    if f"{type(root).kind}.forward" not in code.functions:
         raise LoadError(f"the TorchScript program {path} has no method 'forward'; {_ADVICE}")
-    program = Scripted(part, code, list(constants), f"the TorchScript program {path}")
+    program = Scripted(part, code, list(constants), digest, f"the TorchScript program {path}")
+    weights = [*program.parameters(), *program.buffers()]
+    if sum(weight.nbytes for weight in weights) > _MOST_VALUES * path.stat().st_size:
+        raise LoadError(
+            f"the weights in {path} claim many times the bytes that it has; it was tampered with"
+        )
     return program.eval().requires_grad_(False)
+
+
+_TENSOR_PARTS = re.compile(r"torch\._utils\._rebuild\w+|torch\.\w+Storage|collections\.OrderedDict")
+_TYPED_VALUES = frozenset(
+    f"torch.jit._pickle.{name}"
+    for name in (
+        *("build_boollist", "build_doublelist", "build_intlist", "build_tensorlist"),
+        "restore_type_tag",
+    )
+)
+"""Functions that give lists and dictionaries the types of TorchScript, and change no value."""
 
 
 class _Object:
@@ -159,33 +182,32 @@ def _read_objects(archive: Archive, name: str, path: Path) -> Any:
     """Reads a pickle of an archive with torch's weights-only reader and stand-ins."""
     pickled = archive.read(f"{name}.pkl")
     kinds: dict[str, Callable[..., Any]] = {}
+    strange: list[str] = []
     try:
         for operation, argument, _ in pickletools.genops(pickled):
-            if operation.name == "GLOBAL":
-                full = str(argument).replace(" ", ".")
-                if full.startswith("__torch__.torch.classes."):
-                    raise LoadError(
-                        f"the TorchScript program {path} holds an object of {full[10:]!r:.80}, "
-                        f"which is code of its own and no data; {_ADVICE}"
-                    )
-                if full.startswith("__torch__."):
-                    kinds[full] = type("Object", (_Object,), {"kind": full})
-                elif full.startswith("torch.jit._pickle.build_"):
-                    kinds[full] = _as_it_is
+            full = str(argument).replace(" ", ".")
+            if operation.name != "GLOBAL" or full in kinds:
+                continue
+            if full.startswith("__torch__.") and not full.startswith("__torch__.torch.classes."):
+                kinds[full] = type("Object", (_Object,), {"kind": full})
+            elif full in _TYPED_VALUES:
+                kinds[full] = _as_it_is
+            elif not _TENSOR_PARTS.fullmatch(full):
+                strange.append(full)
         with torch.serialization.safe_globals([(value, key) for key, value in kinds.items()]):
             return torch.load(
                 _as_checkpoint(archive, name, pickled), map_location="cpu", weights_only=True
             )
     except LoadError:
         raise
-    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError) as error:
+    except Exception as error:  # what damaged pickles lead to is not documented
+        held = f"it holds {strange[0]:.80}" if strange else "it is damaged"
         raise LoadError(
-            f"the TorchScript program {path} cannot be read as data "
-            f"({first_line(error)[:120]}); {_ADVICE}"
+            f"the TorchScript program {path} cannot be read as data ({held}); {_ADVICE}"
         ) from error
 
 
-def _as_it_is(value: Any) -> Any:
+def _as_it_is(value: Any, *_: Any) -> Any:
     return value
 
 
@@ -197,7 +219,7 @@ def _as_checkpoint(archive: Archive, name: str, pickled: bytes) -> io.BytesIO:
         checkpoint.writestr("archive/version", "3\n")
         if archive.has("byteorder"):
             checkpoint.writestr("archive/byteorder", archive.read("byteorder"))
-        for record in archive.names:
+        for record in dict.fromkeys(archive.names):
             if record.startswith(f"{name}/"):
                 key = record.removeprefix(f"{name}/")
                 checkpoint.writestr(f"archive/data/{key}", archive.read(record))
@@ -211,13 +233,10 @@ def _read_code(archive: Archive, path: Path) -> Code:
     names = [n for n in archive.names if n.startswith("code/") and n.endswith(".py")]
     if sum(archive.size(name) for name in names) > _CODE_BYTES:
         raise LoadError(f"the TorchScript program {path} has more than 16 MiB of code; {_ADVICE}")
-    digest = hashlib.sha256()
-    for name in sorted(names):
+    for name in names:
         module = name.removeprefix("code/").removesuffix(".py").replace("/", ".")
-        text = archive.read(name)
-        digest.update(f"{name} {len(text)} ".encode() + text)
         try:
-            tree = ast.parse(text.decode("utf-8"))
+            tree = ast.parse(archive.read(name).decode("utf-8"))
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             raise LoadError(
                 f"the code {name} in {path} cannot be read ({type(error).__name__}); {_ADVICE}"
@@ -231,7 +250,17 @@ def _read_code(archive: Archive, path: Path) -> Code:
                 for method in part.body:
                     if isinstance(method, ast.FunctionDef):
                         functions[f"{kind}.{method.name}"] = method
-    return Code(functions, parameters, digest.hexdigest())
+    return Code(functions, parameters)
+
+
+def _digest(archive: Archive) -> str:
+    """Returns what stands for code and values of an archive."""
+    digest = hashlib.sha256()
+    for name in sorted(archive.names):
+        if name.endswith(".py") or name in ("data.pkl", "constants.pkl"):
+            data = archive.read(name)
+            digest.update(f"{name} {len(data)} ".encode() + data)
+    return digest.hexdigest()
 
 
 def _parameters(kind: ast.ClassDef) -> frozenset[str]:
@@ -251,8 +280,8 @@ def _part(thing: _Object, code: Code, path: Path, inside: tuple[int, ...]) -> Pa
     """Makes a module of an object and the objects in it."""
     if id(thing) in inside or len(inside) > 100:
         raise LoadError(f"the TorchScript program {path} holds a module that holds itself")
-    part = Part(thing.kind)
-    parameters = code.parameters.get(thing.kind, frozenset())
+    part = Part(type(thing).kind)
+    parameters = code.parameters.get(type(thing).kind, frozenset())
     for name, value in vars(thing).items():
         try:
             if isinstance(value, _Object):
@@ -571,6 +600,6 @@ def read_signature(archive: Archive, path: Path) -> tuple[list[tuple[Any, ...]],
     """
     code = _read_code(archive, path)
     root = _read_objects(archive, "data", path)
-    forward = code.functions.get(f"{getattr(root, 'kind', '')}.forward")
+    forward = code.functions.get(f"{getattr(type(root), 'kind', '')}.forward")
     names = [argument.arg for argument in forward.args.args[1:]] if forward else []
     return [(name,) for name in names], []

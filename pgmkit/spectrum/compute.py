@@ -115,7 +115,8 @@ def compute_spectrum(
     """
     check_block_size(block_size)
     method = Method(dtype, probes, sketch, min_rank_correlation, memory_budget)
-    _check_size(generator, num_latents, probes, out)
+    if num_latents is not None:
+        check_size(generator, num_latents, probes, out)
     z = _latents(generator, latents, num_latents, seed)
     generator.check_runs()
     chosen: Engine = as_component("engines", engine)
@@ -397,16 +398,23 @@ def check_block_size(block_size: int) -> None:
         )
 
 
-def _check_size(
-    generator: Generator, num_latents: int | None, probes: int | None, out: Path | str | None
+def check_size(
+    generator: Generator,
+    num_latents: int,
+    probes: int | None = None,
+    out: Path | str | None = None,
 ) -> None:
-    """Checks that a spectrum of so many latents fits into memory and on the disk.
+    """Checks that a spectrum fits into memory and on the disk, as far as they are known.
+
+    Args:
+        generator: G.
+        num_latents: n.
+        probes: number of directions of a sketch; None is exact.
+        out: the folder; None keeps it in memory alone.
 
     Raises:
         ParameterError: it does not.
     """
-    if num_latents is None or num_latents < 1:
-        return
     dim = generator.latent.dim
     values = probes or min(dim, math.prod(generator.image.shape))
     size = num_latents * (4 * dim + 8 * values + 8 + 1)

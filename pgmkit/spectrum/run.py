@@ -14,7 +14,7 @@ from pgmkit.loading.generators import load_described
 from pgmkit.loading.options import GeneratorOptions
 from pgmkit.machine import check_device
 from pgmkit.plugins import build_from_table
-from pgmkit.spectrum.compute import BLOCK_SIZE, check_block_size, compute_spectrum
+from pgmkit.spectrum.compute import BLOCK_SIZE, check_block_size, check_size, compute_spectrum
 from pgmkit.spectrum.jacobian import MEMORY_BUDGET, Method
 from pgmkit.spectrum.spectrum import Spectrum
 from pgmkit.spectrum.store import MANIFEST_FILE
@@ -72,11 +72,15 @@ class SpectrumSettings:
         device = check_device(self.device)
         return load_described(self.source, self.generator, device=device)
 
+    def check_size(self, generator: Generator) -> None:
+        """Raises ParameterError unless memory holds the spectrum of so many latents."""
+        check_size(generator, self.latents, self.probes)
+
     def resolved(self, generator: Generator) -> dict[str, Any]:
         """Returns the settings as plain values, pinned to the generator's weights and device."""
         provenance = generator.provenance
-        pinned = {key: provenance[key] for key in ("revision", "sha256") if key in provenance}
-        told = {**self.generator, **pinned}
+        told = dict(self.generator)
+        told |= {key: provenance[key] for key in ("revision", "sha256") if key in provenance}
         return {**asdict(self), "device": str(generator.device), "generator": told}
 
     def compute(
@@ -137,7 +141,9 @@ def prepare(values: Mapping[str, Any]) -> PreparedSpectrum:
     engine = component_table("engine", values.get("engine", {}), DEFAULT_ENGINE)
     settings = make_settings(SpectrumSettings, {**values, "engine": engine}, "the config")
     settings.check()
-    return PreparedSpectrum(settings, settings.load_generator())
+    generator = settings.load_generator()
+    settings.check_size(generator)
+    return PreparedSpectrum(settings, generator)
 
 
 def run(

@@ -27,5 +27,10 @@ def pgmkit_generator_loaders() -> list[Component]:
             "pgmkit_plugins.backbones.dcgan:DCGANGenerator",
             "the generator of the backbone dcgan",
             citation=_DCGAN,
-        )
+        ),
+        Component(
+            "layers",
+            "pgmkit_plugins.backbones.layers:LayeredGenerator",
+            "any stack of layers and residual blocks, spelt out in model_args",
+        ),
     ]

@@ -63,8 +63,9 @@ class MixtureMapper:
     """A Gaussian mixture per cluster: the mapper of the LASH paper (section 3.2).
 
     Everything is fitted in float64 on latents that are centred and divided by one common scale, the
-    spread within clusters. Where the prior has bounds, latents are first turned into those of a
-    normal prior, and what is drawn is turned back, so that it lies inside (`LatentSpec.to_normal`).
+    spread within clusters. Where the prior has bounds, or differs between coordinates, latents are
+    first turned into those of a normal prior, and what is drawn is turned back, so that it lies
+    inside (`LatentSpec.to_normal`).
     Mixtures are of the continuous coordinates; each Gaussian has probabilities of its own for the
     categories of categorical parts, the frequencies among the latents that it stands for.
     A cluster with fewer than `num_components · (M + 1)` latents cannot carry full covariances: it
@@ -80,10 +81,11 @@ class MixtureMapper:
         means_: (k, c, M), float64.
         cholesky_: lower factors L of the covariances L·Lᵀ, (k, c, M, M), float64.
         categories_: probabilities of the categories of all categorical parts, (k, c, C), float64.
-        bounded_: whether the prior had bounds, so that the mixtures are those of `to_normal`.
+        turned_: whether the prior is not `LatentSpec.even`, so that the mixtures are those of
+            `to_normal`.
     """
 
-    _saved = ("weights", "means", "cholesky", "categories", "bounded")
+    _saved = ("weights", "means", "cholesky", "categories", "turned")
 
     def __init__(self, num_components: int | str = 2) -> None:
         if num_components != "bic":
@@ -121,7 +123,7 @@ class MixtureMapper:
         """Draws latents (n, M), float32, from the mixture of one cluster.
 
         Raises:
-            ParameterError: the prior has bounds, and is not given.
+            ParameterError: the prior is needed, and is not given.
         """
         random = random_generator(seed, "cluster", cluster)
         component = torch.multinomial(self.weights_[cluster], n, replacement=True, generator=random)
@@ -130,12 +132,12 @@ class MixtureMapper:
             chosen = component == index
             factor = self.cholesky_[cluster, index]
             drawn[chosen] = self.means_[cluster, index] + drawn[chosen] @ factor.T
-        if not self.bounded_:
+        if not self.turned_:
             return drawn.float()
         if prior is None:
             raise ParameterError(
-                "these clusters were found in latents with bounds; bind the sampler to its "
-                "generator, which knows them"
+                "these clusters were found in latents that the prior turned into normal ones; bind "
+                "the sampler to its generator, which knows it"
             )
         latents = torch.zeros(n, prior.dim, dtype=torch.float64)
         latents[:, prior.continuous] = drawn
@@ -167,9 +169,9 @@ class MixtureMapper:
     ) -> None:
         """Fits a mixture to each cluster, without a warning."""
         latents = latents.detach().cpu().double()
-        bounded = prior is not None and prior.bounded
+        turned = prior is not None and not prior.even
         continuous = torch.full((latents.shape[1],), True)
-        if prior is not None and bounded:
+        if prior is not None and turned:
             latents, continuous = prior.to_normal(latents), prior.continuous
         z, one_hot = latents[:, continuous].numpy(), latents[:, ~continuous].numpy()
         members = [(labels == cluster).numpy() for cluster in range(num_clusters)]
@@ -196,7 +198,7 @@ class MixtureMapper:
         self.means_ = torch.from_numpy(means * scale + centre)
         self.cholesky_ = torch.from_numpy(cholesky * scale)
         self.categories_ = torch.from_numpy(categories)
-        self.bounded_ = torch.tensor(bounded)
+        self.turned_ = torch.tensor(turned)
 
     def _candidates(self, count: int, dim: int) -> list[int]:
         """Returns the numbers of components that `count` latents can carry, none if too few."""

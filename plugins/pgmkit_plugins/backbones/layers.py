@@ -1,0 +1,345 @@
+"""A generator that is spelt out layer by layer, so that a config file holds the whole network."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+from pgmkit.errors import ParameterError
+
+_MOST_LAYERS = 1000
+_MOST_NESTING = 3
+_LARGEST_SIZE = 2**24
+_LARGEST_KERNEL = 64
+_LARGEST_GROWTH = 1024
+
+Check = Callable[[Any], bool]
+
+
+class LayeredGenerator(nn.Module):
+    """Runs a list of layers, each given by a record of plain values.
+
+    A record is an object with "op" and the numbers of that layer. Weights carry the names
+    `layers.0.weight`, and in a residual block `layers.3.body.1.weight` or
+    `layers.3.shortcut.0.weight`.
+
+    | op | fields (= default) |
+    |---|---|
+    | `linear` | inputs, outputs, bias = true, weight = null, weight_dim = null |
+    | `conv` | as linear, and kernel, stride = 1, padding = 0 |
+    | `conv-transpose` | as conv, and output_padding = 0 |
+    | `batch-norm` | features, eps = 1e-5, affine = true, statistics = true |
+    | `instance-norm` | features, eps = 1e-5, affine = true |
+    | `group-norm` | features, groups, eps = 1e-5 |
+    | `layer-norm` | shape, eps = 1e-5 |
+    | `reshape` | shape, without the batch |
+    | `upsample` | factor = 2, mode = "nearest" or "bilinear", align_corners = false |
+    | `leaky-relu` | slope = 0.01 |
+    | `prelu` | features = 1 |
+    | `relu`, `elu`, `gelu`, `selu`, `silu`, `softplus`, `tanh`, `sigmoid` | |
+    | `residual` | body and shortcut: lists of records whose results are added |
+
+    `weight` is null, "spectral-norm" or "weight-norm" (with torch's parametrizations), and
+    `weight_dim` the dimension that is kept, null for torch's own choice.
+
+    Args:
+        latent_dim: M, the number of latent dimensions.
+        layers: the records; they begin with latents (B, M).
+
+    Raises:
+        ParameterError: a record is malformed, or there is more of something than any network has.
+
+    Example:
+        >>> import torch
+        >>> linear = {"op": "linear", "inputs": 2, "outputs": 16}
+        >>> module = LayeredGenerator(2, [linear, {"op": "reshape", "shape": [1, 4, 4]}])
+        >>> module(torch.ones(3, 2)).shape
+        torch.Size([3, 1, 4, 4])
+    """
+
+    def __init__(self, latent_dim: int, layers: Sequence[Mapping[str, Any]]) -> None:
+        super().__init__()
+        if not _is_size(latent_dim):
+            raise ParameterError(
+                f"latent_dim must be a whole number from 1, not {latent_dim!r:.60}"
+            )
+        _check_bounds(layers)
+        self.layers = _sequence(layers, "layers")
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Returns images (B, C, H, W) for latents z (B, M)."""
+        images: Tensor = self.layers(z)
+        return images
+
+
+class _Reshape(nn.Module):
+    def __init__(self, shape: Sequence[int]) -> None:
+        super().__init__()
+        self.shape = tuple(shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.reshape(len(x), *self.shape)
+
+    def extra_repr(self) -> str:
+        return str(self.shape)
+
+
+class _Residual(nn.Module):
+    def __init__(self, body: nn.Module, shortcut: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+        self.shortcut = shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        total: Tensor = self.body(x) + self.shortcut(x)
+        return total
+
+
+class _BatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch norm over features (B, F) and over maps (B, F, H, W) alike."""
+
+    def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002
+        if input.ndim not in (2, 4):
+            raise ValueError(f"batch norm takes (B, F) or (B, F, H, W), not {tuple(input.shape)}")
+
+
+def _sequence(records: Sequence[Mapping[str, Any]], where: str) -> nn.Sequential:
+    return nn.Sequential(*(_layer(r, f"{where}[{i}]") for i, r in enumerate(records)))
+
+
+def _layer(record: Mapping[str, Any], where: str) -> nn.Module:
+    op = record["op"]
+    needed, optional, build = _OPS[op]
+    given = {name: value for name, value in record.items() if name != "op"}
+    unknown = given.keys() - needed.keys() - optional.keys()
+    missing = needed.keys() - given.keys()
+    if unknown or missing:
+        problem = f"no field {min(unknown)!r}" if unknown else f"to be told {min(missing)!r}"
+        takes = ", ".join([*needed, *optional]) or "no fields"
+        raise ParameterError(
+            f"{where} ({op}) {'has' if unknown else 'needs'} {problem}; it takes {takes}"
+        )
+    values = {name: default for name, (_, default) in optional.items()} | given
+    checks = needed | {name: check for name, (check, _) in optional.items()}
+    for name, value in values.items():
+        if not checks[name](value):
+            raise ParameterError(f"{name!r} of {where} ({op}) cannot be {value!r:.60}")
+    try:
+        return build(**values, **({"where": where} if op == "residual" else {}))
+    except (ValueError, RuntimeError) as error:
+        raise ParameterError(f"{where} ({op}) cannot be built: {error}") from error
+
+
+def _check_bounds(layers: Any) -> None:
+    """Raises ParameterError before anything is built that would take up time or memory."""
+    count, growth = 0, 1
+    waiting = [(layers, "layers", 0)]
+    while waiting:
+        records, where, depth = waiting.pop()
+        if not isinstance(records, list | tuple):
+            raise ParameterError(f"{where} must be a list of layers, not {records!r:.60}")
+        count += len(records)
+        if count > _MOST_LAYERS or depth > _MOST_NESTING:
+            raise ParameterError(
+                f"layers holds more than {_MOST_LAYERS} layers, or nests them deeper than "
+                f"{_MOST_NESTING} times; no generator is like that"
+            )
+        for index, record in enumerate(records):
+            place = f"{where}[{index}]"
+            op = record.get("op") if isinstance(record, Mapping) else None
+            if not isinstance(op, str) or op not in _OPS:
+                raise ParameterError(
+                    f"{place} must be an object with 'op', one of {', '.join(_OPS)}, "
+                    f"not {record!r:.60}"
+                )
+            step = record.get("factor", 2) if op == "upsample" else record.get("stride", 1)
+            growth *= step if _is_size(step) and where.endswith("layers") else 1
+            for part in ("body", "shortcut") if op == "residual" else ():
+                waiting.append((record.get(part, []), f"{place}.{part}", depth + 1))
+                growth *= math.prod(_factors(record.get(part)) if part == "body" else [])
+    if not count:
+        raise ParameterError("layers is empty; it needs one record for each layer")
+    if growth > _LARGEST_GROWTH:
+        raise ParameterError(f"layers enlarges the latent {growth} times, more than any generator")
+
+
+def _factors(records: Any) -> list[int]:
+    found = [
+        r.get("factor", 2)
+        for r in records or ()
+        if isinstance(r, Mapping) and r.get("op") == "upsample"
+    ]
+    return [factor for factor in found if _is_size(factor)]
+
+
+def _is_whole(value: Any, lowest: int, highest: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and lowest <= value <= highest
+
+
+def _is_size(value: Any) -> bool:
+    return _is_whole(value, 1, _LARGEST_SIZE)
+
+
+def _is_kernel(value: Any) -> bool:
+    return _is_whole(value, 1, _LARGEST_KERNEL)
+
+
+def _is_padding(value: Any) -> bool:
+    return _is_whole(value, 0, _LARGEST_KERNEL)
+
+
+def _is_factor(value: Any) -> bool:
+    return _is_whole(value, 1, 16)
+
+
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not _is_flag(value) and math.isfinite(value)
+
+
+def _is_eps(value: Any) -> bool:
+    return _is_number(value) and value >= 0
+
+
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, list | tuple) and 1 <= len(value) <= 3 and all(map(_is_size, value))
+
+
+def _is_weight(value: Any) -> bool:
+    return value in (None, "spectral-norm", "weight-norm")
+
+
+def _is_dim(value: Any) -> bool:
+    return value is None or _is_whole(value, -1, 1)
+
+
+def _is_mode(value: Any) -> bool:
+    return value in ("nearest", "bilinear")
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple)
+
+
+def _weighted(layer: nn.Module, weight: str | None, dim: int | None) -> nn.Module:
+    if weight == "spectral-norm":
+        parametrizations.spectral_norm(layer, dim=dim)
+    elif weight == "weight-norm":
+        parametrizations.weight_norm(layer, dim=0 if dim is None else dim)
+    return layer
+
+
+def _linear(
+    inputs: int, outputs: int, bias: bool, weight: str | None, weight_dim: int | None
+) -> nn.Module:
+    return _weighted(nn.Linear(inputs, outputs, bias), weight, weight_dim)
+
+
+def _conv(
+    inputs: int,
+    outputs: int,
+    kernel: int,
+    stride: int,
+    padding: int,
+    bias: bool,
+    weight: str | None,
+    weight_dim: int | None,
+) -> nn.Module:
+    layer = nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=bias)
+    return _weighted(layer, weight, weight_dim)
+
+
+def _conv_transpose(
+    inputs: int,
+    outputs: int,
+    kernel: int,
+    stride: int,
+    padding: int,
+    output_padding: int,
+    bias: bool,
+    weight: str | None,
+    weight_dim: int | None,
+) -> nn.Module:
+    layer = nn.ConvTranspose2d(inputs, outputs, kernel, stride, padding, output_padding, bias=bias)
+    return _weighted(layer, weight, weight_dim)
+
+
+def _batch_norm(features: int, eps: float, affine: bool, statistics: bool) -> nn.Module:
+    return _BatchNorm(features, eps, affine=affine, track_running_stats=statistics)
+
+
+def _instance_norm(features: int, eps: float, affine: bool) -> nn.Module:
+    return nn.InstanceNorm2d(features, eps, affine=affine)
+
+
+def _group_norm(features: int, groups: int, eps: float) -> nn.Module:
+    return nn.GroupNorm(groups, features, eps)
+
+
+def _layer_norm(shape: Sequence[int], eps: float) -> nn.Module:
+    return nn.LayerNorm(list(shape), eps)
+
+
+def _upsample(factor: int, mode: str, align_corners: bool) -> nn.Module:
+    corners = align_corners if mode == "bilinear" else None
+    return nn.Upsample(scale_factor=factor, mode=mode, align_corners=corners)
+
+
+def _residual(body: Sequence[Any], shortcut: Sequence[Any], where: str) -> nn.Module:
+    return _Residual(_sequence(body, f"{where}.body"), _sequence(shortcut, f"{where}.shortcut"))
+
+
+Fields = dict[str, tuple[Check, Any]]
+_EPS: Fields = {"eps": (_is_eps, 1e-5)}
+_AFFINE: Fields = {"affine": (_is_flag, True)}
+_WEIGHT: Fields = {
+    "bias": (_is_flag, True),
+    "weight": (_is_weight, None),
+    "weight_dim": (_is_dim, None),
+}
+_SIZES: dict[str, Check] = {"inputs": _is_size, "outputs": _is_size}
+_MOVES: Fields = {"stride": (_is_kernel, 1), "padding": (_is_padding, 0)}
+_OPS: dict[str, tuple[dict[str, Check], Fields, Callable[..., nn.Module]]] = {
+    "linear": (_SIZES, _WEIGHT, _linear),
+    "conv": (_SIZES | {"kernel": _is_kernel}, _MOVES | _WEIGHT, _conv),
+    "conv-transpose": (
+        _SIZES | {"kernel": _is_kernel},
+        _MOVES | {"output_padding": (_is_padding, 0)} | _WEIGHT,
+        _conv_transpose,
+    ),
+    "batch-norm": (
+        {"features": _is_size},
+        _EPS | _AFFINE | {"statistics": (_is_flag, True)},
+        _batch_norm,
+    ),
+    "instance-norm": ({"features": _is_size}, _EPS | _AFFINE, _instance_norm),
+    "group-norm": ({"features": _is_size, "groups": _is_size}, _EPS, _group_norm),
+    "layer-norm": ({"shape": _is_shape}, _EPS, _layer_norm),
+    "reshape": ({"shape": _is_shape}, {}, _Reshape),
+    "upsample": (
+        {},
+        {
+            "factor": (_is_factor, 2),
+            "mode": (_is_mode, "nearest"),
+            "align_corners": (_is_flag, False),
+        },
+        _upsample,
+    ),
+    "leaky-relu": ({}, {"slope": (_is_number, 0.01)}, lambda slope: nn.LeakyReLU(slope)),
+    "prelu": ({}, {"features": (_is_size, 1)}, lambda features: nn.PReLU(features)),
+    "relu": ({}, {}, nn.ReLU),
+    "elu": ({}, {}, nn.ELU),
+    "gelu": ({}, {}, nn.GELU),
+    "selu": ({}, {}, nn.SELU),
+    "silu": ({}, {}, nn.SiLU),
+    "softplus": ({}, {}, nn.Softplus),
+    "tanh": ({}, {}, nn.Tanh),
+    "sigmoid": ({}, {}, nn.Sigmoid),
+    "residual": ({"body": _is_list}, {"shortcut": (_is_list, ())}, _residual),
+}
+"""For each op: what it needs, what it may be told (with the default), and what builds it."""

@@ -1,0 +1,221 @@
+"""Folders of the diffusers library: the decoder of an autoencoder as a generator."""
+
+import json
+import pickle
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, VQModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from pgmkit.errors import LoadError, PluginError
+from pgmkit.generator import Generator, ImageSpec, LatentSpec
+from pgmkit.loading.diffusers import is_diffusers, load_diffusers_decoder
+from pgmkit.loading.folders import open_local_folder
+from pgmkit.spectrum.jacobian import JacobianSpectra
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def write(folder: Path, kind: type = AutoencoderKL, max_shard_size: str = "1GB", **changes) -> Path:
+    """Saves an autoencoder of 8×8 pixels and 2×4×4 latents as diffusers saves it."""
+    torch.manual_seed(0)
+    arguments = {
+        "down_block_types": ["DownEncoderBlock2D"] * 2,
+        "up_block_types": ["UpDecoderBlock2D"] * 2,
+        "block_out_channels": [4, 8],
+        "norm_num_groups": 2,
+        "latent_channels": 2,
+        "sample_size": 8,
+    }
+    model = kind(**{**arguments, **changes})
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(folder, max_shard_size=max_shard_size)
+    return folder
+
+
+def load(folder: Path, **options) -> tuple[Generator, list[str]]:
+    module, latent, image, notes = load_diffusers_decoder(
+        open_local_folder(folder, "local-dir:model"), **options
+    )
+    generator = Generator(module, LatentSpec(**latent), ImageSpec(**image))
+    generator.check()
+    return generator, notes
+
+
+def by_diffusers(folder: Path, z: Tensor) -> Tensor:
+    """Decodes latents with diffusers' own class and its weights."""
+    config = json.loads((folder / "config.json").read_text())
+    arguments = {key: value for key, value in config.items() if not key.startswith("_")}
+    kind = {"AutoencoderKL": AutoencoderKL, "VQModel": VQModel}[config["_class_name"]]
+    model = kind(**arguments).eval()
+    model.load_state_dict(load_file(folder / WEIGHTS))
+    latents = z.reshape(len(z), 2, 4, 4)
+    with torch.no_grad():
+        if kind is VQModel:
+            latents = latents + load_file(folder / WEIGHTS)["quantize.embedding.weight"].mean(
+                dim=0
+            ).reshape(-1, 1, 1)
+            return model.decode(latents, force_not_quantize=True).sample
+        return model.decode(latents + (config["shift_factor"] or 0)).sample
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        (AutoencoderKL, {}),
+        (AutoencoderKL, {"shift_factor": 0.5, "use_post_quant_conv": False}),
+        (AutoencoderKL, {"use_quant_conv": False, "mid_block_add_attention": False}),
+        (VQModel, {"num_vq_embeddings": 7}),
+        (VQModel, {"latent_channels": 4, "vq_embed_dim": 2}),
+        (VQModel, {"norm_type": "spatial", "block_out_channels": [32, 32]}),
+    ],
+)
+def test_a_decoder_makes_the_images_of_diffusers(kind: type, changes: dict, tmp_path: Path) -> None:
+    folder = write(tmp_path / "model", kind, **changes)
+    generator, _ = load(folder)
+    z = generator.sample_latents(3, seed=0)
+    torch.testing.assert_close(generator.images(z), by_diffusers(folder, z))
+    assert generator.image == ImageSpec((3, 8, 8), (-1, 1))
+
+
+def test_a_decoder_has_the_spectrum_of_reverse_mode(tmp_path: Path) -> None:
+    generator, _ = load(write(tmp_path / "model"))
+    z = generator.sample_latents(1, seed=0)
+    found = JacobianSpectra(generator).compute(z)["singular_values"]
+    module = generator.module.double()
+    jacobian = torch.autograd.functional.jacobian(
+        lambda v: module(v[None]).flatten(), z[0].double()
+    )
+    expected = torch.linalg.svdvals(jacobian)[None]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.max()))
+
+
+def test_weights_may_be_shards_or_pickled_tensors_or_of_half_precision(tmp_path: Path) -> None:
+    whole = write(tmp_path / "whole")
+    expected = load(whole)[0]
+    z = expected.sample_latents(2, seed=0)
+    shards = write(tmp_path / "shards", max_shard_size="5KB")
+    assert len(list(shards.glob("*.safetensors"))) > 1
+    pickled = tmp_path / "pickled"
+    pickled.mkdir()
+    shutil.copy(whole / "config.json", pickled)
+    torch.save(load_file(whole / WEIGHTS), pickled / "diffusion_pytorch_model.bin")
+    for folder in (shards, pickled):
+        torch.testing.assert_close(load(folder)[0].images(z), expected.images(z))
+    half = tmp_path / "half"
+    half.mkdir()
+    shutil.copy(whole / "config.json", half)
+    halves = {name: value.bfloat16() for name, value in load_file(whole / WEIGHTS).items()}
+    save_file(halves, half / "diffusion_pytorch_model.fp16.safetensors")
+    assert load(half)[0].dtype == torch.bfloat16
+
+
+def test_a_decoder_is_found_inside_a_pipeline(tmp_path: Path) -> None:
+    write(tmp_path / "vae")
+    index = {"_class_name": "StableDiffusionPipeline", "vae": ["diffusers", "AutoencoderKL"]}
+    assert is_diffusers(index)
+    generator, _ = load(tmp_path)
+    assert generator.latent.dim == 32
+
+
+def test_attention_may_have_its_old_names_and_shapes(tmp_path: Path) -> None:
+    folder = write(tmp_path / "model")
+    expected = load(folder)[0]
+    old = {}
+    for name, value in load_file(folder / WEIGHTS).items():
+        for new, former in (("to_q", "query"), ("to_k", "key"), ("to_v", "value")):
+            name = name.replace(f".{new}.", f".{former}.")
+        name = name.replace(".to_out.0.", ".proj_attn.")
+        old[name] = value[..., None, None] if name.endswith(".query.weight") else value
+    save_file(old, folder / WEIGHTS)
+    z = expected.sample_latents(2, seed=0)
+    torch.testing.assert_close(load(folder)[0].images(z), expected.images(z))
+
+
+def test_the_prior_and_what_it_assumes_are_said(tmp_path: Path) -> None:
+    generator, notes = load(write(tmp_path / "kl", scaling_factor=0.5, shift_factor=0.25))
+    assert generator.latent.std == 2
+    assert "std 2 (1 / scaling_factor) around 0.25" in notes[0]
+    folder = write(tmp_path / "vq", VQModel)
+    generator, notes = load(folder)
+    book = load_file(folder / WEIGHTS)["quantize.embedding.weight"]
+    assert generator.latent.std == pytest.approx(float((book - book.mean(0)).std()), rel=0.01)
+    assert "without looking up the codebook" in notes[0]
+
+
+def test_images_may_be_of_another_size(tmp_path: Path) -> None:
+    folder = write(tmp_path / "model")
+    generator, _ = load(folder, sample_size=16)
+    assert (generator.latent.dim, generator.image.shape) == (2 * 8 * 8, (3, 16, 16))
+    with pytest.raises(LoadError, match="must be a multiple of 2"):
+        load(folder, sample_size=7)
+
+
+def changed(folder: Path, **changes) -> Path:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"_class_name": "UNet2DModel"}, "the class 'UNet2DModel'"),
+        ({"_class_name": ["os", "system"]}, "the class"),
+        ({"block_out_channels": [4] * 100_000}, "100000 entries where the weights have 2"),
+        ({"block_out_channels": [4, 800_000]}, "of another shape"),
+        ({"block_out_channels": [4, 10**12]}, "whole numbers"),
+        ({"block_out_channels": "many"}, "'many' where the weights have 2"),
+        ({"layers_per_block": 100_000}, "100000 where the weights have 1"),
+        ({"latent_channels": 10**9}, "whole numbers"),
+        ({"out_channels": 1}, "of another shape"),
+        ({"up_block_types": ["os.system", "eval"]}, "cannot be built"),
+        ({"act_fn": "no_such"}, "cannot be built"),
+        ({"surprise": 1}, "cannot be built"),
+        ({"sample_size": 10**9}, "'sample_size' must"),
+        ({"sample_size": "big"}, "'sample_size' must"),
+        ({"scaling_factor": 0}, "'scaling_factor'"),
+        ({"latents_mean": [1]}, "'latents_mean'"),
+    ],
+)
+def test_configs_that_do_not_fit_are_one_line(changes: dict, message: str, tmp_path: Path) -> None:
+    folder = changed(write(tmp_path / "model"), **changes)
+    with pytest.raises(LoadError, match=message):
+        load(folder)
+
+
+def test_missing_and_unsafe_weights_are_said(tmp_path: Path) -> None:
+    folder = write(tmp_path / "model")
+    weights = load_file(folder / WEIGHTS)
+    del weights["decoder.conv_in.weight"]
+    save_file(weights, folder / WEIGHTS)
+    with pytest.raises(LoadError, match=r"missing: decoder\.conv_in\.weight"):
+        load(folder)
+    (folder / WEIGHTS).unlink()
+    with pytest.raises(LoadError, match="has no weights"):
+        load(folder)
+    (folder / "diffusion_pytorch_model.bin").write_bytes(pickle.dumps(Path.cwd))
+    with pytest.raises(LoadError):
+        load(folder)
+    with pytest.raises(LoadError, match="has no autoencoder"):
+        load(tmp_path)
+
+
+def test_without_its_extra_it_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write(tmp_path / "model")
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(PluginError, match=r"pip install 'pgmkit\[diffusers\]'"):
+        load(folder)
+
+
+def test_configs_of_others_are_not_taken_for_diffusers() -> None:
+    assert not is_diffusers({"architecture": "dcgan", "latent": {"dim": 4}})
+    assert is_diffusers({"_class_name": "VQModel"})

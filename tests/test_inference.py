@@ -1,0 +1,276 @@
+"""Architectures worked out from state dicts, and the generator that is spelt out in records."""
+
+import json
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from wild_networks import LAYOUTS, Wild, pytorch_example, spectral
+
+import pgmkit
+from pgmkit.errors import LoadError, ParameterError
+from pgmkit.loading.inference import Inferred, infer
+from pgmkit.plugins import build_component
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+_QUICK = ("norms registered apart", "an MLP with eps 0.8", "a flat VAE", "a β-VAE without norms")
+_NO_EVIDENCE = {"a β-VAE without norms", "a flat VAE", "weight norm", "instance norm"}
+
+
+def _trained(layout: str) -> tuple[Wild, nn.Module]:
+    wild = LAYOUTS[layout]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return wild, wild.trained()
+
+
+def _rebuilt(inferred: Inferred, state: dict[str, Tensor]) -> nn.Module:
+    """Builds what was inferred from its plain values, and loads the renamed weights strictly."""
+    arguments = json.loads(json.dumps(inferred.model_args))
+    module: nn.Module = build_component("generator-loaders", inferred.architecture, **arguments)
+    module.load_state_dict({new: state[name] for name, new in inferred.rename.items()})
+    return module.eval()
+
+
+def _assert_same(wild: Wild, original: nn.Module, inferred: Inferred) -> None:
+    rebuilt = _rebuilt(inferred, original.state_dict())
+    z = torch.randn(4, wild.latent_dim, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        images, again = wild.images(original, z), rebuilt(z)
+    assert again.shape == (4, *wild.image_shape)
+    torch.testing.assert_close(again, images, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_network_of_a_wild_file_is_found(layout: str) -> None:
+    wild, original = _trained(layout)
+
+    inferred = infer(original.state_dict())
+
+    assert (inferred.latent_dim, inferred.image_shape) == (wild.latent_dim, wild.image_shape)
+    assert inferred.distribution == wild.prior
+    _assert_same(wild, original, inferred)
+    told = [guess for guess in inferred.guesses if "statistics agree to" in guess]
+    assert bool(told) == (layout not in _NO_EVIDENCE)
+    if not told:
+        assert "nothing in the file can confirm it" in inferred.guesses[0]
+
+
+@pytest.mark.parametrize("layout", _QUICK)
+def test_sorted_names_are_put_back_in_order(layout: str) -> None:
+    wild, original = _trained(layout)
+    state = dict(sorted(original.state_dict().items()))
+
+    _assert_same(wild, original, infer(state))
+
+
+@pytest.mark.parametrize("layout", ["a course's DCGAN without padding", "an MLP with eps 0.8"])
+def test_singular_values_are_those_of_the_original(layout: str) -> None:
+    wild, original = _trained(layout)
+    rebuilt = _rebuilt(infer(original.state_dict()), original.state_dict())
+    z = torch.randn(1, wild.latent_dim)
+
+    def spectrum(images: Callable[[Tensor], Tensor]) -> Tensor:
+        jacobian = torch.func.jacfwd(lambda latent: images(latent).flatten())(z)
+        return torch.linalg.svdvals(jacobian[:, 0])
+
+    expected = spectrum(lambda latent: wild.images(original, latent))
+    torch.testing.assert_close(spectrum(rebuilt), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "prefix"), [("mnist-dcgan", "gen.network."), ("fashion-mnist-dcgan", "")]
+)
+def test_a_trained_generator_is_told_by_what_its_norms_remember(name: str, prefix: str) -> None:
+    weights = Path(str(resources.files("pgmkit_registry"))) / name / "model.safetensors"
+    state = {key.replace("layers.", prefix): value for key, value in load_file(weights).items()}
+    original = pgmkit.load_generator(name)
+
+    inferred = infer(state)
+
+    assert inferred.architecture == "dcgan"
+    assert inferred.model_args == original.model_args
+    z = original.sample_latents(4, seed=0)
+    assert torch.equal(_rebuilt(inferred, state)(z), original(z))
+    activation = next(guess for guess in inferred.guesses if guess.startswith("activation"))
+    assert activation.startswith("activation ReLU: batch-norm statistics agree to")
+    assert "LeakyReLU 0.1: 1" in activation
+
+
+def test_what_is_left_out_is_said() -> None:
+    _, original = _trained("a β-VAE without norms")
+
+    inferred = infer(original.state_dict())
+
+    assert "left out: 4 tensors of the encoder" in inferred.facts
+    assert all(name.startswith("decoder.") for name in inferred.rename)
+    assert inferred.image_range == (0.0, 1.0)
+    assert any(guess.startswith("sigmoid at the end") for guess in inferred.guesses)
+
+
+def test_weights_that_stand_twice_are_taken_once() -> None:
+    _, original = _trained("an SNGAN whose weights stand twice")
+
+    inferred = infer(original.state_dict())
+
+    assert set(inferred.rename) == set(original.state_dict())
+    assert inferred.rename["final.weight"] == inferred.rename["model.5.weight"]
+
+
+def test_statistics_of_a_network_that_never_ran_are_no_evidence() -> None:
+    inferred = infer(pytorch_example().state_dict())
+
+    assert inferred.architecture == "dcgan"
+    assert all("statistics agree" not in guess for guess in inferred.guesses)
+
+
+def test_uniform_latents_show_in_the_first_norm() -> None:
+    _, original = _trained("an MLP for colours")
+
+    guess = infer(original.state_dict()).guesses[0]
+
+    assert guess.startswith("prior uniform: batch-norm statistics agree to")
+    assert "normal: " in guess
+    assert "LatentSpec" in guess
+
+
+def test_leftovers_of_profilers_are_passed_over() -> None:
+    state = pytorch_example().state_dict()
+    noted = {**state, "total_ops": torch.zeros(1), "main.0.total_params": torch.zeros(1)}
+
+    assert infer(noted).rename == infer(state).rename
+
+
+def _zeros(*shapes: tuple[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    return {name: torch.zeros(shape) for name, shape in shapes}
+
+
+FOREIGN = {
+    "a discriminator": (
+        nn.Sequential(nn.Conv2d(3, 16, 4, 2, 1), nn.Conv2d(16, 32, 4, 2, 1), nn.Conv2d(32, 1, 4)),
+        "look like a discriminator",
+    ),
+    "a flat discriminator": (nn.Sequential(nn.Linear(784, 64), nn.Linear(64, 1)), "discriminator"),
+    "a classifier": (
+        nn.Sequential(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 32, 3), nn.Linear(32, 10)),
+        "look like a classifier",
+    ),
+    "a transformer": (nn.TransformerEncoderLayer(8, 2, 16), "attention"),
+    "a recurrent network": (nn.LSTM(4, 8), "recurrent"),
+    "a stack that does not fit": (
+        nn.Sequential(nn.Linear(8, 512), nn.ConvTranspose2d(17, 5, 4), nn.Conv2d(23, 3, 3)),
+        "do not follow each other",
+    ),
+    "too many channels": (
+        nn.Sequential(nn.ConvTranspose2d(8, 16, 4), nn.ConvTranspose2d(16, 7, 4, 2, 1)),
+        "no strides and sizes make an image",
+    ),
+}
+
+FOREIGN_NAMES = {
+    "StyleGAN2 of NVIDIA's code": _zeros(
+        ("mapping.fc0.weight", (8, 8)), ("synthesis.b4.const", (8, 4, 4))
+    ),
+    "StyleGAN2 in rosinality's code": _zeros(
+        ("style.1.weight", (8, 8)), ("convs.0.conv.modulation.weight", (8, 8))
+    ),
+    "BigGAN": _zeros(
+        ("shared.weight", (10, 4)), ("blocks.0.0.bn1.gain.weight", (8, 8)), ("l.bias", (3,))
+    ),
+    "attention": _zeros(("l1.weight", (8, 4)), ("attn.query.weight", (8, 8, 1, 1))),
+    "embeds labels": _zeros(("label_emb.weight", (10, 10)), ("model.0.weight", (8, 20))),
+    "holds no tensors": {},
+    "of no layer that is known": _zeros(("l1.weight", (8, 4)), ("noise.strength", (3,))),
+    "no layer of a generator": _zeros(("bn.weight", (8,)), ("bn.bias", (8,))),
+}
+
+
+@pytest.mark.parametrize("what", FOREIGN)
+def test_what_is_no_such_generator_is_refused_by_name(what: str) -> None:
+    module, said = FOREIGN[what]
+
+    with pytest.raises(LoadError, match=said) as caught:
+        infer(module.state_dict())
+
+    assert "architecture=YourClass" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("said", FOREIGN_NAMES)
+def test_known_families_are_called_by_name(said: str) -> None:
+    with pytest.raises(LoadError, match=said):
+        infer(FOREIGN_NAMES[said])
+
+
+def test_weights_that_are_not_finite_do_not_stop_the_search() -> None:
+    state = spectral().state_dict()
+    state["main.0.weight_orig"][0, 0] = torch.nan
+
+    assert infer(state).image_shape == (3, 32, 32)
+
+
+LINEAR = {"op": "linear", "inputs": 2, "outputs": 16}
+UPSAMPLE = {"op": "upsample", "factor": 16}
+
+
+def _nested(depth: int) -> dict[str, object]:
+    return {"op": "residual", "body": [_nested(depth - 1)] if depth else [LINEAR]}
+
+
+@pytest.mark.parametrize(
+    ("layers", "said"),
+    [
+        ([], "empty"),
+        ("linear", "must be a list of layers"),
+        ([7], "must be an object with 'op'"),
+        ([{"op": "eval"}], "must be an object with 'op'"),
+        ([{"op": ["linear"]}], "must be an object with 'op'"),
+        ([{**LINEAR, "code": 1}], "no field 'code'"),
+        ([{"op": "linear", "inputs": 2}], "needs to be told 'outputs'"),
+        ([{**LINEAR, "outputs": 0}], "'outputs' of layers.0. .linear. cannot be 0"),
+        ([{**LINEAR, "outputs": True}], "cannot be True"),
+        ([{**LINEAR, "outputs": 10**12}], "cannot be 1000000000000"),
+        ([{**LINEAR, "weight": "pickle"}], "cannot be 'pickle'"),
+        ([{"op": "leaky-relu", "slope": float("nan")}], "cannot be nan"),
+        ([{"op": "group-norm", "features": 8, "groups": 3}], "cannot be built"),
+        ([UPSAMPLE] * 5, "enlarges the latent"),
+        ([{"op": "relu"}] * 1001, "more than 1000 layers"),
+        ([_nested(5)], "deeper than 3"),
+        ([{"op": "residual", "body": [{"op": "eval"}]}], "layers.0..body.0. must be an object"),
+    ],
+)
+def test_records_are_checked_before_anything_is_built(layers: object, said: str) -> None:
+    with pytest.raises(ParameterError, match=said):
+        build_component("generator-loaders", "layers", latent_dim=2, layers=layers)
+
+
+def test_every_op_runs_and_is_written_as_plain_values() -> None:
+    def conv(inputs: int, outputs: int, **more: object) -> dict[str, object]:
+        return {"op": "conv", "inputs": inputs, "outputs": outputs, "kernel": 1, **more}
+
+    activations = ["relu", "elu", "gelu", "selu", "silu", "softplus", "tanh", "sigmoid"]
+    layers = [
+        LINEAR,
+        {"op": "layer-norm", "shape": [16]},
+        {"op": "reshape", "shape": [4, 2, 2]},
+        {"op": "conv-transpose", "inputs": 4, "outputs": 8, "kernel": 4, "stride": 2, "padding": 1},
+        {"op": "batch-norm", "features": 8, "statistics": False},
+        {"op": "instance-norm", "features": 8},
+        {"op": "group-norm", "features": 8, "groups": 2},
+        {"op": "leaky-relu", "slope": 0.2},
+        {"op": "prelu"},
+        {"op": "upsample", "mode": "bilinear"},
+        {"op": "residual", "body": [conv(8, 3, weight="weight-norm")], "shortcut": [conv(8, 3)]},
+        conv(3, 3, weight="spectral-norm"),
+        *({"op": name} for name in activations),
+    ]
+    module = build_component(
+        "generator-loaders", "layers", latent_dim=2, layers=json.loads(json.dumps(layers))
+    )
+
+    assert module(torch.ones(3, 2)).shape == (3, 3, 8, 8)

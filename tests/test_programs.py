@@ -1,0 +1,721 @@
+"""Files that are whole programs: TorchScript, torch.export, ONNX."""
+
+import contextlib
+import copy
+import io
+import json
+import os
+import pickle
+import shutil
+import sys
+import zipfile
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pgmkit.errors import GeneratorError, LoadError, PluginError
+from pgmkit.generator import Generator, ImageSpec, LatentSpec
+from pgmkit.loading import onnx as loading_onnx
+from pgmkit.loading.programs import (
+    kind_of_file,
+    load_exported,
+    load_onnx,
+    load_program,
+    load_torchscript,
+    program_signature,
+)
+from pgmkit.spectrum.jacobian import JacobianSpectra
+from pgmkit_plugins.backbones.dcgan import DCGANGenerator
+
+# Files of TorchScript are there to stay, whatever becomes of writing them.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`torch.jit:FutureWarning", "ignore::torch.jit.TracerWarning"
+)
+
+LATENTS = 6
+ANY_NUMBER = ({0: torch.export.Dim.DYNAMIC},)
+
+
+class Upsampler(nn.Module):
+    """Interpolation, norms, indexing, an assignment in place, a branch, a loop and a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.start = nn.Linear(LATENTS, 32)
+        self.first = nn.Conv2d(2, 4, 3, padding=1)
+        self.norm = nn.GroupNorm(2, 4)
+        self.blocks = nn.ModuleList([nn.Conv2d(4, 4, 1) for _ in range(2)])
+        self.last = nn.Conv2d(4, 1, 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        x = self.start(z).view(-1, 2, 4, 4) if z.dim() == 2 else z
+        x = self.norm(self.first(F.interpolate(x, scale_factor=2.0)))
+        kept = [x]
+        for block in self.blocks:
+            kept.append(block(F.leaky_relu(kept[-1], 0.2)))
+        x = torch.stack(kept).sum(0)
+        x[:, 0] = 2 * x[:, 1]
+        x = F.interpolate(x, size=[8, 8], mode="bilinear", align_corners=False)
+        return torch.sigmoid(self.last(F.dropout(x, 0.5, self.training)))
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.start = nn.Linear(LATENTS, 32)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.end = nn.Linear(8, 4)
+
+    def forward(self, z: Tensor) -> Tensor:
+        x = self.start(z).reshape(-1, 4, 8)
+        x = self.end(x + self.attention(x, x, x, need_weights=False)[0])
+        return torch.tanh(F.pixel_shuffle(x.unflatten(2, (2, 2)), 2))
+
+
+def network(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    made = {
+        "dcgan": lambda: DCGANGenerator(LATENTS, (8, 4)),
+        "upsampler": Upsampler,
+        "attention": Attention,
+        "mlp": lambda: nn.Sequential(nn.Linear(LATENTS, 9), nn.ELU(), nn.Linear(9, 4), nn.Tanh()),
+    }[name]()
+    for part in made.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.running_mean.normal_()
+            part.running_var.uniform_(0.5, 2)
+    return made.eval()
+
+
+def latents(count: int = 5) -> Tensor:
+    return torch.randn(count, LATENTS, generator=torch.Generator().manual_seed(1))
+
+
+def write_script(path: Path, module: nn.Module, how: str = "script") -> Path:
+    if how == "script":
+        torch.jit.script(module).save(path)
+    elif how == "frozen":
+        torch.jit.freeze(torch.jit.script(module)).save(path)
+    else:
+        torch.jit.trace(module, latents(2), check_trace=False).save(path)
+    return path
+
+
+def write_exported(path: Path, module: nn.Module, how: str = "any number") -> Path:
+    program = torch.export.export(
+        module, (latents(2),), dynamic_shapes=None if how == "two at a time" else ANY_NUMBER
+    )
+    torch.export.save(program.run_decompositions() if how == "decomposed" else program, path)
+    return path
+
+
+def edited(path: Path, changes: dict[str, bytes]) -> Path:
+    """Replaces or adds records of an archive; names are without its folder."""
+    with zipfile.ZipFile(path) as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    folder = next(iter(records)).partition("/")[0]
+    records |= {f"{folder}/{name}": data for name, data in changes.items()}
+    changed = path.with_name(f"edited-{path.name}")
+    with zipfile.ZipFile(changed, "w") as archive:
+        for name, data in records.items():
+            archive.writestr(name, data)
+    return changed
+
+
+def record(path: Path, name: str) -> bytes:
+    with zipfile.ZipFile(path) as archive:
+        return archive.read(next(n for n in archive.namelist() if n.endswith(name)))
+
+
+class Touch:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+
+    def __reduce__(self) -> tuple:
+        return os.mknod, (self.path,)
+
+
+def fingerprint(module: nn.Module) -> str:
+    return Generator(module, LatentSpec(LATENTS), ImageSpec((1, 2, 2))).fingerprint()
+
+
+def wrap(module: nn.Module) -> Generator:
+    with torch.no_grad():
+        shape = tuple(module(latents(2)).shape[1:])
+    return Generator(module, LatentSpec(LATENTS), ImageSpec(shape if len(shape) > 1 else (1, 2, 2)))
+
+
+def singular_values(module: nn.Module, z: Tensor) -> Tensor:
+    """Returns singular values of reverse-mode Jacobians, in float64."""
+    module = copy.deepcopy(module).double()
+    jacobians = [
+        torch.autograd.functional.jacobian(lambda v: module(v[None]).flatten(), latent.double())
+        for latent in z
+    ]
+    return torch.linalg.svdvals(torch.stack(jacobians))
+
+
+def assert_right_spectrum(program: nn.Module, original: nn.Module) -> None:
+    z = latents(3)
+    found = JacobianSpectra(wrap(program)).compute(z)["singular_values"]
+    torch.testing.assert_close(found, singular_values(original, z), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("how", ["script", "frozen", "trace"])
+@pytest.mark.parametrize("name", ["dcgan", "upsampler", "attention"])
+def test_torchscript_gives_the_images_of_the_network(name: str, how: str, tmp_path: Path) -> None:
+    module = network(name)
+    path = write_script(tmp_path / "model.pt", module, how)
+    program = load_torchscript(path)
+    with torch.no_grad():
+        torch.testing.assert_close(program(latents()), module(latents()))
+
+
+def test_torchscript_keeps_the_names_of_weights(tmp_path: Path) -> None:
+    module = network("dcgan")
+    program = load_torchscript(write_script(tmp_path / "model.pt", module))
+    weights = {k.removeprefix("root."): v for k, v in program.state_dict().items()}
+    torch.testing.assert_close(weights, dict(module.state_dict()))
+    assert all(not parameter.requires_grad for parameter in program.parameters())
+
+
+def test_torchscript_has_the_spectrum_of_the_network(tmp_path: Path) -> None:
+    module = network("dcgan")
+    assert_right_spectrum(load_torchscript(write_script(tmp_path / "a.pt", module)), module)
+
+
+def test_exported_programs_have_the_spectrum_of_the_network(tmp_path: Path) -> None:
+    module = network("upsampler")
+    assert_right_spectrum(load_exported(write_exported(tmp_path / "a.pt2", module)), module)
+
+
+@pytest.mark.parametrize("how", ["any number", "two at a time", "decomposed"])
+@pytest.mark.parametrize("name", ["dcgan", "upsampler", "attention"])
+def test_exported_programs_give_the_images_of_the_network(
+    name: str, how: str, tmp_path: Path
+) -> None:
+    module = network(name)
+    program = load_exported(write_exported(tmp_path / "model.pt2", module, how))
+    with torch.no_grad():
+        for count in (1, 2, 5):
+            z = latents(count)
+            torch.testing.assert_close(program(z), module(z), rtol=1e-4, atol=1e-5)
+
+
+def test_exported_programs_keep_the_names_of_weights(tmp_path: Path) -> None:
+    module = network("dcgan")
+    program = load_exported(write_exported(tmp_path / "model.pt2", module))
+    expected = {k: v for k, v in module.state_dict().items() if "num_batches" not in k}
+    found = {k: v for k, v in program.state_dict().items() if "num_batches" not in k}
+    torch.testing.assert_close(found, expected)
+    assert {name for name, _ in program.named_parameters()} == {
+        name for name, _ in module.named_parameters()
+    }
+
+
+def test_programs_can_be_copied_and_sent_to_workers(tmp_path: Path) -> None:
+    module = network("upsampler")
+    for program in (
+        load_torchscript(write_script(tmp_path / "a.pt", module)),
+        load_exported(write_exported(tmp_path / "a.pt2", module)),
+    ):
+        for twin in (copy.deepcopy(program), pickle.loads(pickle.dumps(program))):
+            torch.testing.assert_close(twin(latents()), program(latents()))
+
+
+def test_programs_of_the_same_weights_are_told_apart(tmp_path: Path) -> None:
+    class Scaled(nn.Module):
+        def __init__(self, psi: float) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.net = nn.Linear(LATENTS, 4)
+            self.psi = psi
+
+        def forward(self, z: Tensor) -> Tensor:
+            return self.net(self.psi * z)
+
+    def write_onnx(path: Path, module: nn.Module) -> Path:
+        psi = helper.make_tensor("psi", TensorProto.FLOAT, [], [module.psi])
+        nodes = [
+            helper.make_node("Constant", [], ["psi"], value=psi),
+            helper.make_node("Mul", ["z", "psi"], ["images"]),
+        ]
+        onnx.save(onnx_model(nodes, {}, (LATENTS,)), path)
+        return path
+
+    for write, name in (
+        (write_script, "script.pt"),
+        (partial(write_script, how="trace"), "trace.pt"),
+        (partial(write_script, how="frozen"), "frozen.pt"),
+        (write_exported, "a.pt2"),
+        (write_onnx, "a.onnx"),
+    ):
+        paths = [write(tmp_path / f"{psi}-{name}", Scaled(psi).eval()) for psi in (1.0, 0.1)]
+        one, other = (fingerprint(load_program(path)) for path in paths)
+        assert one != other
+        shutil.copy(paths[0], tmp_path / f"copy-{name}")
+        assert fingerprint(load_program(tmp_path / f"copy-{name}")) == one
+
+
+def test_the_state_of_training_is_not_taken_over(tmp_path: Path) -> None:
+    module = network("upsampler")
+    expected = module(latents())
+    path = write_script(tmp_path / "model.pt", module.train())
+    torch.testing.assert_close(load_torchscript(path)(latents()), expected)
+
+
+class WritesAFile(nn.Module):
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self.path = path
+
+    def forward(self, z: Tensor) -> Tensor:
+        return z + torch.from_file(self.path, shared=True, size=6)
+
+
+class WritesAFileOnLoading(nn.Module):
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self.path = path
+
+    @torch.jit.export
+    def __getstate__(self) -> tuple[str, bool]:
+        return self.path, self.training
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[str, bool]) -> None:
+        self.path = state[0]
+        self.training = state[1] and bool(torch.from_file(state[0], shared=True, size=6).any())
+
+    def forward(self, z: Tensor) -> Tensor:
+        return z
+
+
+def test_torchscript_that_writes_a_file_when_called_is_refused(tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    path = write_script(tmp_path / "model.pt", WritesAFile(str(mark)))
+    torch.jit.load(path)(latents())
+    assert mark.exists()  # what torch does, and pgmkit must not
+    mark.unlink()
+    with pytest.raises(GeneratorError, match=r"'from_file'.*architecture=YourModule"):
+        load_torchscript(path)(latents())
+    assert not mark.exists()
+
+
+def test_torchscript_that_writes_a_file_when_loaded_is_refused(tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    path = write_script(tmp_path / "model.pt", WritesAFileOnLoading(str(mark)))
+    torch.jit.load(path)
+    assert mark.exists()
+    mark.unlink()
+    with pytest.raises(LoadError, match="save its weights alone"):
+        load_torchscript(path)
+    assert not mark.exists()
+
+
+def test_what_torchscript_pickles_is_not_unpickled_freely(tmp_path: Path) -> None:
+    path = write_script(tmp_path / "model.pt", network("mlp"))
+    for name in ("data.pkl", "constants.pkl"):
+        evil = edited(path, {name: pickle.dumps(Touch(tmp_path / "mark"), protocol=2)})
+        with pytest.raises(LoadError, match=r"cannot be read as data \(it holds posix\.mknod\)"):
+            load_torchscript(evil)
+    assert not (tmp_path / "mark").exists()
+
+
+def with_code(path: Path, code: bytes) -> Path:
+    """Replaces the code of the archive's outermost class, an `nn.Sequential`."""
+    with zipfile.ZipFile(path) as archive:
+        (name,) = (n for n in archive.namelist() if "/container" in n and n.endswith(".py"))
+    return edited(path, {name.partition("/")[2]: code})
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("while True:\n      pass\n    return input", "does not end"),
+        ("return (self).forward(input, )", "calls itself without end"),
+        ("return torch.randn_like(input)", "draws random numbers"),
+        ("return ops.prim.PythonOp(input)", "'PythonOp'"),
+        ("return __import__('os').getcwd()", "does not run from a file"),
+        ("return input.__class__", "'__class__'"),
+        ("return (input).cpu()", "'cpu'"),
+        ("return open('mark', 'w')", "does not run from a file"),
+        ("return [part for part in (1, 2)]", "does not run from a file"),
+        ("import os\n    return input", "does not run from a file"),
+        ("self.weight = input\n    return input", "changes itself"),
+        ("return torch.mul([1, 2], 99999999999)", "cannot compute mul"),
+        ("x = [1]\n    while True:\n      x = torch.add(x, x)", "makes a list of 131072"),
+        ("return torch.mul(9223372036854775807, 2)", "more than 64 bits"),
+        ("return torch.format('{0.__class__}', input)", None),
+        ("ops.prim.RaiseException('no latents today')\n    return input", "no latents today"),
+    ],
+)
+def test_torchscript_does_nothing_but_compute(
+    body: str, message: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pgmkit.loading.torchscript._STEPS", 10_000)
+    path = write_script(tmp_path / "model.pt", network("mlp"))
+    code = f"class Sequential(Module):\n  def forward(self, input):\n    {body}\n"
+    program = load_torchscript(with_code(path, code.encode()))
+    if message is None:
+        assert program(latents()) == "{0.__class__}"
+        return
+    with pytest.raises(GeneratorError, match=message):
+        program(latents())
+
+
+@pytest.mark.parametrize("code", [b"def", b"(" * 5000, b"\xff", b"x = " + b"-" * 100_000 + b"1"])
+def test_code_that_cannot_be_parsed_is_said(code: bytes, tmp_path: Path) -> None:
+    path = write_script(tmp_path / "model.pt", network("mlp"))
+    with pytest.raises(LoadError, match="cannot be read"):
+        load_torchscript(with_code(path, code))
+
+
+def test_torchscript_with_more_inputs_is_said(tmp_path: Path) -> None:
+    class Conditional(nn.Module):
+        def forward(self, z: Tensor, label: Tensor) -> Tensor:
+            return z + label
+
+    program = load_torchscript(write_script(tmp_path / "model.pt", Conditional()))
+    with pytest.raises(GeneratorError, match=r"takes 2 inputs .*z, label.*latents alone"):
+        program(latents())
+
+
+class Several(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(LATENTS, 4)
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        return self.net(z), z
+
+
+def test_what_a_program_returns_beside_images_is_returned(tmp_path: Path) -> None:
+    module = Several().eval()
+    for program in (
+        load_torchscript(write_script(tmp_path / "a.pt", module)),
+        load_exported(write_exported(tmp_path / "a.pt2", module)),
+    ):
+        returned = program(latents())
+        assert isinstance(returned, tuple)
+        torch.testing.assert_close(returned, module(latents()))
+
+
+def test_weights_that_claim_more_bytes_than_the_file_has_are_refused(tmp_path: Path) -> None:
+    class Repeated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("noise", torch.zeros(1).expand(10**12))
+
+        def forward(self, z: Tensor) -> Tensor:
+            return z
+
+    path = write_script(tmp_path / "a.pt", Repeated())
+    with pytest.raises(LoadError, match="many times the bytes"):
+        load_torchscript(path)
+    path = write_exported(tmp_path / "a.pt2", network("mlp"))
+    table = json.loads(record(path, "model_weights_config.json"))
+    for entry in table["config"].values():
+        entry["tensor_meta"] |= {"sizes": [{"as_int": 10**12}], "strides": [{"as_int": 0}]}
+    with pytest.raises(LoadError, match="fewer bytes"):
+        load_exported(
+            edited(path, {"data/weights/model_weights_config.json": json.dumps(table).encode()})
+        )
+
+
+def model_json(path: Path) -> dict:
+    return json.loads(record(path, "models/model.json"))
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "torch.os.mknod",
+        "torch.hub.load",
+        "torch.ops.aten.from_file.default",
+        "torch.ops.aten.linear.__setattr__",
+        "torch.ops.aten.__setattr__.default",
+        "evil",
+    ],
+)
+def test_exported_programs_call_no_function_but_operators(target: str, tmp_path: Path) -> None:
+    path = write_exported(tmp_path / "model.pt2", network("mlp"))
+    model = model_json(path)
+    model["graph_module"]["graph"]["nodes"][0]["target"] = target
+    program = load_exported(edited(path, {"models/model.json": json.dumps(model).encode()}))
+    with pytest.raises(
+        GeneratorError, match=r"architecture=YourModule|which torch .* does not have"
+    ):
+        program(latents())
+
+
+def test_exported_programs_evaluate_no_shapes(tmp_path: Path) -> None:
+    path = write_exported(tmp_path / "model.pt2", network("mlp"))
+    mark = tmp_path / "mark"
+    text = record(path, "models/model.json").decode()
+    symbol = next(iter(json.loads(text)["range_constraints"]))
+    code = f"__import__('os').mknod('{mark}')"
+    evil = edited(path, {"models/model.json": text.replace(f'"{symbol}"', f'"{code}"').encode()})
+    load_exported(evil)(latents())
+    program_signature(evil)
+    assert not mark.exists()
+
+
+def test_exported_programs_unpickle_nothing_freely(tmp_path: Path) -> None:
+    path = write_exported(tmp_path / "model.pt2", network("mlp"))
+    mark = tmp_path / "mark"
+    evil = io.BytesIO()
+    torch.save(Touch(mark), evil)
+    inputs = edited(path, {"data/sample_inputs/model.pt": evil.getvalue()})
+    load_exported(inputs)(latents())
+    table = json.loads(record(path, "model_weights_config.json"))
+    for entry in table["config"].values():
+        entry["use_pickle"] = True
+    changes = {"data/weights/model_weights_config.json": json.dumps(table).encode()}
+    changes["data/weights/weight_0"] = evil.getvalue()
+    with pytest.raises(LoadError, match="which is no tensor"):
+        load_exported(edited(path, changes))
+    assert not mark.exists()
+
+
+def test_exported_weights_with_too_few_bytes_are_said(tmp_path: Path) -> None:
+    path = write_exported(tmp_path / "model.pt2", network("mlp"))
+    with pytest.raises(LoadError, match="fewer bytes"):
+        load_exported(edited(path, {"data/weights/weight_0": b"1234"}))
+
+
+@pytest.mark.parametrize("text", [b"{", b"[" * 100_000, b"{}", b"[]", b'{"graph_module": 1}'])
+def test_damaged_graphs_are_said(text: bytes, tmp_path: Path) -> None:
+    path = edited(
+        write_exported(tmp_path / "model.pt2", network("mlp")), {"models/model.json": text}
+    )
+    with pytest.raises(LoadError, match="export it again"):
+        load_exported(path)
+    with pytest.raises(LoadError, match="export it again"):
+        program_signature(path)
+
+
+def test_exported_programs_of_the_old_form_are_said(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt2"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("serialized_exported_program.json", "{}")
+    assert kind_of_file(path) == "exported"
+    with pytest.raises(LoadError, match=r"before torch 2\.7"):
+        load_exported(path)
+
+
+def test_exported_programs_reshape_flat_latents(tmp_path: Path) -> None:
+    module = nn.Sequential(nn.ConvTranspose2d(LATENTS, 1, 4), nn.Tanh()).eval()
+    z = latents()[:, :, None, None]
+    program = torch.export.export(module, (z,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    torch.export.save(program, tmp_path / "model.pt2")
+    torch.testing.assert_close(load_exported(tmp_path / "model.pt2")(latents()), module(z))
+
+
+def onnx_model(
+    nodes: list, weights: dict[str, Tensor], shape: tuple, batch: int | str = "n"
+) -> onnx.ModelProto:
+    graph = helper.make_graph(
+        nodes,
+        "generator",
+        [helper.make_tensor_value_info("z", TensorProto.FLOAT, [batch, LATENTS])],
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, [batch, *shape])],
+        [numpy_helper.from_array(value.numpy(), name) for name, value in weights.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+
+def onnx_dcgan(module: nn.Module, batch: int | str = "n") -> onnx.ModelProto:
+    """Writes out a DCGAN as torch's exporter does, batch norms and all."""
+    sides = numpy_helper.from_array(np.array([2, 3]), "sides")
+    nodes = [
+        helper.make_node("Constant", [], ["sides"], value=sides),
+        helper.make_node("Unsqueeze", ["z", "sides"], ["0"]),
+    ]
+    for index, layer in enumerate(module.layers):
+        name, out = f"layers.{index}", str(index + 1)
+        if isinstance(layer, nn.ConvTranspose2d):
+            (stride, _), (pad, _) = layer.stride, layer.padding
+            told = {"strides": [stride] * 2, "pads": [pad] * 4, "kernel_shape": [4, 4]}
+            node = helper.make_node("ConvTranspose", [str(index), f"{name}.weight"], [out], **told)
+        elif isinstance(layer, nn.BatchNorm2d):
+            parts = ("weight", "bias", "running_mean", "running_var")
+            names = [str(index), *(f"{name}.{part}" for part in parts)]
+            node = helper.make_node("BatchNormalization", names, [out], training_mode=0)
+        else:
+            node = helper.make_node(
+                type(layer).__name__.replace("ReLU", "Relu"), [str(index)], [out]
+            )
+        nodes.append(node)
+    nodes[-1].output[0] = "images"
+    weights = {k: v for k, v in module.state_dict().items() if "num_batches" not in k}
+    return onnx_model(nodes, weights, (1, 16, 16), batch)
+
+
+@pytest.mark.parametrize("batch", ["n", 2])
+def test_onnx_gives_images_and_spectrum_of_the_network(batch: int | str, tmp_path: Path) -> None:
+    module, path = network("dcgan"), tmp_path / "model.onnx"
+    onnx.save(onnx_dcgan(module, batch), path)
+    program = load_onnx(path)
+    torch.testing.assert_close(program(latents()), module(latents()))
+    if batch == "n":
+        assert_right_spectrum(program, module)
+
+
+def test_onnx_finds_weights_beside_the_program_only(tmp_path: Path) -> None:
+    module, path = network("dcgan"), tmp_path / "model.onnx"
+    onnx.save(
+        onnx_dcgan(module), path, save_as_external_data=True, location="w.data", size_threshold=0
+    )
+    torch.testing.assert_close(load_onnx(path)(latents()), module(latents()))
+    model = onnx.load(path, load_external_data=False)
+    (tmp_path / "w.data").unlink()
+    with pytest.raises(LoadError, match=r"'w\.data', which cannot be read beside it; fetch"):
+        load_onnx(path)
+    for tensor in model.graph.initializer:
+        tensor.external_data[0].value = "../w.data"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(LoadError, match="no file beside it"):
+        load_onnx(path)
+
+
+def test_onnx_norms_with_constants_are_converted_rightly(tmp_path: Path) -> None:
+    scale = helper.make_tensor("scale", TensorProto.FLOAT, [2], [1.0, 2.0])
+    shape = helper.make_tensor("shape", TensorProto.INT64, [3], [-1, 2, 3])
+    nodes = [
+        helper.make_node("Constant", [], ["scale"], value=scale),
+        helper.make_node("Constant", [], ["shape"], value=shape),
+        helper.make_node("Reshape", ["z", "shape"], ["x"]),
+        helper.make_node("InstanceNormalization", ["x", "scale", "scale"], ["images"]),
+    ]
+    path = tmp_path / "model.onnx"
+    onnx.save(onnx_model(nodes, {}, (2, 3)), path)
+    weight = torch.tensor([1.0, 2.0])
+    expected = F.instance_norm(latents().view(-1, 2, 3), weight=weight, bias=weight)
+    torch.testing.assert_close(load_onnx(path)(latents()), expected)
+
+
+def test_onnx_that_is_converted_wrongly_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save(onnx_dcgan(network("dcgan")), path)
+    other = network("dcgan")
+    other.layers[0].weight.data *= 1.1
+    monkeypatch.setattr(loading_onnx, "_reference", lambda o, m, n, z, p: other(z).detach())
+    with pytest.raises(LoadError, match="computes other values than it says"):
+        load_onnx(path)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "message"),
+    [
+        ([helper.make_node("RandomNormalLike", ["z"], ["images"])], "draws random numbers"),
+        ([helper.make_node("NoSuchThing", ["z"], ["images"])], "does not run|cannot convert"),
+        (
+            [
+                helper.make_node(
+                    "Loop", ["z"], ["images"], body=helper.make_graph([], "body", [], [])
+                )
+            ],
+            "branches or repeats",
+        ),
+    ],
+)
+def test_onnx_does_nothing_but_compute(nodes: list, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(onnx_model(nodes, {}, (LATENTS,)).SerializeToString())
+    with pytest.raises(LoadError, match=message):
+        load_onnx(path)
+
+
+def test_onnx_without_its_extra_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save(onnx_dcgan(network("dcgan")), path)
+    monkeypatch.setitem(sys.modules, "onnx2pytorch", None)
+    with pytest.raises(PluginError, match=r"pip install 'pgmkit\[onnx\]'"):
+        load_onnx(path)
+
+
+def test_signatures_say_what_files_state(tmp_path: Path) -> None:
+    module = network("dcgan")
+    exported = program_signature(write_exported(tmp_path / "a.pt2", module))
+    assert (exported.inputs[0].shape, exported.inputs[0].dtype) == ((None, LATENTS), "float32")
+    assert exported.outputs[0].shape == (None, 1, 16, 16)
+    fixed = program_signature(write_exported(tmp_path / "b.pt2", module, "two at a time"))
+    assert fixed.inputs[0].shape == (2, LATENTS)
+    scripted = program_signature(write_script(tmp_path / "a.pt", module))
+    assert [(part.name, part.shape) for part in scripted.inputs] == [("z", None)]
+    onnx.save(onnx_dcgan(module), tmp_path / "a.onnx")
+    converted = program_signature(tmp_path / "a.onnx")
+    assert (converted.inputs[0].shape, converted.inputs[0].dtype) == ((None, LATENTS), "float32")
+
+
+def test_kinds_of_files_are_told_by_content(tmp_path: Path) -> None:
+    module = network("dcgan")
+
+    def write(kind: str, data: bytes) -> None:
+        (tmp_path / kind).write_bytes(data)
+
+    save_file(dict(module.state_dict()), tmp_path / "safetensors")
+    torch.save(module.state_dict(), tmp_path / "torch-zip")
+    torch.save(module.state_dict(), tmp_path / "torch-legacy", _use_new_zipfile_serialization=False)
+    write_script(tmp_path / "torchscript", module)
+    write_exported(tmp_path / "a.pt2", module).rename(tmp_path / "exported")
+    onnx.save(onnx_dcgan(module), tmp_path / "onnx")
+    write(
+        "git-lfs-pointer", b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7\nsize 9\n"
+    )
+    write("html", b"\n<!DOCTYPE html>\n<html><body>Log in</body></html>")
+    np.savez(tmp_path / "a.npz", a=np.zeros(3))
+    (tmp_path / "a.npz").rename(tmp_path / "npz")
+    write("pickle", pickle.dumps({"G": 1}))
+    write("tensorflow", b"\x89HDF\r\n\x1a\n" + bytes(100))
+    with zipfile.ZipFile(tmp_path / "zip", "w") as archive:
+        archive.writestr("README.md", "hello")
+    write("truncated-zip", (tmp_path / "torch-zip").read_bytes()[:-200])
+    write("empty", b"")
+    write("unknown", b"hello world, this is text")
+    found = {path.name: kind_of_file(path) for path in tmp_path.iterdir()}
+    assert found == {name: name for name in found}
+    assert len(found) == 15
+
+
+@pytest.mark.parametrize("start", [b"\x08", b"\x08\x09", b"\x08\x09\x3a\xff\xff", b"\xff" * 40])
+def test_fragments_have_a_kind(start: bytes, tmp_path: Path) -> None:
+    (tmp_path / "fragment").write_bytes(start)
+    assert kind_of_file(tmp_path / "fragment") in {"unknown", "onnx"}
+
+
+def test_what_is_no_program_is_said(tmp_path: Path) -> None:
+    torch.save({}, tmp_path / "model.pt")
+    with pytest.raises(LoadError, match="is no program: it is a torch checkpoint"):
+        load_program(tmp_path / "model.pt")
+    with pytest.raises(LoadError, match=r"cannot be read \(No such file"):
+        program_signature(tmp_path / "nothing.pt")
+
+
+def test_damaged_archives_end_in_one_error(tmp_path: Path) -> None:
+    module = network("mlp")
+    for load, path in (
+        (load_torchscript, write_script(tmp_path / "a.pt", module)),
+        (load_exported, write_exported(tmp_path / "a.pt2", module)),
+    ):
+        data = path.read_bytes()
+        for place in range(0, len(data) - 100, 977):
+            path.write_bytes(data[:place] + bytes(40) + data[place + 40 :])
+            # What can still be read may do anything with numbers.
+            with contextlib.suppress(LoadError, GeneratorError, RuntimeError):
+                load(path)(latents())
