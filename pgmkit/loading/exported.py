@@ -1,8 +1,8 @@
 """Programs of `torch.export` as modules, without `torch.export.load`.
 
 A .pt2 archive holds a graph in JSON, whose steps name operators, and weights as plain bytes.
-`torch.export.load` would take any function that can be reached from `torch` for an operator,
-evaluate shapes as Python expressions and unpickle sample inputs and constants. None of that is
+`torch.export.load` evaluates shapes as Python expressions, falls back to unpickling sample inputs
+without restriction, and unpickles weights so that the archive says are pickled. None of that is
 needed: the graph is read as JSON, the weights as bytes, and `Exported` takes step after step with
 the operators that `pgmkit.loading.operators` lists.
 """

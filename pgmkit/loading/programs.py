@@ -8,9 +8,9 @@ Nothing from a file is executed. What that means for each kind:
 * TorchScript archives hold code that `torch.jit.load` compiles, runs in part at once, and lets use
   any operator of torch, those that write files included; `pgmkit.loading.torchscript` walks through
   it with operators from a list instead.
-* torch.export archives hold a graph in JSON; `torch.export.load` would take any function of torch
-  for an operator, evaluate shapes as Python and unpickle tensors, constants and sample inputs
-  without restriction. `pgmkit.loading.exported` reads graph and weights alone.
+* torch.export archives hold a graph in JSON; `torch.export.load` evaluates shapes as Python and
+  unpickles sample inputs, and whatever weights are said to be pickled, without restriction.
+  `pgmkit.loading.exported` reads graph and weights alone.
 """
 
 import struct
