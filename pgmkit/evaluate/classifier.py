@@ -190,7 +190,7 @@ def _module(model_args: Any, weights: Path, reference: str) -> LASHClassifier:
     try:
         module = build(LASHClassifier, model_args, f"config.json of {reference}", steps[0].tensors)
     except ParameterError as error:
-        raise LoadError(f"the config.json of {reference}: {first_line(error)}") from error
+        raise LoadError(first_line(error)) from error
     fit(module, steps, reference)
     assert isinstance(module, LASHClassifier)
     return module
