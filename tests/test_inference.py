@@ -169,6 +169,7 @@ FOREIGN = {
         nn.Sequential(nn.Linear(8, 512), nn.ConvTranspose2d(17, 5, 4), nn.Conv2d(23, 3, 3)),
         "do not follow each other",
     ),
+    "hundreds of layers": (nn.Sequential(*(nn.Linear(2, 2) for _ in range(301))), "301 layers"),
     "too many channels": (
         nn.Sequential(nn.ConvTranspose2d(8, 16, 4), nn.ConvTranspose2d(16, 7, 4, 2, 1)),
         "no strides and sizes make an image",
