@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import cache
 from importlib import resources
 from pathlib import Path
 
@@ -22,11 +23,17 @@ _QUICK = ("norms registered apart", "an MLP with eps 0.8", "a flat VAE", "a β-V
 _NO_EVIDENCE = {"a β-VAE without norms", "a flat VAE", "weight norm", "instance norm"}
 
 
+@cache
 def _trained(layout: str) -> tuple[Wild, nn.Module]:
     wild = LAYOUTS[layout]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return wild, wild.trained()
+
+
+@cache
+def _inferred(layout: str) -> Inferred:
+    return infer(_trained(layout)[1].state_dict())
 
 
 def _rebuilt(inferred: Inferred, state: dict[str, Tensor]) -> nn.Module:
@@ -50,7 +57,7 @@ def _assert_same(wild: Wild, original: nn.Module, inferred: Inferred) -> None:
 def test_the_network_of_a_wild_file_is_found(layout: str) -> None:
     wild, original = _trained(layout)
 
-    inferred = infer(original.state_dict())
+    inferred = _inferred(layout)
 
     assert (inferred.latent_dim, inferred.image_shape) == (wild.latent_dim, wild.image_shape)
     assert inferred.distribution == wild.prior
@@ -72,7 +79,7 @@ def test_sorted_names_are_put_back_in_order(layout: str) -> None:
 @pytest.mark.parametrize("layout", ["a course's DCGAN without padding", "an MLP with eps 0.8"])
 def test_singular_values_are_those_of_the_original(layout: str) -> None:
     wild, original = _trained(layout)
-    rebuilt = _rebuilt(infer(original.state_dict()), original.state_dict())
+    rebuilt = _rebuilt(_inferred(layout), original.state_dict())
     z = torch.randn(1, wild.latent_dim)
 
     def spectrum(images: Callable[[Tensor], Tensor]) -> Tensor:
@@ -103,9 +110,7 @@ def test_a_trained_generator_is_told_by_what_its_norms_remember(name: str, prefi
 
 
 def test_what_is_left_out_is_said() -> None:
-    _, original = _trained("a β-VAE without norms")
-
-    inferred = infer(original.state_dict())
+    inferred = _inferred("a β-VAE without norms")
 
     assert "left out: 4 tensors of the encoder" in inferred.facts
     assert all(name.startswith("decoder.") for name in inferred.rename)
@@ -116,7 +121,7 @@ def test_what_is_left_out_is_said() -> None:
 def test_weights_that_stand_twice_are_taken_once() -> None:
     _, original = _trained("an SNGAN whose weights stand twice")
 
-    inferred = infer(original.state_dict())
+    inferred = _inferred("an SNGAN whose weights stand twice")
 
     assert set(inferred.rename) == set(original.state_dict())
     assert inferred.rename["final.weight"] == inferred.rename["model.5.weight"]
@@ -130,9 +135,7 @@ def test_statistics_of_a_network_that_never_ran_are_no_evidence() -> None:
 
 
 def test_uniform_latents_show_in_the_first_norm() -> None:
-    _, original = _trained("an MLP for colours")
-
-    guess = infer(original.state_dict()).guesses[0]
+    guess = _inferred("an MLP for colours").guesses[0]
 
     assert guess.startswith("prior uniform: batch-norm statistics agree to")
     assert "normal: " in guess
@@ -166,6 +169,7 @@ FOREIGN = {
         nn.Sequential(nn.Linear(8, 512), nn.ConvTranspose2d(17, 5, 4), nn.Conv2d(23, 3, 3)),
         "do not follow each other",
     ),
+    "hundreds of layers": (nn.Sequential(*(nn.Linear(2, 2) for _ in range(301))), "301 layers"),
     "too many channels": (
         nn.Sequential(nn.ConvTranspose2d(8, 16, 4), nn.ConvTranspose2d(16, 7, 4, 2, 1)),
         "no strides and sizes make an image",

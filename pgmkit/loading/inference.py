@@ -528,7 +528,7 @@ def _why(draft: Draft, evidence: _Evidence, name: str) -> str:
     if own > _AGREEMENT:
         return f"{words}, which is poor: something else differs, too"
     if rivals[0][0] < 1.15 * own + 0.002:
-        return f"{words}, too close to tell, so the usual one"
+        return f"{words}, too close to tell"
     return words
 
 

@@ -30,6 +30,7 @@ _SUFFIXES = {
 }
 """How a tensor is called in files, and how in a module made by the component "layers"."""
 
+_MOST_PARTS = 300
 _LEFTOVERS = re.compile(r"(^|\.)total_(ops|params)$")
 _ENCODER = re.compile(
     r"(encoder\w*|enc\w{0,3}|encode\w*|net_?e|inference_net|prior\w*|"
@@ -206,6 +207,8 @@ def read_parts(state: Mapping[str, Tensor]) -> Contents:
         raise LoadError(refusal(f"the tensor {what} is of no layer that is known here", parts))
     if not any(part.is_weight for part in parts):
         raise LoadError(refusal("there is no layer of a generator among the tensors", parts))
+    if len(parts) > _MOST_PARTS:
+        raise LoadError(refusal(f"{len(parts)} layers are more than such a stack has", parts))
     parts, aliases = _without_copies(parts)
     parts, encoder = _after_bottleneck(parts)
     if encoder:
@@ -426,7 +429,7 @@ def _orders(parts: Sequence[Part]) -> Iterable[list[Part]]:
     stems: dict[str, list[Part]] = {}
     for part in by_number:
         stems.setdefault(_stem(part.path), []).append(part)
-    if len(stems) <= 7:
+    if len(stems) <= 6:
         for permutation in itertools.permutations(stems.values()):
             yield list(itertools.chain.from_iterable(permutation))
 
