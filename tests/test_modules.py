@@ -18,6 +18,9 @@ from pgmkit.selection import select
 from pgmkit.spectrum.tangents.recording import record
 from pgmkit.spectrum.tangents.rules import COMPOSITIONS, PRIMITIVES
 
+# Declared ranges are a matter of their own.
+pytestmark = pytest.mark.filterwarnings("ignore:the generator 'mine' makes images")
+
 
 class Network(nn.Module):
     def __init__(self, part: Callable[..., Tensor] = lambda images, z: images) -> None:
