@@ -732,13 +732,19 @@ def _labels_of(clusterer: Any, count: int, name: str) -> Tensor:
             f"the cluster sampler {name!r} has no labels_ after fit; its fit must set labels_, "
             "int64 of shape (n,)"
         )
-    return _clusters_of(clusterer.labels_, count, name, "has labels_")
+    return _clusters_of(clusterer.labels_, count, name, "has labels_", least=0)
 
 
 def _clusters_of(
-    found: Any, count: int, name: str, does: str = "predicts clusters", most: int | None = None
+    found: Any,
+    count: int,
+    name: str,
+    does: str = "predicts clusters",
+    *,
+    least: int = -1,
+    most: int | None = None,
 ) -> Tensor:
-    """Returns cluster numbers (n,), int64, that came from a sampler.
+    """Returns cluster numbers (n,), int64, that came from a sampler; -1 belongs to none.
 
     Raises:
         PluginError: they are of another shape or type, or there are no such clusters.
@@ -751,10 +757,10 @@ def _clusters_of(
             f"{clusters.dtype} for {count} latents; they must be int64 of shape ({count},)"
         )
     clusters = clusters.long()
-    if count and (int(clusters.min()) < 0 or (most is not None and int(clusters.max()) >= most)):
+    low, high = (int(clusters.min()), int(clusters.max())) if count else (0, 0)
+    if low < least or (most is not None and high >= most):
         raise PluginError(
-            f"the cluster sampler {name!r} {does} from {int(clusters.min())} to "
-            f"{int(clusters.max())}; clusters are counted from 0"
+            f"the cluster sampler {name!r} {does} from {low} to {high}; clusters are counted from 0"
             + (f" to {most - 1}" if most is not None else "")
         )
     return clusters
