@@ -93,7 +93,8 @@ def open_local_folder(path: Path, reference: str) -> ModelFolder:
                 f"there is no folder {shortened(str(path))}; check the path of "
                 f"{shortened(reference)!r}"
             )
-        next(os.scandir(path), None)
+        with os.scandir(path) as entries:
+            next(entries, None)
 
     def fetch(name: str) -> Path | None:
         with _readable(path / name):
