@@ -34,7 +34,7 @@ def write(folder: Path, kind: type = AutoencoderKL, max_shard_size: str = "1GB",
     }
     model = kind(**{**arguments, **changes})
     for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.3)
+        nn.init.normal_(parameter, std=0.15)
     model.save_pretrained(folder, max_shard_size=max_shard_size)
     return folder
 
