@@ -200,7 +200,8 @@ class Measurer:
             try:
                 result = self._measure(cell)
             except PgmkitError as error:
-                result = failure(error)
+                # Of a component that failed, where it did is worth knowing.
+                result = failure(error, traceback.format_exc() if error.__cause__ else None)
             except Exception as error:  # whatever a method of anyone's raises
                 result = failure(error, traceback.format_exc())
         said = list(dict.fromkeys(first_line(warning.message) for warning in caught))  # type: ignore[arg-type]
