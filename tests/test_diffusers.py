@@ -42,7 +42,7 @@ def write(folder: Path, kind: type = AutoencoderKL, max_shard_size: str = "1GB",
 def load(folder: Path, **options) -> tuple[Generator, list[str]]:
     found = read_decoder(open_local_folder(folder, "local-dir:model"), **options)
     generator = Generator(found.module, found.latent, found.image)
-    generator.check()
+    generator.check_runs()
     return generator, found.notes
 
 
@@ -215,7 +215,7 @@ def test_without_its_extra_it_says_what_to_install(
         load(folder)
 
 
-def test_configs_of_others_are_not_taken_for_diffusers() -> None:
+def test_configs_of_others_are_not_taken_for_diffusers(tmp_path: Path) -> None:
     folder = open_local_folder(tmp_path, "x")
     assert not is_diffusers(folder, {"architecture": "dcgan", "latent": {"dim": 4}})
     assert not is_diffusers(folder, {})

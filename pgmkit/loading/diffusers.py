@@ -135,9 +135,9 @@ def read_decoder(folder: ModelFolder, *, sides: Sequence[int] | None = None) -> 
     path = _weight_file(folder, place)
     weights = {_new_name(key): value for key, value in read_weights(path).items()}
     _check_config(config, weights, where)
-    arguments = {"config": dict(config), "sides": list(_sides(config, sides, where))}
+    height, width = _sides(config, sides, where)
     with torch.device("meta"):
-        module = build_decoder(**arguments)
+        module = build_decoder(dict(config), [height, width])
     _fill(module.decoder, "decoder.", weights, where)
     if module.post_quant_conv is not None:
         _fill(module.post_quant_conv, "post_quant_conv.", weights, where)
@@ -146,9 +146,9 @@ def read_decoder(folder: ModelFolder, *, sides: Sequence[int] | None = None) -> 
     return FoundDecoder(
         module.eval().requires_grad_(False),
         LatentSpec(math.prod(module.shape), std=std),
-        ImageSpec((config.get("out_channels", 3), *arguments["sides"])),
+        ImageSpec((config.get("out_channels", 3), height, width)),
         path,
-        arguments,
+        {"config": dict(config), "sides": [height, width]},
         [note],
     )
 
