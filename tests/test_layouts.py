@@ -17,7 +17,7 @@ from tiny import run_pgmkit
 from torch import Tensor, nn
 
 import pgmkit
-from pgmkit.errors import LoadError, ParameterError, PgmkitNote
+from pgmkit.errors import LoadError, ParameterError, PgmkitNote, PgmkitWarning
 
 DIM, SHAPE = 6, (1, 4, 4)
 
@@ -440,3 +440,21 @@ def test_load_gives_what_is_there(tmp_path: Path) -> None:
         pgmkit.load(tmp_path / "out", architecture=Net, latent=6)
     with pytest.raises(ParameterError, match="no option 'latents'; did you mean 'latent'"):
         pgmkit.load(tmp_path / "g.pth", latents=6)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64])
+def test_weights_that_a_network_would_misread_are_refused(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
+    changed = {n: v.to(dtype) if n == "0.weight" else v for n, v in state().items()}
+    torch.save(changed, tmp_path / "g.pth")
+    with pytest.raises(LoadError, match=r"of another type: 0\.weight \w+ instead of float32"):
+        load(tmp_path / "g.pth")
+
+
+def test_a_weight_that_is_no_number_is_said(tmp_path: Path) -> None:
+    changed = {n: v.clone() for n, v in state().items()}
+    changed["3.bias"][2] = float("inf")
+    torch.save(changed, tmp_path / "g.pth")
+    with pytest.warns(PgmkitWarning, match=r"infinite or no numbers are among the weights 3\.bias"):
+        pgmkit.load_generator(str(tmp_path / "g.pth"), architecture=Net, **SPECS)

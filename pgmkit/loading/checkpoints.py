@@ -262,6 +262,13 @@ def fit(module: nn.Module, steps: Sequence[Found], where: str) -> tuple[Found, s
 def _try(module: nn.Module, state: Mapping[str, Tensor]) -> tuple[int, str] | None:
     """Loads a state dict if all of it fits; else returns how much does not, and what."""
     expected = module.state_dict()
+    miscast = {
+        f"{name} {_type(state[name])} instead of {_type(expected[name])}"
+        for name in expected.keys() & state.keys()
+        if _is_lossy(state[name], expected[name])
+    }
+    if miscast:  # torch would copy them and lose what they say
+        return len(miscast), "; ".join(_listed("of another type", miscast))
     try:
         result = module.load_state_dict(dict(state), strict=False)
         missing, unknown = set(result.missing_keys), set(result.unexpected_keys)
@@ -354,6 +361,17 @@ def _shared(names: Iterable[str]) -> str:
             break
         shared.append(parts[0])
     return "".join(f"{part}." for part in shared)
+
+
+def _is_lossy(value: Tensor, wanted: Tensor) -> bool:
+    """Whether values would lose their meaning in a parameter: quantised, truth values, complex."""
+    if wanted.is_complex():
+        return not (value.is_complex() or value.is_floating_point())
+    return wanted.is_floating_point() and not value.is_floating_point()
+
+
+def _type(value: Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")
 
 
 def _listed(what: str, names: Iterable[str]) -> list[str]:

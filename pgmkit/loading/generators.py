@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from pgmkit import files
-from pgmkit.errors import PgmkitNote
+from pgmkit.errors import PgmkitNote, PgmkitWarning
 from pgmkit.generator import Generator
 from pgmkit.loading.batch_norm import recalibrate
 from pgmkit.loading.building import Architecture
@@ -124,6 +124,8 @@ def generator_from_folder(
     )
     generator.to(device)
     generator.check()
+    if damaged := generator.why_not_finite():
+        warnings.warn(f"the generator {generator.name!r}{damaged}", PgmkitWarning, stacklevel=3)
     notes = list(network.notes)
     if options.recalibrate:
         notes += [f"batch norm anew: {moved}" for moved in recalibrate(generator)] or [
