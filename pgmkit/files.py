@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,10 +44,9 @@ def write_bytes(path: Path, data: bytes) -> None:
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=_TEMPORARY)
-        temporary = Path(name)
-        _unfinished.add(temporary)
-        with os.fdopen(descriptor, "wb") as file:
+        temporary = path.parent / f"{_TEMPORARY}{uuid.uuid4().hex}"
+        _unfinished.add(temporary)  # before it is there, since a signal may come in between
+        with temporary.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
