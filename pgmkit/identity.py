@@ -41,15 +41,15 @@ _ALL_CHILDREN = {"children", "named_children", "modules", "named_modules", "_mod
 _WRITES = {"STORE_ATTR", "DELETE_ATTR", "STORE_GLOBAL", "STORE_DEREF"}
 
 
-def digest(module: nn.Module, *more: Any, hooks: bool) -> str:
+def digest(module: nn.Module, specs: Mapping[str, Any], *, hooks: bool) -> str:
     """Returns a SHA-256, in hexadecimal, of what a module computes.
 
     Args:
         module: on any device but meta.
-        more: plain values that count, too.
+        specs: plain values that count, too.
         hooks: whether hooks that are not torch's own count.
     """
-    description = [_Description(hooks).value(module), *more]
+    description = [_Description(hooks).value(module), specs]
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
 
 

@@ -4,6 +4,7 @@ import contextlib
 import os
 import platform
 import resource
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -67,6 +68,27 @@ def check_memory(num_bytes: int, what: str, remedy: str) -> None:
         raise ParameterError(
             f"{what} need about {_gigabytes(num_bytes)} of memory, and {_gigabytes(available)} "
             f"are free; {remedy}"
+        )
+
+
+def check_disk(num_bytes: int, path: Path, what: str) -> None:
+    """Checks that there is room on a disk for something before it is written.
+
+    Args:
+        num_bytes: an estimate of its size.
+        path: where it is to go; it need not exist.
+        what: what needs it, as the subject of a sentence in the plural.
+
+    Raises:
+        ParameterError: there is not enough.
+    """
+    whole = path.absolute()
+    existing = next(place for place in (whole, *whole.parents) if place.exists())
+    free = shutil.disk_usage(existing).free
+    if num_bytes > free:
+        raise ParameterError(
+            f"{what} need about {_gigabytes(num_bytes)} of disk space, and {_gigabytes(free)} are "
+            f"free at {existing}; ask for fewer, or choose another place"
         )
 
 

@@ -64,18 +64,6 @@ def _is_result(folder: Path) -> bool:
     return any((folder / name).is_file() for name in RESULT_FILES)
 
 
-def spectrum_in(folder: Path | str) -> Path | str:
-    """Returns the folder itself.
-
-    Raises:
-        LoadError: it holds a run that has its spectrum in a folder of its own.
-    """
-    inner = Path(folder) / "spectrum"
-    if not (Path(folder) / "manifest.json").exists() and (inner / "manifest.json").exists():
-        raise LoadError(f"{folder} holds a run and no spectrum; its spectrum is {inner}")
-    return folder
-
-
 def record(folder: Path, settings: Mapping[str, Any], *, device: str = "") -> None:
     """Records a run's settings and plugin versions, or checks that they are those on record.
 

@@ -85,7 +85,10 @@ BAD_SHATTER: dict[str, tuple[list[object], str]] = {
     "folder that is no folder": (["{inputs}/none"], "there is no folder or file"),
     "folder that is not there": (["local-dir:{inputs}/none"], "there is no folder"),
     "generator that is a classifier": (["mnist-classifier"], "did you mean 'mnist-dcgan'?"),
-    "generator of nan": (["local-dir:{inputs}/nan"], "not finite; check its weights"),
+    "generator of nan": (
+        ["local-dir:{inputs}/nan"],
+        "not finite: infinite or no numbers are among the weights",
+    ),
     "unknown density": (["{tiny}", "--density", "lsah"], "'lsah'; did you mean 'lash'"),
     "unknown sampler": (["{tiny}", "--sampler", "kmeans"], "did you mean 'kmeans-gmm'"),
     "unknown density parameter": (

@@ -135,7 +135,7 @@ def test_a_broken_config_file_is_told(case: str, tiny: str, tmp_path: Path) -> N
 
 OUTPUTS: dict[str, tuple[str, str]] = {
     "too long": (LONG, "File name too long; choose a shorter name"),
-    "too deep": ("/".join(["c" * 100] * 60), "File name too long"),
+    "too deep": ("/".join(["c" * 100] * 60), "file name too long"),
     "a device": ("/dev/stdout", "is a file; choose another"),
     "under a file": ("file/run", "Not a directory"),
     "in a result": ("result/inner", "holds a result of pgmkit; choose a place outside"),
@@ -351,12 +351,15 @@ def test_a_damaged_report_is_made_anew(
 
 
 WRONG: dict[str, tuple[list[object], str]] = {
-    "a generator": (["sample", "mnist-dcgan", "-o", "x.png"], "run pgmkit shatter mnist-dcgan"),
-    "a folder of a generator": (["sample", "TINY", "-o", "x.png"], "pgmkit shatter local-dir:"),
-    "a run for a spectrum": (["spectrum", "info", "RESULT"], "its spectrum is"),
+    "a cluster of a generator": (
+        ["sample", "mnist-dcgan", "--cluster", 3, "-o", "x.png"],
+        "pgmkit shatter mnist-dcgan -o",
+    ),
+    "the clusters of a generator": (["evaluate", "TINY"], "pgmkit shatter local-dir:"),
+    "a run for a spectrum": (["spectrum", "info", "RESULT"], "there is one in"),
     "an unknown user": (["generators", "info", "local-dir:~nosuchuser"], "write the whole path"),
     "an endless name": (["generators", "info", "a" * 5000], "a"),
-    "an endless folder": (["generators", "info", f"local-dir:{'a' * 5000}"], "File name too long"),
+    "an endless folder": (["generators", "info", f"local-dir:{'a' * 5000}"], "file name too long"),
     "an unknown kind": (["components", "ls", "density"], "did you mean 'density-estimators'"),
     "an unknown device": (
         ["spectrum", "compute", "TINY", "-o", "s", "--device", "x"],

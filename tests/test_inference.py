@@ -230,8 +230,8 @@ def _nested(depth: int) -> dict[str, object]:
     ("layers", "said"),
     [
         ([], "empty"),
-        ("linear", "must be a list of layers"),
-        ([7], "must be an object with 'op'"),
+        ("linear", "takes layers = a list"),
+        ([7], "each part a table"),
         ([{"op": "eval"}], "must be an object with 'op'"),
         ([{"op": ["linear"]}], "must be an object with 'op'"),
         ([{**LINEAR, "code": 1}], "no field 'code'"),

@@ -71,6 +71,7 @@ def test_every_public_name_is_there_and_documented() -> None:
         "compute_spectrum",
         "hookimpl",
         "list_components",
+        "load",
         "load_generator",
         "shatter",
     }

@@ -9,6 +9,7 @@ import click
 from pgmkit.cli.output import json_option, print_json, print_table
 from pgmkit.cli.push import push
 from pgmkit.cli.sources import generator_options
+from pgmkit.loading.configs import read_config
 from pgmkit.loading.references import open_folder, registry_configs
 
 if TYPE_CHECKING:
@@ -46,8 +47,6 @@ def info(reference: str, as_json: bool) -> None:
 
     REFERENCE is a registry name, a folder, a weight file or hf-hub:org/name[@revision].
     """
-    from pgmkit.loading.layouts import read_config
-
     folder = open_folder(reference)
     config = {**read_config(folder).ours, **folder.provenance}
     if as_json:

@@ -113,10 +113,8 @@ def compute(
 @json_option
 def info(folder: Path, rank_rtol: float | None, as_json: bool) -> None:
     """Tell about the spectrum in FOLDER; exits with 1 if it is incomplete or damaged."""
-    from pgmkit.runs import spectrum_in
     from pgmkit.spectrum import load_spectrum
 
-    spectrum_in(folder)
     try:
         loaded = load_spectrum(folder)
     except LoadError:
@@ -135,10 +133,9 @@ def plot(folder: Path, out: Path, rank_rtol: float | None) -> None:
         raise ParameterError(f"the picture is written as .png, not {out.name!r}")
     from pgmkit import files
     from pgmkit.evaluate import figures
-    from pgmkit.runs import spectrum_in
     from pgmkit.spectrum import load_spectrum
 
-    loaded = load_spectrum(spectrum_in(folder))
+    loaded = load_spectrum(folder)
     figure = figures.spectrum_overview(loaded, **_given(rank_rtol=rank_rtol))
     files.write_bytes(out, figures.png(figure))
     click.echo(out)

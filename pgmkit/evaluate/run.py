@@ -128,13 +128,12 @@ def prepare(values: Mapping[str, Any]) -> PreparedRun:
 
 
 def check_sizes(settings: ShatterSettings, generator: Generator) -> None:
-    """Checks that there is memory for the spectrum and the clusters.
+    """Checks that there is memory for the clusters.
 
     Raises:
         ParameterError: there is not.
     """
     count, dim = settings.latents, generator.latent.dim
-    check_memory(8 * count * dim, f"{count:,} latents of {dim} dimensions", "draw fewer latents")
     if isinstance(settings.clusters, int):
         k = settings.clusters
         check_memory(
@@ -238,7 +237,7 @@ def _numbers_of(out: Path) -> dict[str, Any] | None:
 
 
 def _read_spectrum(folder: str) -> GivenSpectrum:
-    spectrum = load_spectrum(runs.spectrum_in(folder))
+    spectrum = load_spectrum(folder)
     return GivenSpectrum(folder, files.sha256(Path(folder) / MANIFEST_FILE), spectrum)
 
 

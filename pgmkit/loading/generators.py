@@ -11,8 +11,8 @@ from pgmkit.errors import PgmkitNote, PgmkitWarning
 from pgmkit.generator import Generator
 from pgmkit.loading.batch_norm import recalibrate
 from pgmkit.loading.building import Architecture
+from pgmkit.loading.configs import FolderConfig
 from pgmkit.loading.folders import WEIGHTS_FILE, ModelFolder
-from pgmkit.loading.layouts import FolderConfig
 from pgmkit.loading.networks import read_network
 from pgmkit.loading.options import GeneratorOptions, Image, Latent
 from pgmkit.loading.references import open_folder

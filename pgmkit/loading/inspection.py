@@ -14,9 +14,10 @@ from pgmkit.errors import PgmkitError
 from pgmkit.generator import Generator
 from pgmkit.loading.batch_norm import Drift, drifts
 from pgmkit.loading.checkpoints import natural
+from pgmkit.loading.configs import read_config
 from pgmkit.loading.folders import ModelFolder
 from pgmkit.loading.generators import generator_from_folder
-from pgmkit.loading.layouts import find_weights, read_config
+from pgmkit.loading.layouts import find_weights
 from pgmkit.loading.options import AUTO, GeneratorOptions
 from pgmkit.loading.weights import read_checkpoint
 

@@ -1,15 +1,11 @@
-"""How a model folder is laid out: which of its files are weights, and what its config says."""
+"""How a model folder is laid out: which of its files are weights."""
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from pgmkit.errors import LoadError, nearest_names
 from pgmkit.loading.checkpoints import natural
 from pgmkit.loading.folders import (
-    CONFIG_FILE,
     WEIGHT_SUFFIXES,
     WEIGHTS_FILE,
     ModelFolder,
@@ -35,73 +31,6 @@ _EMA_FILES = re.compile(r"(?:^|[/_.-])\w*ema\w*(?:[_.-]|$)", re.IGNORECASE)
 _GENERATOR_FILES = re.compile(
     r"(?:^|[/_.-])(?:net_?g|g|gen|generator|decoder|dec)(?:[_.-]|$)", re.IGNORECASE
 )
-
-FIELDS: Mapping[str, tuple[type, str]] = {
-    "architecture": (str, "a string"),
-    "model_args": (dict, "an object"),
-    "latent": (dict, "an object"),
-    "image": (dict, "an object"),
-    "weights": (str, "a string"),
-    "weights_key": (str, "a string"),
-    "weights_prefix": (str, "a string"),
-    "name": (str, "a string"),
-    "license": (str, "a string"),
-    "paper": (str, "a string"),
-    "provenance": (dict, "an object"),
-    "format_version": (int, "a whole number"),
-}
-"""What `config.json` of a generator may hold, with the types."""
-
-_OURS = ("format_version", "architecture", "model_args", "latent", "image", "weights_key")
-_OF_OTHERS = {
-    *("_name_or_path", "architectures", "model_type", "torch_dtype", "dtype", "library_name"),
-    *("transformers_version", "license", "license_name", "license_link", "tags", "pipeline_tag"),
-    *("repo_url", "docs_url", "paper_url", "coders", "datasets", "language", "model_card"),
-}
-"""What stands in configs of other libraries and says nothing about how a network is built."""
-
-
-@dataclass(frozen=True)
-class FolderConfig:
-    """What the `config.json` of a folder says.
-
-    Args:
-        ours: fields of the format of pgmkit.
-        others: all further fields; arguments of the architecture, where a library wrote them flat.
-        where: "config.json of REFERENCE", for messages.
-    """
-
-    ours: Mapping[str, Any]
-    others: Mapping[str, Any]
-    where: str
-
-    def check_unknown(self) -> None:
-        """Raises LoadError if there are fields that nobody has understood."""
-        for name in self.others:
-            raise LoadError(
-                f"{self.where} has no field {name!r}; {nearest_names(name, FIELDS)} (facts of your "
-                "own belong under 'provenance')"
-            )
-
-
-def read_config(folder: ModelFolder) -> FolderConfig:
-    """Reads `config.json` and checks the types of its fields; it may be missing.
-
-    Raises:
-        LoadError: it is damaged, or a field is of another type.
-    """
-    config = folder.config()
-    where = f"{CONFIG_FILE} of {folder.reference}"
-    if not any(name in config for name in _OURS):
-        others = {name: value for name, value in config.items() if name not in _OF_OTHERS}
-        return FolderConfig({}, others, where)
-    ours = {name: config[name] for name in FIELDS if config.get(name) is not None}
-    for name, value in ours.items():
-        kind, called = FIELDS[name]
-        if not isinstance(value, kind):
-            raise LoadError(f"{name!r} in {where} must be {called}, not {value!r:.60}")
-    others = {k: v for k, v in config.items() if k not in FIELDS and k not in _OF_OTHERS}
-    return FolderConfig(ours, others, where)
 
 
 def find_weights(folder: ModelFolder, named: str | None) -> tuple[Path, str]:

@@ -15,9 +15,10 @@ from pgmkit.generator import ImageSpec
 from pgmkit.loading import diffusers
 from pgmkit.loading.building import Architecture, build, find_architecture
 from pgmkit.loading.checkpoints import Found, candidates, fit
+from pgmkit.loading.configs import FolderConfig, read_config
 from pgmkit.loading.folders import ModelFolder
 from pgmkit.loading.inference import Inferred, infer
-from pgmkit.loading.layouts import FolderConfig, find_weights, read_config
+from pgmkit.loading.layouts import find_weights
 from pgmkit.loading.options import AUTO, GeneratorOptions, as_image, as_latent
 from pgmkit.loading.programs import LOADERS as PROGRAMS
 from pgmkit.loading.programs import kind_of_file, load_program, program_signature

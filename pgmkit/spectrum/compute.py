@@ -4,7 +4,6 @@ import contextlib
 import functools
 import hashlib
 import math
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from pgmkit.cache import cache_entry, mark_used, publish
 from pgmkit.engines import Engine, decide, is_coordinator
 from pgmkit.errors import LoadError, OutputError, ParameterError
 from pgmkit.generator import Generator
-from pgmkit.machine import available_memory
+from pgmkit.machine import check_disk, check_memory
 from pgmkit.plugins import as_component
 from pgmkit.spectrum.differentiation import JacobianPlan
 from pgmkit.spectrum.folders import Folder, LocalFolder, folder_at
@@ -418,23 +417,11 @@ def check_size(
     dim = generator.latent.dim
     values = probes or min(dim, math.prod(generator.image.shape))
     size = num_latents * (4 * dim + 8 * values + 8 + 1)
-    has = {"memory": available_memory()}
-    if out is not None and isinstance(place := folder_at(out), LocalFolder):
-        existing = next(
-            p for p in (place.path.absolute(), *place.path.absolute().parents) if p.exists()
-        )
-        has["disk space"] = shutil.disk_usage(existing).free
     # Latents are held beside the result that they become a part of.
-    needs = {"memory": size + 4 * dim * num_latents, "disk space": size}
-    for what, available in has.items():
-        if available is not None and needs[what] > available:
-            fitting = int(num_latents * available / needs[what])
-            raise ParameterError(
-                f"the latents and singular values of {num_latents:,} latents need about "
-                f"{_gibibytes(needs[what])} of {what}, and there are {_gibibytes(available)}; ask "
-                f"for fewer latents, such as {min(20_000, fitting):,}"
-            )
-
-
-def _gibibytes(size: int) -> str:
-    return f"{size / 2**30:,.1f} GiB"
+    check_memory(
+        size + 4 * dim * num_latents,
+        f"latents and singular values of {num_latents:,} latents",
+        "ask for fewer latents, such as 20,000",
+    )
+    if out is not None and isinstance(place := folder_at(out), LocalFolder):
+        check_disk(size, place.path, f"singular values of {num_latents:,} latents")
