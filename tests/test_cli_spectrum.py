@@ -197,7 +197,7 @@ BAD_COMPUTE: dict[str, tuple[list[object], str]] = {
     "engine as a number": (["{tiny}", "--set", "engine=1"], "engine must be a name or a table"),
     "block size of zero": (["{tiny}", "--block-size", 0], "block_size"),
     "block size beyond all": (["{tiny}", "--block-size", 10**13], "at most 1,000,000"),
-    "more latents than memory holds": (["{tiny}", "--latents", 10**13], "GiB of memory, and there"),
+    "more latents than memory holds": (["{tiny}", "--latents", 10**13], "GB of memory, and"),
     "no latents": (["{tiny}", "--latents", 0], "the number of latents"),
     "latents as a word": (["{tiny}", "--set", "latents=many"], "not 'many'"),
     "device that is not there": (["{tiny}", "--device", "abacus"], "'abacus'"),

@@ -135,7 +135,7 @@ def test_a_broken_config_file_is_told(case: str, tiny: str, tmp_path: Path) -> N
 
 OUTPUTS: dict[str, tuple[str, str]] = {
     "too long": (LONG, "File name too long; choose a shorter name"),
-    "too deep": ("/".join(["c" * 100] * 60), "file name too long"),
+    "too deep": ("/".join(["c" * 100] * 60), "File name too long"),
     "a device": ("/dev/stdout", "is a file; choose another"),
     "under a file": ("file/run", "Not a directory"),
     "in a result": ("result/inner", "holds a result of pgmkit; choose a place outside"),
@@ -215,7 +215,7 @@ def test_a_sample_is_replaced_where_that_is_asked_for(result: Path, tmp_path: Pa
 
 
 SIZES: dict[str, tuple[list[object], str]] = {
-    "latents": (["shatter", "TINY", "--latents", 10**12], "draw fewer latents"),
+    "latents": (["shatter", "TINY", "--latents", 10**12], "ask for fewer latents"),
     "clusters": (
         ["shatter", "TINY", "--latents", 10**7, "--clusters", 10**6, "--sampler", "kmeans-gmm"],
         "ask for fewer",
@@ -359,7 +359,7 @@ WRONG: dict[str, tuple[list[object], str]] = {
     "a run for a spectrum": (["spectrum", "info", "RESULT"], "there is one in"),
     "an unknown user": (["generators", "info", "local-dir:~nosuchuser"], "write the whole path"),
     "an endless name": (["generators", "info", "a" * 5000], "a"),
-    "an endless folder": (["generators", "info", f"local-dir:{'a' * 5000}"], "file name too long"),
+    "an endless folder": (["generators", "info", f"local-dir:{'a' * 5000}"], "File name too long"),
     "an unknown kind": (["components", "ls", "density"], "did you mean 'density-estimators'"),
     "an unknown device": (
         ["spectrum", "compute", "TINY", "-o", "s", "--device", "x"],

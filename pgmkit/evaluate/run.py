@@ -119,11 +119,11 @@ def prepare(values: Mapping[str, Any]) -> PreparedRun:
     if classifier is not None:
         classifier.check_images(generator.image.shape)
         classifier.module.to(generator.device)
-    check_sizes(settings, generator)
     if given is not None:
         check_spectrum(generator, given.spectrum)
     else:
         settings.check_size(generator)
+    check_sizes(settings, generator)
     return PreparedRun(settings, generator, classifier, given, time.perf_counter() - started)
 
 

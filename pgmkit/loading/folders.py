@@ -142,8 +142,7 @@ def _readable(path: Path) -> Iterator[None]:
     except (OSError, ValueError) as error:
         why = in_words(error) if isinstance(error, OSError) else str(error)
         raise LoadError(
-            f"{shortened(str(path))} cannot be read: {why.lower()}; check its name and that you "
-            "may read it"
+            f"{shortened(str(path))} cannot be read: {why}; check its name and that you may read it"
         ) from error
 
 
