@@ -22,12 +22,11 @@ def load(
 ) -> Generator | ShatteredGenerator:
     """Loads what a reference names: a generator, or one that was shattered.
 
-    Further arguments are those of `load_generator`; a shattered generator takes `architecture` and
-    `model_args` alone, since its folder says all the rest.
-
     Args:
         reference: as for `load_generator`; a `Path` is never a name of the registry.
         device: where to put the weights.
+        **options: further arguments of `load_generator`; a shattered generator takes `architecture`
+            and `model_args` alone, since its folder says all the rest.
 
     Raises:
         PgmkitError: see `load_generator` and `ShatteredGenerator.from_pretrained`.

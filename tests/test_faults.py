@@ -51,7 +51,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def shatter(inputs: Path) -> tuple[object, ...]:
     """The command whose runs are disturbed, up to its output folder."""
-    return ("shatter", f"local-dir:{inputs / 'tiny'}", *SHATTER, "-o")
+    return ("shatter", f"local-dir:{inputs / 'tiny'}", *SHATTER, "-q", "-o")
 
 
 @pytest.fixture(scope="module")

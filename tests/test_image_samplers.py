@@ -855,8 +855,8 @@ def test_a_network_that_cannot_look_at_the_images_is_named() -> None:
         ("output-kmeans", {"image_size": 0}, "image_size"),
         ("self-trained", {"base": "nothing"}, "nothing"),
         ("self-trained", {"rounds": 0}, "rounds"),
-        ("self-trained", {"flip": "no"}, "flip must be true, false or left out, not 'no'"),
-        ("learned", {"learning_rate": "fast"}, "learning_rate must be above 0, not 'fast'"),
+        ("self-trained", {"flip": "no"}, "takes flip = true or false or nothing, not 'no'"),
+        ("learned", {"learning_rate": "fast"}, "takes learning_rate = a number, not 'fast'"),
         ("clusterer", {"space": "manifold"}, "does not make points of latents one by one"),
         ("self-trained", {"batch_size": 1}, "batch_size"),
         ("self-trained", {"strength": -1}, "strength"),
@@ -911,7 +911,11 @@ def test_where_nothing_can_be_compared_the_first_candidate_is_kept(
         ({"candidates": "learned"}, ParameterError, "not 'learned'"),
         ({"candidates": ["lerned"]}, UnknownNameError, "did you mean 'learned'"),
         ({"candidates": [{"name": "learned", "step": 3}]}, ParameterError, "'step'"),
-        ({"candidates": ["most-stable", 3]}, ParameterError, "candidates must be a name"),
+        (
+            {"candidates": ["most-stable", 3]},
+            ParameterError,
+            "each part a string or a table",
+        ),
         ({"mapper": "mixtur"}, UnknownNameError, "mixture"),
     ],
 )

@@ -104,7 +104,7 @@ def test_documented_arguments_are_those_of_the_signature() -> None:
         documented = [
             line.strip().split(":")[0]
             for line in section.splitlines()
-            if line.startswith("    ") and not line.startswith("     ") and ":" in line
+            if line.startswith("    ") and not line.startswith(("     ", "    **")) and ":" in line
         ]
         arguments = [a.arg for a in (*node.args.args, *node.args.kwonlyargs)]
         actual = [name for name in arguments if name not in ("self", "cls")]

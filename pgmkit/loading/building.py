@@ -25,6 +25,10 @@ _SPARE_TENSORS = 64
 """What a module may hold beside its weights: fixed filters, grids of positions."""
 
 
+class _TooLargeError(LoadError):
+    """More is asked for than the weights fill."""
+
+
 def find_architecture(chosen: Architecture, where: str, *, trusted: bool) -> Callable[..., Any]:
     """Returns what builds the module.
 
@@ -81,7 +85,7 @@ def build(
             try:
                 with torch.device("meta"):
                     factory(**arguments)
-            except PgmkitError:
+            except _TooLargeError:
                 raise
             except Exception:  # noqa: S110
                 pass  # some cannot be built there; what is wrong with them shows below
@@ -146,7 +150,7 @@ def _at_most(values: int, tensors: int, where: str) -> Iterator[None]:
         if seen["values"] > 2 * (2 * values + _SPARE_VALUES) or seen["tensors"] > 2 * (
             2 * tensors + _SPARE_TENSORS
         ):
-            raise LoadError(
+            raise _TooLargeError(
                 f"'model_args' in {where} ask for a network of {seen['values']:,} values and more "
                 f"in {seen['tensors']:,} tensors, and the weights are {values:,} in {tensors:,}; "
                 "correct them"
