@@ -1,9 +1,14 @@
-"""What holds in all tests."""
+"""What holds in all tests, and what several of them need."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from hub_server import HubServer, use_hub
+from huggingface_hub import close_session, constants
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -27,3 +32,30 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
+    """A Hub on loopback, which the client is told to use."""
+    for name in ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT"):
+        monkeypatch.delenv(name, raising=False)
+    with HubServer() as running:
+        use_hub(monkeypatch, running.url, tmp_path / "home")
+        yield running
+    close_session()
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Does to the client what HF_HUB_OFFLINE=1 does before it is imported."""
+    return lambda: monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+
+@pytest.fixture
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Lets requests and downloads be repeated at once."""
+    pauses: list[float] = []
+    clock = SimpleNamespace(sleep=pauses.append, time=time.time, monotonic=time.monotonic)
+    monkeypatch.setattr("pgmkit.loading.network.time", clock)
+    monkeypatch.setattr("huggingface_hub.file_download.time", clock)
+    return pauses

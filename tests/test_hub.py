@@ -5,16 +5,13 @@ import pickle
 import re
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from hub_server import HubServer, use_hub
-from huggingface_hub import close_session, constants
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -110,29 +107,6 @@ def flat_folder(folder: Path, state: dict[str, Tensor]) -> Path:
 
 def load_local(folder: Path, **options: Any) -> Generator:
     return load_generator(f"local-dir:{folder}", **options)
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
-    with HubServer() as running:
-        use_hub(monkeypatch, running.url, tmp_path / "home")
-        yield running
-    close_session()
-
-
-@pytest.fixture
-def offline(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Does to the client what HF_HUB_OFFLINE=1 does before it is imported."""
-    return lambda: monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-
-
-@pytest.fixture
-def no_pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Lets requests be repeated at once."""
-    pauses: list[float] = []
-    clock = SimpleNamespace(sleep=pauses.append, time=time.time, monotonic=time.monotonic)
-    monkeypatch.setattr("pgmkit.loading.network.time", clock)
-    return pauses
 
 
 @pytest.fixture(scope="module")

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hub_server import HubServer
 from huggingface_hub import PyTorchModelHubMixin
 from safetensors.torch import save_file
 from tiny import run_pgmkit
 from torch import Tensor, nn
 
 import pgmkit
-from pgmkit.errors import LoadError, ParameterError, PgmkitNote, PgmkitWarning
+from pgmkit.errors import LoadError, OutputError, ParameterError, PgmkitNote, PgmkitWarning
 
 DIM, SHAPE = 6, (1, 4, 4)
 
@@ -275,11 +276,28 @@ FOLDERS: dict[str, Callable[[Path], None]] = {
 
 
 @pytest.mark.parametrize("write", FOLDERS.values(), ids=FOLDERS)
-def test_folders_with_weights_alone_load_given_an_architecture(
-    tmp_path: Path, write: Callable[[Path], None]
+def test_folders_and_repositories_with_weights_alone_load_given_an_architecture(
+    tmp_path: Path, server: HubServer, write: Callable[[Path], None]
 ) -> None:
-    write(tmp_path)
-    assert_right(load(tmp_path)[0])
+    folder = tmp_path / "model"
+    folder.mkdir()
+    write(folder)
+    assert_right(load(folder)[0])
+    commit = server.add("org/gan", folder)
+    generator, _ = load("hf-hub:org/gan")
+    assert_right(generator)
+    assert generator.provenance["revision"] == commit
+    assert not [path for path in server.downloads() if path.endswith((".py", ".md"))]
+
+
+@pytest.mark.parametrize("name", ["GAN with G, GE and D", "Lightning", "nested twice"])
+def test_wrapped_checkpoints_come_from_the_hub_too(
+    tmp_path: Path, server: HubServer, name: str
+) -> None:
+    torch.save(CHECKPOINTS[name](), tmp_path / "netG.pth")
+    server.add("org/gan", {"ckpt/netG.pth": (tmp_path / "netG.pth").read_bytes()})
+    assert_right(load("hf-hub:org/gan@main")[0])
+    assert_right(load(f"{server.url}/org/gan/blob/main/ckpt/netG.pth")[0])
 
 
 def test_of_several_weight_files_one_has_to_be_named(tmp_path: Path) -> None:
@@ -458,3 +476,71 @@ def test_a_weight_that_is_no_number_is_said(tmp_path: Path) -> None:
     torch.save(changed, tmp_path / "g.pth")
     with pytest.warns(PgmkitWarning, match=r"infinite or no numbers are among the weights 3\.bias"):
         pgmkit.load_generator(str(tmp_path / "g.pth"), architecture=Net, **SPECS)
+
+
+def script(folder: Path) -> None:
+    torch.jit.script(RIGHT).save(str(folder / "generator.pt"))
+
+
+def export(folder: Path) -> None:
+    batch = torch.export.Dim("batch")
+    program = torch.export.export(RIGHT, (torch.zeros(3, DIM),), dynamic_shapes=({0: batch},))
+    torch.export.save(program, folder / "generator.pt2")
+
+
+@pytest.mark.parametrize("write", [script, export])
+def test_a_program_is_a_generator_and_is_saved_as_it_is(
+    tmp_path: Path, server: HubServer, write: Callable[[Path], None]
+) -> None:
+    folder = tmp_path / "program"
+    folder.mkdir()
+    write(folder)
+    generator, _ = load(folder, architecture=None)
+    torch.testing.assert_close(generator(Z), RIGHT(Z))
+    shattered = pgmkit.shatter(generator, num_clusters=2, num_latents=60)
+    server.add("me/nothing", {"README.md": b""})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_TOKEN", server.token)
+        shattered.push_to_hub("me/program")
+    pulled = pgmkit.load("hf-hub:me/program")
+    assert isinstance(pulled, pgmkit.ShatteredGenerator)
+    assert torch.equal(pulled.sample(5), shattered.sample(5))
+    (file,) = folder.iterdir()
+    assert server.files("me/program")[f"program{file.suffix}"] == file.read_bytes()
+    file.write_bytes(b"another")
+    with pytest.raises(OutputError, match="has changed since"):
+        shattered.save_pretrained(tmp_path / "out")
+
+
+def test_tensors_of_a_program_fill_a_class(tmp_path: Path) -> None:
+    script(tmp_path)
+    assert_right(load(tmp_path)[0])
+
+
+@pytest.mark.filterwarnings("ignore:.*the declared range")
+def test_a_decoder_of_diffusers_is_a_generator_and_comes_back(tmp_path: Path) -> None:
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    model = AutoencoderKL(
+        down_block_types=["DownEncoderBlock2D"] * 2,
+        up_block_types=["UpDecoderBlock2D"] * 2,
+        block_out_channels=[4, 8],
+        norm_num_groups=2,
+        latent_channels=2,
+        sample_size=8,
+    ).eval()
+    model.save_pretrained(tmp_path / "pipeline" / "vae")
+    index = {"_class_name": "StableDiffusionPipeline", "vae": ["diffusers", "AutoencoderKL"]}
+    (tmp_path / "pipeline" / "model_index.json").write_text(json.dumps(index))
+    with pytest.warns(PgmkitNote, match="the prior is taken for normal"):
+        generator = pgmkit.load_generator(str(tmp_path / "pipeline"))
+    z = generator.sample_latents(3, seed=0)
+    with torch.no_grad():
+        expected = model.decode(z.reshape(3, 2, 4, 4)).sample
+    torch.testing.assert_close(generator(z), expected)
+    shattered = pgmkit.shatter(generator, num_clusters=2, num_latents=60)
+    shattered.save_pretrained(tmp_path / "out")
+    back = pgmkit.load(tmp_path / "out")
+    torch.testing.assert_close(back.generator(z), expected)  # type: ignore[union-attr]
+    assert back.generator.fingerprint() == generator.fingerprint()  # type: ignore[union-attr]

@@ -12,14 +12,13 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hub_server import Handler, HubServer, use_hub
-from huggingface_hub import close_session, constants, get_session
+from huggingface_hub import constants, get_session
 
 from pgmkit.errors import LoadError, PgmkitWarning
 from pgmkit.loading import network
@@ -42,31 +41,6 @@ def fetch():
 main(fetch)
 """
 """What a process of its own does, with the messages and exit codes of the command line."""
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
-    for name in ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT"):
-        monkeypatch.delenv(name, raising=False)
-    with HubServer() as running:
-        use_hub(monkeypatch, running.url, tmp_path / "home")
-        yield running
-    close_session()
-
-
-@pytest.fixture
-def offline(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    return lambda: monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-
-
-@pytest.fixture
-def no_pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Lets requests and downloads be repeated at once."""
-    pauses: list[float] = []
-    clock = SimpleNamespace(sleep=pauses.append, time=time.time, monotonic=time.monotonic)
-    monkeypatch.setattr("pgmkit.loading.network.time", clock)
-    monkeypatch.setattr("huggingface_hub.file_download.time", clock)
-    return pauses
 
 
 def open_tiny() -> ModelFolder:

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from hub_server import HubServer, use_hub
-from huggingface_hub import close_session, snapshot_download
+from hub_server import HubServer
+from huggingface_hub import snapshot_download
 from PIL import Image
 from tiny import run_pgmkit, write_tiny_classifier, write_tiny_generator
 from torch import nn
@@ -39,13 +39,9 @@ class Flat(nn.Module):
 """
 
 
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
-    with HubServer() as running:
-        use_hub(monkeypatch, running.url, tmp_path / "home")
-        monkeypatch.setenv("HF_TOKEN", running.token)
-        yield running
-    close_session()
+@pytest.fixture(autouse=True)
+def _logged_in(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", server.token)
 
 
 @pytest.fixture(scope="module")
