@@ -194,6 +194,15 @@ def test_names_of_a_class_with_an_attribute_fit_however_they_were_wrapped(tmp_pa
         assert_right(load(path, architecture=Wrapped)[0])
 
 
+def test_a_layer_of_another_shape_is_named_where_names_differ(tmp_path: Path) -> None:
+    renamed = {f"main.{n}": v for n, v in state().items()}
+    renamed["main.3.weight"] = torch.zeros(16, 21)
+    torch.save(renamed, tmp_path / "g.pth")
+    said = r"by their order, main\.3\.weight \(16, 21\) would be 3\.weight \(16, 20\)"
+    with pytest.raises(LoadError, match=said):
+        load(tmp_path / "g.pth")
+
+
 def test_key_and_prefix_say_what_no_rule_could_know(tmp_path: Path) -> None:
     path = tmp_path / "both.pth"
     torch.save({"run1": {"a": state(OTHER), "b": state(RIGHT, "x.")}, "run2": state(OTHER)}, path)
@@ -539,7 +548,7 @@ def test_a_decoder_of_diffusers_is_a_generator_and_comes_back(tmp_path: Path) ->
     with torch.no_grad():
         expected = model.decode(z.reshape(3, 2, 4, 4)).sample
     torch.testing.assert_close(generator(z), expected)
-    shattered = pgmkit.shatter(generator, num_clusters=2, num_latents=60)
+    shattered = pgmkit.shatter(generator, num_clusters=2, num_latents=300)
     shattered.save_pretrained(tmp_path / "out")
     back = pgmkit.load(tmp_path / "out")
     torch.testing.assert_close(back.generator(z), expected)  # type: ignore[union-attr]

@@ -5,7 +5,7 @@ which of them is which of a module's. Whatever was not said and had to be found 
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -253,6 +253,9 @@ def fit(module: nn.Module, steps: Sequence[Found], where: str) -> tuple[Found, s
             if _try(module, state) is None:
                 return found, note
     _, problem, found = min(problems, key=lambda item: item[0])
+    unlike = _unlike_in_order(module.state_dict(), steps[-1].tensors)
+    if unlike and set(module.state_dict()).isdisjoint(found.tensors):
+        problem = f"by their order, {', '.join(unlike[:3])}"
     inside = f"{where} (under {found.place})" if found.place else where
     raise LoadError(
         f"the weights in {inside} do not fit {type(module).__name__}: {problem}; {_advice(found)}"
@@ -322,17 +325,36 @@ def _in_order(
     expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], list[str]] | None:
     """Returns tensors by the names of a module where last names and shapes agree in order."""
+    for pairs in _paired(expected, tensors):
+        if all(expected[ours].shape == tensors[theirs].shape for ours, theirs in pairs):
+            state = {ours: tensors[theirs] for ours, theirs in pairs}
+            counts = {name: value for name, value in expected.items() if name.endswith(_OPTIONAL)}
+            return {**state, **counts}, [theirs for _, theirs in pairs]
+    return None
+
+
+def _paired(
+    expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
+) -> Iterator[list[tuple[str, str]]]:
+    """Yields names of module and file, one after the other, where their last parts agree."""
     wanted = [name for name in expected if not name.endswith(_OPTIONAL)]
     for order in (list(tensors), sorted(tensors, key=natural)):
         names = [name for name in order if not name.endswith(_OPTIONAL)]
-        if len(names) == len(wanted) and all(
-            _last(ours) == _last(theirs) and expected[ours].shape == tensors[theirs].shape
-            for ours, theirs in zip(wanted, names, strict=True)
-        ):
-            state = {o: tensors[t] for o, t in zip(wanted, names, strict=True)}
-            counts = {name: value for name, value in expected.items() if name.endswith(_OPTIONAL)}
-            return {**state, **counts}, names
-    return None
+        if len(names) == len(wanted) and [*map(_last, names)] == [*map(_last, wanted)]:
+            yield list(zip(wanted, names, strict=True))
+
+
+def _unlike_in_order(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> list[str]:
+    """Tells of the layers of another shape where all else agrees in order."""
+    for pairs in _paired(expected, tensors):
+        unlike = [(o, t) for o, t in pairs if expected[o].shape != tensors[t].shape]
+        if len(unlike) <= len(pairs) // 2:
+            return [
+                f"{theirs} {tuple(tensors[theirs].shape)} would be {ours} "
+                f"{tuple(expected[ours].shape)}"
+                for ours, theirs in unlike
+            ]
+    return []
 
 
 def natural(name: str) -> list[tuple[int, int | str]]:
