@@ -508,7 +508,8 @@ def in_one_line(source: str) -> str:
 def test_files_that_may_not_be_read_are_called_that(tmp_path: Path) -> None:
     picture = save(tmp_path / "data" / "a.png", RAMP)
     archive = Path(archive_of(tmp_path / "x.npz", images=RAMP[None]))
-    for place in (tmp_path, *tmp_path.parents[:2]):
+    closed = [p for p in (tmp_path, *tmp_path.parents) if not p.stat().st_mode & 0o005]
+    for place in closed:
         place.chmod(0o755)
     (tmp_path / "data" / "b").mkdir(mode=0)
     try:
@@ -521,7 +522,7 @@ def test_files_that_may_not_be_read_are_called_that(tmp_path: Path) -> None:
             assert "a.png cannot be read: Permission" in in_one_line(str(tmp_path / "data"))
             assert "x.npz cannot be read: Permission denied" in in_one_line(str(archive))
     finally:
-        for place in tmp_path.parents[:2]:
+        for place in closed:
             place.chmod(0o700)
 
 
