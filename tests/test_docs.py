@@ -30,6 +30,9 @@ from pgmkit.evaluate.fidelity import FidelityScores
 from pgmkit.evaluate.metrics import ClusterScores
 from pgmkit.evaluate.run import prepare
 from pgmkit.loading import network
+from pgmkit.loading.configs import FIELDS
+from pgmkit.loading.options import GeneratorOptions
+from pgmkit.loading.weights import read_weights
 from pgmkit.priors import DISTRIBUTIONS
 
 ROOT = Path(__file__).parent.parent
@@ -85,8 +88,18 @@ def run_commands(page: Path, folder: Path) -> None:
         assert finished.code == 0, finished.stderr
 
 
+def write_weights(path: Path) -> Path:
+    """Writes the weights of the shipped generator as a file that says nothing else."""
+    weights = read_weights(ROOT / "registry" / "mnist-dcgan" / "model.safetensors")
+    path.parent.mkdir(exist_ok=True)
+    torch.save({n.replace("layers.", "main."): value for n, value in weights.items()}, path)
+    return path
+
+
 def test_the_shell_recipes_run(tmp_path: Path) -> None:
+    write_weights(tmp_path / "netG.pth")
     run_commands(ROOT / "README.md", tmp_path)
+    assert (tmp_path / "found" / "report.html").exists()
     assert (tmp_path / "shattered" / "report.html").exists()
     assert (tmp_path / "by-jbt" / "report.html").exists()
     assert (tmp_path / "cluster-3.png").stat().st_size > 1000
@@ -116,6 +129,33 @@ def test_the_page_on_samplers_runs(
     for block in blocks(page, "python"):
         exec(compile(quick(block), page.name, "exec"), {})
     assert "of the proposals are accepted" in capsys.readouterr().out
+
+
+def test_the_page_on_generators_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = ROOT / "docs" / "generators.md"
+    write_weights(tmp_path / "runs" / "netG.pth")
+    run_commands(page, tmp_path)
+    shipped = pgmkit.load_generator("mnist-dcgan")
+    z = shipped.sample_latents(4, seed=0)
+    shattered = pgmkit.load(tmp_path / "shattered")
+    assert torch.allclose(shattered.generator(z), shipped(z))  # type: ignore[union-attr]
+    (block,) = blocks(page, "toml")
+    table = tomllib.loads(block)
+    assert table.pop("source") == "runs/checkpoints"
+    assert GeneratorOptions.from_table(table).latent == pgmkit.LatentSpec(128, std=0.5)
+    (block,) = blocks(page, "json")
+    (tmp_path / "config.json").write_text(block)
+    weights = (ROOT / "registry" / "mnist-dcgan" / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(weights)
+    assert torch.equal(pgmkit.load_generator(str(tmp_path))(z), shipped(z))
+
+
+def test_every_option_and_field_of_generators_is_documented() -> None:
+    text = (ROOT / "docs" / "generators.md").read_text()
+    rows = [re.findall(r"`(\w+)`", row) for row in re.findall(r"^\| (`\w+`.*?) \|", text, re.M)]
+    documented = {name for row in rows for name in row}
+    options = {field.name for field in dataclasses.fields(GeneratorOptions)}
+    assert options | set(FIELDS) <= documented
 
 
 def test_the_page_on_the_hub_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
