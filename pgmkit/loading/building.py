@@ -104,20 +104,6 @@ def build(
     return module
 
 
-def arguments_of(config: Mapping[str, Any], factory: Callable[..., Any]) -> dict[str, Any]:
-    """Returns the arguments that a config holds flat, as `PyTorchModelHubMixin` writes them.
-
-    Args:
-        config: without what pgmkit knows itself.
-        factory: builds the module.
-
-    Raises:
-        ParameterError: a key is no argument of the factory, which then would be passed over.
-    """
-    check_parameters(factory, dict(config), f"{factory.__name__}, of whose arguments config.json")
-    return dict(config)
-
-
 def _imported(name: str) -> Callable[..., Any]:
     module_name, _, attribute = name.partition(":")
     try:
