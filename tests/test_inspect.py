@@ -175,3 +175,22 @@ def test_recalibration_says_what_moved_and_is_never_done_unasked(
     assert any("batch norm anew: layers.1" in str(warning.message) for warning in caught)
     assert not any(drift.is_far for drift in drifts(mended))
     assert mended.fingerprint() != stale.fingerprint()
+
+
+def test_the_suggested_command_has_every_option_that_was_given(wild: Path) -> None:
+    given = ["--architecture", "dcgan", "--latent", "uniform:64", "--image", "1x32x32:0,1"]
+    given += ["--model-args", "{channels = [256, 128, 64]}", "--weights", "netG.pth"]
+    found = run_pgmkit("generators", "inspect", wild, *given, "--recalibrate")
+    (line,) = [line for line in found.stdout.splitlines() if "pgmkit shatter" in line]
+    words = shlex.split(line)
+    assert words[3:-2] == [*given, "--recalibrate"]
+
+
+def test_inspect_takes_a_program_for_what_it_is(tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Linear(3, 16), nn.Sigmoid(), nn.Unflatten(1, (1, 4, 4)))
+    torch.jit.script(module).save(str(tmp_path / "g.pt"))
+    found = run_pgmkit("generators", "inspect", tmp_path / "g.pt", "--latent", 3)
+    assert found.code == 0, found.stdout
+    assert "values in [0, 1]" in found.stdout
+    (line,) = [line for line in found.stdout.splitlines() if "pgmkit shatter" in line]
+    assert shlex.split(line)[3:-2] == ["--latent", "normal:3"]

@@ -3,7 +3,11 @@
 import argparse
 import json
 import pathlib
+import struct
+import subprocess
+import sys
 import warnings
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -553,3 +557,106 @@ def test_a_decoder_of_diffusers_is_a_generator_and_comes_back(tmp_path: Path) ->
     back = pgmkit.load(tmp_path / "out")
     torch.testing.assert_close(back.generator(z), expected)  # type: ignore[union-attr]
     assert back.generator.fingerprint() == generator.fingerprint()  # type: ignore[union-attr]
+
+
+class Evil:
+    """Asks NumPy for an array that takes a number for a pointer."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        pointers = np.dtype("V8"), (3, "|", None, ("a",), {"a": (np.dtype("O"), 0)}, 8, 1, 1)
+
+        class Type:
+            def __reduce__(self) -> tuple[Any, ...]:
+                return np.dtype, ("V8", False, True), pointers[1]
+
+        state = (1, (1,), Type(), False, struct.pack("<Q", 0x4141414141414141))
+        return np._core.multiarray._reconstruct, (np.ndarray, (0,), b"b"), state
+
+
+def test_nothing_of_numpy_is_built_from_a_file(tmp_path: Path) -> None:
+    torch.save({"netG": state(), "meta": Evil()}, tmp_path / "netG.pth")
+    command = "import sys, pathlib; from pgmkit.loading.weights import read_checkpoint as r; "
+    command += "x = r(pathlib.Path(sys.argv[1])); print(type(x['meta']).__module__); del x"
+    done = subprocess.run(
+        [sys.executable, "-c", command, tmp_path / "netG.pth"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "pgmkit.loading.weights\n"
+    assert_right(load(tmp_path / "netG.pth")[0])
+
+
+def test_a_file_that_grows_as_it_is_read_is_refused(tmp_path: Path) -> None:
+    torch.save({"w": torch.zeros(2**25)}, tmp_path / "plain.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pth") as plain,
+        zipfile.ZipFile(tmp_path / "g.pth", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for name in plain.namelist():
+            packed.writestr(name, plain.read(name))
+    (tmp_path / "plain.pth").unlink()
+    assert (tmp_path / "g.pth").stat().st_size < 2**20
+    with pytest.raises(LoadError, match="is a zip file that torch did not write"):
+        load(tmp_path / "g.pth")
+
+
+def test_loose_weights_beside_a_wrapper_are_not_dropped(tmp_path: Path) -> None:
+    content = {**state(RIGHT, "generator."), "scale": torch.ones(1), "d.0.bias": torch.ones(1)}
+    torch.save(content, tmp_path / "g.pth")
+    with pytest.raises(LoadError, match="unknown: "):
+        load(tmp_path / "g.pth", architecture="dcgan", model_args={"latent_dim": DIM})
+
+
+def test_loose_tensors_beside_networks_do_not_hide_them(tmp_path: Path) -> None:
+    content = {"netG": state(), "netD": discriminator(), "fixed_noise": torch.zeros(4, DIM)}
+    torch.save(content, tmp_path / "g.pth")
+    assert_right(load(tmp_path / "g.pth")[0])
+
+
+def test_a_part_with_the_names_of_the_module_is_found_among_others(tmp_path: Path) -> None:
+    content = {
+        **state(RIGHT, "painter."),
+        "criterion.pos_weight": torch.ones(1),
+        "lpips_net.lin.weight": torch.ones(3, 3),
+    }
+    torch.save(content, tmp_path / "g.ckpt")
+    generator, notes = load(tmp_path / "g.ckpt")
+    assert_right(generator)
+    assert notes == ["took the weights under 'painter', whose names are the module's"]
+
+
+def test_layers_of_one_shape_are_not_told_apart_by_sorted_names(tmp_path: Path) -> None:
+    class Deep(nn.Sequential):
+        def __init__(self) -> None:
+            super().__init__(
+                nn.Linear(DIM, 16), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh()
+            )
+
+    names = {"0": "first", "1": "second", "3": "middle"}  # sorted, they would be 0, 3, 1
+    swapped = {"0": "a", "1": "z", "3": "m"}
+    weights = Deep().state_dict()
+    for number, stems in enumerate((names, swapped)):
+        renamed = {f"{stems[n[0]]}.{n[2:]}": v for n, v in weights.items()}
+        path = tmp_path / f"{number}.safetensors"
+        save_file(renamed, path)
+        with pytest.raises(LoadError, match="do not fit Deep"):
+            load(path, architecture=Deep)
+
+
+def test_averaged_weights_beside_a_usual_name_are_told_of(tmp_path: Path) -> None:
+    torch.save(state(), tmp_path / "model.pt")
+    torch.save(state(OTHER), tmp_path / "model_ema.pt")
+    generator, notes = load(tmp_path)
+    assert_right(generator)
+    assert "--weights model_ema.pt" in notes[0]
+
+
+@pytest.mark.parametrize("option", [{"key": "x"}, {"prefix": "y."}, {"model_args": {"a": 1}}])
+def test_options_that_mean_nothing_for_a_program_are_refused(
+    tmp_path: Path, option: dict[str, Any]
+) -> None:
+    script(tmp_path)
+    with pytest.raises(LoadError, match="means nothing for a program"):
+        load(tmp_path, architecture=None, **option)

@@ -142,8 +142,12 @@ def _at_most(values: int, tensors: int, where: str) -> Iterator[None]:
                 "correct them"
             )
 
-    handle = torch_module.register_module_parameter_registration_hook(count)
+    handles = [
+        torch_module.register_module_parameter_registration_hook(count),
+        torch_module.register_module_buffer_registration_hook(count),
+    ]
     try:
         yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()

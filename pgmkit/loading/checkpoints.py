@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pgmkit.errors import LoadError, nearest_names
-from pgmkit.loading.weights import told
+from pgmkit.loading.weights import tensors_in, told
 
 _DEEPEST = 4
 """How many dictionaries deep weights are looked for."""
@@ -26,7 +26,7 @@ _OPTIONAL = "num_batches_tracked"
 """Batch norm counts its batches since torch 0.4.1; older files have no such entry."""
 
 _EMA = re.compile(
-    r"(g|gen|generator|netg|g_?net|params|model|module|decoder)?_?(ema|avg|averaged|shadow)"
+    r"(g|gen|generator|netg|g_?net|params|model|module|decoder)?_?(ema|avg|averaged|shadow|running)"
     r"|(ema|avg)_?(g|gen|generator|netg|params|model|decoder)?|ge"
 )
 _GENERATOR = re.compile(
@@ -122,11 +122,16 @@ def _descended(loaded: Any, where: str) -> tuple[Any, str, tuple[str, ...]]:
     """Goes down through dictionaries to the one that holds tensors."""
     place: list[str] = []
     notes: list[str] = []
-    while isinstance(loaded, Mapping) and not _has_tensors(loaded):
+    while isinstance(loaded, Mapping) and not _is_state(loaded):
         entries = {str(name): value for name, value in loaded.items() if _holds_weights(value)}
         if not entries or len(place) == _DEEPEST:
             break
         name = _chosen(list(entries), where, loaded)
+        unnamed = [n for n in loaded if str(n) not in entries and _is(_EMA, str(n))]
+        if any(True for entry in unnamed for _ in tensors_in(loaded[entry])):
+            notes.append(
+                f"left out {unnamed[0]!r} of {where}: averaged weights without their names"
+            )
         others = [other for other in entries if other != name]
         if others:
             kind = "averaged weights (EMA)" if _is(_EMA, name) else "weights"
@@ -200,7 +205,8 @@ def _step_in(found: Found) -> Found | None:
         others = [name for name in names if name not in fitting]
         # Averaged weights stand beside those that they are the average of.
         strangers = [o for o in others if not (_is_other(o) or (kind is _EMA and _is_net(o)))]
-        if len(fitting) == 1 and not strangers and len(groups[fitting[0]]) > 1:
+        apart = not strangers and not _weighty(loose)
+        if len(fitting) == 1 and apart and len(groups[fitting[0]]) > 1:
             name = fitting[0]
             note = f"took the {called} {name!r}, not {', '.join(others)}" if others else ""
             return found.inside(name, groups[name], note, others)
@@ -311,6 +317,12 @@ def _renamed(
         state = {ours + name.removeprefix(theirs): value for name, value in tensors.items()}
         note = f"names begin with {theirs!r} in the file and with {ours!r} in the module"
         results.append((state, note))
+    for group in sorted({name.partition(".")[0] for name in tensors if "." in name}):
+        inside = {n.partition(".")[2]: v for n, v in tensors.items() if n.startswith(f"{group}.")}
+        if inside.keys() == expected.keys():
+            results.append(
+                (inside, f"took the weights under {group!r}, whose names are the module's")
+            )
     ordered = _in_order(expected, tensors)
     if ordered is not None:
         note = (
@@ -325,12 +337,28 @@ def _in_order(
     expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], list[str]] | None:
     """Returns tensors by the names of a module where last names and shapes agree in order."""
+    if _is_order_lost(tensors):
+        return None
     for pairs in _paired(expected, tensors):
         if all(expected[ours].shape == tensors[theirs].shape for ours, theirs in pairs):
             state = {ours: tensors[theirs] for ours, theirs in pairs}
             counts = {name: value for name, value in expected.items() if name.endswith(_OPTIONAL)}
             return {**state, **counts}, [theirs for _, theirs in pairs]
     return None
+
+
+def _is_order_lost(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether names were sorted, as safetensors does, and layers of one shape may be swapped."""
+    names = [name for name in tensors if not name.endswith(_OPTIONAL)]
+    if names != sorted(names):
+        return False
+    seen: dict[tuple[str, tuple[int, ...]], str] = {}
+    for name in names:
+        key = (_last(name), tuple(tensors[name].shape))
+        without_numbers = re.sub(r"\d+", "", name)
+        if seen.setdefault(key, without_numbers) != without_numbers and tensors[name].ndim > 1:
+            return True
+    return False
 
 
 def _paired(
@@ -359,7 +387,9 @@ def _unlike_in_order(expected: Mapping[str, Tensor], tensors: Mapping[str, Tenso
 
 def natural(name: str) -> list[tuple[int, int | str]]:
     """Returns a key that sorts names with numbers as people count: layer2 before layer10."""
-    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", name)]
+    return [
+        (0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d{1,18})", name)
+    ]
 
 
 def _advice(found: Found) -> str:
@@ -421,6 +451,14 @@ def _last(name: str) -> str:
     return name.rpartition(".")[2]
 
 
+def _is_state(loaded: Mapping[Any, Any]) -> bool:
+    """Whether a dictionary is a state dict, and not one that holds some beside loose tensors."""
+    if not _has_tensors(loaded) or not any(map(_holds_weights, loaded.values())):
+        return _has_tensors(loaded)
+    names = [str(name) for name, value in loaded.items() if isinstance(value, Tensor)]
+    return any("." in name or name in ("weight", "bias") for name in names)
+
+
 def _has_tensors(loaded: Mapping[Any, Any]) -> bool:
     return any(isinstance(value, Tensor) for value in loaded.values())
 
@@ -434,4 +472,4 @@ def _holds_weights(value: Any, depth: int = _DEEPEST) -> bool:
 
 def _weighty(tensors: Mapping[str, Tensor]) -> bool:
     """Whether there are weights among tensors, and not only counters."""
-    return any(value.ndim > 0 and value.numel() > 1 for value in tensors.values())
+    return any(value.is_floating_point() for value in tensors.values())

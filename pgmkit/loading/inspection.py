@@ -18,7 +18,8 @@ from pgmkit.loading.configs import read_config
 from pgmkit.loading.folders import ModelFolder
 from pgmkit.loading.generators import generator_from_folder
 from pgmkit.loading.layouts import find_weights
-from pgmkit.loading.options import AUTO, GeneratorOptions
+from pgmkit.loading.networks import NoArchitectureError
+from pgmkit.loading.options import AUTO, GeneratorOptions, as_words
 from pgmkit.loading.weights import read_checkpoint
 
 SAMPLES = 64
@@ -123,8 +124,13 @@ def _read_weights(found: Inspection, folder: ModelFolder, options: GeneratorOpti
 
 
 def _load(found: Inspection, folder: ModelFolder, options: GeneratorOptions) -> None:
-    if options.architecture is None and "architecture" not in found.config:
-        options = replace(options, architecture=AUTO)
+    try:
+        _load_as(found, folder, options)
+    except NoArchitectureError:
+        _load_as(found, folder, replace(options, architecture=AUTO))
+
+
+def _load_as(found: Inspection, folder: ModelFolder, options: GeneratorOptions) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # notes are in the provenance
         found.generator = generator_from_folder(folder, options)
@@ -141,24 +147,24 @@ def _observe(found: Inspection, generator: Generator | None) -> None:
 
 def _command(found: Inspection, options: GeneratorOptions) -> str:
     """Returns the command that shatters it, with all options that are needed."""
-    words = ["pgmkit", "shatter", found.reference]
-    for name in ("architecture", "weights", "key", "prefix"):
-        value = getattr(options, name)
-        if isinstance(value, str):
-            words += [f"--{name}", value]
-    return shlex.join([*words, "-o", "shattered"])
+    words = ["pgmkit", "shatter", found.reference, *as_words(options), "-o", "shattered"]
+    return shlex.join(words)
 
 
-def _named_tensors(value: Any, name: str = "") -> list[tuple[str, Tensor]]:
-    if isinstance(value, Tensor):
-        return [(name, value)]
-    if not isinstance(value, Mapping) or name.count("/") > 4:
-        return []
-    return [
-        pair
-        for key, part in value.items()
-        for pair in _named_tensors(part, f"{name}/{key}" if name else str(key))
-    ]
+def _named_tensors(loaded: Any) -> list[tuple[str, Tensor]]:
+    """Returns the tensors of nested dictionaries, each dictionary once, with where they are."""
+    found: list[tuple[str, Tensor]] = []
+    seen: set[int] = set()
+    waiting = [("", loaded)]
+    while waiting:
+        place, value = waiting.pop()
+        if isinstance(value, Tensor):
+            found.append((place, value))
+        elif isinstance(value, Mapping) and id(value) not in seen:
+            seen.add(id(value))
+            start = f"{place}/" if place else ""
+            waiting += [(f"{start}{key}", part) for key, part in value.items()]
+    return found
 
 
 def _values(generator: Generator, images: Tensor) -> list[str]:
@@ -167,8 +173,8 @@ def _values(generator: Generator, images: Tensor) -> list[str]:
     edge = 0.01 * (high - low)
     saturated = float(((images < low + edge) | (images > high - edge)).double().mean())
     return [
-        f"values from {smallest:.3g} to {largest:.3g}, mean {float(images.mean()):.3g}; declared "
-        f"[{low:g}, {high:g}], at whose ends {saturated:.0%} of them are"
+        f"values from {smallest:.3g} to {largest:.3g}, mean {float(images.mean()):.3g}; the "
+        f"range is [{low:g}, {high:g}], and {saturated:.0%} of the values lie at its ends"
     ]
 
 

@@ -33,13 +33,14 @@ _GENERATOR_FILES = re.compile(
 )
 
 
-def find_weights(folder: ModelFolder, named: str | None) -> tuple[Path, str]:
+def find_weights(folder: ModelFolder, named: str | None, *, sure: bool = True) -> tuple[Path, str]:
     """Returns the local path of the weight file, and a note on how it was found, "" if by name.
 
     Args:
         folder: where to look.
         named: the file, relative to the folder; None for the one of the usual names, or else the
             only one that looks like a generator's.
+        sure: whether a usual name needs no look at what else there is.
 
     Raises:
         LoadError: there is none, or several might be it.
@@ -52,7 +53,7 @@ def find_weights(folder: ModelFolder, named: str | None) -> tuple[Path, str]:
         return _fetched(folder, _found(folder, named)), ""
     for name in _USUAL_FILES:
         if folder.fetch(name) is not None:
-            return _fetched(folder, name), ""
+            return _fetched(folder, name), "" if sure else _averaged_beside(folder, name)
     name, note = _likeliest(folder)
     return _fetched(folder, name), note
 
@@ -90,6 +91,17 @@ def _likeliest(folder: ModelFolder) -> tuple[str, str]:
     others = [name for name in there if name != own[0]]
     note = f"took the weights in {own[0]} of {folder.reference}"
     return own[0], f"{note}, not {', '.join(others[:4])}" if others else note
+
+
+def _averaged_beside(folder: ModelFolder, taken: str) -> str:
+    """Tells of files that may hold averaged weights, beside one of a usual name."""
+    there = [name for name in weight_files(folder.names()) if _EMA_FILES.search(_stem(name))]
+    if not there or taken in there:
+        return ""
+    return (
+        f"took the weights in {taken} of {folder.reference}; {there[-1]} beside it may be averaged "
+        f"weights, which --weights {there[-1]} takes"
+    )
 
 
 def _one_of_each_format(names: list[str]) -> list[str]:

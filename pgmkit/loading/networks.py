@@ -62,7 +62,15 @@ class Network:
     @property
     def is_program(self) -> bool:
         """Whether the weight file is all of it, and no architecture builds it."""
-        return kind_of_file(self.path) in PROGRAMS and "class" not in self.record
+        return (
+            self.architecture is None
+            and "class" not in self.record
+            and kind_of_file(self.path) in PROGRAMS
+        )
+
+
+class NoArchitectureError(LoadError):
+    """Nobody says of which network the weights are."""
 
 
 def read_network(folder: ModelFolder, options: GeneratorOptions) -> Network:
@@ -76,13 +84,17 @@ def read_network(folder: ModelFolder, options: GeneratorOptions) -> Network:
     config = read_config(folder)
     chosen = options.architecture or config.ours.get("architecture")
     named = options.weights or folder.weights or config.ours.get("weights")
-    if not (chosen or named or config.ours) and diffusers.is_diffusers(folder, config.others):
+    if (
+        not (chosen or config.ours)
+        and (config.others or not named)
+        and diffusers.is_diffusers(folder, config.others)
+    ):
         return _diffusers(folder, config, options)
-    path, note = find_weights(folder, named)
+    path, note = find_weights(folder, named, sure=bool(config.ours))
     if chosen is None and kind_of_file(path) in PROGRAMS:
         network = _program(folder, path, config, options)
     elif chosen is None:
-        raise LoadError(_nothing_says(folder, config))
+        raise NoArchitectureError(_nothing_says(folder, config))
     else:
         found = candidates(
             read_checkpoint(path),
@@ -104,7 +116,7 @@ def _fitted(
 ) -> Network:
     """Builds what an architecture says, and puts the weights in."""
     if chosen == AUTO:
-        return _inferred(folder, path, config, options, found[-1], infer(found[-1].tensors))
+        return _inferred(folder, path, config, options, found[-1], _infer(found[-1], options))
     trusted = options.architecture is not None
     named = "the options" if trusted else config.where
     factory = find_architecture(chosen, named, trusted=trusted)
@@ -168,6 +180,20 @@ def _inferred(
     )
 
 
+def _infer(state: Found, options: GeneratorOptions) -> Inferred:
+    """Infers a network; where that fails among several parts, their prefixes are named."""
+    try:
+        return infer(state.tensors)
+    except LoadError as error:
+        parts = dict.fromkeys(name.partition(".")[0] for name in state.tensors if "." in name)
+        if options.prefix is not None or not 1 < len(parts) < 9 or any(p.isdigit() for p in parts):
+            raise
+        raise LoadError(
+            f"{error}; if the generator is one of {', '.join(parts)}, name it, such as "
+            f"--prefix {next(iter(parts))}."
+        ) from error
+
+
 def _inferred_as(component: str, state: Found) -> Inferred | None:
     """Returns what is inferred, if it is of that component."""
     try:
@@ -182,10 +208,12 @@ def _program(
 ) -> Network:
     """Takes a file that is a whole program for the network."""
     config.check_unknown()
+    _refuse(options, "a program", ("key", "prefix", "model_args"))
     latent, image = _said_specs(config, options)
     notes: list[str] = []
     if latent is None:
-        shape = next(iter(program_signature(path).inputs)).shape or ()
+        inputs = program_signature(path).inputs
+        shape = (inputs[0].shape if inputs else None) or ()
         sizes = [size for size in shape[1:] if size != 1]
         if len(sizes) != 1 or sizes[0] is None:
             raise LoadError(
@@ -201,6 +229,7 @@ def _program(
 
 def _diffusers(folder: ModelFolder, config: FolderConfig, options: GeneratorOptions) -> Network:
     """Takes the decoder out of a folder of the diffusers library."""
+    _refuse(options, "a folder of diffusers", ("weights", "key", "prefix", "model_args"))
     latent, image = _said_specs(config, options)
     sides = image.shape[1:] if image is not None else None
     found = diffusers.read_decoder(folder, sides=sides)
@@ -228,6 +257,13 @@ def _nothing_says(folder: ModelFolder, config: FolderConfig) -> str:
         "from them: architecture='auto' (--architecture auto), or name your class: --architecture "
         f"package.module:Class. What there is: pgmkit generators inspect {folder.reference}"
     )
+
+
+def _refuse(options: GeneratorOptions, what: str, names: Sequence[str]) -> None:
+    """Raises LoadError if options were given that mean nothing there."""
+    for name in names:
+        if getattr(options, name) is not None:
+            raise LoadError(f"{name} means nothing for {what}, which says it itself; leave it out")
 
 
 def _said_specs(

@@ -1,5 +1,6 @@
 """What a user says of a generator where its folder does not, however it is said."""
 
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -139,6 +140,37 @@ def as_image(value: Any, where: str) -> ImageSpec:
         value = {"shape": value}
     result: ImageSpec = _spec(ImageSpec, value, where)
     return result
+
+
+def as_words(options: GeneratorOptions) -> list[str]:
+    """Returns the options as they are typed on the command line; a class stays out."""
+    words: list[str] = []
+    for field in fields(options):
+        value = getattr(options, field.name)
+        if value is True:
+            words.append(f"--{field.name}")
+        elif value not in (None, False) and (isinstance(value, str) or not callable(value)):
+            words += [f"--{field.name.replace('_', '-')}", _typed(value)]
+    return words
+
+
+def _typed(value: Any) -> str:
+    if isinstance(value, LatentSpec):
+        table = value.table()
+        plain = set(table) == {"dim", "distribution"}
+        return f"{table['distribution']}:{table['dim']}" if plain else _toml(table)
+    if isinstance(value, ImageSpec):
+        return f"{'x'.join(map(str, value.shape))}:{value.range[0]:g},{value.range[1]:g}"
+    return value if isinstance(value, str) else _toml(value)
+
+
+def _toml(value: Any) -> str:
+    """Returns a plain value as TOML writes it on one line."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key} = {_toml(part)}" for key, part in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return json.dumps(value)
 
 
 def _is_number(text: str) -> bool:

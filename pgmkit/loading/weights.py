@@ -3,16 +3,11 @@
 A file may hold more than the weights of one network; `pgmkit.loading.checkpoints` finds those.
 """
 
-import argparse
-import collections
 import contextlib
-import datetime
 import json
-import pathlib
 import pickle
 import pickletools
 import re
-import types
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -20,13 +15,13 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-import numpy._core.multiarray as multiarray
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from pgmkit.errors import LoadError, first_line
+from pgmkit.loading.archives import open_archive
 from pgmkit.loading.programs import LOADERS, describe_kind, kind_of_file
 
 INDEX_SUFFIX = ".index.json"
@@ -35,24 +30,31 @@ INDEX_SUFFIX = ".index.json"
 _MOST_VALUES = 4
 """A file may claim so many times the bytes that it has: values can share storage, within reason."""
 
-_PLAIN_CLASSES: list[Any] = [
-    argparse.Namespace,
-    collections.defaultdict,
-    datetime.date,
-    datetime.datetime,
-    datetime.timedelta,
-    np.dtype,
-    np.ndarray,
-    pathlib.PosixPath,
-    types.SimpleNamespace,
-    *(getattr(np.dtypes, name) for name in np.dtypes.__all__),
-    *(
-        (getattr(multiarray, name), f"numpy.{core}.multiarray.{name}")
-        for name in ("scalar", "_reconstruct")
-        for core in ("core", "_core")
-    ),
-]
-"""Plain values that people keep beside weights, and whose making runs nothing."""
+
+class _Beside:
+    """Stands for a value beside the weights of which nothing is needed, and builds nothing.
+
+    NumPy's own classes would take from a file what to do with memory.
+    """
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+
+_BESIDE = (
+    "argparse.Namespace",
+    "types.SimpleNamespace",
+    *(f"datetime.{name}" for name in ("date", "datetime", "timedelta", "timezone")),
+    *(f"pathlib.{name}" for name in ("Path", "PosixPath", "WindowsPath", "PurePosixPath")),
+    *(f"pathlib._local.{name}" for name in ("Path", "PosixPath", "WindowsPath")),
+    *("numpy.dtype", "numpy.ndarray", *(f"numpy.dtypes.{name}" for name in np.dtypes.__all__)),
+    *(f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")),
+    *(f"numpy.{core}.multiarray._reconstruct" for core in ("core", "_core")),
+)
+"""What people keep beside weights, by the names under which pickles ask for it."""
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -102,7 +104,10 @@ def shards_of(index: Path) -> list[str]:
         raise LoadError(
             f"{index} is no index of a sharded checkpoint: it has no 'weight_map' of file names"
         ) from error
-    if not all(isinstance(name, str) and re.fullmatch(r"[\w.-]+", name) for name in names):
+    if not all(
+        isinstance(name, str) and re.fullmatch(r"[\w.-]+", name) and not name.endswith(INDEX_SUFFIX)
+        for name in names
+    ):
         raise LoadError(f"{index} names files outside of its folder; it was tampered with")
     return names
 
@@ -147,7 +152,7 @@ def _told_entry(value: Any) -> str:
         return "×".join(map(str, value.shape)) or "one value"
     if isinstance(value, Mapping):
         return f"{len(value)} entries"
-    return type(value).__name__
+    return "one value" if isinstance(value, _Beside) else type(value).__name__
 
 
 def _checked_kind(path: Path) -> str:
@@ -172,8 +177,12 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_torch(path: Path) -> Any:
+    beside: list[Any] = [(_Beside, name) for name in _BESIDE]
+    if zipfile.is_zipfile(path):
+        with open_archive(path):
+            pass  # which refuses one that grows as it is read
     try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals(_PLAIN_CLASSES):
+        with warnings.catch_warnings(), torch.serialization.safe_globals(beside):
             warnings.simplefilter("ignore")  # of old pickles, and of TypedStorage
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -195,11 +204,10 @@ def _read_torch(path: Path) -> Any:
 
 def _strange_classes(path: Path) -> list[str]:
     """Names the classes and functions in a torch file that are no plain data."""
-    plain = {f"{c.__module__}.{c.__qualname__}" for c in _PLAIN_CLASSES if isinstance(c, type)}
     own = [
         name
         for name in _globals_of(path)
-        if name not in plain and not re.match(r"torch\.(?!nn\.(?!parameter))|collections\.", name)
+        if name not in _BESIDE and not re.match(r"torch\.(?!nn\.(?!parameter))|collections\.", name)
     ]
     shown = [f"an object of {name}" for name in own[:3]]
     return [*shown, f"{len(own) - 3} other classes"] if len(own) > 3 else shown
