@@ -107,8 +107,9 @@ def range_complaint(images: Tensor, declared: tuple[float, float]) -> str | None
         return None
     return (
         f"images from {least:.3g} to {most:.3g}, and the declared range is [{low:g}, {high:g}]: "
-        f"{odd}; if that is not meant, declare range [{better[0]:g}, {better[1]:g}], in "
-        f"pgmkit.ImageSpec(shape, {better}) or under 'image' in config.json"
+        f"{odd}; if that is not meant, declare range [{better[0]:g}, {better[1]:g}]: "
+        f"ImageSpec(shape, {better}), --image CxHxW:{better[0]:g},{better[1]:g}, or 'image' in "
+        "config.json"
     )
 
 

@@ -306,8 +306,8 @@ class Generator:
             else:
                 warnings.warn(
                     f"the generator {self.name!r} fails on flat latents and takes {column} each, "
-                    f"which it is given; say so with shape={column} in pgmkit.LatentSpec, or "
-                    f"\"shape\": {list(column)} under 'latent' in config.json",
+                    f"which it is given; say so with LatentSpec(shape={column}), --latent "
+                    f"'{{shape = {list(column)}}}', or \"shape\" under 'latent' in config.json",
                     PgmkitWarning,
                     stacklevel=3,
                 )

@@ -194,3 +194,24 @@ def test_inspect_takes_a_program_for_what_it_is(tmp_path: Path) -> None:
     assert "values in [0, 1]" in found.stdout
     (line,) = [line for line in found.stdout.splitlines() if "pgmkit shatter" in line]
     assert shlex.split(line)[3:-2] == ["--latent", "normal:3"]
+
+
+def test_what_loading_warns_of_is_told(wild: Path, tmp_path: Path) -> None:
+    weights = torch.load(wild / "netG.pth", weights_only=True)
+    weights["module.main.7.bias"][3] = torch.inf
+    torch.save(weights, tmp_path / "netG.pth")
+    found = run_pgmkit("generators", "inspect", tmp_path)
+    assert "among the weights layers.7.bias" in found.stdout
+    ranged = run_pgmkit("generators", "inspect", wild, "--image", "1x32x32:0,255")
+    assert "the declared range is [0, 255]" in ranged.stdout
+    assert "image range [-1, 1]" not in ranged.stdout
+
+
+def test_inferred_arguments_are_told_and_can_be_given_corrected(wild: Path) -> None:
+    told = json.loads(run_pgmkit("generators", "inspect", wild, "--json").stdout)
+    assert told["architecture"] == "dcgan"
+    given = "{" + ", ".join(f"{k} = {json.dumps(v)}" for k, v in told["model_args"].items()) + "}"
+    flags = ("--architecture", "dcgan", "--latent", "64", "--model-args", given)
+    assert run_pgmkit("generators", "inspect", wild, *flags).code == 0
+    both = run_pgmkit("generators", "inspect", wild, "--architecture", "auto", *flags[4:])
+    assert "name the architecture that they are for, such as --architecture dcgan" in both.stdout

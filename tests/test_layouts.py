@@ -18,7 +18,7 @@ import torch
 from hub_server import HubServer
 from huggingface_hub import PyTorchModelHubMixin
 from safetensors.torch import save_file
-from tiny import run_pgmkit
+from tiny import run_pgmkit, write_tiny_generator
 from torch import Tensor, nn
 
 import pgmkit
@@ -396,7 +396,8 @@ def test_what_is_built_is_bounded_by_the_weights(
 ) -> None:
     torch.save(state(), tmp_path / "g.pth")
     with pytest.raises(LoadError, match=r"ask for a network of .* and the weights are 557 in 9"):
-        load(tmp_path / "g.pth", architecture="dcgan", model_args=arguments)
+        dim = arguments.get("latent_dim", 64)
+        load(tmp_path / "g.pth", architecture="dcgan", model_args=arguments, latent=dim)
 
 
 def test_a_file_cannot_claim_more_than_it_holds(tmp_path: Path) -> None:
@@ -660,3 +661,32 @@ def test_options_that_mean_nothing_for_a_program_are_refused(
     script(tmp_path)
     with pytest.raises(LoadError, match="means nothing for a program"):
         load(tmp_path, architecture=None, **option)
+
+
+def test_a_run_does_not_continue_with_another_generator(tmp_path: Path) -> None:
+    """The weights are the same; the prior in config.json is not."""
+    write_tiny_generator(tmp_path / "model")
+    words = ("shatter", tmp_path / "model", "-q", "--latents", 60, "--sampler", "kmeans-gmm")
+    words += ("--clusters", 2, "--density", "none", "-o", tmp_path / "out")
+    assert run_pgmkit(*words).code == 0
+    assert run_pgmkit(*words).code == 0
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    config["latent"]["std"] = 0.5
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    again = run_pgmkit(*words)
+    assert again.code == 1
+    assert "holds a run with generator" in again.stderr
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.complex64])
+def test_weights_that_no_inferred_network_has_are_named(tmp_path: Path, dtype: torch.dtype) -> None:
+    changed = {n: v.to(dtype) if n == "0.weight" else v for n, v in state().items()}
+    torch.save(changed, tmp_path / "g.pth")
+    with pytest.raises(LoadError, match=r"0\.weight is of type \w+.*--architecture package"):
+        load(tmp_path / "g.pth", architecture="auto", latent=None, image=None)
+
+
+def test_a_prior_that_is_not_the_networks_is_refused_before_it_is_drawn(tmp_path: Path) -> None:
+    torch.save(state(), tmp_path / "g.pth")
+    with pytest.raises(LoadError, match="has 1000000000 dimensions, and its latent_dim is 64"):
+        load(tmp_path / "g.pth", architecture="dcgan", model_args={"latent_dim": 64}, latent=10**9)

@@ -147,7 +147,7 @@ def _told(error: Exception) -> str:
         name = shortened(str(error.filename), 100)
         return f"cannot use {name}: {in_words(error)}; check the path and the rights to it"
     if isinstance(error, RuntimeError) and "home directory" in str(error):
-        return "no home folder is known for the ~ in a path; write the whole path"
+        return "no home folder is known; set HOME (or HF_HOME for the Hub), or write whole paths"
     if isinstance(error, RecursionError):
         return "the input is nested too deep; make it flat (PGMKIT_DEBUG=1 shows where it is read)"
     if _is_out_of_memory(error):

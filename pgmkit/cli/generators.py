@@ -8,9 +8,11 @@ import click
 
 from pgmkit.cli.output import json_option, print_json, print_table
 from pgmkit.cli.push import push
+from pgmkit.cli.settings import OutPath
 from pgmkit.cli.sources import generator_options
 from pgmkit.loading.configs import read_config
 from pgmkit.loading.references import open_folder, registry_configs
+from pgmkit.runs import check_place
 
 if TYPE_CHECKING:
     from pgmkit.loading.inspection import Inspection
@@ -63,7 +65,7 @@ def info(reference: str, as_json: bool) -> None:
 @click.option(
     "-o",
     "--out",
-    type=click.Path(path_type=Path),
+    type=OutPath(),
     help="Where to write a grid of 64 samples, .png.",
 )
 @json_option
@@ -81,6 +83,8 @@ def inspect(
     from pgmkit.loading.inspection import inspect as look
     from pgmkit.loading.options import GeneratorOptions
 
+    if out is not None:
+        check_place(out)
     if out is not None and out.suffix.lower() != ".png":
         raise ParameterError(f"the grid of samples is written as .png, not {out.name!r}")
     options = GeneratorOptions.from_table(generator or {}, "the command")
@@ -115,6 +119,7 @@ def _tell(found: "Inspection", out: Path | None) -> None:
     elif found.norms:
         _section("batch norm", [f"statistics of all {len(found.norms)} layers fit the prior"])
     _section("images", found.behaviour)
+    _section("warnings", found.warnings)
     _section("in the way", found.problems)
     if found.command is not None:
         _section("to shatter it", [found.command])
@@ -150,8 +155,11 @@ def _record(found: "Inspection") -> dict[str, Any]:
         "notes": found.notes,
         "generator": None if found.generator is None else repr(found.generator),
         "specs": None if found.generator is None else found.generator.specs(),
+        "architecture": None if found.generator is None else found.generator.architecture,
+        "model_args": None if found.generator is None else found.generator.model_args,
         "batch_norm": [{**asdict(drift), "is_far": drift.is_far} for drift in found.norms],
         "images": found.behaviour,
+        "warnings": found.warnings,
         "problems": found.problems,
         "command": found.command,
     }

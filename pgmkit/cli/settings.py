@@ -1,6 +1,7 @@
 """Settings from a config file, flags and `--set`, in that order."""
 
 import sys
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import click
 
 from pgmkit.config import apply_overrides, read_toml
-from pgmkit.errors import printable
+from pgmkit.errors import PgmkitNote, printable
 
 _NAMED = ("density", "sampler", "engine", "clusters", "remove")
 """Settings that are a table with a name, or may be one; the name alone is short for it."""
@@ -57,8 +58,20 @@ dry_run_option = click.option(
 device_option = click.option(
     "--device", help="Such as cpu or cuda:1; by default auto: CUDA, then MPS, then the CPU."
 )
+
+
+def _quieten(context: click.Context, option: click.Parameter, value: bool) -> bool:
+    if value:
+        warnings.simplefilter("ignore", PgmkitNote)
+    return value
+
+
 quiet_option = click.option(
-    "-q", "--quiet", is_flag=True, help="Say nothing on stderr but warnings and errors."
+    "-q",
+    "--quiet",
+    is_flag=True,
+    callback=_quieten,
+    help="Say nothing on stderr but warnings and errors.",
 )
 
 

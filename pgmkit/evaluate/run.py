@@ -169,6 +169,8 @@ def run(
     with contextlib.ExitStack() as held:
         numbers = decide(engine, lambda: _begin(prepared, out, held))
         if numbers is not None:
+            if report is not None and is_coordinator(engine):
+                report(f"{out} is complete; nothing was computed")
             return numbers if is_coordinator(engine) else None
         started = time.perf_counter()
         if prepared.given is not None:

@@ -415,6 +415,17 @@ def _shared(names: Iterable[str]) -> str:
     return "".join(f"{part}." for part in shared)
 
 
+def check_readable(tensors: Mapping[str, Tensor]) -> None:
+    """Raises LoadError if there are weights that are no real floating-point numbers."""
+    for name, value in tensors.items():
+        if value.ndim and not value.is_floating_point():
+            raise LoadError(
+                f"{name} is of type {_type(value)}, and networks that pgmkit infers have real "
+                "floating-point weights; save them dequantised, or give the class that reads them: "
+                "--architecture package.module:Class"
+            )
+
+
 def _is_lossy(value: Tensor, wanted: Tensor) -> bool:
     """Whether values would lose their meaning in a parameter: quantised, truth values, complex."""
     if wanted.is_complex():

@@ -396,8 +396,8 @@ def _status_words(error: Any) -> str:
     said = scrubbed(error.server_message or "")
     said = f" ({said})" if said else ""
     known = {
-        401: "your token is wrong or has expired; log in again with a token (hf auth login), or "
-        "correct HF_TOKEN",
+        401: "it asks for a token, and the one that you have, if any, is wrong or has expired; log "
+        "in with a token (hf auth login), or correct HF_TOKEN",
         403: "access is refused; ask its owner for access, use a token that has it "
         "(hf auth login), or check whether the network blocks the Hub",
         404: "it knows no such address, so it is no Hub; check HF_ENDPOINT",

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pgmkit.errors import PgmkitError
+from pgmkit.errors import PgmkitError, PgmkitNote, PgmkitWarning
 from pgmkit.generator import Generator
 from pgmkit.loading.batch_norm import Drift, drifts
 from pgmkit.loading.checkpoints import natural
@@ -44,6 +44,7 @@ class Inspection:
         generator: the generator, if it can be loaded.
         norms: how far the statistics of batch norms are from those of the prior.
         behaviour: what its images depend on, and other facts about them.
+        warnings: what loading it warns of.
         problems: what stands in the way, each with what to do.
         command: what shatters it.
         samples: images (64, C, H, W), if there is a generator.
@@ -58,6 +59,7 @@ class Inspection:
     generator: Generator | None = None
     norms: list[Drift] = field(default_factory=list)
     behaviour: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     command: str | None = None
     samples: Tensor | None = None
@@ -131,10 +133,14 @@ def _load(found: Inspection, folder: ModelFolder, options: GeneratorOptions) -> 
 
 
 def _load_as(found: Inspection, folder: ModelFolder, options: GeneratorOptions) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # notes are in the provenance
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", PgmkitWarning)
         found.generator = generator_from_folder(folder, options)
     found.notes = list(found.generator.provenance.get("notes", ()))
+    told = [warning for warning in caught if issubclass(warning.category, PgmkitWarning)]
+    found.warnings = [
+        str(warning.message) for warning in told if not issubclass(warning.category, PgmkitNote)
+    ]
     found.command = _command(found, options)
 
 

@@ -14,7 +14,7 @@ from pgmkit.forms import as_images, shape_of
 from pgmkit.generator import ImageSpec
 from pgmkit.loading import diffusers
 from pgmkit.loading.building import Architecture, build, find_architecture
-from pgmkit.loading.checkpoints import Found, candidates, fit
+from pgmkit.loading.checkpoints import Found, candidates, check_readable, fit
 from pgmkit.loading.configs import FolderConfig, read_config
 from pgmkit.loading.folders import ModelFolder
 from pgmkit.loading.inference import Inferred, infer
@@ -127,6 +127,7 @@ def _fitted(
         if guess is not None:
             return _inferred(folder, path, config, options, found[-1], guess)
     where = "the options" if options.model_args is not None else config.where
+    _check_dimensions(arguments, _said_specs(config, options)[0], folder)
     module = build(factory, arguments, where, found[0].tensors)
     fitted, note = fit(_in_precision(module, found[-1].tensors), found, folder.reference)
     notes = [*fitted.notes, *([note] if note else [])]
@@ -158,6 +159,11 @@ def _inferred(
 ) -> Network:
     """Builds the network that the weights show."""
     config.check_unknown()
+    if options.model_args is not None:
+        raise LoadError(
+            "model_args are inferred with architecture='auto'; to give them, name the architecture "
+            f"that they are for, such as --architecture {guess.architecture}"
+        )
     factory = find_architecture(guess.architecture, "the inference", trusted=False)
     module = build(factory, guess.model_args, "what was inferred", state.tensors)
     renamed = {ours: state.tensors[theirs] for theirs, ours in guess.rename.items()}
@@ -173,15 +179,28 @@ def _inferred(
         image or ImageSpec(guess.image_shape, guess.image_range),
         path,
         config,
-        [*state.notes, *guess.facts, *guess.guesses],
+        [*state.notes, *guess.facts, *_undisputed(guess.guesses, latent, image)],
         guess.architecture,
         guess.model_args,
         {"entry": state.place} if state.place else {},
     )
 
 
+def _undisputed(
+    guesses: Sequence[str], latent: LatentSpec | None, image: ImageSpec | None
+) -> list[str]:
+    """Returns guesses without those of prior and range that somebody has said."""
+    return [
+        guess
+        for guess in guesses
+        if not (latent is not None and guess.startswith("prior "))
+        and not (image is not None and "image range" in guess.partition(":")[0])
+    ]
+
+
 def _infer(state: Found, options: GeneratorOptions) -> Inferred:
     """Infers a network; where that fails among several parts, their prefixes are named."""
+    check_readable(state.tensors)
     try:
         return infer(state.tensors)
     except LoadError as error:
@@ -314,6 +333,19 @@ def _in_precision(module: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module
     if len(types) > 1:
         return module.to(max(types, key=lambda dtype: torch.finfo(dtype).bits))
     return module
+
+
+def _check_dimensions(
+    arguments: Mapping[str, Any], latent: LatentSpec | None, folder: ModelFolder
+) -> None:
+    """Raises LoadError if the prior has other dimensions than the arguments say."""
+    for name in _LATENT_NAMES:
+        dim = arguments.get(name)
+        if latent is not None and isinstance(dim, int) and dim != latent.dim:
+            raise LoadError(
+                f"the prior of {folder.reference} has {latent.dim} dimensions, and its {name} is "
+                f"{dim}; correct one of them"
+            )
 
 
 def _latent_of(

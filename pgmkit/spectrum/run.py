@@ -77,10 +77,11 @@ class SpectrumSettings:
         check_size(generator, self.latents, self.probes)
 
     def resolved(self, generator: Generator) -> dict[str, Any]:
-        """Returns the settings as plain values, pinned to the generator's weights and device."""
+        """Returns the settings as plain values, pinned to what the generator computes."""
         provenance = generator.provenance
         told = dict(self.generator)
         told |= {key: provenance[key] for key in ("revision", "sha256") if key in provenance}
+        told["fingerprint"] = generator.fingerprint()
         return {**asdict(self), "device": str(generator.device), "generator": told}
 
     def compute(

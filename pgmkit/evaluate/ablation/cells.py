@@ -62,7 +62,8 @@ class Models:
     def pins(self) -> dict[str, Any]:
         """Returns what identifies the weights of all models, and the real images."""
         provenance = self.generator.provenance
-        pins = {key: provenance[key] for key in _PINS if key in provenance}
+        pins: dict[str, Any] = {key: provenance[key] for key in _PINS if key in provenance}
+        pins["generator"] = self.generator.fingerprint()
         if self.classifier is not None:
             pins["classifier"] = self.classifier.fingerprint()
         if self.images is not None and self.extractor is not None:
