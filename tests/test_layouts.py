@@ -395,8 +395,8 @@ def test_what_is_built_is_bounded_by_the_weights(
     tmp_path: Path, arguments: Mapping[str, Any]
 ) -> None:
     torch.save(state(), tmp_path / "g.pth")
+    dim = arguments.get("latent_dim", 64)
     with pytest.raises(LoadError, match=r"ask for a network of .* and the weights are 557 in 9"):
-        dim = arguments.get("latent_dim", 64)
         load(tmp_path / "g.pth", architecture="dcgan", model_args=arguments, latent=dim)
 
 
