@@ -422,13 +422,13 @@ def test_weights_that_claim_more_bytes_than_the_file_has_are_refused(tmp_path: P
             return z
 
     path = write_script(tmp_path / "a.pt", Repeated())
-    with pytest.raises(LoadError, match="many times the bytes"):
+    with pytest.raises(LoadError, match=r"claims 4,000,000,000,000 bytes"):
         load_torchscript(path)
     path = write_exported(tmp_path / "a.pt2", network("mlp"))
     table = json.loads(record(path, "model_weights_config.json"))
     for entry in table["config"].values():
         entry["tensor_meta"] |= {"sizes": [{"as_int": 10**12}], "strides": [{"as_int": 0}]}
-    with pytest.raises(LoadError, match="fewer bytes"):
+    with pytest.raises(LoadError, match=r"claims .* bytes"):
         load_exported(
             edited(path, {"data/weights/model_weights_config.json": json.dumps(table).encode()})
         )

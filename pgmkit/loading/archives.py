@@ -1,6 +1,7 @@
 """The zip archives that torch writes, read record by record."""
 
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +11,22 @@ from pgmkit.errors import LoadError
 
 _PACKED_BYTES = 64 * 2**20
 """torch packs code alone, so that archives hardly grow as they are read."""
+
+_MOST_TIMES = 4
+"""A file may claim so many times the bytes that it has: values can share storage, within reason."""
+
+
+def check_claim(claimed: int, path: Path) -> None:
+    """Refuses weights of many more bytes than their file has.
+
+    Raises:
+        LoadError: they are.
+    """
+    there = path.stat().st_size
+    if claimed > _MOST_TIMES * there + 2**20:
+        raise LoadError(
+            f"{path} claims {claimed:,} bytes of weights and has {there:,}; it was tampered with"
+        )
 
 
 @dataclass(frozen=True)
@@ -42,7 +59,8 @@ class Archive:
             raise LoadError(f"{self._file.filename} has no record {name}; save it again")
         try:
             return self._file.read(self._folder + name)
-        except (OSError, EOFError, zipfile.BadZipFile) as error:
+        except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+            # RuntimeError is of passwords, and of ways to pack that Python does not know.
             raise LoadError(
                 f"the record {name} of {self._file.filename} is damaged ({error}); fetch or save "
                 "the file again"
@@ -66,7 +84,8 @@ def open_archive(path: Path) -> Iterator[Archive]:
         entries = file.infolist()
         first, slash, _ = entries[0].filename.partition("/") if entries else ("", "", "")
         folder = f"{first}/" if slash else ""
-        packed = sum(e.file_size for e in entries if e.file_size > e.compress_size)
-        if packed > _PACKED_BYTES or not all(e.filename.startswith(folder) for e in entries):
+        unpacked = sum(entry.file_size for entry in entries)
+        grows = unpacked > path.stat().st_size + _PACKED_BYTES
+        if grows or not all(e.filename.startswith(folder) for e in entries):
             raise LoadError(f"{path} is a zip file that torch did not write; fetch it again")
         yield Archive([e.filename.removeprefix(folder) for e in entries], file, folder)

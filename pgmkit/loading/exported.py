@@ -13,6 +13,7 @@ import json
 import math
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,31 +23,13 @@ import torch
 from torch import Tensor, nn
 
 from pgmkit.errors import GeneratorError, LoadError, first_line
-from pgmkit.loading.archives import Archive, open_archive
-from pgmkit.loading.operators import compute_plain, find_operator
+from pgmkit.loading.archives import Archive, check_claim, open_archive
+from pgmkit.loading.operators import ADVICE, TYPES, Run, unchanged
 from pgmkit.loading.shapes import run_in_shape
 
-_ADVICE = "save its weights alone with safetensors and pass architecture=YourModule"
-
 # How torch.export numbers types, layouts and memory formats.
-_TYPES = {
-    1: torch.uint8,
-    2: torch.int8,
-    3: torch.int16,
-    4: torch.int32,
-    5: torch.int64,
-    6: torch.float16,
-    7: torch.float32,
-    8: torch.float64,
-    9: torch.complex32,
-    10: torch.complex64,
-    11: torch.complex128,
-    12: torch.bool,
-    13: torch.bfloat16,
-}
-_MOST_VALUES = 4
-"""A tensor may have so many times the bytes of its file: values can share storage."""
-
+_TYPES = {number + 1: dtype for number, dtype in TYPES.items() if number < 12}
+_TYPES[13] = torch.bfloat16
 _LAYOUTS = {7: torch.strided}
 _MEMORY_FORMATS = {
     1: torch.contiguous_format,
@@ -119,13 +102,18 @@ class Exported(nn.Module):
         return run_in_shape(self._run, z, self._shape, self._where)
 
     def _run(self, z: Tensor) -> Any:
+        with unchanged(self, self._where):
+            return self._take_steps(z)
+
+    def _take_steps(self, z: Tensor) -> Any:
+        run = Run(len(z), self._where)
         weights = {**dict(self.named_parameters()), **dict(self.named_buffers())}
         values: dict[str, Any] = {name: weights[key] for name, key in self._names.items()}
         values[self._latents] = z
         for step in self._steps:
             args = [self._value(part, values) for part in step.args]
             kwargs = {name: self._value(part, values) for name, part in step.kwargs.items()}
-            made = self._compute(step.target, args, kwargs)
+            made = self._compute(run, step.target, args, kwargs)
             if step.gives_list or len(step.results) > 1:
                 values |= dict(zip(step.results, made, strict=True))
             elif step.results:
@@ -133,19 +121,18 @@ class Exported(nn.Module):
         returned = tuple(self._value(output, values) for output in self._outputs)
         return returned if len(returned) > 1 else returned[0]
 
-    def _compute(self, target: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
+    def _compute(self, run: Run, target: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
         if found := _OPERATOR.fullmatch(target):
             name, overload = found.groups()
             if name in ("sym_size", "sym_stride", "sym_numel"):
                 values = args[0]
                 answer = {"sym_size": values.shape, "sym_stride": values.stride()}.get(name)
                 return values.numel() if answer is None else answer[args[1]]
-            operator = find_operator(name, overload, where=self._where)
-            return operator(*args, **kwargs)
+            return run.compute(name, args, kwargs, overload=overload)
         if found := _PLAIN.fullmatch(target):
-            return compute_plain(found[1], args, kwargs, where=self._where)
+            return run.compute_plain(found[1], args, kwargs)
         raise GeneratorError(
-            f"{self._where} uses {target!r:.80}, which pgmkit does not run from a file; {_ADVICE}"
+            f"{self._where} uses {target!r:.80}, which pgmkit does not run from a file; {ADVICE}"
         )
 
     def _value(self, argument: Mapping[str, Any], values: Mapping[str, Any]) -> Any:
@@ -173,7 +160,7 @@ class Exported(nn.Module):
         if value in tables.get(kind, {}):
             return tables[kind][value]
         raise GeneratorError(
-            f"{self._where} passes {str(argument)[:60]}, which pgmkit does not know; {_ADVICE}"
+            f"{self._where} passes {str(argument)[:60]}, which pgmkit does not know; {ADVICE}"
         )
 
     def _look_up(self, value: Mapping[str, Any], values: Mapping[str, Any]) -> Any:
@@ -239,9 +226,9 @@ def read_graph(archive: Archive, path: Path) -> tuple[str, dict[str, Any]]:
 def _read(archive: Archive, path: Path) -> Exported:
     name, model = read_graph(archive, path)
     graph, signature = model["graph_module"]["graph"], model["graph_module"]["signature"]
-    tensors = {
-        **_read_tensors(archive, "weights", f"{name}_weights_config.json", path),
-        **_read_tensors(archive, "constants", f"{name}_constants_config.json", path),
+    listed = {
+        **_listed(archive, "weights", f"{name}_weights_config.json"),
+        **_listed(archive, "constants", f"{name}_constants_config.json"),
     }
     names: dict[str, str] = {}
     parameters: set[str] = set()
@@ -252,7 +239,7 @@ def _read(archive: Archive, path: Path) -> Exported:
             latents.append(next(iter(value["arg"].values()))["name"])
             continue
         key = next((value[k] for k in _KEYS if k in value), None)
-        if key not in tensors:
+        if key not in listed:
             raise LoadError(f"the exported program {path} needs {key!r:.60}, which is no tensor")
         names[value["arg"]["name"]] = key
         if kind == "parameter":
@@ -264,7 +251,7 @@ def _read(archive: Archive, path: Path) -> Exported:
         )
     return Exported(
         [_step(node) for node in graph["nodes"]],
-        {key: tensors[key] for key in names.values()},
+        _read_tensors(archive, {key: listed[key] for key in names.values()}, path),
         parameters,
         names,
         latents[0],
@@ -305,29 +292,65 @@ def _step(node: Mapping[str, Any]) -> Step:
     return Step(node["target"], args, by_name, results, gives_list)
 
 
-def _read_tensors(archive: Archive, folder: str, config: str, path: Path) -> dict[str, Tensor]:
-    """Reads the tensors that a table in the archive lists."""
+def _listed(archive: Archive, folder: str, config: str) -> dict[str, tuple[str, Any]]:
+    """Returns record and description of the tensors that a table in the archive lists."""
     place = f"data/{folder}/"
     if not archive.has(place + config):
         return {}
     table = json.loads(archive.read(place + config))["config"]
+    return {name: (place + entry["path_name"], entry) for name, entry in table.items()}
+
+
+def _read_tensors(
+    archive: Archive, listed: Mapping[str, tuple[str, Any]], path: Path
+) -> dict[str, Tensor]:
+    """Reads tensors by name, and every record once."""
+    records = {record: b"" for record, _ in listed.values()}
+    check_claim(sum(archive.size(record) for record in records if archive.has(record)), path)
+    check_claim(sum(_bytes(entry) for _, entry in listed.values()), path)
+    for record in records:
+        records[record] = archive.read(record)
     found: dict[str, Tensor] = {}
-    for name, entry in table.items():
-        data = archive.read(place + entry["path_name"])
-        if entry["use_pickle"] or entry["tensor_meta"] is None:
-            found[name] = _unpickled(data, name, path)
-        else:
-            found[name] = _tensor(data, entry["tensor_meta"], name, path)
+    unpickled: dict[str, Tensor] = {}
+    for name, (record, entry) in listed.items():
+        if not _is_pickled(entry):
+            found[name] = _tensor(records[record], entry["tensor_meta"], name, path)
+            continue
+        if record not in unpickled:
+            unpickled[record] = _unpickled(records[record], name, path)
+        found[name] = unpickled[record]
+    check_claim(sum(tensor.nbytes for tensor in found.values()), path)
     return found
+
+
+def _is_pickled(entry: Mapping[str, Any]) -> bool:
+    return bool(entry["use_pickle"]) or entry["tensor_meta"] is None
+
+
+def _bytes(entry: Mapping[str, Any]) -> int:
+    """Returns how many bytes a tensor claims."""
+    if _is_pickled(entry):
+        return 0
+    meta = entry["tensor_meta"]
+    values = math.prod(int(size["as_int"]) for size in meta["sizes"])
+    return values * _TYPES[meta["dtype"]].itemsize
 
 
 def _unpickled(data: bytes, name: str, path: Path) -> Tensor:
     """Reads what torch could not write as plain bytes."""
     try:
+        with zipfile.ZipFile(io.BytesIO(data)) as inside:
+            check_claim(sum(entry.file_size for entry in inside.infolist()), path)
         value = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError) as error:
+    except (
+        pickle.UnpicklingError,
+        RuntimeError,
+        ValueError,
+        EOFError,
+        zipfile.BadZipFile,
+    ) as error:
         raise LoadError(
-            f"the exported program {path} holds {name!r:.60}, which is no tensor; {_ADVICE}"
+            f"the exported program {path} holds {name!r:.60}, which is no tensor; {ADVICE}"
         ) from error
     if not isinstance(value, Tensor):
         raise LoadError(f"{name!r:.60} in {path} is a {type(value).__name__} and no tensor")
@@ -339,10 +362,6 @@ def _tensor(data: bytes, meta: Mapping[str, Any], name: str, path: Path) -> Tens
     offset, dtype = int(meta["storage_offset"]["as_int"]), _TYPES[meta["dtype"]]
     if not math.prod(sizes):
         return torch.zeros(sizes, dtype=dtype)
-    if math.prod(sizes) * dtype.itemsize > _MOST_VALUES * len(data):
-        raise LoadError(
-            f"{name!r:.60} in {path} has fewer bytes than its shape needs; export it again"
-        )
     try:
         values = torch.frombuffer(bytearray(data), dtype=dtype)
         return values.as_strided(sizes, strides, offset).clone()

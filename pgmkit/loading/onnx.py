@@ -6,7 +6,9 @@ they are meant.
 """
 
 import hashlib
+import math
 import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,10 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from pgmkit.errors import LoadError, PluginError, first_line
+from pgmkit.loading.archives import check_claim
+from pgmkit.loading.operators import ADVICE, MOST_VALUES
 from pgmkit.loading.shapes import run_in_shape
 from pgmkit.seeds import random_generator
 
 _RANDOM = ("Bernoulli", "Multinomial", "RandomNormal", "RandomUniform")
+_MOST_BYTES = 2**31
+_OF_VALUES = ("Compress", "NonMaxSuppression", "NonZero", "Unique")
+"""The shapes that these make depend on values, and are no larger than what they are given."""
+
 _TOLERANCE = 1e-3
 """How far, of the largest value, a converted program may be from the reference."""
 
@@ -56,8 +64,7 @@ def load_onnx(path: Path) -> nn.Module:
             converted wrongly.
     """
     onnx, converter = _libraries(path)
-    model = _read(onnx, path)
-    _fill_in_external(onnx, model, path)
+    model = _read_whole(onnx, path)
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
     _check_nodes(model, path)
@@ -90,10 +97,7 @@ def load_onnx(path: Path) -> nn.Module:
             problem = f"cannot convert it ({first_line(error)[:160]})"
         if not problem:
             return program
-    raise LoadError(
-        f"{path} is an ONNX program, and onnx2pytorch {problem}; save the weights alone with "
-        "safetensors and pass architecture=YourModule"
-    )
+    raise LoadError(f"{path} is an ONNX program, and onnx2pytorch {problem}; {ADVICE}")
 
 
 def read_signature(path: Path) -> tuple[list[tuple[Any, ...]], ...]:
@@ -107,12 +111,33 @@ def read_signature(path: Path) -> tuple[list[tuple[Any, ...]], ...]:
     return _signature(onnx, _read(onnx, path))
 
 
+def self_contained(path: Path) -> bytes:
+    """Returns an ONNX program with all its weights in it, also those in a file beside it.
+
+    Raises:
+        PluginError: the extra `pgmkit[onnx]` is not installed.
+        LoadError: the file is damaged, or larger with its weights than one file of ONNX may be.
+    """
+    onnx, _ = _libraries(path)
+    if not any(_is_external(onnx, tensor) for tensor in _tensors(onnx, _read(onnx, path))):
+        return path.read_bytes()
+    model = _read_whole(onnx, path)
+    if model.ByteSize() >= _MOST_BYTES:
+        raise LoadError(
+            f"the ONNX program {path} and the weights beside it are {model.ByteSize():,} bytes, "
+            f"and one file of ONNX has less than 2 GiB; {ADVICE}"
+        )
+    whole: bytes = model.SerializeToString()
+    return whole
+
+
 def _libraries(path: Path) -> tuple[ModuleType, ModuleType]:
     try:
         import onnx
         import onnx.helper
         import onnx.inliner
         import onnx.reference
+        import onnx.shape_inference
         import onnx2pytorch
     except ImportError as error:
         raise PluginError(
@@ -133,10 +158,39 @@ def _read(onnx: Any, path: Path) -> Any:
         ) from error
 
 
+def _read_whole(onnx: Any, path: Path) -> Any:
+    """Returns the program with the weights beside it, and with data from no other place."""
+    model = _read(onnx, path)
+    _fill_in_external(onnx, model, path)
+    for tensor in _tensors(onnx, model):
+        if _is_external(onnx, tensor):  # which libraries would look for in the current folder
+            raise LoadError(
+                f"the ONNX program {path} keeps the constant {tensor.name!r:.60} of a step in "
+                "another file, which pgmkit reads for weights alone; export it as one file"
+            )
+    return model
+
+
+def _tensors(onnx: Any, message: Any) -> Iterator[Any]:
+    """Yields all tensors in a model, wherever they are."""
+    if isinstance(message, onnx.TensorProto):
+        yield message
+        return
+    for _, value in message.ListFields():
+        for part in value if hasattr(value, "extend") else [value]:
+            if hasattr(part, "ListFields"):
+                yield from _tensors(onnx, part)
+
+
+def _is_external(onnx: Any, tensor: Any) -> bool:
+    return bool(tensor.data_location == onnx.TensorProto.EXTERNAL)
+
+
 def _fill_in_external(onnx: Any, model: Any, path: Path) -> None:
     """Reads the weights that lie in a file beside the program, and in no other place."""
+    read: dict[str, int] = {}
     for tensor in model.graph.initializer:
-        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+        if not _is_external(onnx, tensor):
             continue
         entries = {entry.key: entry.value for entry in tensor.external_data}
         name = entries.get("location", "")
@@ -149,6 +203,8 @@ def _fill_in_external(onnx: Any, model: Any, path: Path) -> None:
                 file.seek(int(entries.get("offset", 0)))
                 length = entries.get("length")
                 tensor.raw_data = file.read(int(length) if length else -1)
+            read[name] = read.get(name, 0) + len(tensor.raw_data)
+            check_claim(read[name], path.parent / name)
         except (OSError, ValueError, OverflowError) as error:
             raise LoadError(
                 f"the ONNX program {path} keeps weights in {name!r:.60}, which cannot be read "
@@ -225,15 +281,78 @@ def _described(onnx: Any, value: Any) -> tuple[Any, ...]:
 
 
 def _reference(onnx: Any, model: Any, name: str, z: Tensor, path: Path) -> Tensor:
-    """Returns what ONNX's own reference makes of latents."""
+    """Returns what ONNX's own reference makes of latents, step by step."""
+    graph = model.graph
+    opsets = {part.domain: part.version for part in model.opset_import}
+    values: dict[str, Any] = {"": None}
     try:
-        (images,) = onnx.reference.ReferenceEvaluator(model).run(None, {name: z.numpy()})
-        return torch.from_numpy(images)
+        for tensor in graph.initializer:
+            values[tensor.name] = onnx.numpy_helper.to_array(tensor)
+        values[name] = z.numpy()
+        for node in graph.node:
+            step = onnx.reference.ReferenceEvaluator(node, opsets=opsets)
+            _check_sizes(onnx, model, node, values, len(z), path)
+            given = {key: values[key] for key in node.input if key}
+            made = step.run(None, given)
+            values |= dict(zip(node.output, made, strict=False))
+        return torch.from_numpy(values[graph.output[0].name])
+    except LoadError:
+        raise
     except Exception as error:
         raise LoadError(
             f"the ONNX program {path} does not run on latents of shape {tuple(z.shape)}: "
             f"{first_line(error)[:160]}; export it again, or pass weights and an architecture"
         ) from error
+
+
+def _check_sizes(
+    onnx: Any, model: Any, node: Any, values: dict[str, Any], latents: int, path: Path
+) -> None:
+    """Refuses a step that makes more values than a generator needs, before it is taken."""
+    for key, shape in _foreseen(onnx, model, node, values).items():
+        if None in shape and node.op_type not in _OF_VALUES:
+            raise LoadError(
+                f"the ONNX program {path} does not say how large {key!r:.60} ({node.op_type:.40}) "
+                "is; export it with latents of a fixed size"
+            )
+        count = math.prod(size for size in shape if size is not None)
+        if count > MOST_VALUES * latents:
+            raise LoadError(
+                f"the ONNX program {path} makes {count:,} values at once ({node.op_type:.40}) of "
+                f"{latents} latents, more than a generator needs; {ADVICE}"
+            )
+
+
+def _foreseen(
+    onnx: Any, model: Any, node: Any, values: dict[str, Any]
+) -> dict[str, Sequence[int | None]]:
+    """Returns the shapes that ONNX infers for what a step makes; None is an unknown size."""
+    known = {key: values[key] for key in node.input if key}
+    graph = onnx.helper.make_graph(
+        [node],
+        "step",
+        [
+            onnx.helper.make_tensor_value_info(
+                key, onnx.helper.np_dtype_to_tensor_dtype(value.dtype), value.shape
+            )
+            for key, value in known.items()
+        ],
+        [onnx.ValueInfoProto(name=key) for key in node.output if key],
+        [  # sizes are among the short ones
+            onnx.numpy_helper.from_array(value, key)
+            for key, value in known.items()
+            if value.size <= 1000
+        ],
+    )
+    step = onnx.helper.make_model(
+        graph, opset_imports=model.opset_import, ir_version=model.ir_version
+    )
+    inferred = onnx.shape_inference.infer_shapes(step, strict_mode=True, data_prop=True)
+    shapes: dict[str, Sequence[int | None]] = {}
+    for value in inferred.graph.output:
+        shape = _described(onnx, value)[1]
+        shapes[value.name] = (None,) if shape is None else shape
+    return shapes
 
 
 def _difference(images: Any, expected: Tensor) -> str:

@@ -7,20 +7,50 @@ be used, not of what may not.
 """
 
 import math
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from pgmkit.errors import GeneratorError
+from pgmkit.errors import GeneratorError, first_line
+
+ADVICE = "save its weights alone with safetensors and pass architecture=YourModule"
+
+TYPES = {
+    0: torch.uint8,
+    1: torch.int8,
+    2: torch.int16,
+    3: torch.int32,
+    4: torch.int64,
+    5: torch.float16,
+    6: torch.float32,
+    7: torch.float64,
+    8: torch.complex32,
+    9: torch.complex64,
+    10: torch.complex128,
+    11: torch.bool,
+    15: torch.bfloat16,
+}
+"""How torch numbers types."""
 
 _LARGEST = 2**63
 """Program integers have 64 bits; without an end they could fill the memory."""
 
 _LONGEST = 100_000
 """Lists hold shapes and parts; without an end they, too, could fill the memory."""
+
+_MOST_ENTRIES = 10_000_000
+"""Of all lists that are made in one run."""
+
+MOST_VALUES = 2**27
+"""A step may make so many values for each latent: 128 channels of 1024 pixels squared."""
+
+_MOST_IN_ALL = 2**33
+"""All steps of a run may make so many values for each latent."""
 
 
 def _words(text: str) -> frozenset[str]:
@@ -73,6 +103,9 @@ _CONVOLUTION = (
     *("input", "weight", "bias", "stride", "padding"),
     *("dilation", "transposed", "output_padding", "groups"),
 )
+_MAKERS = _words("arange eye full linspace ones scalar_tensor zeros")
+_BATCH_NORMS = _words("batch_norm native_batch_norm _native_batch_norm_legit")
+_RECURRENT = _words("gru lstm rnn_relu rnn_tanh")
 _DROPOUT = _words("dropout dropout_ alpha_dropout feature_dropout")
 _RANDOM = _words(
     "rand rand_like randn randn_like randint randint_like randperm normal bernoulli multinomial "
@@ -123,7 +156,7 @@ def _refusal(name: str, base: str, where: str) -> str:
         )
     return (
         f"{where} uses the operator {name!r:.60}, which is not among those that pgmkit runs from a "
-        "file; save the weights alone with safetensors and pass architecture=YourModule"
+        f"file; {ADVICE}"
     )
 
 
@@ -139,8 +172,15 @@ def _copy(values: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
 def _dropout(where: str, values: Tensor, p: float, train: bool) -> Tensor:
     """Drops nothing, as generators are not being trained."""
     if train:
-        raise GeneratorError(_refusal("bernoulli", "bernoulli", where))
+        raise GeneratorError(_dropping(where))
     return values
+
+
+def _dropping(where: str) -> str:
+    return (
+        f"{where} draws random numbers (dropout), so its images are not a function of the latents; "
+        "call .eval() on the module before it is traced or exported"
+    )
 
 
 def _convolution(*args: Any, **kwargs: Any) -> Tensor:
@@ -212,7 +252,7 @@ _PLAIN: dict[str, Callable[..., Any]] = {
     "max": max,
     "min": min,
     "mod": lambda a, b: a % b,
-    "mul": lambda a, b: a * b if not isinstance(a, list | str) else _repeated(a, b),
+    "mul": lambda a, b: _times(a, b),
     "ne": lambda a, b: a != b,
     "neg": lambda a: -a,
     "pow": lambda a, b: math.pow(a, b),
@@ -247,14 +287,169 @@ def compute_plain(name: str, args: list[Any], kwargs: dict[str, Any], *, where: 
         result = _PLAIN[name](*args, **kwargs)
     except (ArithmeticError, IndexError, TypeError, ValueError) as error:
         raise GeneratorError(f"{where} cannot compute {name}: {error}") from error
-    if isinstance(result, list | str) and len(result) > _LONGEST:
+    if isinstance(result, list | tuple | str) and len(result) > _LONGEST:
         raise GeneratorError(f"{where} makes a list of {len(result)} entries")
     if isinstance(result, int) and not -_LARGEST <= result < _LARGEST:
         raise GeneratorError(f"{where} computes a number with more than 64 bits")
     return result
 
 
-def _repeated(values: Any, times: int) -> Any:
-    if len(values) * times > _LONGEST:
-        raise ValueError(f"a list of {len(values) * times} entries")
-    return values * times
+def _times(a: Any, b: Any) -> Any:
+    """Multiplies numbers, and repeats what has a length within bounds."""
+    for values, times in ((a, b), (b, a)):
+        if isinstance(values, list | tuple | str) and len(values) * times > _LONGEST:
+            raise ValueError(f"a list of {len(values) * times} entries")
+    return a * b
+
+
+class Run:
+    """One run of a program, which may make so many values for a latent and no more.
+
+    Args:
+        latents: how many it is given.
+        where: the program, for messages.
+    """
+
+    def __init__(self, latents: int, where: str) -> None:
+        self._where = where
+        self._latents = max(1, latents)
+        self._values = 0
+        self._entries = 0
+
+    def compute(
+        self, name: str, args: list[Any], kwargs: dict[str, Any], *, overload: str = ""
+    ) -> Any:
+        """Computes one operator, on tensors or else on numbers and lists.
+
+        Raises:
+            GeneratorError: it may not be used, cannot be computed, or makes too much.
+        """
+        tensors = any(isinstance(part, Tensor) for part in args)
+        lists = any(isinstance(part, list | tuple | str) for part in args[:2])
+        if name in PLAIN_NAMES and (lists or not tensors):
+            return self.compute_plain(name, args, kwargs)
+        operator = find_operator(name, overload, where=self._where)
+        _check_not_training(name, args, self._where)
+        try:
+            if name != "item":
+                self._take(name, self._foresee(name, overload, args, kwargs))
+            return operator(*args, **kwargs)
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            # Out of memory is the caller's to handle, and so are torch's own signals.
+            if type(error) not in (RuntimeError, TypeError, ValueError, IndexError):
+                raise
+            if "memory" in str(error) or "allocate" in str(error):
+                raise
+            raise GeneratorError(
+                f"{self._where} cannot compute {name}: {first_line(error)[:160]}"
+            ) from error
+
+    def compute_plain(self, name: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
+        """Computes with numbers, strings and lists; see the function of this name."""
+        result = compute_plain(name, args, kwargs, where=self._where)
+        if isinstance(result, list | tuple | str) and name != "append":
+            self._entries += len(result)
+            if self._entries > _MOST_ENTRIES:
+                raise GeneratorError(f"{self._where} makes lists of {self._entries} entries")
+        return result
+
+    def _foresee(self, name: str, overload: str, args: list[Any], kwargs: dict[str, Any]) -> int:
+        """Returns how many values an operator will make; what cannot be foreseen is an error."""
+        for numbers in (False, True):  # single values may stand for sizes
+            given = tuple(_described(part, numbers) for part in args)
+            by_name = tuple((key, _described(part, numbers)) for key, part in kwargs.items())
+            try:
+                return _values_made(name, overload, self._where, given, by_name)
+            except (RuntimeError, TypeError, ValueError, IndexError):
+                if numbers:
+                    raise
+        return 0
+
+    def _take(self, name: str, values: int) -> None:
+        self._values += values
+        if values > MOST_VALUES * self._latents or self._values > _MOST_IN_ALL * self._latents:
+            raise GeneratorError(
+                f"{self._where} makes {values:,} values at once ({name}), {self._values:,} in all, "
+                f"of {self._latents} latents, more than a generator needs; {ADVICE}"
+            )
+
+
+@contextmanager
+def unchanged(program: nn.Module, where: str) -> Iterator[None]:
+    """Watches over the weights of a program while it runs.
+
+    Raises:
+        GeneratorError: it has changed them, so that the next run would give other images.
+    """
+    weights = [*program.parameters(), *program.buffers()]
+    before = [0 if weight.is_inference() else weight._version for weight in weights]
+    yield
+    after = [0 if weight.is_inference() else weight._version for weight in weights]
+    if before != after:
+        raise GeneratorError(
+            f"{where} changes its own weights, so its images are not a function of the latents; "
+            f"{ADVICE}"
+        )
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """Stands for a tensor."""
+
+    sizes: tuple[int, ...]
+    dtype: torch.dtype
+
+
+def _described(value: Any, numbers: bool) -> Any:
+    """Returns an argument without its values; numbers: with those of tensors of one value."""
+    if isinstance(value, Tensor):
+        if numbers and value.ndim == 0:
+            return value.item()
+        return _Sizes(tuple(value.shape), value.dtype)
+    if isinstance(value, torch.device):
+        return torch.device("meta")
+    if isinstance(value, list | tuple):
+        return tuple(_described(part, numbers) for part in value)
+    return value
+
+
+def _without_values(value: Any) -> Any:
+    if isinstance(value, _Sizes):
+        return torch.empty(value.sizes, dtype=value.dtype, device="meta")
+    if isinstance(value, tuple):
+        return [_without_values(part) for part in value]
+    return value
+
+
+@lru_cache(maxsize=4096)
+def _values_made(
+    name: str, overload: str, where: str, args: tuple[Any, ...], kwargs: tuple[Any, ...]
+) -> int:
+    """Returns how many values an operator makes, found without making them."""
+    by_name = {key: _without_values(value) for key, value in kwargs}
+    if name in _MAKERS:
+        by_name["device"] = torch.device("meta")
+    with torch.no_grad():
+        operator = find_operator(name, overload, where=where)
+        made = operator(*(_without_values(value) for value in args), **by_name)
+    parts = made if isinstance(made, list | tuple) else [made]
+    return sum(part.numel() for part in parts if isinstance(part, Tensor))
+
+
+def _check_not_training(name: str, args: list[Any], where: str) -> None:
+    """Refuses what was recorded while the module was being trained."""
+    given = [*args, *[None] * 9]
+    if name in _BATCH_NORMS:
+        stats, training = (given[3], given[5]) if given[5] in (True, False) else (None, given[3])
+        # Instance norms are written out as batch norms of one.
+        if training and (isinstance(stats, Tensor) or len(given[0]) > 1):
+            raise GeneratorError(
+                f"{where} normalises by the batch ({name}), so its images depend on each other; "
+                "call .eval() on the module before it is traced or exported"
+            )
+    drops = name == "scaled_dot_product_attention" and given[4]
+    if name in _RECURRENT:
+        rates = [index for index, part in enumerate(args) if isinstance(part, float)]
+        drops = bool(rates and given[rates[0]] and given[rates[0] + 1])
+    if drops:
+        raise GeneratorError(_dropping(where))

@@ -38,6 +38,7 @@ __all__ = [
     "load_onnx",
     "load_program",
     "load_torchscript",
+    "program_bytes",
     "program_signature",
 ]
 
@@ -154,6 +155,18 @@ def load_program(path: Path) -> nn.Module:
     if kind not in LOADERS:
         raise LoadError(f"{path} is no program: it {describe_kind(kind)}")
     return LOADERS[kind](path)
+
+
+def program_bytes(path: Path) -> bytes:
+    """Returns what to save of a program: one file that needs none beside it.
+
+    Raises:
+        LoadError: it cannot be read; or it is ONNX with weights beside it, and damaged or too
+            large for one file.
+    """
+    if kind_of_file(path) == "onnx":
+        return onnx.self_contained(path)
+    return path.read_bytes()
 
 
 def program_signature(path: Path) -> ProgramSignature:

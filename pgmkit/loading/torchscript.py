@@ -22,32 +22,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pgmkit.errors import GeneratorError, LoadError, first_line
-from pgmkit.loading.archives import Archive, open_archive
-from pgmkit.loading.operators import PLAIN_NAMES, compute_plain, find_operator
+from pgmkit.errors import GeneratorError, LoadError
+from pgmkit.loading.archives import Archive, check_claim, open_archive
+from pgmkit.loading.operators import ADVICE, TYPES, Run, unchanged
 
 _STEPS = 1_000_000
 """A program that has done so much for one batch of latents does not end, or should."""
 
-_MOST_VALUES = 4
-"""A file may claim so many times the bytes that it has: values can share storage, within reason."""
-
 _CODE_BYTES = 16 * 2**20
-_ADVICE = "save its weights alone with safetensors and pass architecture=YourModule"
 
-# How TorchScript numbers types.
-_TYPES = {
-    0: torch.uint8,
-    1: torch.int8,
-    2: torch.int16,
-    3: torch.int32,
-    4: torch.int64,
-    5: torch.float16,
-    6: torch.float32,
-    7: torch.float64,
-    11: torch.bool,
-    15: torch.bfloat16,
-}
 _QUERIES: Mapping[str, Any] = {
     "device": None,
     "dtype": None,
@@ -66,7 +49,7 @@ _STATE: Mapping[str, bool] = {
     "is_autocast_enabled": False,
     "is_grad_enabled": True,
 }
-_NUMBERS = {dtype: number for number, dtype in _TYPES.items()}
+_NUMBERS = {dtype: number for number, dtype in TYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -116,24 +99,20 @@ class Scripted(nn.Module):
         self._where = where
         self._constants: dict[str, Any] = {}
         for number, value in enumerate(constants):
-            if isinstance(value, Tensor) and value.is_floating_point():  # frozen weights
-                self.register_parameter(f"constant_{number}", nn.Parameter(value.detach()))
-            elif isinstance(value, Tensor):
+            if isinstance(value, Tensor) and value.ndim:  # frozen weights
                 self.register_buffer(f"constant_{number}", value.detach())
-            else:
+            else:  # numbers of the code are none of the module's weights, and keep their type
                 self._constants[f"c{number}"] = value
 
     def forward(self, z: Tensor) -> Any:
         """Returns what the program returns for latents z."""
-        return _Walk(self, z).call_method(self.root, "forward", [z], {})
+        with unchanged(self, self._where):
+            return _Walk(self, z).call_method(self.root, "forward", [z], {})
 
     def constant(self, name: str) -> Any:
         """Returns a constant by the name that the code uses for it, such as "c0"."""
         key = f"constant_{name[1:]}"
-        for among in (self._parameters, self._buffers):
-            if key in among:
-                return among[key]
-        return self._constants[name]
+        return self._buffers[key] if key in self._buffers else self._constants[name]
 
 
 def load_torchscript(path: Path) -> nn.Module:
@@ -149,15 +128,14 @@ def load_torchscript(path: Path) -> nn.Module:
         digest = _digest(archive)
     if not isinstance(root, _Object):
         raise LoadError(f"{path} holds a {type(root).__name__} and no TorchScript module")
+    if not isinstance(constants, list | tuple):
+        raise LoadError(f"the constants in {path} are no list; fetch or save the file again")
     part = _part(root, code, path, inside=())
     if f"{type(root).kind}.forward" not in code.functions:
-        raise LoadError(f"the TorchScript program {path} has no method 'forward'; {_ADVICE}")
+        raise LoadError(f"the TorchScript program {path} has no method 'forward'; {ADVICE}")
     program = Scripted(part, code, list(constants), digest, f"the TorchScript program {path}")
     weights = [*program.parameters(), *program.buffers()]
-    if sum(weight.nbytes for weight in weights) > _MOST_VALUES * path.stat().st_size:
-        raise LoadError(
-            f"the weights in {path} claim many times the bytes that it has; it was tampered with"
-        )
+    check_claim(sum(weight.nbytes for weight in weights), path)
     return program.eval().requires_grad_(False)
 
 
@@ -203,7 +181,7 @@ def _read_objects(archive: Archive, name: str, path: Path) -> Any:
     except Exception as error:  # what damaged pickles lead to is not documented
         held = f"it holds {strange[0]:.80}" if strange else "it is damaged"
         raise LoadError(
-            f"the TorchScript program {path} cannot be read as data ({held}); {_ADVICE}"
+            f"the TorchScript program {path} cannot be read as data ({held}); {ADVICE}"
         ) from error
 
 
@@ -232,14 +210,14 @@ def _read_code(archive: Archive, path: Path) -> Code:
     parameters: dict[str, frozenset[str]] = {}
     names = [n for n in archive.names if n.startswith("code/") and n.endswith(".py")]
     if sum(archive.size(name) for name in names) > _CODE_BYTES:
-        raise LoadError(f"the TorchScript program {path} has more than 16 MiB of code; {_ADVICE}")
+        raise LoadError(f"the TorchScript program {path} has more than 16 MiB of code; {ADVICE}")
     for name in names:
         module = name.removeprefix("code/").removesuffix(".py").replace("/", ".")
         try:
             tree = ast.parse(archive.read(name).decode("utf-8"))
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             raise LoadError(
-                f"the code {name} in {path} cannot be read ({type(error).__name__}); {_ADVICE}"
+                f"the code {name} in {path} cannot be read ({type(error).__name__}); {ADVICE}"
             ) from error
         for part in tree.body:
             if isinstance(part, ast.FunctionDef):
@@ -257,7 +235,7 @@ def _digest(archive: Archive) -> str:
     """Returns what stands for code and values of an archive."""
     digest = hashlib.sha256()
     for name in sorted(archive.names):
-        if name.endswith(".py") or name in ("data.pkl", "constants.pkl"):
+        if name.endswith(".py") or name == "data.pkl" or name.startswith("constants"):
             data = archive.read(name)
             digest.update(f"{name} {len(data)} ".encode() + data)
     return digest.hexdigest()
@@ -295,7 +273,7 @@ def _part(thing: _Object, code: Code, path: Path, inside: tuple[int, ...]) -> Pa
         except (KeyError, TypeError) as error:
             raise LoadError(
                 f"the TorchScript program {path} calls a part {name!r:.60}, which no module of "
-                f"torch can have; {_ADVICE}"
+                f"torch can have; {ADVICE}"
             ) from error
     part._values["training"] = False
     return part
@@ -311,7 +289,7 @@ def _plain(value: Any, name: str, path: Path) -> Any:
         return {key: _plain(part, name, path) for key, part in value.items()}
     raise LoadError(
         f"the TorchScript program {path} keeps a {type(value).__name__} inside {name!r:.60}; "
-        f"{_ADVICE}"
+        f"{ADVICE}"
     )
 
 
@@ -331,6 +309,7 @@ class _Walk:
         self._functions = program._code.functions
         self._where = program._where
         self._device = z.device
+        self._made = Run(len(z), program._where)
         self._steps = 0
         self._depth = 0
 
@@ -401,7 +380,7 @@ class _Walk:
         else:
             raise GeneratorError(
                 f"{self._where} changes itself ({ast.unparse(target)[:60]} = ...), so its images "
-                f"are not a function of the latents; {_ADVICE}"
+                f"are not a function of the latents; {ADVICE}"
             )
 
     def _run_If(self, line: ast.If, scope: dict[str, Any]) -> None:  # noqa: N802
@@ -483,7 +462,8 @@ class _Walk:
         path = _dotted(node)
         if path.startswith("CONSTANTS."):
             try:
-                return self._program.constant(node.attr)
+                value = self._program.constant(node.attr)
+                return value.to(self._device) if isinstance(value, Tensor) else value
             except KeyError:
                 raise self._unknown(f"the constant {node.attr!r:.60}") from None
         if path.startswith("__torch__."):
@@ -541,23 +521,12 @@ class _Walk:
             return _STATE[name]
         if name in _QUERIES and args:
             return self._attribute(args[0], name)
-        plain = not any(isinstance(part, Tensor) for part in args)
-        if (plain and name in PLAIN_NAMES) or name in ("append", "__contains__", "format", "len"):
-            return compute_plain(name, args, kwargs, where=self._where)
-        if name in ("Int", "Float", "Bool", "IntImplicit", "FloatImplicit", "ScalarImplicit"):
+        if name in ("append", "__contains__", "format", "len"):
+            return self._made.compute_plain(name, args, kwargs)
+        converts = ("Int", "Float", "Bool", "IntImplicit", "FloatImplicit", "ScalarImplicit")
+        if name in converts and args and isinstance(args[0], Tensor):
             return args[0].item()
-        operator = find_operator(name, where=self._where)
-        try:
-            return operator(*args, **kwargs)
-        except (RuntimeError, TypeError, ValueError, IndexError) as error:
-            # Out of memory is the caller's to handle, and so are torch's own signals.
-            if type(error) not in (RuntimeError, TypeError, ValueError, IndexError):
-                raise
-            if "memory" in str(error) or "allocate" in str(error):
-                raise
-            raise GeneratorError(
-                f"{self._where} cannot compute {name}: {first_line(error)[:160]}"
-            ) from error
+        return self._made.compute(name, args, kwargs)
 
     def _primitive(self, name: str, args: list[Any]) -> Any:
         if name == "RaiseException":
@@ -565,7 +534,7 @@ class _Walk:
         if name == "NumToTensor":
             return torch.tensor(args[0])
         if name in ("min", "max", "abs"):
-            return compute_plain(name, args, {}, where=self._where)
+            return self._made.compute_plain(name, args, {})
         if name in _QUERIES:
             return self._attribute(args[0], name)
         if name == "type" and isinstance(args[0], torch.device):
@@ -578,7 +547,7 @@ class _Walk:
 
     def _unknown(self, what: str) -> GeneratorError:
         return GeneratorError(
-            f"{self._where} uses {what}, which pgmkit does not run from a file; {_ADVICE}"
+            f"{self._where} uses {what}, which pgmkit does not run from a file; {ADVICE}"
         )
 
 
