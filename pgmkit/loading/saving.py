@@ -15,6 +15,7 @@ from pgmkit.generator import Generator
 from pgmkit.loading.cards import SAMPLES_FILE, generator_card, public
 from pgmkit.loading.folders import CONFIG_FILE, FORMAT_VERSION, WEIGHTS_FILE
 from pgmkit.loading.hub import check_push, push_folder
+from pgmkit.loading.programs import program_bytes
 from pgmkit.loading.weights import serialise
 
 CARD_FILE = "README.md"
@@ -55,7 +56,7 @@ def write_generator(folder: Path, generator: Generator) -> None:
 
 
 def _program(generator: Generator, path: Path) -> bytes:
-    """Returns the bytes of the file that a generator was read from."""
+    """Returns the file that a generator was read from, with what may lie beside it."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -68,7 +69,7 @@ def _program(generator: Generator, path: Path) -> bytes:
         raise OutputError(
             f"{path} has changed since {generator.name!r} was loaded from it; load it again"
         )
-    return data
+    return program_bytes(path)
 
 
 def save_generator(folder: Path, generator: Generator, *, card: str, samples: Tensor) -> None:
