@@ -110,7 +110,7 @@ class _Description:
         if isinstance(value, int | float):
             # JSON turns 1.0 into 1 and back.
             return ["number", repr(float(value) if abs(value) < 2**53 else value)]
-        if isinstance(value, Tensor | nn.Module | types.FunctionType):
+        if isinstance(value, Tensor | np.ndarray | nn.Module | types.FunctionType):
             read = frozenset()  # told the same everywhere
         key = id(value), frozenset(read)
         if key not in self._known:

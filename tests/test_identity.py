@@ -482,6 +482,20 @@ def test_a_program_in_a_file_is_the_same_wherever_it_lies(tmp_path: Path) -> Non
     assert found[0] == found[1] != found[2]
 
 
+def test_functions_of_other_packages_count_by_their_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "site-packages" / "package_of_another"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("__version__ = '1'\ndef part(z):\n    return z * 2\n")
+    monkeypatch.syspath_prepend(str(package.parent))
+    module = written("self.net(part(z))", "from package_of_another import part")
+    before = fingerprint(module)
+    assert fingerprint(module) == before
+    monkeypatch.setattr("package_of_another.__version__", "2")
+    assert fingerprint(module) != before
+
+
 def test_a_file_that_was_edited_after_import_is_not_what_runs(tmp_path: Path) -> None:
     path = tmp_path / "edited.py"
     text = "def part(z):\n    return z * 2\n"
@@ -591,9 +605,8 @@ def test_landmarks_of_half_precision_are_those_of_its_weights_in_float32(
 def test_landmarks_see_a_limit_that_few_images_reach() -> None:
     z = generator_of(Net()).sample_latents(64, seed=0)
     net = seeded_linear().requires_grad_(False)
-    limit = float(net(z[:2]).abs().max())
-    reached = (net(z).abs() > limit).any(dim=1)
-    assert 0 < reached.sum() < 32
+    limit = float(net(z).abs().amax(dim=1).topk(3).values[-1])
+    assert not (net(z[:2]).abs() > limit).any()
     limited = nn.Sequential(seeded_linear(), nn.Hardtanh(-limit, limit))
     own = landmarks(generator_of(seeded_linear()))
     assert not agree(landmarks(generator_of(limited)), own)

@@ -18,8 +18,11 @@ from pgmkit.machine import full_float32
 from pgmkit.seeds import random_generator
 from pgmkit.spectrum.jacobian import in_precision
 
-_TOLERANCE = 1e-4
-"""Relative to the values of the images; sums in another order change about 1e-6 of them."""
+_TOLERANCE = 2e-4
+"""Relative to the values of the images.
+
+Sums in another order change 1e-6 of those of a DCGAN, and 1e-4 after 20 normalised convolutions.
+"""
 
 
 def landmarks(generator: Generator) -> list[float]:
