@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from pgmkit import identity
 from pgmkit.errors import GeneratorError, ParameterError, PgmkitWarning, first_line
 from pgmkit.forms import as_images, range_complaint
+from pgmkit.machine import check_memory
 from pgmkit.priors import LatentSpec
 from pgmkit.seeds import random_generator
 
@@ -78,7 +80,9 @@ def _is_side(value: Any) -> bool:
 def _is_range(value: Any) -> bool:
     if not isinstance(value, tuple | list) or len(value) != 2:
         return False
-    numbers = all(isinstance(bound, int | float) and math.isfinite(bound) for bound in value)
+    numbers = all(
+        isinstance(bound, int | float) and abs(bound) <= sys.float_info.max for bound in value
+    )
     return numbers and value[0] < value[1]
 
 
@@ -220,12 +224,22 @@ class Generator:
         """
         if count < 1:
             raise ParameterError(f"the number of latents must be at least 1, not {count}")
+        check_memory(
+            4 * self.latent.dim * max(count, self._rows_to_draw(count)),
+            f"{count:,} latents of {self.latent.dim:,} dimensions",
+            "ask for fewer, or correct latent.dim",
+        )
         drawn = torch.empty(count, self.latent.dim)
         for start in range(0, count, _LATENT_CHUNK):
             part = drawn[start : start + _LATENT_CHUNK]
             random = random_generator(seed, "latents", start)
             part.copy_(self.latent.sample(self._rows_to_draw(len(part)), random)[: len(part)])
         return drawn
+
+    def fixed_latents(self) -> Tensor:
+        """Returns the latents (n, M) whose images stand for all: 64, or fewer of large images."""
+        count = min(_CHECKED_IMAGES, max(2, _CHECKED_VALUES // math.prod(self.image.shape)))
+        return self.sample_latents(count, seed=0)
 
     def _rows_to_draw(self, count: int) -> int:
         """Returns how many latents of a chunk to draw for the first `count` to be what they are.
@@ -252,10 +266,7 @@ class Generator:
         if self._range_checked:
             return
         self._range_checked = True
-        count = min(_CHECKED_IMAGES, max(2, _CHECKED_VALUES // math.prod(self.image.shape)))
-        complaint = range_complaint(
-            self.images(self.sample_latents(count, seed=0)), self.image.range
-        )
+        complaint = range_complaint(self.images(self.fixed_latents()), self.image.range)
         if complaint is not None:
             warnings.warn(
                 f"the generator {self.name!r} makes {complaint}", PgmkitWarning, stacklevel=2
@@ -343,15 +354,15 @@ class Generator:
         in their order, the attributes that their code reads, the code itself with closures and
         constants, hooks that change images, and both specs. It is the same on all devices, for
         all versions of Python and for any layout in memory, before saving and after loading, and
-        whatever the generator is called. What it cannot see, such as a container that is global,
-        changes the images of fixed latents, which are compared beside it; see
+        whatever the generator is called. What it cannot see, such as a file that is read on each
+        call, changes the images of fixed latents, which are compared beside it; see
         `pgmkit.spectrum.landmarks`.
         """
         hooks = identity.has_hooks(self.module) and self._hooks_change_images()
         return identity.digest(self.module, self.specs(), hooks=hooks)
 
     def _hooks_change_images(self) -> bool:
-        z = self.sample_latents(2, seed=0)
+        z = self.fixed_latents()
         try:
             images = self.images(z)
             with identity.without_hooks(self.module):

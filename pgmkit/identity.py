@@ -13,12 +13,23 @@ import dis
 import enum
 import functools
 import hashlib
+import importlib.metadata
+import inspect
 import json
 import linecache
 import re
 import sys
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import (
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    MutableMapping,
+    MutableSequence,
+    MutableSet,
+    Set,
+)
 from typing import Any
 
 import numpy as np
@@ -39,6 +50,12 @@ _NO_PART_OF_THE_MAP = {"__init__", "__repr__", "extra_repr", "__setstate__", "__
 _ANY_ATTRIBUTE = {"__dict__", "vars", "getattr"}
 _ALL_CHILDREN = {"children", "named_children", "modules", "named_modules", "_modules"}
 _WRITES = {"STORE_ATTR", "DELETE_ATTR", "STORE_GLOBAL", "STORE_DEREF"}
+_LOADS = {"LOAD_ATTR", "LOAD_GLOBAL", "LOAD_NAME", "LOAD_DEREF"}
+_CHANGES = {
+    "add", "append", "appendleft", "clear", "extend", "insert", "pop", "popitem", "popleft",
+    "remove", "setdefault", "update", "__setitem__",
+}  # fmt: skip
+"""Methods that change a container."""
 
 
 def digest(module: nn.Module, specs: Mapping[str, Any], *, hooks: bool) -> str:
@@ -80,7 +97,9 @@ class _Description:
 
     def __init__(self, hooks: bool) -> None:
         self._hooks = hooks
-        self._known: dict[int, tuple[Any, Any]] = {}  # with the value, so that ids stay its own
+        # What code around a value reads decides what counts of it. Values stay, so ids are theirs.
+        self._known: dict[tuple[int, frozenset[str]], tuple[Any, Any]] = {}
+        self._open: set[int] = set()
 
     def value(self, value: Any, read: Set[str] = frozenset()) -> Any:
         """Describes any value; `read` are the names that the code around it mentions."""
@@ -91,15 +110,20 @@ class _Description:
         if isinstance(value, int | float):
             # JSON turns 1.0 into 1 and back.
             return ["number", repr(float(value) if abs(value) < 2**53 else value)]
-        if isinstance(value, enum.Enum):
-            return ["enum", value.name]
-        known = self._known.get(id(value))
-        if known is None:
-            self._known[id(value)] = value, "itself"
-            known = self._known[id(value)] = value, self._compound(value, read)
-        return known[1]
+        if isinstance(value, Tensor | np.ndarray | nn.Module | types.FunctionType):
+            read = frozenset()  # told the same everywhere
+        key = id(value), frozenset(read)
+        if key not in self._known:
+            if id(value) in self._open:
+                return "itself"
+            self._open.add(id(value))
+            self._known[key] = value, self._compound(value, read)
+            self._open.remove(id(value))
+        return self._known[key][1]
 
     def _compound(self, value: Any, read: Set[str]) -> Any:
+        if isinstance(value, enum.Enum):
+            return ["enum", value.name, self.value(value.value, read)]
         if isinstance(value, Tensor | np.ndarray):
             return _array(value)
         if isinstance(value, nn.Module):
@@ -121,23 +145,39 @@ class _Description:
             return ["property", self.value(value.fget)]
         if isinstance(value, staticmethod | classmethod) or hasattr(value, "cache_info"):
             return self.value(value.__wrapped__)
+        if isinstance(value, torch.jit.ScriptFunction):
+            return ["script", _graph(value)]
         if isinstance(value, type):
-            return ["class", _name(value), *map(self.value, _functions(_foreign(value)).values())]
+            functions = _functions(_foreign(value)).values()
+            attributes = self._named(_class_attributes(value, read), read)
+            return ["class", _base(value), *map(self.value, functions), *attributes]
         if isinstance(value, types.ModuleType):
             return ["module", value.__name__]
         if callable(value) and hasattr(value, "__qualname__"):
             return ["builtin", f"{getattr(value, '__module__', '')}.{value.__qualname__}"]
-        if isinstance(value, types.SimpleNamespace) or _foreign(type(value)):
-            return self._instance(value, {"__call__", *read})
-        return ["other", _name(type(value))]
+        of_torch = type(value).__module__.startswith("torch")
+        if hasattr(value, "__dict__") or _foreign(type(value)):
+            told = self._instance(value, {"__call__", *read}, everything=of_torch)
+        else:
+            told = [] if of_torch else self._content(value, read)  # devices do not count
+        return ["object", _base(type(value)), *told]
 
-    def _pairs(self, values: Mapping[Any, Any], read: Set[str]) -> list[Any]:
-        """Describes a mapping in any order; private keys hold paths and versions."""
-        shown = (item for item in values.items() if not str(item[0]).startswith("_"))
-        return sorted(
-            ([self.value(key), self.value(value, read)] for key, value in shown),
-            key=lambda pair: json.dumps(pair[0]),
-        )
+    def _content(self, value: Any, read: Set[str]) -> list[Any]:
+        """Describes what the copy of a value would be made from."""
+        try:
+            parts = value.__reduce_ex__(4)[1:]
+        except Exception:  # a lock, a file, and others that are no numbers
+            return []
+        return [self.value([*p] if isinstance(p, Iterator) else p, read) for p in parts]
+
+    def _pairs(self, values: Mapping[Any, Any], read: Set[str]) -> Iterator[Any]:
+        """Describes a mapping; private keys that no code mentions hold paths and versions."""
+        for key, value in values.items():
+            if not str(key).startswith("_") or key in read:
+                yield [self.value(key), self.value(value, read)]
+
+    def _named(self, values: Mapping[str, Any], read: Set[str]) -> list[Any]:
+        return [[name, self.value(value, read)] for name, value in sorted(values.items())]
 
     def _module(self, module: nn.Module) -> Any:
         original = getattr(module, "_orig_mod", None)
@@ -164,13 +204,11 @@ class _Description:
         read = {"forward", *entries}
         instance = self._instance(module, read, everything="forward" not in functions)
         container = isinstance(module, nn.Sequential | nn.ModuleList) and "forward" not in functions
-        children = self._children(
-            module, ordered=container or bool(read & _ALL_CHILDREN), named=not container
-        )
-        base = next(cls for cls in type(module).__mro__ if cls not in foreign)
+        ordered = container or isinstance(module, nn.ModuleDict) or bool(read & _ALL_CHILDREN)
+        children = self._children(module, ordered=ordered, named=not container)
         mode = ["training"] if module.training else []
         return [
-            "layer", _name(base), *mode, instance, *self._tensors(module), *children,
+            "layer", _base(type(module)), *mode, instance, *self._tensors(module), *children,
             *self._module_hooks(module),
         ]  # fmt: skip
 
@@ -193,11 +231,11 @@ class _Description:
 
     def _instance(self, value: Any, read: set[str], *, everything: bool = False) -> Any:
         """Describes the code of an object that is reached, and the attributes that it reads."""
-        own = dict(getattr(value, "__dict__", {}))
         classes = _foreign(type(value))
+        own = _slots(value, classes) | getattr(value, "__dict__", {})
         reachable = {
-            f"{name} of {_name(cls)}": (name, function)
-            for cls in classes[1:]
+            f"{name} of {place}": (name, function)
+            for place, cls in enumerate(classes[1:])
             for name, function in _functions([cls]).items()
         }
         reachable |= {name: (name, function) for name, function in _functions(classes).items()}
@@ -216,24 +254,15 @@ class _Description:
                 written |= changed
                 described[label] = self.value(function)
                 found = True
-        told = {
-            name: vars(cls)[name]
-            for cls in reversed(classes)
-            for name in read & vars(cls).keys()
-            if not name.startswith("__")
-        }
+        told = _class_attributes(type(value), read)
         for name, part in own.items():
             open_to_all = everything and name not in _NOT_READ and not name.startswith("_")
             counts = open_to_all or name in read or bool(read & _ANY_ATTRIBUTE)
-            if counts and name not in written and not _is_own_state(value, name):
+            if counts and not _is_changed(name, part, written) and not _is_own_state(value, name):
                 told[name] = part
         return [
             [described[name] for name in sorted(described)],
-            [
-                [name, self.value(told[name], read)]
-                for name in sorted(told)
-                if name not in described
-            ],
+            self._named({name: told[name] for name in told if name not in described}, read),
         ]
 
     def _function(self, function: types.FunctionType) -> Any:
@@ -242,19 +271,20 @@ class _Description:
             names, written = frozenset[str](), frozenset[str]()
         else:
             code = _code_text(function.__code__)
-            names, written = _names(function.__code__)
+            names, written, _ = _names(function.__code__)
         cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
         closure = [
-            [name, self.value(_content(cell), names)]
+            [name, self.value(_cell(cell), names)]
             for name, cell in cells
-            if name not in written and name != "__class__"
+            if name != "__class__" and not _is_changed(name, _cell(cell), written)
         ]
         defaults = [self.value(function.__defaults__), self.value(function.__kwdefaults__)]
         reached = [
             [name, self.value(found, names)]
             for name, found in _globals_of(function, names, written)
         ]
-        return ["function", code, defaults, closure, reached]
+        own = {name: part for name, part in vars(function).items() if name in names}
+        return ["function", code, defaults, closure, reached, *self._named(own, names)]
 
 
 def _reach(function: Any) -> tuple[frozenset[str], frozenset[str]]:
@@ -267,13 +297,13 @@ def _reach(function: Any) -> tuple[frozenset[str], frozenset[str]]:
         if found is None or id(found) in seen:
             continue
         seen.add(id(found))
-        names, changed = _names(found.__code__)
+        names, changed, _ = _names(found.__code__)
         if _is_foreign(_home(found)):
             read |= names
             if found.__name__ != "__init__":
                 written |= changed
             remaining += [value for _, value in _globals_of(found, names, changed)]
-        remaining += [_content(cell) for cell in found.__closure__ or ()]
+        remaining += [_cell(cell) for cell in found.__closure__ or ()]
     return frozenset(read), frozenset(written)
 
 
@@ -291,17 +321,20 @@ def _home(function: types.FunctionType) -> str:
 def _globals_of(
     function: types.FunctionType, names: Set[str], written: Set[str]
 ) -> Iterator[tuple[str, Any]]:
-    """Yields what a function refers to outside itself, by name; no containers, which are caches."""
+    """Yields what a function refers to outside itself, by name, but for what it changes."""
     scope = function.__globals__
-    for name in sorted(names & scope.keys() - written):
+    for name in sorted(_names(function.__code__)[2] & scope.keys()):
         value = scope[name]
+        if _is_changed(name, value, written):
+            continue
         if isinstance(value, types.ModuleType) and _is_foreign(value.__name__):
             parts = {f"{name}.{part}": vars(value)[part] for part in names & vars(value).keys()}
         else:
             parts = {name: value}
         for place, part in sorted(parts.items()):
-            if not isinstance(part, list | dict | set | types.ModuleType):
-                yield place, _name(part) if _is_of_another_package(part, function) else part
+            if not isinstance(part, types.ModuleType):
+                other = _is_of_another_package(part, function)
+                yield place, f"{_name(part)} {_version(part)}" if other else part
 
 
 def _is_of_another_package(value: Any, function: types.FunctionType) -> bool:
@@ -313,7 +346,15 @@ def _is_of_another_package(value: Any, function: types.FunctionType) -> bool:
     return installed and value.__module__.partition(".")[0] != _home(function).partition(".")[0]
 
 
-def _content(cell: types.CellType) -> Any:
+def _version(value: Any) -> str:
+    """Returns the version of the package that a function or class comes from, "" if unknown."""
+    package = value.__module__.partition(".")[0]
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version(package)
+    return str(getattr(sys.modules.get(package), "__version__", ""))
+
+
+def _cell(cell: types.CellType) -> Any:
     try:
         return cell.cell_contents
     except ValueError:  # not filled yet
@@ -347,6 +388,26 @@ def _is_foreign(module_name: str) -> bool:
 def _foreign(cls: type) -> list[type]:
     """Returns the classes, in order of resolution, whose code is told by what it says."""
     return [part for part in cls.__mro__ if _is_foreign(part.__module__)]
+
+
+def _base(cls: type) -> str:
+    """Returns the name of the first class whose code is told by name."""
+    return next(_name(part) for part in cls.__mro__ if not _is_foreign(part.__module__))
+
+
+def _class_attributes(cls: type, read: Set[str]) -> dict[str, Any]:
+    """Returns the attributes that are read of a class and those it inherits from."""
+    return {
+        name: vars(part)[name]
+        for part in reversed(_foreign(cls))
+        for name in read & vars(part).keys()
+        if not name.startswith("__")
+    }
+
+
+def _slots(value: Any, classes: Iterable[type]) -> dict[str, Any]:
+    names = (n for cls in classes for n in vars(cls) if inspect.ismemberdescriptor(vars(cls)[n]))
+    return {name: getattr(value, name) for name in names if hasattr(value, name)}
 
 
 def _own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor | None]]:
@@ -391,25 +452,14 @@ def _foreign_hooks(module: nn.Module) -> Iterator[Callable[..., Any]]:
     if isinstance(module, torch.jit.ScriptModule):
         return
     for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
-        if _is_foreign(getattr(hook, "__module__", None) or type(hook).__module__):
+        home = getattr(hook, "__module__", None) or type(hook).__module__
+        if not home.startswith("torch."):
             yield hook
 
 
 def _script(module: Any) -> list[Any]:
-    """Returns graph and plain attributes of a scripted module, the same after saving and loading.
-
-    Loading counts compilations, gives other names to values, and puts constants in another order.
-    """
-    graph = re.sub(r"\.?___torch_mangle_\d+|,? +(#|scope:) [^\n]*", "", str(module.inlined_graph))
-    graph = re.sub(r": [A-Z]\w*\([^()]*\)", ": Tensor", graph)  # shapes seen while tracing
-    constants = dict(re.findall(r"(%[\w.]+) : [^\n]*prim::Constant(.*)\(\)\n", graph))
-    graph = re.sub(r" *%[\w.]+ : [^\n]*prim::Constant.*\n", "", graph)
-    names: dict[str, str] = {}
-    graph = re.sub(
-        r"%[\w.]+",
-        lambda found: constants.get(found[0]) or names.setdefault(found[0], f"%{len(names)}"),
-        graph,
-    )
+    """Returns graph and plain attributes of a scripted module."""
+    graph = _graph(module)
     read = sorted(set(re.findall(r'prim::GetAttr\[name="(\w+)"\]', graph)))
     attributes = [
         [place, name, repr(getattr(part, name))]
@@ -420,18 +470,69 @@ def _script(module: Any) -> list[Any]:
     return [graph, attributes]
 
 
+def _graph(script: Any) -> str:
+    """Returns the graph of a scripted module or function, the same after saving and loading.
+
+    Loading counts compilations, gives other names to values, and puts constants in another order.
+    """
+    graph = re.sub(r"\.?___torch_mangle_\d+|,? +(#|scope:) [^\n]*", "", str(script.inlined_graph))
+    graph = re.sub(r": [A-Z]\w*\([^()]*\)", ": Tensor", graph)  # shapes seen while tracing
+    constants = dict(re.findall(r"(%[\w.]+) : [^\n]*prim::Constant(.*)\(\)\n", graph))
+    graph = re.sub(r" *%[\w.]+ : [^\n]*prim::Constant.*\n", "", graph)
+    names: dict[str, str] = {}
+    return re.sub(
+        r"%[\w.]+",
+        lambda found: constants.get(found[0]) or names.setdefault(found[0], f"%{len(names)}"),
+        graph,
+    )
+
+
 @functools.lru_cache(maxsize=4096)
-def _names(code: types.CodeType) -> tuple[frozenset[str], frozenset[str]]:
-    """Returns the names, and strings that may be names, that code mentions, and those it sets."""
+def _names(code: types.CodeType) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
+    """Returns the names that code mentions, those it changes, and those of global values.
+
+    Names that it mentions are also strings that may be names.
+    """
+    steps = [step for step in dis.get_instructions(code) if step.opname != "CACHE"]
     read = {*code.co_names, *code.co_freevars}
     read |= {value for value in code.co_consts if isinstance(value, str) and value.isidentifier()}
-    written = {step.argval for step in dis.get_instructions(code) if step.opname in _WRITES}
+    written = {step.argval for step in steps if step.opname in _WRITES} | _changed(steps)
+    outside = {step.argval for step in steps if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
     for part in code.co_consts:
         if isinstance(part, types.CodeType):
-            more_read, more_written = _names(part)
+            more_read, more_written, more_outside = _names(part)
             read |= more_read
             written |= more_written - {*part.co_cellvars}
-    return frozenset(read), frozenset(written)
+            outside |= more_outside
+    return frozenset(read), frozenset(written), frozenset(outside)
+
+
+def _changed(steps: list[dis.Instruction]) -> set[str]:
+    """Returns which containers code puts something into, or takes it out of, as `name[]`."""
+    found: set[str] = set()
+    local: dict[str, str] = {}  # what variables stand for
+    for index, step in enumerate(steps):
+        place = index - 1
+        if step.opname == "STORE_FAST" and steps[place].opname in _LOADS:
+            local[step.argval] = steps[place].argval
+            continue
+        if step.opname in ("STORE_SUBSCR", "DELETE_SUBSCR"):
+            size = 0  # of the key, which stands between the container and this step
+            while place > 0 and size < 1:
+                size += dis.stack_effect(steps[place].opcode, steps[place].arg, jump=False)
+                place -= 1
+        elif not (step.opname in ("LOAD_METHOD", "LOAD_ATTR") and step.argval in _CHANGES):
+            continue
+        if steps[place].opname in _LOADS:
+            found.add(f"{steps[place].argval}[]")
+        elif steps[place].opname.startswith("LOAD_FAST") and steps[place].argval in local:
+            found.add(f"{local[steps[place].argval]}[]")
+    return found
+
+
+def _is_changed(name: str, value: Any, written: Set[str]) -> bool:
+    kept = isinstance(value, MutableMapping | MutableSequence | MutableSet)
+    return name in written or (kept and f"{name}[]" in written)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -441,24 +542,19 @@ def _code_text(code: types.CodeType) -> str:
     The source is the same for all versions of Python, but a file may have been edited since it was
     imported. So it counts only if it compiles to the code that runs.
     """
+    compiled = json.dumps(_bytecode(code))
     source = "".join(linecache.getlines(code.co_filename))
-    codes, nodes = _parsed(source, code.co_filename)
-    found = nodes.get((code.co_name, code.co_firstlineno), [])
-    if code in codes and len(found) == 1:
-        return found[0]
-    return json.dumps(_bytecode(code))
+    return _parsed(source, code.co_filename).get(compiled, compiled)
 
 
 @functools.lru_cache(maxsize=64)
-def _parsed(
-    source: str, filename: str
-) -> tuple[frozenset[types.CodeType], dict[tuple[str, int], list[str]]]:
-    """Returns all code in a file, and the plain source of each function by name and first line."""
+def _parsed(source: str, filename: str) -> dict[str, str]:
+    """Returns the plain source of each function in a file by the bytecode that it compiles to."""
     try:
         tree = ast.parse(source)
         whole = compile(source, filename, "exec", dont_inherit=True)
     except (SyntaxError, ValueError, RecursionError):
-        return frozenset(), {}
+        return {}
     nodes: dict[tuple[str, int], list[str]] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -466,7 +562,12 @@ def _parsed(
             nodes.setdefault((node.name, first), []).append(_plain_source(node))
         elif isinstance(node, ast.Lambda):
             nodes.setdefault(("<lambda>", node.lineno), []).append(ast.unparse(node))
-    return frozenset(_all_code(whole)), nodes
+    found: dict[str, str] = {}
+    for code in _all_code(whole):
+        texts = nodes.get((code.co_name, code.co_firstlineno), [])
+        if len(texts) == 1:
+            found[json.dumps(_bytecode(code))] = texts[0]
+    return found
 
 
 def _plain_source(node: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
@@ -495,7 +596,13 @@ def _all_code(code: types.CodeType) -> Iterator[types.CodeType]:
 
 def _bytecode(code: types.CodeType) -> list[Any]:
     constants = [
-        _bytecode(part) if isinstance(part, types.CodeType) else repr(part)
+        _bytecode(part)
+        if isinstance(part, types.CodeType)
+        else sorted(map(repr, part))  # the order of a set is another in each process
+        if isinstance(part, frozenset)
+        else repr(part)
         for part in code.co_consts
     ]
-    return [list(sys.version_info[:2]), code.co_code.hex(), constants, list(code.co_names)]
+    takes = [code.co_argcount, code.co_kwonlyargcount, code.co_flags]
+    version = list(sys.version_info[:2])
+    return [version, takes, code.co_code.hex(), constants, list(code.co_names)]

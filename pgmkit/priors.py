@@ -2,6 +2,7 @@
 
 import functools
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, Protocol
@@ -24,6 +25,7 @@ DISTRIBUTIONS = {
 }
 """What each distribution is described by, beside its dimension."""
 
+_LARGEST_DIM = 2**31
 _SMALLEST_SHARE = 1e-7
 _SMALLEST_MASS = 1e-6
 _HALVINGS = 45
@@ -183,8 +185,14 @@ class LatentSpec:
             sizes["shape"] = math.prod(self.shape)
         if self.dim == 0 and sizes:
             self._set(dim=next(iter(sizes.values())))
-        if not isinstance(self.dim, int) or isinstance(self.dim, bool) or self.dim < 1:
-            raise ParameterError(f"latent.dim must be a whole number from 1, not {self.dim!r}")
+        if (
+            not isinstance(self.dim, int)
+            or isinstance(self.dim, bool)
+            or not 1 <= self.dim <= _LARGEST_DIM
+        ):
+            raise ParameterError(
+                f"latent.dim must be a whole number from 1 to {_LARGEST_DIM}, not {self.dim!r:.60}"
+            )
         for name, size in sizes.items():
             if size != self.dim:
                 raise ParameterError(
@@ -503,7 +511,9 @@ def _listed(value: Any, what: str) -> list[Any]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return abs(value) <= sys.float_info.max  # which whole numbers may exceed
 
 
 def _per_dim(value: Any, dim: int, what: str) -> Numbers:

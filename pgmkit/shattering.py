@@ -687,7 +687,7 @@ def check_spectrum(generator: Generator, spectrum: Spectrum) -> None:
             f"{recorded[:12]}), not {generator.name!r} ({actual[:12]}); compute it again"
         )
     images = spectrum.provenance.get("landmarks")
-    if images is not None and not agree(images, generator, landmarks(generator)):
+    if images is not None and not agree(images, landmarks(generator)):
         raise ParameterError(
             f"the spectrum was computed for another generator, one with the same weights and code "
             f"as {generator.name!r} that makes other images; compute it again"

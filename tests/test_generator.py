@@ -32,6 +32,7 @@ from pgmkit.spectrum.jacobian import JacobianSpectra
         ((1, 4, 4), (0, 1, 2)),
         ((1, 4, 4), ("0", "1")),
         ((1, 4, 4), (0, math.inf)),
+        ((1, 4, 4), (0, 10**400)),
         ((1, 4, 4), 1.0),
     ],
 )
@@ -44,6 +45,11 @@ def generator_of(module: nn.Module) -> pgmkit.Generator:
     return pgmkit.Generator(
         module, latent=pgmkit.LatentSpec(2), image=pgmkit.ImageSpec((1, 2, 2)), name="mine"
     )
+
+
+def test_more_latents_than_memory_holds_are_refused() -> None:
+    with pytest.raises(ParameterError, match="10,000,000,000,000 latents of 2 dimensions need"):
+        generator_of(nn.Linear(2, 4)).sample_latents(10**13, seed=0)
 
 
 def test_wrapping_freezes_the_module() -> None:

@@ -1,12 +1,21 @@
 """What identifies a generator: all that changes its map, and nothing else."""
 
+import argparse
 import copy
+import enum
+import functools
+import itertools
 import linecache
+import os
+import subprocess
+import sys
 import time
-from collections import OrderedDict
+import types
+from collections import OrderedDict, deque
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -17,7 +26,9 @@ from pgmkit.errors import OutputError, ParameterError
 from pgmkit.spectrum.landmarks import agree, landmarks
 
 PSI = 1.0
-SETTINGS = {"psi": 1.0}
+PLACE = "PSI_OF_A_TEST"
+SEEN: list[int] = []
+NUMBERS = itertools.count()
 
 
 def generator_of(module: nn.Module, name: str = "mine") -> pgmkit.Generator:
@@ -46,13 +57,24 @@ class Net(nn.Module):
         return self.net(self.psi * z).tanh()
 
 
-def written(forward: str, before: str = "", attributes: str = "pass") -> nn.Module:
+SQUARE = """
+class Square(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * x
+"""
+
+
+def written(
+    forward: str, before: str = "", attributes: str = "pass", home: str = "written_elsewhere"
+) -> nn.Module:
     """Returns a module of a class that stands in a file of this text; always the same class name.
 
     Args:
         forward: what it returns.
         before: what stands above the class.
         attributes: what is set when it is made.
+        home: the name of the module that it stands in.
     """
     text = (
         f"import torch\nfrom torch import nn\n{before}\n"
@@ -64,12 +86,20 @@ def written(forward: str, before: str = "", attributes: str = "pass") -> nn.Modu
         "    def forward(self, z):\n"
         f"        return {forward}\n"
     )
-    filename = f"<written {hash(text)}>"
+    filename = f"<written {next(NUMBERS)}>"
     linecache.cache[filename] = (len(text), None, text.splitlines(keepends=True), filename)
-    scope: dict[str, Any] = {"__name__": "written_elsewhere"}
+    scope: dict[str, Any] = {"__name__": home}
     exec(compile(text, filename, "exec"), scope)
     module = scope["Written"](seeded_linear())
     assert isinstance(module, nn.Module)
+    return module
+
+
+def edited(module: nn.Module) -> nn.Module:
+    """Puts a comment at the head of the file that the class of a module stands in."""
+    filename = type(module).forward.__code__.co_filename
+    size, _, lines, _ = cast(Any, linecache.cache[filename])
+    linecache.cache[filename] = (size, None, ["# Changed.\n", *lines], filename)
     return module
 
 
@@ -121,6 +151,51 @@ class Configured(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         return self.net(self.config.psi * z)
+
+
+class Slotted:
+    __slots__ = ("psi",)
+
+    def __init__(self, psi: float) -> None:
+        self.psi = psi
+
+
+class Clamped(nn.Module):
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.clamp(max=self.config.limit)
+
+
+def shared(limit: float) -> nn.Module:
+    """Returns two layers with one config, of which the second alone reads the limit."""
+    config = types.SimpleNamespace(psi=1.0, limit=limit)
+    return nn.Sequential(Configured(config), Clamped(config))
+
+
+def doubled(x: Tensor) -> Tensor:
+    return x * 2
+
+
+def halved(x: Tensor) -> Tensor:
+    return x / 2
+
+
+def partly_hooked(factor: float) -> nn.Module:
+    def hook(factor: float, _module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+        return output * factor
+
+    module = seeded_linear()
+    module.register_forward_hook(functools.partial(hook, factor))
+    return module
+
+
+def limited_by_hook(limit: float) -> nn.Module:
+    module = seeded_linear()
+    module.register_forward_hook(lambda _module, _inputs, output: output.clamp(max=limit))
+    return module
 
 
 class Base(nn.Module):
@@ -187,14 +262,53 @@ OTHERS: dict[str, Callable[[], tuple[nn.Module, nn.Module]]] = {
         nn.Sequential(seeded_linear(), nn.LeakyReLU(0.2)),
     ),
     "precision": lambda: (seeded_linear(), seeded_linear().double()),
+    "an attribute of a config that two layers share": lambda: (shared(6.0), shared(4.0)),
+    "a namespace": lambda: (
+        Configured(argparse.Namespace(psi=1.0)),
+        Configured(argparse.Namespace(psi=0.5)),
+    ),
+    "slots": lambda: (Configured(Slotted(1.0)), Configured(Slotted(0.5))),
+    "the value of an enumeration": lambda: (
+        Configured(enum.Enum("Limit", {"HIGH": 6.0})["HIGH"]),
+        Configured(enum.Enum("Limit", {"HIGH": 4.0})["HIGH"]),
+    ),
+    "a deque": lambda: (Net(deque([1.0])), Net(deque([0.5]))),
+    "a range": lambda: (Net(range(3)), Net(range(0, 6, 2))),
+    "a fraction": lambda: (Net(Fraction(1, 2)), Net(Fraction(1, 3))),
+    "a private key": lambda: (
+        written("self.net(z * self.psi['_psi'])", attributes="self.psi = {'_psi': 1.0}"),
+        written("self.net(z * self.psi['_psi'])", attributes="self.psi = {'_psi': 0.5}"),
+    ),
+    "a scripted function": lambda: (Net(scripted(doubled)), Net(scripted(halved))),
+    "an attribute of a global class": lambda: (
+        written("self.net(z * Options.psi)", "class Options: psi = 1.0"),
+        written("self.net(z * Options.psi)", "class Options: psi = 0.5"),
+    ),
+    "an attribute of a function": lambda: (
+        written("part(self.net(z))", "def part(x): return x * part.psi\npart.psi = 1.0"),
+        written("part(self.net(z))", "def part(x): return x * part.psi\npart.psi = 0.5"),
+    ),
+    "a global list": lambda: (
+        written("self.net(z * PSI[0])", "PSI = [1.0]"),
+        written("self.net(z * PSI[0])", "PSI = [0.5]"),
+    ),
+    "the order of a dictionary": lambda: (
+        Net({"a": torch.relu, "b": torch.neg}),
+        Net({"b": torch.neg, "a": torch.relu}),
+    ),
+    "the order of a dictionary of layers": lambda: (
+        Net(nn.ModuleDict({"a": nn.ReLU(), "b": nn.Tanh()})),
+        Net(nn.ModuleDict({"b": nn.Tanh(), "a": nn.ReLU()})),
+    ),
+    "a partial hook": lambda: (partly_hooked(2.0), partly_hooked(3.0)),
+    "a hook that few images reach": lambda: (limited_by_hook(2.0), limited_by_hook(1.9)),
     "a scripted attribute": lambda: (scripted(Net(1.0)), scripted(Net(0.5))),
 }
 
 
-def scripted(module: nn.Module) -> nn.Module:
+def scripted(code: Any) -> Any:
     with pytest.warns(FutureWarning, match="torch.jit"):
-        script: nn.Module = torch.jit.script(module.eval())
-    return script
+        return torch.jit.script(code.eval() if isinstance(code, nn.Module) else code)
 
 
 @pytest.mark.parametrize("what", OTHERS)
@@ -216,6 +330,26 @@ class Counting(Net):
         self.runs += 1
         self.last = z
         return super().forward(z)
+
+
+class Remembering(Net):
+    """Puts what it has made into containers of its own and into a global one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scales: dict[tuple[int, str], Tensor] = {}
+        self.rows: dict[int, Tensor] = {}
+        self.sizes: list[int] = []
+
+    def forward(self, z: Tensor) -> Tensor:
+        key = (len(z), str(z.dtype))
+        if key not in self.scales:
+            self.scales[len(z), str(z.dtype)] = torch.ones(len(z), 1)
+        rows = self.rows
+        rows[len(z)] = z
+        self.sizes.append(len(z))
+        SEEN.append(len(z))
+        return super().forward(z) * self.scales[key]
 
 
 class Reordered(nn.Module):
@@ -263,6 +397,16 @@ SAME: dict[str, Callable[[], tuple[nn.Module, nn.Module]]] = {
     "in a loop of references": lambda: (Net(), with_attribute(Net(), "itself", [Net()])),
     "a path in a config": lambda: (Configured(Config(1.0)), Configured(Config(1.0, "/here"))),
     "has run": lambda: (Counting(), run_once(run_once(Counting()))),
+    "has filled its caches": lambda: (Remembering(), run_once(Remembering())),
+    "a global name that is an attribute elsewhere": lambda: (
+        written("self.net(z * self.psi)", attributes="self.psi = 1.0"),
+        written("self.net(z * self.psi)", "psi = net = z = 0.5", attributes="self.psi = 1.0"),
+    ),
+    "module of a class": lambda: (
+        written("Square.apply(self.net(z))", SQUARE),
+        written("Square.apply(self.net(z))", SQUARE, home="__main__"),
+    ),
+    "a comment above": lambda: (written("self.net(z)"), edited(written("self.net(z)"))),
     "old weight norm that has run": lambda: (normed(), run_once(normed())),
     "order of construction": lambda: (Reordered("ab"), Reordered("ba")),
     "names of layers": lambda: (
@@ -338,6 +482,20 @@ def test_a_program_in_a_file_is_the_same_wherever_it_lies(tmp_path: Path) -> Non
     assert found[0] == found[1] != found[2]
 
 
+def test_functions_of_other_packages_count_by_their_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "site-packages" / "package_of_another"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("__version__ = '1'\ndef part(z):\n    return z * 2\n")
+    monkeypatch.syspath_prepend(str(package.parent))
+    module = written("self.net(part(z))", "from package_of_another import part")
+    before = fingerprint(module)
+    assert fingerprint(module) == before
+    monkeypatch.setattr("package_of_another.__version__", "2")
+    assert fingerprint(module) != before
+
+
 def test_a_file_that_was_edited_after_import_is_not_what_runs(tmp_path: Path) -> None:
     path = tmp_path / "edited.py"
     text = "def part(z):\n    return z * 2\n"
@@ -350,6 +508,28 @@ def test_a_file_that_was_edited_after_import_is_not_what_runs(tmp_path: Path) ->
     for module, part in zip(modules, (scope["part"], other["part"]), strict=True):
         module.forward = part  # type: ignore[method-assign]
     assert fingerprint(modules[0]) != fingerprint(modules[1])
+
+
+def test_code_without_a_file_has_one_fingerprint_in_all_processes() -> None:
+    text = (
+        "import torch, pgmkit\n"
+        "class Net(torch.nn.Module):\n"
+        "    def forward(self, z):\n"
+        "        return z if str(z.dtype) in {'a', 'b', 'c', 'd', 'e'} else z * 2\n"
+        "toy = pgmkit.Generator(Net(), pgmkit.LatentSpec(4), pgmkit.ImageSpec((1, 2, 2)))\n"
+        "print(toy.fingerprint())\n"
+    )
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", text],
+            env={**os.environ, "PYTHONHASHSEED": str(seed)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in (0, 1)
+    }
+    assert len(found) == 1
 
 
 def test_the_fingerprint_of_many_weights_takes_less_than_a_second() -> None:
@@ -366,24 +546,25 @@ def test_the_fingerprint_of_many_weights_takes_less_than_a_second() -> None:
 
 
 class Hidden(nn.Module):
-    """Reads a number from where no fingerprint looks: a dictionary that is global."""
+    """Reads a number from where no fingerprint looks."""
 
     def __init__(self) -> None:
         super().__init__()
         self.net = seeded_linear()
 
     def forward(self, z: Tensor) -> Tensor:
-        return self.net(SETTINGS["psi"] * z)
+        return self.net(float(os.environ[PLACE]) * z)
 
 
 @pytest.fixture
 def spectrum_of_another(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pgmkit.Spectrum:
     """Computes the spectrum of a generator, and then changes what that computes."""
+    monkeypatch.setenv(PLACE, "1")
     spectrum = pgmkit.compute_spectrum(
         generator_of(Hidden()), num_latents=40, cache=True, out=tmp_path / "spectrum"
     )
     before = fingerprint(Hidden())
-    monkeypatch.setitem(SETTINGS, "psi", 0.1)
+    monkeypatch.setenv(PLACE, "0.1")
     assert fingerprint(Hidden()) == before
     return spectrum
 
@@ -403,19 +584,39 @@ def test_images_tell_apart_what_the_fingerprint_cannot(
 
 
 def test_landmarks_agree_up_to_rounding_only() -> None:
-    generator = generator_of(Net())
-    own = landmarks(generator)
-    assert len(own) == 16
-    noisy = [value * (1 + 1e-4) for value in own]
-    assert agree(noisy, generator, own)
-    assert not agree(landmarks(generator_of(Net(0.99))), generator, own)
-    for damaged in (None, "text", [], own[:3], [own], ["a"] * 16, [float("nan")] * 16):
-        assert not agree(damaged, generator, own)
+    own = landmarks(generator_of(Net()))
+    assert len(own) == 64
+    assert agree([value * (1 + 1e-5) for value in own], own)
+    assert not agree(landmarks(generator_of(Net(1.0005))), own)
+    assert not agree([*own[:-1], own[-1] + 1e-3], own)
+    for damaged in (None, "text", [], own[:3], [own], ["a"] * 64, [float("nan")] * 64):
+        assert not agree(damaged, own)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_landmarks_of_other_precisions_agree_within_theirs(dtype: torch.dtype) -> None:
-    generator = generator_of(Net().to(dtype))
-    exact = landmarks(generator_of(Net().double()))
-    assert agree(exact, generator, landmarks(generator))
-    assert not agree(landmarks(generator_of(Net(0.5).double())), generator, landmarks(generator))
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_landmarks_of_half_precision_are_those_of_its_weights_in_float32(
+    dtype: torch.dtype,
+) -> None:
+    own = landmarks(generator_of(Net().to(dtype)))
+    assert agree(landmarks(generator_of(Net().to(dtype).float())), own)
+    assert not agree(landmarks(generator_of(Net(1.001).to(dtype))), own)
+
+
+def test_landmarks_see_a_limit_that_few_images_reach() -> None:
+    z = generator_of(Net()).sample_latents(64, seed=0)
+    net = seeded_linear().requires_grad_(False)
+    limit = float(net(z).abs().amax(dim=1).topk(3).values[-1])
+    assert not (net(z[:2]).abs() > limit).any()
+    limited = nn.Sequential(seeded_linear(), nn.Hardtanh(-limit, limit))
+    own = landmarks(generator_of(seeded_linear()))
+    assert not agree(landmarks(generator_of(limited)), own)
+
+
+def test_images_that_are_not_finite_do_not_make_landmarks_disagree() -> None:
+    class Logarithm(nn.Linear):
+        def forward(self, z: Tensor) -> Tensor:
+            return super().forward(z).abs().log() + (z[:, :1] > 1.5) * torch.inf
+
+    own = landmarks(generator_of(Logarithm(3, 16)))
+    assert 0.0 in own
+    assert agree(own, own)

@@ -169,6 +169,7 @@ def test_a_generator_of_any_precision_takes_its_own_spectrum(dtype: torch.dtype)
 
 DERIVATIVES: dict[str, tuple[Callable[..., Tensor], str]] = {
     "rounded": (lambda images, z: images.sigmoid().mul(255).round(), "rounding to bytes"),
+    "saturated": (lambda images, z: (1e6 * images).tanh(), "tanh is saturated"),
     "signs": (lambda images, z: images.sign(), "though their images differ"),
     "constant": (lambda images, z: images * 0 + 0.5, "their images are all the same"),
     "alone": (lambda images, z: torch.ones(len(z), 9), "does not use its latents"),

@@ -272,6 +272,8 @@ def test_numbers_may_come_as_tensors_and_arrays() -> None:
         ({"dim": 0}, "latent.dim must be"),
         ({}, "latent.dim must be"),
         ({"dim": 2.5}, "latent.dim must be"),
+        ({"dim": 10**12}, "latent.dim must be a whole number from 1 to 2147483648"),
+        ({"dim": 2, "mean": 10**400}, "latent.mean must be a finite number"),
         ({"dim": 2, "distribution": "gaussian"}, "latent.distribution must be one of normal"),
         ({"dim": 2, "distribution": ["normal"]}, "latent.distribution must be one of normal"),
         ({"dim": 2, "std": 0.0}, "latent.std must be above 0, not 0.0"),

@@ -333,7 +333,7 @@ class _Run:
 
     def _check_landmarks(self, folder: Folder, recorded: Mapping[str, Any]) -> None:
         """Raises OutputError if a spectrum was begun with a generator that makes other images."""
-        if not agree(recorded.get("landmarks"), self.generator, self.wanted["landmarks"]):
+        if not agree(recorded.get("landmarks"), self.wanted["landmarks"]):
             raise OutputError(
                 f"{folder} holds a spectrum of a generator with the same weights and code as "
                 f"{self.generator.name!r} that makes other images; choose another folder or remove "

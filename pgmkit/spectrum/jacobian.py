@@ -151,7 +151,7 @@ class JacobianSpectra:
         self._memory = max(budget // 4, budget - _WEIGHT_COPIES * _weight_bytes(generator))
         fast = self.method.dtype == "bfloat16"
         self._differentiator = Differentiator(
-            _in_precision(generator, self.method.dtype),
+            in_precision(generator, self.method.dtype),
             memory=self._memory // _TANGENTS_SHARE,
             num_directions=self.method.probes or dim,
             plan=plan,
@@ -286,7 +286,7 @@ class JacobianSpectra:
         with self._lock:
             if self._precise is None and self._has_float64:
                 plan = replace(self.plan, batch_size=1, tangents=max(1, self.plan.tangents // 2))
-                generator = _in_precision(self.generator, "float64")
+                generator = in_precision(self.generator, "float64")
                 try:
                     precise = Differentiator(
                         generator, memory=self._memory // _TANGENTS_SHARE, plan=plan
@@ -327,8 +327,13 @@ def _probes(continuous: Tensor, probes: int | None) -> Tensor:
     return basis.T.contiguous()
 
 
-def _in_precision(generator: Generator, dtype: str) -> Generator:
-    """Returns the generator with weights in the precision that a method asks for."""
+def in_precision(generator: Generator, dtype: str) -> Generator:
+    """Returns the generator with weights in the precision that a method asks for.
+
+    Args:
+        generator: stays as it is.
+        dtype: see `Method`; "auto" is the precision of the weights, at least float32.
+    """
     wanted = {"float32": torch.float32, "float64": torch.float64}.get(dtype, generator.dtype)
     if wanted in (torch.float16, torch.bfloat16):
         wanted = torch.float32

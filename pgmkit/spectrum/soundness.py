@@ -81,6 +81,7 @@ def _why_zero(generator: Generator, z: Tensor) -> str:
         )
     return (
         f"{what}, though their images differ: something in its forward pass has no derivative, "
-        "such as rounding to bytes, argmax, detach or clamping beyond the range; return the images "
-        "as they are before that"
+        "such as rounding to bytes, argmax, detach or clamping beyond the range, or tanh is "
+        "saturated everywhere, as by weights that are too large; return the images as they are "
+        "before that"
     )
