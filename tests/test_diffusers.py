@@ -12,9 +12,9 @@ from diffusers import AutoencoderKL, VQModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pgmkit.errors import LoadError, PluginError
+from pgmkit.errors import LoadError, ParameterError, PluginError
 from pgmkit.generator import Generator, ImageSpec
-from pgmkit.loading.diffusers import is_diffusers, read_decoder
+from pgmkit.loading.diffusers import build_decoder, is_diffusers, read_decoder
 from pgmkit.loading.folders import open_local_folder
 from pgmkit.spectrum.jacobian import JacobianSpectra
 
@@ -154,6 +154,35 @@ def test_images_may_be_of_another_size(tmp_path: Path) -> None:
     assert (generator.latent.dim, generator.image.shape) == (2 * 8 * 8, (3, 16, 16))
     with pytest.raises(LoadError, match="must be a multiple of 2"):
         load(folder, sides=(7, 7))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sample_size": 2**11},
+        {
+            "sample_size": 2**11,
+            "mid_block_add_attention": False,
+            "up_block_types": ["UpDecoderBlock2D", "AttnUpDecoderBlock2D"],
+        },
+        {"sample_size": 2**14, "mid_block_add_attention": False},
+    ],
+)
+def test_images_that_no_memory_holds_are_refused_at_once(
+    changes: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pgmkit.machine.available_memory", lambda: 2**34)
+    folder = changed(write(tmp_path / "model"), **changes)
+    message = r"of memory, and .* are free; give smaller ones: image=\(3, H, W\) \(--image 3xHxW\)"
+    with pytest.raises(ParameterError, match=message):
+        load(folder)
+    with pytest.raises(ParameterError, match=message):
+        build_decoder(json.loads((folder / "config.json").read_text()))
+
+
+def test_a_large_size_in_the_config_is_no_hindrance_to_small_images(tmp_path: Path) -> None:
+    folder = changed(write(tmp_path / "model"), sample_size=2**14)
+    assert load(folder, sides=(8, 8))[0].image.shape == (3, 8, 8)
 
 
 def changed(folder: Path, **changes) -> Path:

@@ -228,17 +228,15 @@ class NormedBlock(nn.Module):
 class MimicrySNGAN(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.l1 = nn.Linear(20, 4 * 4 * 32)
-        self.block2 = NormedBlock(32, 32)
-        self.block3 = NormedBlock(32, 32)
-        self.block4 = NormedBlock(32, 32)
-        self.b5 = nn.BatchNorm2d(32)
-        self.c5 = nn.Conv2d(32, 3, 3, 1, padding=1)
+        self.l1 = nn.Linear(20, 8 * 8 * 16)
+        self.block2 = NormedBlock(16, 16)
+        self.block3 = NormedBlock(16, 16)
+        self.b4 = nn.BatchNorm2d(16)
+        self.c4 = nn.Conv2d(16, 3, 3, 1, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
-        x = self.l1(z).view(len(z), 32, 4, 4)
-        x = self.block4(self.block3(self.block2(x)))
-        return torch.tanh(self.c5(torch.relu(self.b5(x))))
+        x = self.block3(self.block2(self.l1(z).view(len(z), 16, 8, 8)))
+        return torch.tanh(self.c4(torch.relu(self.b4(x))))
 
 
 class TwiceNamedBlock(nn.Module):
@@ -267,13 +265,13 @@ class TwiceNamedBlock(nn.Module):
 class TwiceNamedSNGAN(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.dense = nn.Linear(20, 4 * 4 * 32)
-        self.final = nn.Conv2d(32, 3, 3, stride=1, padding=1)
-        blocks = [TwiceNamedBlock(32) for _ in range(3)]
-        self.model = nn.Sequential(*blocks, nn.BatchNorm2d(32), nn.ReLU(), self.final, nn.Tanh())
+        self.dense = nn.Linear(20, 8 * 8 * 16)
+        self.final = nn.Conv2d(16, 3, 3, stride=1, padding=1)
+        blocks = [TwiceNamedBlock(16) for _ in range(2)]
+        self.model = nn.Sequential(*blocks, nn.BatchNorm2d(16), nn.ReLU(), self.final, nn.Tanh())
 
     def forward(self, z: Tensor) -> Tensor:
-        images: Tensor = self.model(self.dense(z).view(-1, 32, 4, 4))
+        images: Tensor = self.model(self.dense(z).view(-1, 16, 8, 8))
         return images
 
 
@@ -472,14 +470,12 @@ class PostNormBlock(nn.Module):
 class PostNormResNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.fc = nn.Linear(20, 48 * 4 * 4)
-        self.blocks = nn.Sequential(
-            PostNormBlock(48, 32), PostNormBlock(32, 24), PostNormBlock(24, 16)
-        )
+        self.fc = nn.Linear(20, 32 * 8 * 8)
+        self.blocks = nn.Sequential(PostNormBlock(32, 24), PostNormBlock(24, 16))
         self.out = nn.Conv2d(16, 3, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
-        return torch.tanh(self.out(self.blocks(self.fc(z).view(-1, 48, 4, 4))))
+        return torch.tanh(self.out(self.blocks(self.fc(z).view(-1, 32, 8, 8))))
 
 
 def _decode(module: nn.Module) -> Callable[[Tensor], Tensor]:

@@ -19,6 +19,7 @@ from pgmkit.errors import LoadError, PluginError, first_line
 from pgmkit.generator import ImageSpec
 from pgmkit.loading.folders import CONFIG_FILE, ModelFolder
 from pgmkit.loading.weights import INDEX_SUFFIX, read_weights, shards_of
+from pgmkit.machine import check_memory
 from pgmkit.priors import LatentSpec
 
 ARCHITECTURE = "diffusers-decoder"
@@ -27,6 +28,7 @@ ARCHITECTURE = "diffusers-decoder"
 _CLASSES = ("AutoencoderKL", "VQModel")
 _PIPELINE_FILE = "model_index.json"
 _PARTS = ("vae", "vqvae")
+_MAPS_AT_ONCE = 4
 _WEIGHTS = [
     f"diffusion_pytorch_model{variant}{end}{index}"
     for variant in ("", ".fp16")
@@ -128,6 +130,7 @@ def read_decoder(folder: ModelFolder, *, sides: Sequence[int] | None = None) -> 
     Raises:
         PluginError: the extra `pgmkit[diffusers]` is not installed.
         LoadError: files are missing or damaged, the class is another, or weights do not fit.
+        ParameterError: there is no memory for images of that size.
     """
     config, place = _config(folder)
     where = f"{place}{CONFIG_FILE} of {folder.reference}"
@@ -163,6 +166,7 @@ def build_decoder(config: dict[str, Any], sides: list[int] | None = None) -> Dif
     Raises:
         PluginError: the extra `pgmkit[diffusers]` is not installed.
         LoadError: the class is another, or its arguments are none.
+        ParameterError: there is no memory for images of that size.
     """
     where = "'config' in model_args"
     _check_class(config, where)
@@ -170,6 +174,7 @@ def build_decoder(config: dict[str, Any], sides: list[int] | None = None) -> Dif
     if not isinstance(channels, list) or not channels:
         raise LoadError(f"'block_out_channels' in {where} must be a list, not {channels!r:.40}")
     height, width = _sides(config, sides, where)
+    _check_memory(config, height, width)
     model = _build(str(config["_class_name"]), config, where)
     factor = 2 ** (len(channels) - 1)
     shape = (_latent_channels(config), height // factor, width // factor)
@@ -312,6 +317,33 @@ def _sides(config: Mapping[str, Any], given: Sequence[int] | None, where: str) -
             f"be a multiple of {factor}, at most 16384"
         )
     return sides[0], sides[1]
+
+
+def _check_memory(config: Mapping[str, Any], height: int, width: int) -> None:
+    """Raises ParameterError if there is no memory for what decoding one image keeps at a time.
+
+    That is some maps of the largest level, or what each place has to do with each other place
+    where there is attention: in the middle, and in blocks that say so.
+    """
+    channels = config["block_out_channels"]
+    kinds = config.get("up_block_types")
+    areas = [height * width // 4**level for level in range(len(channels))]
+    maps = max(max(channels[i : i + 2]) * area for i, area in enumerate(areas))
+    attending = [
+        area
+        for kind, area in zip(
+            reversed(kinds if isinstance(kinds, list) else []), areas, strict=False
+        )
+        if "Attn" in str(kind)
+    ]
+    if config.get("mid_block_add_attention", True):
+        attending.append(areas[-1])
+    pairs = max((area * area for area in attending), default=0)
+    check_memory(
+        4 * (_MAPS_AT_ONCE * maps + 2 * pairs),  # scores and their softmax
+        f"images of {height}×{width} pixels",
+        "give smaller ones: image=(3, H, W) (--image 3xHxW)",
+    )
 
 
 def _prior(

@@ -176,7 +176,7 @@ def continuations(draft: Draft, before: Element | None, element: Element) -> Ite
 def closing(draft: Draft, last: Element) -> Draft | None:
     """Returns the draft with the last norm, reshaped to an image, or None if it makes none."""
     if last.norm is not None:
-        draft = draft.then(Piece((norm_op(last.norm, 1e-5),), draft.shape))
+        draft = draft.then(Piece((norm_op(last.norm, 1e-5, draft.shape),), draft.shape))
     shape = draft.shape if len(draft.shape) == 3 else _image_shape(draft.shape[0])
     if shape is None or shape[0] > 4 or shape[1] < 4:
         return None
@@ -184,12 +184,12 @@ def closing(draft: Draft, last: Element) -> Draft | None:
     return draft.then(Piece(ops, shape, cost=_implausible(shape[1])))
 
 
-def norm_op(part: Part, eps: float) -> Op:
-    """Returns the op of a norm."""
+def norm_op(part: Part, eps: float, shape: tuple[int, ...]) -> Op:
+    """Returns the op of a norm of what has a shape, without the batch."""
     affine = "weight" in part.tensors
     if part.kind == "batch-norm":
         record = {"op": "batch-norm", "features": part.features, "eps": eps, "affine": affine}
-    elif len(part.shape) == 3 or any(word in part.path.lower() for word in ("ln", "layer_norm")):
+    elif len(part.shape) == 3 or shape == part.shape:
         record = {"op": "layer-norm", "shape": list(part.shape), "eps": eps}
     else:
         record = {"op": "instance-norm", "features": part.features, "eps": eps, "affine": affine}
@@ -295,7 +295,7 @@ def _norms(draft: Draft, norm: Part | None) -> Iterator[tuple[Op | None, dict[st
         yield None, {}, 0.0
         return
     for eps, cost in _eps(draft, [norm]):
-        yield norm_op(norm, eps), {"eps": f"{eps:g}"}, cost
+        yield norm_op(norm, eps, draft.shape), {"eps": f"{eps:g}"}, cost
 
 
 def _eps(draft: Draft, norms: Sequence[Part]) -> Iterator[tuple[float, float]]:
@@ -443,7 +443,7 @@ def _styles(
     if block.shortcut is not None:
         moves = {"stride": 1, "padding": block.shortcut.shape[2] // 2}
         shortcut.append(_weight_op(block.shortcut, "conv", widths[-1], moves))
-    norms = [norm_op(norm, eps) for norm in block.norms]
+    norms = [norm_op(norm, eps, (norm.features, 1, 1)) for norm in block.norms]
     features = [norm.features for norm in block.norms]
     count = len(convs)
     if not norms:

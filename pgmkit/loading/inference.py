@@ -16,7 +16,18 @@ from torch import Tensor, nn
 from pgmkit.errors import LoadError
 from pgmkit.loading import drafts as ways
 from pgmkit.loading.drafts import Draft, Op
-from pgmkit.loading.parts import Block, Contents, Element, Part, arrangements, read_parts, refusal
+from pgmkit.loading.parts import (
+    Block,
+    Contents,
+    Element,
+    Part,
+    arrangements,
+    is_registered,
+    read_parts,
+    refusal,
+    reorderings,
+    unordered,
+)
 from pgmkit.plugins import registry
 
 _LATENTS = 1024
@@ -29,6 +40,7 @@ _NARROW = 24
 _WIDE = 64
 _FINALISTS = 8
 _MOST_DRAFTS = 3
+_MOST_ORDERS = 6
 _POOR = 0.1
 _MOST_UNSCORED = 150
 _COST_SHARE = 0.1
@@ -86,6 +98,10 @@ class _Evidence:
         return sorted((d, other) for other, d in found.items() if other != value)
 
 
+_Finding = tuple[Draft, list[Element], _Evidence]
+"""The best network of some elements, with them and what spoke for it."""
+
+
 def infer(state: Mapping[str, Tensor]) -> Inferred:
     """Works out the network that a generator's state dict belongs to.
 
@@ -102,22 +118,74 @@ def infer(state: Mapping[str, Tensor]) -> Inferred:
     contents = read_parts(state)
     candidates = arrangements(contents.parts)
     _refuse_others(contents, candidates)
-    found: list[tuple[Draft, list[Element], _Evidence]] = []
+    found: list[_Finding] = []
     for elements in candidates:
-        evidence = _Evidence()
-        finished = _search(elements, evidence)
-        if finished:
-            found.append((min(finished, key=_rank), elements, evidence))
-            if 0 < found[-1][0].deviation < _POOR:
-                break
+        found += _findings(elements)
+        if found and 0 < found[-1][0].deviation < _POOR:
+            break
     if not found:
         raise LoadError(
             refusal(
                 "no strides and sizes make an image of the layers in this order", contents.parts
             )
         )
-    draft, elements, evidence = min(found, key=lambda entry: _rank(entry[0]))
+    best = min(found, key=lambda entry: _rank(entry[0]))
+    if [element.body for element in best[1]] != _registered(contents, best[1]):
+        best = _in_known_order(best, contents)
+    draft, elements, evidence = best
     return _report(draft, elements, contents, evidence)
+
+
+def _findings(elements: list[Element]) -> list[_Finding]:
+    """Returns the best network of elements in this order; none if they make none."""
+    evidence = _Evidence()
+    finished = _search(elements, evidence)
+    return [(min(finished, key=_rank), elements, evidence)] if finished else []
+
+
+def _registered(contents: Contents, elements: Sequence[Element]) -> list[Part | Block] | None:
+    """Returns weights and blocks in the order of the file, if a network was written in it."""
+    if not is_registered(contents.parts):
+        return None
+    place = {part.path: index for index, part in enumerate(contents.parts)}
+    bodies = [element.body for element in elements]
+    firsts = {id(b): b.convs[0].path if isinstance(b, Block) else b.path for b in bodies}
+    return sorted(bodies, key=lambda body: place[firsts[id(body)]])
+
+
+def _in_known_order(best: _Finding, contents: Contents) -> _Finding:
+    """Returns the network in the order that batch norms confirm, if names and shapes leave several.
+
+    Raises:
+        LoadError: nothing tells which order it is.
+    """
+    alike = unordered(best[1])
+    if alike is not None:
+        raise _order_unknown(*alike, contents)
+    found = [best]
+    for elements in reorderings(best[1]):
+        found += _findings(elements)
+        if len(found) > (_MOST_ORDERS if best[0].count else 1):
+            break
+    found.sort(key=lambda entry: _rank(entry[0]))
+    if len(found) > 1:
+        first, second = found[0][0], found[1][0]
+        clear = first.count and first.deviation < min(_AGREEMENT, second.deviation / 2)
+        if not clear or len(found) > _MOST_ORDERS:
+            pairs = zip(found[0][1], found[1][1], strict=True)
+            one, other = next((a.body, b.body) for a, b in pairs if a.body != b.body)
+            raise _order_unknown(one, other, contents)
+    return found[0]
+
+
+def _order_unknown(one: Part | Block, other: Part | Block, contents: Contents) -> LoadError:
+    return LoadError(
+        refusal(
+            f"nothing tells which of {one.path} and {other.path} comes first: the file is sorted "
+            "by name, or not in the order of layers, and either order fits",
+            contents.parts,
+        )
+    )
 
 
 def _refuse_others(contents: Contents, candidates: Sequence[Any]) -> None:
@@ -490,10 +558,12 @@ def _guesses(
     last: str,
 ) -> list[str]:
     choices = draft.choices
+    other = "normal" if choices["prior"] == "uniform" else "uniform"
+    other_prior = f"{other}:{_latent_dim(elements[0])}"
     low, high = (0, 1) if last == "sigmoid" else (-1, 1)
     guesses = [
         f"prior {choices['prior']}: {_why(draft, evidence, 'prior')}; to say otherwise: "
-        'latent=pgmkit.LatentSpec(dim, "normal" or "uniform")',
+        f"latent='{other_prior}' (--latent {other_prior})",
     ]
     for name in ("activation", "order", "up-sampling", "eps", "block"):
         if name in choices:
@@ -502,7 +572,9 @@ def _guesses(
     for name, value in choices.items():
         if name.startswith("layer "):
             guesses.append(f"{name}: {value}: {_why(draft, evidence, name)}")
-    _, height, width = draft.shape
+    guesses += _norm_guesses(draft.ops)
+    channels, height, width = draft.shape
+    shown = f"{channels}x{height}x{width}:{'-1,1' if last == 'sigmoid' else '0,1'}"
     guesses.append(
         f"image size {height}×{width}: it follows from these strides; "
         "28 and powers of two count as usual"
@@ -511,9 +583,26 @@ def _guesses(
     guesses.append(
         f"{last} at the end, image range [{low}, {high}]: {reason}, and no tensor says it"
         f"{_before_last(draft)}; to say otherwise: correct the last layer in model_args, and "
-        "image=pgmkit.ImageSpec(shape, range)"
+        f"image='{shown}' (--image {shown})"
     )
     return guesses
+
+
+def _norm_guesses(ops: Sequence[Op]) -> list[str]:
+    """Tells of norms whose kind neither names nor shapes show."""
+    alike = {
+        "instance-norm": "group norm and batch norm without statistics look",
+        "layer-norm": "batch norm without statistics looks",
+    }
+    flat = [inner for op in ops for inner in (op, *op.body, *op.shortcut)]
+    kinds = {op.record["op"] for op in flat if len(op.record.get("shape", ())) <= 1}
+    return [
+        f"{kind.replace('-', ' ')}: by convention; {others} the same; to say otherwise: correct "
+        "the norms in model_args, or give the class: architecture=YourClass (--architecture "
+        "package.module:YourClass)"
+        for kind, others in alike.items()
+        if kind in kinds
+    ]
 
 
 def _why(draft: Draft, evidence: _Evidence, name: str) -> str:

@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pgmkit.errors import LoadError
+from pgmkit.loading.checkpoints import natural
 
 _SUFFIXES = {
     "parametrizations.weight.original": "parametrizations.weight.original",
@@ -31,7 +32,7 @@ _SUFFIXES = {
 """How a tensor is called in files, and how in a module made by the component "layers"."""
 
 _MOST_PARTS = 300
-_LEFTOVERS = re.compile(r"(^|\.)total_(ops|params)$")
+_MOST_TRIES = 5000
 _ENCODER = re.compile(
     r"(encoder\w*|enc\w{0,3}|encode\w*|net_?e|inference_net|prior\w*|"
     r"(fc|linear|lin|to|conv|l)?_?(z_?)?(mu|mean|log_?var|log_?sigma|logstd|var|std|sigma)\d*)",
@@ -183,12 +184,11 @@ def read_parts(state: Mapping[str, Tensor]) -> Contents:
     Raises:
         LoadError: there is nothing, something that is no stack of layers, or no generator.
     """
-    names = [name for name in state if not _LEFTOVERS.search(name)]
-    if not names:
+    if not state:
         raise LoadError("the file holds no tensors; name the entry that holds the generator's")
     groups: dict[str, dict[str, str]] = {}
     strange = []
-    for name in names:
+    for name in state:
         path, suffix = _split(name)
         if suffix is None:
             strange.append(name)
@@ -231,8 +231,9 @@ def refusal(reason: str, parts: Iterable[Part]) -> str:
 def arrangements(parts: Sequence[Part]) -> list[list[Element]]:
     """Returns in which orders, and with which residual blocks, the parts may form a network.
 
-    The order of the file comes first, then that of the numbers in the names, then others in which
-    the channels fit; for each, blocks that the names tell, then a plain stack.
+    The order of the file comes first, unless it is that of sorted names; then that of the numbers
+    in the names, then others in which the channels fit; for each, blocks that the names tell, then
+    a plain stack.
     """
     found: list[list[Element]] = []
     for ordered in _orders(parts):
@@ -243,6 +244,68 @@ def arrangements(parts: Sequence[Part]) -> list[list[Element]]:
         if found:
             break
     return found
+
+
+def is_registered(parts: Sequence[Part]) -> bool:
+    """Returns whether parts stand as a network registers them, and not in the order of names."""
+    paths = [part.path for part in parts]
+    names = [list(part.tensors) for part in parts if {"weight", "bias"} <= part.tensors.keys()]
+    biases_first = any(name.index("bias") < name.index("weight") for name in names)
+    return paths != sorted(paths) and not biases_first
+
+
+def reorderings(elements: Sequence[Element]) -> Iterator[list[Element]]:
+    """Yields the other orders in which the channels fit, and which no number in a name forbids."""
+    paths = [element.body.path for element in elements]
+    before = [{i for i, p in enumerate(paths) if _number_order(p, path) < 0} for path in paths]
+    tries = itertools.count()
+
+    def grown(order: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+        if len(order) == len(paths):
+            yield order
+            return
+        for index in range(len(paths)):
+            free = index not in order and before[index] <= set(order)
+            if free and next(tries) < _MOST_TRIES and fits([elements[i] for i in (*order, index)]):
+                yield from grown((*order, index))
+
+    for order in grown(()):
+        if list(order) != sorted(order):
+            placed = [elements[index] for index in order]
+            gaps = itertools.zip_longest(placed, placed[1:])
+            yield [_with_gaps(element, after) for element, after in gaps]
+
+
+def unordered(elements: Sequence[Element]) -> tuple[Part, Part] | None:
+    """Returns two parts that could change places within or behind the elements, if names allow."""
+    blocks = [element.body for element in elements if isinstance(element.body, Block)]
+    for parts in (parts for block in blocks for parts in (block.convs, block.norms)):
+        for one, other in itertools.combinations(parts, 2):
+            if one.shape == other.shape and not _number_order(one.path, other.path):
+                return one, other
+    owned = [(element.body.path, element.norm) for element in elements if element.norm]
+    for (owner, one), (other_owner, other) in itertools.combinations(owned, 2):
+        alike = one.shape == other.shape and one.kind == other.kind
+        if alike and not _number_order(one.path, other.path):
+            near = _shared(one.path, owner) > _shared(one.path, other_owner)
+            if not near and _shared(other.path, other_owner) <= _shared(other.path, owner):
+                return one, other
+    return None
+
+
+def _shared(one: str, other: str) -> int:
+    """Returns with how many equal characters two names begin and end."""
+    ends = zip(one, other, strict=False), zip(one[::-1], other[::-1], strict=False)
+    return sum(len([*itertools.takewhile(lambda pair: pair[0] == pair[1], end)]) for end in ends)
+
+
+def _number_order(one: str, other: str) -> int:
+    """Returns -1 or 1 where the first difference of two names is a number, 0 where it is a word."""
+    for mine, others in zip(natural(one), natural(other), strict=False):
+        if mine != others:
+            is_number = isinstance(mine[1], int) and isinstance(others[1], int)
+            return (-1 if mine < others else 1) if is_number else 0
+    return 0
 
 
 def fits(elements: Sequence[Element]) -> bool:
@@ -417,13 +480,9 @@ def _after_bottleneck(parts: Sequence[Part]) -> tuple[list[Part], int]:
     return list(parts), 0
 
 
-def natural(path: str) -> list[Any]:
-    """Returns a key that sorts "main.3" before "main.10"."""
-    return [(int(t), "") if t.isdigit() else (-1, t) for t in re.findall(r"\d+|\D+", path)]
-
-
 def _orders(parts: Sequence[Part]) -> Iterable[list[Part]]:
-    yield list(parts)
+    if is_registered(parts):
+        yield list(parts)
     by_number = sorted(parts, key=lambda part: natural(part.path))
     yield by_number
     stems: dict[str, list[Part]] = {}

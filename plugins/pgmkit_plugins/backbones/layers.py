@@ -1,5 +1,6 @@
 """A generator that is spelt out layer by layer, so that a config file holds the whole network."""
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,7 +14,10 @@ _MOST_LAYERS = 1000
 _MOST_NESTING = 3
 _LARGEST_SIZE = 2**24
 _LARGEST_KERNEL = 64
-_LARGEST_GROWTH = 1024
+_LARGEST_SIDE = 4096
+_MOST_VALUES = 2**26
+_MOST_FEATURES = 2**22
+_MOST_WORK = 2**40
 
 Check = Callable[[Any], bool]
 
@@ -65,7 +69,8 @@ class LayeredGenerator(nn.Module):
             raise ParameterError(
                 f"latent_dim must be a whole number from 1, not {latent_dim!r:.60}"
             )
-        _check_bounds(layers)
+        _check_records(layers)
+        _Sizes().check(layers, (latent_dim,), "layers")
         self.layers = _sequence(layers, "layers")
 
     def forward(self, z: Tensor) -> Tensor:
@@ -111,7 +116,17 @@ def _sequence(records: Sequence[Mapping[str, Any]], where: str) -> nn.Sequential
 
 def _layer(record: Mapping[str, Any], where: str) -> nn.Module:
     op = record["op"]
-    needed, optional, build = _OPS[op]
+    build = _OPS[op][2]
+    try:
+        return build(**_values(record, where), **({"where": where} if op == "residual" else {}))
+    except (ValueError, RuntimeError) as error:
+        raise ParameterError(f"{where} ({op}) cannot be built: {error}") from error
+
+
+def _values(record: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Returns the fields of a record with their defaults, or raises ParameterError."""
+    op = record["op"]
+    needed, optional, _ = _OPS[op]
     given = {name: value for name, value in record.items() if name != "op"}
     unknown = given.keys() - needed.keys() - optional.keys()
     missing = needed.keys() - given.keys()
@@ -126,15 +141,12 @@ def _layer(record: Mapping[str, Any], where: str) -> nn.Module:
     for name, value in values.items():
         if not checks[name](value):
             raise ParameterError(f"{name!r} of {where} ({op}) cannot be {value!r:.60}")
-    try:
-        return build(**values, **({"where": where} if op == "residual" else {}))
-    except (ValueError, RuntimeError) as error:
-        raise ParameterError(f"{where} ({op}) cannot be built: {error}") from error
+    return values
 
 
-def _check_bounds(layers: Any) -> None:
-    """Raises ParameterError before anything is built that would take up time or memory."""
-    count, growth = 0, 1
+def _check_records(layers: Any) -> None:
+    """Raises ParameterError unless these are not too many records of known layers."""
+    count = 0
     waiting = [(layers, "layers", 0)]
     while waiting:
         records, where, depth = waiting.pop()
@@ -154,24 +166,95 @@ def _check_bounds(layers: Any) -> None:
                     f"{place} must be an object with 'op', one of {', '.join(_OPS)}, "
                     f"not {record!r:.60}"
                 )
-            step = record.get("factor", 2) if op == "upsample" else record.get("stride", 1)
-            growth *= step if _is_size(step) and where.endswith("layers") else 1
             for part in ("body", "shortcut") if op == "residual" else ():
                 waiting.append((record.get(part, []), f"{place}.{part}", depth + 1))
-                growth *= math.prod(_factors(record.get(part)) if part == "body" else [])
     if not count:
         raise ParameterError("layers is empty; it needs one record for each layer")
-    if growth > _LARGEST_GROWTH:
-        raise ParameterError(f"layers enlarges the latent {growth} times, more than any generator")
 
 
-def _factors(records: Any) -> list[int]:
-    found = [
-        r.get("factor", 2)
-        for r in records or ()
-        if isinstance(r, Mapping) and r.get("op") == "upsample"
-    ]
-    return [factor for factor in found if _is_size(factor)]
+class _Sizes:
+    """Follows the shape of what layers make, so that nothing is built that takes too much.
+
+    Sides are only known behind a reshape; maps before one cannot come from flat latents.
+    """
+
+    def __init__(self) -> None:
+        self.features = 0
+        self.work = 0
+
+    def check(
+        self, records: Sequence[Mapping[str, Any]], shape: tuple[int, ...], where: str
+    ) -> tuple[int, ...]:
+        """Returns the shape, without the batch, behind records, or raises ParameterError."""
+        for index, record in enumerate(records):
+            place = f"{where}[{index}]"
+            values = _values(record, place)
+            if record["op"] == "residual":
+                # What has one value along a dimension is repeated along it when both are added.
+                ends = [
+                    self.check(values[part], shape, f"{place}.{part}")
+                    for part in ("body", "shortcut")
+                ]
+                pairs = itertools.zip_longest(*(end[::-1] for end in ends), fillvalue=1)
+                after = tuple(map(max, pairs))[::-1]
+            else:
+                after = _shape_after(record["op"], values, shape)
+                self._count(record["op"], values, shape, after)
+            self._check_bounds(after, f"{place} ({record['op']})")
+            shape = after
+        return shape
+
+    def _count(
+        self, op: str, values: Mapping[str, Any], shape: tuple[int, ...], after: tuple[int, ...]
+    ) -> None:
+        if op == "batch-norm":
+            self.features += values["features"]
+        each = values.get("kernel", 1) ** 2
+        if op == "conv":
+            self.work += math.prod(after) * values["inputs"] * each
+        else:
+            self.work += math.prod(shape) * values.get("outputs", 1) * each
+
+    def _check_bounds(self, shape: tuple[int, ...], place: str) -> None:
+        made = f"{place} makes {'×'.join(map(str, shape))} values of a latent"
+        if min(shape) < 1:
+            raise ParameterError(f"{made}; correct its kernel, stride or padding")
+        if max(shape[1:], default=1) > _LARGEST_SIDE or math.prod(shape) > _MOST_VALUES:
+            raise ParameterError(
+                f"{made}, more than any generator; sides are at most {_LARGEST_SIDE} and values "
+                f"{_MOST_VALUES}"
+            )
+        if self.features > _MOST_FEATURES:
+            raise ParameterError(
+                f"up to {place}, batch norms hold {self.features} features, more than any "
+                f"generator; at most {_MOST_FEATURES} are taken"
+            )
+        if self.work > _MOST_WORK:
+            raise ParameterError(
+                f"up to {place}, an image takes {self.work:.1e} multiplications, more than any "
+                f"generator; at most {_MOST_WORK:.1e} are taken"
+            )
+
+
+def _shape_after(op: str, values: Mapping[str, Any], shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns the shape behind one layer; whether its input fits is left to torch."""
+    if op == "reshape":
+        new = tuple(values["shape"])
+        return new if len(new) != 2 else (1, *new)  # torch takes (B, H, W) for one map
+    if op == "linear":
+        return (*shape[:-1], values["outputs"])
+    if op not in ("conv", "conv-transpose", "upsample"):
+        return shape
+    channels, *sides = shape
+    if op == "upsample":
+        return (channels, *(side * values["factor"] for side in sides))
+    kernel, stride, padding = values["kernel"], values["stride"], values["padding"]
+    if op == "conv":
+        sides = [(side + 2 * padding - kernel) // stride + 1 for side in sides]
+    else:
+        extra = values["output_padding"]
+        sides = [(side - 1) * stride - 2 * padding + kernel + extra for side in sides]
+    return (values["outputs"], *sides)
 
 
 def _is_whole(value: Any, lowest: int, highest: int) -> bool:
