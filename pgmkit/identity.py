@@ -493,7 +493,7 @@ def _names(code: types.CodeType) -> tuple[frozenset[str], frozenset[str], frozen
 
     Names that it mentions are also strings that may be names.
     """
-    steps = [step for step in dis.get_instructions(code) if step.opname != "CACHE"]
+    steps = list(dis.get_instructions(code))
     read = {*code.co_names, *code.co_freevars}
     read |= {value for value in code.co_consts if isinstance(value, str) and value.isidentifier()}
     written = {step.argval for step in steps if step.opname in _WRITES} | _changed(steps)
@@ -512,22 +512,37 @@ def _changed(steps: list[dis.Instruction]) -> set[str]:
     found: set[str] = set()
     local: dict[str, str] = {}  # what variables stand for
     for index, step in enumerate(steps):
-        place = index - 1
-        if step.opname == "STORE_FAST" and steps[place].opname in _LOADS:
-            local[step.argval] = steps[place].argval
+        before = steps[index - 1]
+        if step.opname.startswith("STORE_FAST") and before.opname in _LOADS:
+            local[_variables(step)[0]] = before.argval
             continue
         if step.opname in ("STORE_SUBSCR", "DELETE_SUBSCR"):
-            size = 0  # of the key, which stands between the container and this step
-            while place > 0 and size < 1:
-                size += dis.stack_effect(steps[place].opcode, steps[place].arg, jump=False)
-                place -= 1
+            before = _container(steps, index)
         elif not (step.opname in ("LOAD_METHOD", "LOAD_ATTR") and step.argval in _CHANGES):
             continue
-        if steps[place].opname in _LOADS:
-            found.add(f"{steps[place].argval}[]")
-        elif steps[place].opname.startswith("LOAD_FAST") and steps[place].argval in local:
-            found.add(f"{local[steps[place].argval]}[]")
+        if before.opname in _LOADS:
+            found.add(f"{before.argval}[]")
+        elif "LOAD_FAST" in before.opname and _variables(before)[-1] in local:
+            found.add(f"{local[_variables(before)[-1]]}[]")
     return found
+
+
+def _variables(step: dis.Instruction) -> tuple[str, ...]:
+    return step.argval if isinstance(step.argval, tuple) else (step.argval,)
+
+
+def _container(steps: list[dis.Instruction], index: int) -> dis.Instruction:
+    """Returns the step that loads the container whose part is set or deleted at `index`."""
+    place = index - 1
+    if steps[place].opname == "SWAP":  # as in `+=`, which copies container and key
+        while place > 1 and not steps[place].opname == steps[place - 1].opname == "COPY":
+            place -= 1
+        place -= 2
+    size = 0  # of the key, which stands between
+    while place > 0 and size < 1:
+        size += dis.stack_effect(steps[place].opcode, steps[place].arg, jump=False)
+        place -= 1
+    return steps[place]
 
 
 def _is_changed(name: str, value: Any, written: Set[str]) -> bool:
