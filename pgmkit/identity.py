@@ -135,9 +135,11 @@ class _Description:
         if isinstance(value, Mapping):
             return ["mapping", *self._pairs(value, read)]
         if isinstance(value, functools.partial):
+            read = read | _reach(value.func)[0]
             parts = (value.func, value.args, value.keywords)
             return ["partial", *(self.value(part, read) for part in parts)]
         if isinstance(value, types.MethodType):
+            read = read | _reach(value.__func__)[0]
             return ["method", self.value(value.__func__), self.value(value.__self__, read)]
         if isinstance(value, types.FunctionType):
             return self._function(value)
@@ -272,19 +274,21 @@ class _Description:
         else:
             code = _code_text(function.__code__)
             names, written, _ = _names(function.__code__)
+        read = _reach(function)[0]
         cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
         closure = [
-            [name, self.value(_cell(cell), names)]
+            [name, self.value(_cell(cell), read)]
             for name, cell in cells
             if name != "__class__" and not _is_changed(name, _cell(cell), written)
         ]
-        defaults = [self.value(function.__defaults__), self.value(function.__kwdefaults__)]
+        defaults = [
+            self.value(part, read) for part in (function.__defaults__, function.__kwdefaults__)
+        ]
         reached = [
-            [name, self.value(found, names)]
-            for name, found in _globals_of(function, names, written)
+            [name, self.value(found, read)] for name, found in _globals_of(function, names, written)
         ]
         own = {name: part for name, part in vars(function).items() if name in names}
-        return ["function", code, defaults, closure, reached, *self._named(own, names)]
+        return ["function", code, defaults, closure, reached, *self._named(own, read)]
 
 
 def _reach(function: Any) -> tuple[frozenset[str], frozenset[str]]:
@@ -349,9 +353,14 @@ def _is_of_another_package(value: Any, function: types.FunctionType) -> bool:
 def _version(value: Any) -> str:
     """Returns the version of the package that a function or class comes from, "" if unknown."""
     package = value.__module__.partition(".")[0]
+    return _installed(package) or str(getattr(sys.modules.get(package), "__version__", ""))
+
+
+@functools.lru_cache(maxsize=256)
+def _installed(package: str) -> str | None:
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         return importlib.metadata.version(package)
-    return str(getattr(sys.modules.get(package), "__version__", ""))
+    return None
 
 
 def _cell(cell: types.CellType) -> Any:
