@@ -135,9 +135,11 @@ class _Description:
         if isinstance(value, Mapping):
             return ["mapping", *self._pairs(value, read)]
         if isinstance(value, functools.partial):
+            read = read | _reach(value.func)[0]
             parts = (value.func, value.args, value.keywords)
             return ["partial", *(self.value(part, read) for part in parts)]
         if isinstance(value, types.MethodType):
+            read = read | _reach(value.__func__)[0]
             return ["method", self.value(value.__func__), self.value(value.__self__, read)]
         if isinstance(value, types.FunctionType):
             return self._function(value)
@@ -272,19 +274,21 @@ class _Description:
         else:
             code = _code_text(function.__code__)
             names, written, _ = _names(function.__code__)
+        read = _reach(function)[0]
         cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
         closure = [
-            [name, self.value(_cell(cell), names)]
+            [name, self.value(_cell(cell), read)]
             for name, cell in cells
             if name != "__class__" and not _is_changed(name, _cell(cell), written)
         ]
-        defaults = [self.value(function.__defaults__), self.value(function.__kwdefaults__)]
+        defaults = [
+            self.value(part, read) for part in (function.__defaults__, function.__kwdefaults__)
+        ]
         reached = [
-            [name, self.value(found, names)]
-            for name, found in _globals_of(function, names, written)
+            [name, self.value(found, read)] for name, found in _globals_of(function, names, written)
         ]
         own = {name: part for name, part in vars(function).items() if name in names}
-        return ["function", code, defaults, closure, reached, *self._named(own, names)]
+        return ["function", code, defaults, closure, reached, *self._named(own, read)]
 
 
 def _reach(function: Any) -> tuple[frozenset[str], frozenset[str]]:
@@ -349,9 +353,14 @@ def _is_of_another_package(value: Any, function: types.FunctionType) -> bool:
 def _version(value: Any) -> str:
     """Returns the version of the package that a function or class comes from, "" if unknown."""
     package = value.__module__.partition(".")[0]
+    return _installed(package) or str(getattr(sys.modules.get(package), "__version__", ""))
+
+
+@functools.lru_cache(maxsize=256)
+def _installed(package: str) -> str | None:
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         return importlib.metadata.version(package)
-    return str(getattr(sys.modules.get(package), "__version__", ""))
+    return None
 
 
 def _cell(cell: types.CellType) -> Any:
@@ -493,7 +502,7 @@ def _names(code: types.CodeType) -> tuple[frozenset[str], frozenset[str], frozen
 
     Names that it mentions are also strings that may be names.
     """
-    steps = [step for step in dis.get_instructions(code) if step.opname != "CACHE"]
+    steps = list(dis.get_instructions(code))
     read = {*code.co_names, *code.co_freevars}
     read |= {value for value in code.co_consts if isinstance(value, str) and value.isidentifier()}
     written = {step.argval for step in steps if step.opname in _WRITES} | _changed(steps)
@@ -512,22 +521,37 @@ def _changed(steps: list[dis.Instruction]) -> set[str]:
     found: set[str] = set()
     local: dict[str, str] = {}  # what variables stand for
     for index, step in enumerate(steps):
-        place = index - 1
-        if step.opname == "STORE_FAST" and steps[place].opname in _LOADS:
-            local[step.argval] = steps[place].argval
+        before = steps[index - 1]
+        if step.opname.startswith("STORE_FAST") and before.opname in _LOADS:
+            local[_variables(step)[0]] = before.argval
             continue
         if step.opname in ("STORE_SUBSCR", "DELETE_SUBSCR"):
-            size = 0  # of the key, which stands between the container and this step
-            while place > 0 and size < 1:
-                size += dis.stack_effect(steps[place].opcode, steps[place].arg, jump=False)
-                place -= 1
+            before = _container(steps, index)
         elif not (step.opname in ("LOAD_METHOD", "LOAD_ATTR") and step.argval in _CHANGES):
             continue
-        if steps[place].opname in _LOADS:
-            found.add(f"{steps[place].argval}[]")
-        elif steps[place].opname.startswith("LOAD_FAST") and steps[place].argval in local:
-            found.add(f"{local[steps[place].argval]}[]")
+        if before.opname in _LOADS:
+            found.add(f"{before.argval}[]")
+        elif "LOAD_FAST" in before.opname and _variables(before)[-1] in local:
+            found.add(f"{local[_variables(before)[-1]]}[]")
     return found
+
+
+def _variables(step: dis.Instruction) -> tuple[str, ...]:
+    return step.argval if isinstance(step.argval, tuple) else (step.argval,)
+
+
+def _container(steps: list[dis.Instruction], index: int) -> dis.Instruction:
+    """Returns the step that loads the container whose part is set or deleted at `index`."""
+    place = index - 1
+    if steps[place].opname == "SWAP":  # as in `+=`, which copies container and key
+        while place > 1 and not steps[place].opname == steps[place - 1].opname == "COPY":
+            place -= 1
+        place -= 2
+    size = 0  # of the key, which stands between
+    while place > 0 and size < 1:
+        size += dis.stack_effect(steps[place].opcode, steps[place].arg, jump=False)
+        place -= 1
+    return steps[place]
 
 
 def _is_changed(name: str, value: Any, written: Set[str]) -> bool:

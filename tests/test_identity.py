@@ -57,6 +57,8 @@ class Net(nn.Module):
         return self.net(self.psi * z).tanh()
 
 
+CALLED = "import types\ndef scaled(z, config): return z * config.psi\n"
+CALLER = "def part(z, config=options): return scaled(z, config)\n"
 SQUARE = """
 class Square(torch.autograd.Function):
     @staticmethod
@@ -158,6 +160,9 @@ class Slotted:
 
     def __init__(self, psi: float) -> None:
         self.psi = psi
+
+    def scaled(self, z: Tensor) -> Tensor:
+        return self.psi * z
 
 
 class Clamped(nn.Module):
@@ -263,6 +268,18 @@ OTHERS: dict[str, Callable[[], tuple[nn.Module, nn.Module]]] = {
     ),
     "precision": lambda: (seeded_linear(), seeded_linear().double()),
     "an attribute of a config that two layers share": lambda: (shared(6.0), shared(4.0)),
+    "an attribute that a method of a config reads": lambda: (
+        with_attribute(Net(), "psi", Slotted(1.0).scaled),
+        with_attribute(Net(), "psi", Slotted(0.5).scaled),
+    ),
+    "an attribute of what a partial function has": lambda: (
+        Net(functools.partial(Slotted.scaled, Slotted(1.0))),
+        Net(functools.partial(Slotted.scaled, Slotted(0.5))),
+    ),
+    "an attribute of a default that a called function reads": lambda: (
+        written("part(z)", f"{CALLED}options = types.SimpleNamespace(psi=1.0)\n{CALLER}"),
+        written("part(z)", f"{CALLED}options = types.SimpleNamespace(psi=0.5)\n{CALLER}"),
+    ),
     "a namespace": lambda: (
         Configured(argparse.Namespace(psi=1.0)),
         Configured(argparse.Namespace(psi=0.5)),
@@ -340,6 +357,7 @@ class Remembering(Net):
         self.scales: dict[tuple[int, str], Tensor] = {}
         self.rows: dict[int, Tensor] = {}
         self.sizes: list[int] = []
+        self.counts = [0]
 
     def forward(self, z: Tensor) -> Tensor:
         key = (len(z), str(z.dtype))
@@ -348,6 +366,7 @@ class Remembering(Net):
         rows = self.rows
         rows[len(z)] = z
         self.sizes.append(len(z))
+        self.counts[0] += 1
         SEEN.append(len(z))
         return super().forward(z) * self.scales[key]
 
