@@ -66,6 +66,10 @@ def load_onnx(path: Path) -> nn.Module:
     """
     onnx, converter = _libraries(path)
     model = _read_whole(onnx, path)
+    # The same for a program in one file and with weights beside it.
+    large = model.ByteSize() >= _MOST_BYTES
+    whole = path.read_bytes() if large else model.SerializeToString(deterministic=True)
+    digest = hashlib.sha256(whole).hexdigest()
     _check_nodes(model, path)
     if model.functions:
         _check_functions(model, path)
@@ -83,7 +87,6 @@ def load_onnx(path: Path) -> nn.Module:
             f"the ONNX program {path} does not say how many dimensions its latents have "
             f"({shape}); export it with latents of a known size"
         )
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
     z = torch.randn(shape[0] or 2, *shape[1:], generator=random_generator(0, "onnx"))
     expected = _reference(onnx, model, inputs[0][0], z, path)
     problem = ""
