@@ -204,7 +204,8 @@ class Generator:
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return next((p.device for p in self.module.parameters()), torch.device("cpu"))
+        parts = (*self.module.parameters(), *self.module.buffers())
+        return next((part.device for part in parts), torch.device("cpu"))
 
     @property
     def dtype(self) -> torch.dtype:

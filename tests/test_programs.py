@@ -31,6 +31,7 @@ from pgmkit.loading.programs import (
     load_onnx,
     load_program,
     load_torchscript,
+    program_bytes,
     program_signature,
 )
 from pgmkit.spectrum.jacobian import JacobianSpectra
@@ -721,3 +722,335 @@ def test_damaged_archives_end_in_one_error(tmp_path: Path) -> None:
             # What can still be read may do anything with numbers.
             with contextlib.suppress(LoadError, GeneratorError, RuntimeError):
                 load(path)(latents())
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("x = torch.ones([10000, 40000])", "makes 400,000,000 values at once"),
+        ("x = torch.new_zeros(input, [10000, 400000])", "values at once"),
+        ("x = torch.repeat(torch.sum(input), [9999999999])", "values at once"),
+        ("x = torch.arange(torch.mul(torch.ones([]), 9999999999))", "values at once"),
+        ("n = torch.arange(90000)\n    x = torch.mul(torch.unsqueeze(n, 1), n)", "values at once"),
+        ("x = torch.matmul(torch.ones([90000, 1]), torch.ones([1, 90000]))", "values at once"),
+        ("n = torch.ones([2])\n    x = torch.repeat_interleave(n, n)", "cannot compute"),
+        ("while True:\n      x = torch.ones([50000, 100])", "in all"),
+        ("while True:\n      x = torch.mul([0], 99999)", "lists of 10"),
+        ("x = torch.mul(500000000, [0])", "a list of 500000000"),
+        ("x = torch.mul((0,), 500000000)", "a list of 500000000"),
+        ("x = torch.mul([0], torch.sum(torch.ones([20000, 10])))", "a list of 200000"),
+        ("x = " + "-" * 1500 + "1", "cannot be run .RecursionError"),
+        ("x = annotate()", "cannot be run .IndexError"),
+    ],
+)
+def test_torchscript_fills_no_memory(
+    body: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pgmkit.loading.operators._MOST_IN_ALL", 2**28)
+    path = write_script(tmp_path / "model.pt", network("mlp"))
+    code = f"class Sequential(Module):\n  def forward(self, input):\n    {body}\n    return x\n"
+    program = load_torchscript(with_code(path, code.encode()))
+    with pytest.raises(GeneratorError, match=message):
+        program(latents())
+
+
+def with_steps(path: Path, *targets: tuple[str, list[dict]]) -> Path:
+    """Puts steps before those of an exported program."""
+    model = model_json(path)
+    for target, inputs in targets:
+        step = {
+            "target": target,
+            "inputs": [{"name": "", "arg": arg, "kind": 1} for arg in inputs],
+            "outputs": [{"as_tensor": {"name": "made"}}],
+            "metadata": {},
+        }
+        model["graph_module"]["graph"]["nodes"].insert(0, step)
+    return edited(path, {"models/model.json": json.dumps(model).encode()})
+
+
+@pytest.mark.parametrize(
+    ("target", "inputs"),
+    [
+        ("torch.ops.aten.ones.default", [{"as_ints": [10000, 400000]}]),
+        ("torch.ops.aten.mul.left_t", [{"as_ints": [0]}, {"as_int": 10**9}]),
+        ("_operator.mul", [{"as_int": 10**9}, {"as_ints": [0]}]),
+    ],
+)
+def test_exported_programs_fill_no_memory(target: str, inputs: list, tmp_path: Path) -> None:
+    path = with_steps(write_exported(tmp_path / "a.pt2", network("mlp")), (target, inputs))
+    with pytest.raises(GeneratorError, match=r"values at once|a list of"):
+        load_exported(path)(latents())
+
+
+def test_exported_weights_are_read_once_and_as_far_as_they_are_used(tmp_path: Path) -> None:
+    path = write_exported(tmp_path / "a.pt2", nn.Linear(LATENTS, 2**16).eval())
+    config = "data/weights/model_weights_config.json"
+    table = json.loads(record(path, config))
+    used = table["config"]["weight"]
+    table["config"] |= {f"unused {index}": used for index in range(1000)}
+    program = load_exported(edited(path, {config: json.dumps(table).encode()}))
+    assert set(program.state_dict()) == {"weight", "bias"}
+
+    class Many(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = nn.ModuleList(nn.Linear(LATENTS, 2**14) for _ in range(20))
+
+        def forward(self, z: Tensor) -> Tensor:
+            return sum(part(z) for part in self.parts)
+
+    path = write_exported(tmp_path / "b.pt2", Many().eval())
+    table = json.loads(record(path, config))
+    first = table["config"]["parts.0.weight"]
+    table["config"] = {
+        name: first if name.endswith("weight") else entry for name, entry in table["config"].items()
+    }
+    with zipfile.ZipFile(path) as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in records.items():
+            if len(data) < 2**16 or name.endswith(first["path_name"]):
+                archive.writestr(name, json.dumps(table) if name.endswith(config) else data)
+    with pytest.raises(LoadError, match=r"claims .* bytes|has no record"):
+        load_exported(path)
+
+
+def test_what_is_packed_in_exported_weights_stays_in_bounds(tmp_path: Path) -> None:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as inside:
+        inside.writestr("archive/data.pkl", bytes(2**25))
+    path = write_exported(tmp_path / "a.pt2", network("mlp"))
+    config = "data/weights/model_weights_config.json"
+    table = json.loads(record(path, config))
+    for entry in table["config"].values():
+        entry["use_pickle"] = True
+    changes = {config: json.dumps(table).encode(), "data/weights/weight_0": packed.getvalue()}
+    with pytest.raises(LoadError, match="claims 33,554,432 bytes"):
+        load_exported(edited(path, changes))
+
+
+@pytest.mark.parametrize(
+    ("nodes", "weights"),
+    [
+        ([helper.make_node("ConstantOfShape", ["sizes"], ["x"])], {"sizes": [20000, 20000]}),
+        (
+            [
+                helper.make_node("Mul", ["sizes", "sizes"], ["more"]),
+                helper.make_node("Expand", ["one", "more"], ["x"]),
+            ],
+            {"sizes": [20000, 20000], "one": [1]},
+        ),
+        ([helper.make_node("MatMul", ["tall", "wide"], ["x"])], {}),
+    ],
+)
+def test_onnx_fills_no_memory(nodes: list, weights: dict[str, list], tmp_path: Path) -> None:
+    values = {name: torch.tensor(value) for name, value in weights.items()}
+    values |= {"tall": torch.ones(30000, 1), "wide": torch.ones(1, 30000)}
+    end = [
+        helper.make_node("ReduceMax", ["x"], ["top"], keepdims=0),
+        helper.make_node("Cast", ["top"], ["number"], to=TensorProto.FLOAT),
+        helper.make_node("Add", ["z", "number"], ["images"]),
+    ]
+    path = tmp_path / "model.onnx"
+    onnx.save(onnx_model([*nodes, *end], values, (LATENTS,)), path)
+    with pytest.raises(LoadError, match="values at once"):
+        load_onnx(path)
+
+
+def test_onnx_functions_that_multiply_are_refused(tmp_path: Path) -> None:
+    def function(name: str, calls: str, domain: str) -> onnx.FunctionProto:
+        nodes = [
+            helper.make_node(calls, ["x"], ["y"], domain=domain),
+            helper.make_node(calls, ["y"], ["w"], domain=domain),
+        ]
+        return helper.make_function("own", name, ["x"], ["w"], nodes, opsets)
+
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
+    made = [function(f"f{index}", f"f{index + 1}", "own") for index in range(40)]
+    made.append(function("f40", "Tanh", ""))
+    model = onnx_model([helper.make_node("f0", ["z"], ["images"], domain="own")], {}, (LATENTS,))
+    model.opset_import.append(opsets[1])
+    model.functions.extend(made)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(LoadError, match="steps, too many"):
+        load_onnx(path)
+    model.functions[-1].node[0].CopyFrom(helper.make_node("f0", ["x"], ["y"], domain="own"))
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(LoadError, match="call themselves"):
+        load_onnx(path)
+
+
+def test_onnx_takes_constants_from_no_other_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "secret").write_bytes(bytes(4 * LATENTS))
+    monkeypatch.chdir(tmp_path)
+    constant = helper.make_tensor("c", TensorProto.FLOAT, [LATENTS], [0.0] * LATENTS)
+    constant.ClearField("float_data")
+    constant.data_location = TensorProto.EXTERNAL
+    constant.external_data.add(key="location", value="secret")
+    end = helper.make_node("Add", ["z", "c"], ["images"])
+    path = tmp_path / "model.onnx"
+
+    def refused(model: onnx.ModelProto) -> None:
+        path.write_bytes(model.SerializeToString())
+        with pytest.raises(LoadError, match="keeps the constant 'c' of a step in another file"):
+            load_onnx(path)
+
+    refused(onnx_model([helper.make_node("Constant", [], ["c"], value=constant), end], {}, (6,)))
+    inside = helper.make_graph([], "body", [], [], [constant])
+    refused(onnx_model([helper.make_node("Loop", ["z"], ["images"], body=inside)], {}, (6,)))
+    sparse = onnx_model([end], {}, (6,))
+    sparse.graph.sparse_initializer.add(values=constant)
+    refused(sparse)
+
+
+def test_onnx_with_weights_beside_it_is_saved_as_one_file(tmp_path: Path) -> None:
+    module, path = network("dcgan"), tmp_path / "model.onnx"
+    onnx.save(
+        onnx_dcgan(module), path, save_as_external_data=True, location="w.data", size_threshold=0
+    )
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    (alone / "model.onnx").write_bytes(program_bytes(path))
+    saved = load_onnx(alone / "model.onnx")
+    torch.testing.assert_close(saved(latents()), module(latents()))
+    assert fingerprint(saved) == fingerprint(load_onnx(path))
+    script = write_script(tmp_path / "model.pt", module)
+    assert program_bytes(script) == script.read_bytes()
+    whole = alone / "model.onnx"
+    assert program_bytes(whole) == whole.read_bytes()
+
+
+def test_onnx_weights_beside_it_are_read_a_few_times_at_most(tmp_path: Path) -> None:
+    model = onnx_model([helper.make_node("Tanh", ["z"], ["images"])], {}, (LATENTS,))
+    (tmp_path / "w.data").write_bytes(bytes(2**20))
+    for index in range(100):
+        tensor = model.graph.initializer.add(name=f"w{index}", data_type=1, dims=[2**18])
+        tensor.data_location = TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value="w.data")
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(LoadError, match="claims"):
+        load_onnx(path)
+
+
+def test_programs_of_the_state_of_training_are_refused(tmp_path: Path) -> None:
+    for module, message in (
+        (DCGANGenerator(LATENTS, (8, 4)), r"normalises by the batch .*call \.eval\(\)"),
+        (nn.Sequential(nn.Linear(LATENTS, 4), nn.Dropout(0.5)), r"dropout.*call \.eval\(\)"),
+        (Attends(), r"dropout.*call \.eval\(\)"),
+        (Remembers(dropout=0.5, num_layers=2), r"dropout.*call \.eval\(\)"),
+    ):
+        program = load_torchscript(write_script(tmp_path / "a.pt", module.train(), "trace"))
+        with pytest.raises(GeneratorError, match=message):
+            program(latents())
+
+
+class Attends(nn.Module):
+    def forward(self, z: Tensor) -> Tensor:
+        x = z.reshape(-1, 1, 3, 2)
+        return F.scaled_dot_product_attention(x, x, x, dropout_p=0.5 if self.training else 0.0)
+
+
+class Remembers(nn.Module):
+    def __init__(self, **options: object) -> None:
+        super().__init__()
+        self.net = nn.LSTM(3, 4, batch_first=True, **options)
+
+    def forward(self, z: Tensor) -> Tensor:
+        made, _ = self.net(z.reshape(-1, 2, 3))
+        return torch.einsum("bij,bkj->bik", made, made)[:, torch.tensor([1, 0])]
+
+
+class Adaptive(nn.Module):
+    def forward(self, z: Tensor) -> Tensor:
+        return F.instance_norm(z.reshape(-1, 2, 3))
+
+
+@pytest.mark.filterwarnings("ignore:The tensor attributes self.net._flat_weights")
+@pytest.mark.parametrize("kind", [Attends, Remembers, Adaptive])
+def test_norms_of_an_image_and_memory_are_no_training(kind: type, tmp_path: Path) -> None:
+    module = kind().eval()
+    for program in (
+        load_torchscript(write_script(tmp_path / "a.pt", module, "trace")),
+        load_exported(write_exported(tmp_path / "a.pt2", module)),
+        load_exported(write_exported(tmp_path / "b.pt2", module, "decomposed")),
+    ):
+        torch.testing.assert_close(program(latents()), module(latents()))
+
+
+def test_programs_that_change_their_weights_are_refused(tmp_path: Path) -> None:
+    class Fades(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("strength", torch.ones(2))
+
+        def forward(self, z: Tensor) -> Tensor:
+            self.strength[:1].mul_(0.9)
+            return z * self.strength[0]
+
+    for how in ("script", "trace"):
+        program = load_torchscript(write_script(tmp_path / "a.pt", Fades(), how))
+        with pytest.raises(GeneratorError, match="changes its own weights"):
+            program(latents())
+
+
+@pytest.mark.parametrize("how", ["script", "frozen", "trace"])
+def test_numbers_in_code_are_no_weights(how: str, tmp_path: Path) -> None:
+    class FromZero(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = network("dcgan")
+
+        def forward(self, z: Tensor) -> Tensor:
+            return self.net(z) * 0.5 + 0.5
+
+    module = FromZero().eval()
+    path = write_script(tmp_path / "model.pt", module, how)
+    program = load_torchscript(path)
+    assert wrap(program).dtype == torch.float32
+    if how == "trace":
+        assert set(dict(program.named_parameters())) == {
+            f"root.{name}" for name, _ in module.named_parameters()
+        }
+    assert_right_spectrum(program, module)
+
+
+@pytest.mark.parametrize(("flag", "method"), [(1, None), (0, 99)])
+def test_archives_that_python_cannot_unpack_end_in_one_error(
+    flag: int, method: int | None, tmp_path: Path
+) -> None:
+    path = write_script(tmp_path / "a.pt", network("mlp"))
+    data = bytearray(path.read_bytes())
+    for mark, place in ((b"PK\x01\x02", 8), (b"PK\x03\x04", 6)):
+        at = -1
+        while (at := data.find(mark, at + 1)) >= 0:
+            data[at + place] |= flag
+            data[at + place + 2] = data[at + place + 2] if method is None else method
+    path.write_bytes(data)
+    with pytest.raises(LoadError, match="fetch or save the file again"):
+        load_torchscript(path)
+
+
+def test_constants_that_are_no_list_are_said(tmp_path: Path) -> None:
+    path = write_script(tmp_path / "a.pt", network("mlp"))
+    with pytest.raises(LoadError, match="are no list"):
+        load_torchscript(edited(path, {"constants.pkl": pickle.dumps(5, protocol=2)}))
+
+
+def test_programs_without_inputs_are_said(tmp_path: Path) -> None:
+    class Still(nn.Module):
+        def forward(self) -> Tensor:
+            return torch.ones(1, 1, 2, 2)
+
+    path = write_script(tmp_path / "a.pt", Still())
+    assert program_signature(path).inputs == ()
+    with pytest.raises(GeneratorError, match="takes 0 inputs"):
+        load_torchscript(path)(latents())
+    path = tmp_path / "a.pt2"
+    torch.export.save(torch.export.export(Still(), ()), path)
+    assert program_signature(path).inputs == ()
+    with pytest.raises(LoadError, match="takes 0 inputs"):
+        load_exported(path)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from pgmkit.errors import GeneratorError, LoadError, first_line
 from pgmkit.loading.archives import Archive, check_claim, open_archive
-from pgmkit.loading.operators import ADVICE, TYPES, Run, unchanged
+from pgmkit.loading.operators import ADVICE, TYPES, Run, running
 from pgmkit.loading.shapes import run_in_shape
 
 # How torch.export numbers types, layouts and memory formats.
@@ -102,7 +102,7 @@ class Exported(nn.Module):
         return run_in_shape(self._run, z, self._shape, self._where)
 
     def _run(self, z: Tensor) -> Any:
-        with unchanged(self, self._where):
+        with running(self, self._where):
             return self._take_steps(z)
 
     def _take_steps(self, z: Tensor) -> Any:

@@ -24,6 +24,7 @@ from pgmkit.seeds import random_generator
 
 _RANDOM = ("Bernoulli", "Multinomial", "RandomNormal", "RandomUniform")
 _MOST_BYTES = 2**31
+_MOST_STEPS = 100_000
 _OF_VALUES = ("Compress", "NonMaxSuppression", "NonZero", "Unique")
 """The shapes that these make depend on values, and are no larger than what they are given."""
 
@@ -65,9 +66,14 @@ def load_onnx(path: Path) -> nn.Module:
     """
     onnx, converter = _libraries(path)
     model = _read_whole(onnx, path)
-    if model.functions:
-        model = onnx.inliner.inline_local_functions(model)
+    # The same for a program in one file and with weights beside it.
+    large = model.ByteSize() >= _MOST_BYTES
+    whole = path.read_bytes() if large else model.SerializeToString(deterministic=True)
+    digest = hashlib.sha256(whole).hexdigest()
     _check_nodes(model, path)
+    if model.functions:
+        _check_functions(model, path)
+        model = onnx.inliner.inline_local_functions(model)
     _leave_out_defaults(model)
     inputs, outputs = _signature(onnx, model)
     if len(inputs) != 1 or len(outputs) != 1:
@@ -81,7 +87,6 @@ def load_onnx(path: Path) -> nn.Module:
             f"the ONNX program {path} does not say how many dimensions its latents have "
             f"({shape}); export it with latents of a known size"
         )
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
     z = torch.randn(shape[0] or 2, *shape[1:], generator=random_generator(0, "onnx"))
     expected = _reference(onnx, model, inputs[0][0], z, path)
     problem = ""
@@ -215,7 +220,7 @@ def _fill_in_external(onnx: Any, model: Any, path: Path) -> None:
 
 
 def _check_nodes(model: Any, path: Path) -> None:
-    for node in model.graph.node:
+    for node in (*model.graph.node, *(node for part in model.functions for node in part.node)):
         if node.op_type.startswith(_RANDOM):
             raise LoadError(
                 f"the ONNX program {path} draws random numbers ({node.op_type}), so its images are "
@@ -226,6 +231,25 @@ def _check_nodes(model: Any, path: Path) -> None:
                 f"the ONNX program {path} branches or repeats ({node.op_type:.40}), which pgmkit "
                 "does not run from a file; export it with latents of a fixed size"
             )
+
+
+def _check_functions(model: Any, path: Path) -> None:
+    """Refuses functions that call functions until no memory holds their steps."""
+    bodies = {(part.domain, part.name): part.node for part in model.functions}
+    counts: dict[tuple[str, str], int] = {}
+
+    def count(nodes: Any, inside: tuple[tuple[str, str], ...]) -> int:
+        keys = [(node.domain, node.op_type) for node in nodes]
+        for key in keys:
+            if key in inside or len(inside) > 100:
+                raise LoadError(f"functions of the ONNX program {path} call themselves")
+            if key in bodies and key not in counts:
+                counts[key] = count(bodies[key], (*inside, key))
+        return sum(counts.get(key, 1) for key in keys)
+
+    steps = count(model.graph.node, ())
+    if steps > _MOST_STEPS:
+        raise LoadError(f"the ONNX program {path} has {steps:,} steps, too many; {ADVICE}")
 
 
 def _with_constants_as_weights(onnx: Any, model: Any) -> Any:

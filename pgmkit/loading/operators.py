@@ -76,7 +76,8 @@ _TENSOR = _words(
     "grid_sampler_2d group_norm gru gru_cell gt hardshrink hardsigmoid hardswish hardtanh hstack "
     "hypot im2col imag index index_add index_copy index_fill index_put index_put_ index_select "
     "instance_norm inverse isfinite isinf isnan item kron layer_norm le leaky_relu lerp less "
-    "less_equal lgamma linalg_matrix_norm linalg_norm linalg_vector_norm linear linspace log "
+    "less_equal lgamma lift_fresh lift_fresh_copy linalg_matrix_norm linalg_norm "
+    "linalg_vector_norm linear linspace log "
     "log10 log1p log2 log_sigmoid log_softmax logaddexp logical_and logical_not logical_or "
     "logical_xor logit logsumexp lstm lstm_cell lt masked_fill masked_scatter matmul max "
     "max_pool1d max_pool2d maximum mean median meshgrid min minimum mish mm moveaxis movedim mul "
@@ -104,6 +105,7 @@ _CONVOLUTION = (
     *("dilation", "transposed", "output_padding", "groups"),
 )
 _MAKERS = _words("arange eye full linspace ones scalar_tensor zeros")
+_NEVER_LARGER = _words("item to _to_copy")
 _BATCH_NORMS = _words("batch_norm native_batch_norm _native_batch_norm_legit")
 _RECURRENT = _words("gru lstm rnn_relu rnn_tanh")
 _DROPOUT = _words("dropout dropout_ alpha_dropout feature_dropout")
@@ -331,7 +333,7 @@ class Run:
         operator = find_operator(name, overload, where=self._where)
         _check_not_training(name, args, self._where)
         try:
-            if name != "item":
+            if name not in _NEVER_LARGER:
                 self._take(name, self._foresee(name, overload, args, kwargs))
             return operator(*args, **kwargs)
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
@@ -355,19 +357,22 @@ class Run:
 
     def _foresee(self, name: str, overload: str, args: list[Any], kwargs: dict[str, Any]) -> int:
         """Returns how many values an operator will make; what cannot be foreseen is an error."""
+        problem = Exception()
         for numbers in (False, True):  # single values may stand for sizes
-            given = tuple(_described(part, numbers) for part in args)
-            by_name = tuple((key, _described(part, numbers)) for key, part in kwargs.items())
             try:
+                given = tuple(_described(part, numbers) for part in args)
+                by_name = tuple((key, _described(part, numbers)) for key, part in kwargs.items())
                 return _values_made(name, overload, self._where, given, by_name)
-            except (RuntimeError, TypeError, ValueError, IndexError):
-                if numbers:
-                    raise
-        return 0
+            except (RuntimeError, TypeError, ValueError, IndexError) as error:
+                problem = problem if numbers else error
+        raise GeneratorError(
+            f"{self._where} cannot compute {name}: {first_line(problem)[:160]}"
+        ) from problem
 
     def _take(self, name: str, values: int) -> None:
         self._values += values
-        if values > MOST_VALUES * self._latents or self._values > _MOST_IN_ALL * self._latents:
+        most = MOST_VALUES * (1 if name in _MAKERS else self._latents)
+        if values > most or self._values > _MOST_IN_ALL * self._latents:
             raise GeneratorError(
                 f"{self._where} makes {values:,} values at once ({name}), {self._values:,} in all, "
                 f"of {self._latents} latents, more than a generator needs; {ADVICE}"
@@ -375,15 +380,21 @@ class Run:
 
 
 @contextmanager
-def unchanged(program: nn.Module, where: str) -> Iterator[None]:
-    """Watches over the weights of a program while it runs.
+def running(program: nn.Module, where: str) -> Iterator[None]:
+    """Watches over a program while it runs.
 
     Raises:
-        GeneratorError: it has changed them, so that the next run would give other images.
+        GeneratorError: it is not of the form that it should be, or has changed its own weights, so
+            that the next run would give other images.
     """
     weights = [*program.parameters(), *program.buffers()]
     before = [0 if weight.is_inference() else weight._version for weight in weights]
-    yield
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError) as error:
+        raise GeneratorError(
+            f"{where} cannot be run ({type(error).__name__}: {first_line(error)[:80]}); {ADVICE}"
+        ) from error
     after = [0 if weight.is_inference() else weight._version for weight in weights]
     if before != after:
         raise GeneratorError(

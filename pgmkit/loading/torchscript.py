@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from pgmkit.errors import GeneratorError, LoadError
 from pgmkit.loading.archives import Archive, check_claim, open_archive
-from pgmkit.loading.operators import ADVICE, TYPES, Run, unchanged
+from pgmkit.loading.operators import ADVICE, TYPES, Run, running
 
 _STEPS = 1_000_000
 """A program that has done so much for one batch of latents does not end, or should."""
@@ -106,7 +106,7 @@ class Scripted(nn.Module):
 
     def forward(self, z: Tensor) -> Any:
         """Returns what the program returns for latents z."""
-        with unchanged(self, self._where):
+        with running(self, self._where):
             return _Walk(self, z).call_method(self.root, "forward", [z], {})
 
     def constant(self, name: str) -> Any:
