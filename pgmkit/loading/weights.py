@@ -21,14 +21,11 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from pgmkit.errors import LoadError, first_line
-from pgmkit.loading.archives import open_archive
+from pgmkit.loading.archives import check_claim, open_archive
 from pgmkit.loading.programs import LOADERS, describe_kind, kind_of_file
 
 INDEX_SUFFIX = ".index.json"
 """How the file ends that names the shards of weights in several files."""
-
-_MOST_VALUES = 4
-"""A file may claim so many times the bytes that it has: values can share storage, within reason."""
 
 
 class _Beside:
@@ -267,8 +264,4 @@ def _check_values(loaded: Any, path: Path) -> None:
         size += tensor.numel() * tensor.element_size()
     if path.name.endswith(INDEX_SUFFIX):
         return
-    there = path.stat().st_size
-    if size > _MOST_VALUES * there + 2**20:
-        raise LoadError(
-            f"{path} claims {size:,} bytes of weights and has {there:,}; it was tampered with"
-        )
+    check_claim(size, path)
