@@ -365,7 +365,7 @@ def with_code(path: Path, code: bytes) -> Path:
 def test_torchscript_does_nothing_but_compute(
     body: str, message: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pgmkit.loading.torchscript._STEPS", 10_000)
+    monkeypatch.setattr("pgmkit.loading.programs.torchscript._STEPS", 10_000)
     path = write_script(tmp_path / "model.pt", network("mlp"))
     code = f"class Sequential(Module):\n  def forward(self, input):\n    {body}\n"
     program = load_torchscript(with_code(path, code.encode()))
@@ -746,7 +746,7 @@ def test_damaged_archives_end_in_one_error(tmp_path: Path) -> None:
 def test_torchscript_fills_no_memory(
     body: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pgmkit.loading.operators._MOST_IN_ALL", 2**28)
+    monkeypatch.setattr("pgmkit.loading.programs.operators._MOST_IN_ALL", 2**28)
     path = write_script(tmp_path / "model.pt", network("mlp"))
     code = f"class Sequential(Module):\n  def forward(self, input):\n    {body}\n    return x\n"
     program = load_torchscript(with_code(path, code.encode()))

@@ -21,8 +21,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from pgmkit.errors import LoadError, first_line
-from pgmkit.loading.archives import check_claim, open_archive
 from pgmkit.loading.programs import LOADERS, describe_kind, kind_of_file
+from pgmkit.loading.programs.archives import check_claim, open_archive
 
 INDEX_SUFFIX = ".index.json"
 """How the file ends that names the shards of weights in several files."""

@@ -4,7 +4,7 @@ An archive holds code, in a small language with the syntax of Python, and a pick
 `torch.jit.load` compiles the code, runs what it says is to run on loading, and gives it all of
 torch's operators, those that write files among them. Here the archive is data: the pickle is read
 by torch's weights-only reader, with empty stand-ins for the classes of the archive; the code is
-parsed, and `Scripted` walks through it with the operators that `pgmkit.loading.operators` lists.
+parsed, and `Scripted` walks through it with the operators that `operators` lists.
 The walk calls ordinary torch functions, so the module is differentiated as any other.
 """
 
@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from pgmkit.errors import GeneratorError, LoadError
-from pgmkit.loading.archives import Archive, check_claim, open_archive
-from pgmkit.loading.operators import ADVICE, TYPES, Run, running
+from pgmkit.loading.programs.archives import Archive, check_claim, open_archive
+from pgmkit.loading.programs.operators import ADVICE, TYPES, Run, running
 
 _STEPS = 1_000_000
 """A program that has done so much for one batch of latents does not end, or should."""

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from pgmkit.errors import LoadError, PluginError, first_line
-from pgmkit.loading.archives import check_claim
-from pgmkit.loading.operators import ADVICE, MOST_VALUES
-from pgmkit.loading.shapes import run_in_shape
+from pgmkit.loading.programs.archives import check_claim
+from pgmkit.loading.programs.operators import ADVICE, MOST_VALUES
+from pgmkit.loading.programs.shapes import run_in_shape
 from pgmkit.seeds import random_generator
 
 _RANDOM = ("Bernoulli", "Multinomial", "RandomNormal", "RandomUniform")

@@ -4,7 +4,7 @@ A .pt2 archive holds a graph in JSON, whose steps name operators, and weights as
 `torch.export.load` evaluates shapes as Python expressions, falls back to unpickling sample inputs
 without restriction, and unpickles weights so that the archive says are pickled. None of that is
 needed: the graph is read as JSON, the weights as bytes, and `Exported` takes step after step with
-the operators that `pgmkit.loading.operators` lists.
+the operators that `pgmkit.loading.programs.operators` lists.
 """
 
 import hashlib
@@ -23,9 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from pgmkit.errors import GeneratorError, LoadError, first_line
-from pgmkit.loading.archives import Archive, check_claim, open_archive
-from pgmkit.loading.operators import ADVICE, TYPES, Run, running
-from pgmkit.loading.shapes import run_in_shape
+from pgmkit.loading.programs.archives import Archive, check_claim, open_archive
+from pgmkit.loading.programs.operators import ADVICE, TYPES, Run, running
+from pgmkit.loading.programs.shapes import run_in_shape
 
 # How torch.export numbers types, layouts and memory formats.
 _TYPES = {number + 1: dtype for number, dtype in TYPES.items() if number < 12}

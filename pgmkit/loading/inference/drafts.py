@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pgmkit.loading.parts import Block, Element, Part
+from pgmkit.loading.inference.parts import Block, Element, Part
 
 ACTIVATIONS: dict[str, tuple[dict[str, Any], float]] = {
     "ReLU": ({"op": "relu"}, 0.0),

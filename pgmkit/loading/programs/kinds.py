@@ -6,11 +6,10 @@ Nothing from a file is executed. What that means for each kind:
 * torch checkpoints are pickles, which could call anything; they are read by torch's weights-only
   reader.
 * TorchScript archives hold code that `torch.jit.load` compiles, runs in part at once, and lets use
-  any operator of torch, those that write files included; `pgmkit.loading.torchscript` walks through
-  it with operators from a list instead.
+  any operator of torch, those that write files included; `torchscript` walks through it with operators from a list instead.
 * torch.export archives hold a graph in JSON; `torch.export.load` evaluates shapes as Python and
   unpickles sample inputs, and whatever weights are said to be pickled, without restriction.
-  `pgmkit.loading.exported` reads graph and weights alone.
+  `pgmkit.loading.programs.exported` reads graph and weights alone.
 """
 
 import struct
@@ -23,11 +22,11 @@ from typing import BinaryIO
 from torch import nn
 
 from pgmkit.errors import LoadError
-from pgmkit.loading import exported, onnx, torchscript
-from pgmkit.loading.archives import open_archive
-from pgmkit.loading.exported import load_exported
-from pgmkit.loading.onnx import load_onnx
-from pgmkit.loading.torchscript import load_torchscript
+from pgmkit.loading.programs import exported, onnx, torchscript
+from pgmkit.loading.programs.archives import open_archive
+from pgmkit.loading.programs.exported import load_exported
+from pgmkit.loading.programs.onnx import load_onnx
+from pgmkit.loading.programs.torchscript import load_torchscript
 
 __all__ = [
     "ProgramSignature",

@@ -2,7 +2,7 @@
 
 Every batch norm keeps the mean and the variance of what it saw in training. Latents are pushed
 through each way to fill in what the file does not say, and what a norm then sees is held against
-what it remembers; the way that agrees best is taken (`pgmkit.loading.drafts` lists the ways).
+what it remembers; the way that agrees best is taken (`drafts` lists the ways).
 """
 
 import math
@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from pgmkit.errors import LoadError
-from pgmkit.loading import drafts as ways
-from pgmkit.loading.drafts import Draft, Op
-from pgmkit.loading.parts import (
+from pgmkit.loading.inference import drafts as ways
+from pgmkit.loading.inference.drafts import Draft, Op
+from pgmkit.loading.inference.parts import (
     Block,
     Contents,
     Element,

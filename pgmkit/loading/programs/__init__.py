@@ -1,0 +1,33 @@
+"""Files that are whole programs, read as data: nothing in them is executed.
+
+`kinds` tells what a file is; `torchscript`, `exported` and `onnx` read one kind each; `operators`
+lists what a program may do, and `archives` opens the zip files that torch writes.
+"""
+
+from pgmkit.loading.programs.kinds import (
+    LOADERS,
+    ProgramSignature,
+    TensorSignature,
+    describe_kind,
+    kind_of_file,
+    load_exported,
+    load_onnx,
+    load_program,
+    load_torchscript,
+    program_bytes,
+    program_signature,
+)
+
+__all__ = [
+    "LOADERS",
+    "ProgramSignature",
+    "TensorSignature",
+    "describe_kind",
+    "kind_of_file",
+    "load_exported",
+    "load_onnx",
+    "load_program",
+    "load_torchscript",
+    "program_bytes",
+    "program_signature",
+]
