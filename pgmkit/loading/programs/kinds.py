@@ -6,10 +6,11 @@ Nothing from a file is executed. What that means for each kind:
 * torch checkpoints are pickles, which could call anything; they are read by torch's weights-only
   reader.
 * TorchScript archives hold code that `torch.jit.load` compiles, runs in part at once, and lets use
-  any operator of torch, those that write files included; `torchscript` walks through it with operators from a list instead.
+  any operator of torch, those that write files included; `torchscript` walks through it with
+  operators from a list instead.
 * torch.export archives hold a graph in JSON; `torch.export.load` evaluates shapes as Python and
   unpickles sample inputs, and whatever weights are said to be pickled, without restriction.
-  `pgmkit.loading.programs.exported` reads graph and weights alone.
+  `exported` reads graph and weights alone.
 """
 
 import struct
