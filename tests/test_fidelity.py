@@ -3,6 +3,7 @@
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from pickle import Unpickler
 from typing import Any
 
 import numpy as np
@@ -243,7 +244,7 @@ def test_weights_that_do_not_fit_or_cannot_be_had_are_one_clear_error(
     torch.save({"x": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(LoadError, match=r"no weights of Inception-v3"):
         load_extractor(f"inception@{tmp_path / 'other.pth'}")
-    torch.save({"x": Path}, tmp_path / "code.pth")
+    torch.save({"x": Unpickler}, tmp_path / "code.pth")
     with pytest.raises(LoadError, match="would run code"):
         load_extractor(f"inception@{tmp_path / 'code.pth'}")
 

@@ -227,7 +227,7 @@ def test_a_range_that_images_do_not_have_is_said_with_the_right_one(
     with pytest.warns(PgmkitWarning, match="declared range") as told:
         scaled(made, declared).check()
     assert len(told) == 1
-    found = re.search(r"declare range \[(.*), (.*)\], in", str(told[0].message))
+    found = re.search(r"declare range \[(.*), (.*)\]: ImageSpec", str(told[0].message))
     assert found is not None
     assert [round(float(bound)) for bound in found.groups()] == list(made)
 

@@ -24,7 +24,6 @@ from torch.nn import functional as F
 
 from pgmkit.errors import GeneratorError, LoadError, PluginError
 from pgmkit.generator import Generator, ImageSpec, LatentSpec
-from pgmkit.loading import onnx as loading_onnx
 from pgmkit.loading.programs import (
     kind_of_file,
     load_exported,
@@ -34,6 +33,7 @@ from pgmkit.loading.programs import (
     program_bytes,
     program_signature,
 )
+from pgmkit.loading.programs import onnx as loading_onnx
 from pgmkit.spectrum.jacobian import JacobianSpectra
 from pgmkit_plugins.backbones.dcgan import DCGANGenerator
 
