@@ -474,6 +474,16 @@ def test_another_classifier_gives_other_labels_and_cells(tiny: str, tmp_path: Pa
     assert counts(judges[1]) == before
 
 
+def test_another_prior_gives_other_cells(tiny: str) -> None:
+    def cell(**more: Any) -> str:
+        generators = [{"source": tiny, "name": "mine", **more}]
+        values = config(tiny, generators=generators, densities=["none"], clusters=3, seeds=0)
+        return prepare({**values, "measures": ["selection"]}).cells[0].id
+
+    assert cell() == cell(generator={"latent": 4})
+    assert cell() != cell(generator={"latent": "uniform:4"})
+
+
 def test_labels_of_another_generator_are_not_taken_up(tiny: str, tmp_path: Path) -> None:
     (models,) = prepare(config(tiny, clusters=2, seeds=0)).models.values()
     other = cells.Models(pgmkit.load_generator("mnist-dcgan"), models.classifier)

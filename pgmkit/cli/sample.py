@@ -48,6 +48,7 @@ def sample(
     """Make images with SOURCE: a folder that `pgmkit shatter` wrote, or any generator."""
     old = _check_out(out, overwrite)
     from pgmkit.generator import Generator
+    from pgmkit.loading.options import GeneratorOptions, shatter_command
     from pgmkit.machine import check_device, check_memory
     from pgmkit.models import load
     from pgmkit.pictures import write_images
@@ -61,9 +62,10 @@ def sample(
     elif cluster is None:
         latents = model.sample_latents(count, seed)
     else:
+        options = GeneratorOptions.from_table(generator or {})
         raise ParameterError(
             f"{source} is a generator without clusters; leave --cluster out, or find clusters "
-            f"first: pgmkit shatter {source} -o shattered"
+            f"first: {shatter_command(needed_source(source), options)}"
         )
     images = frozen.images(latents)
     for picture in old:

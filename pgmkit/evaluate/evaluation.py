@@ -22,6 +22,7 @@ from pgmkit.evaluate.fidelity import (
 )
 from pgmkit.evaluate.metrics import score_samples
 from pgmkit.images import check_source
+from pgmkit.loading.options import GeneratorOptions, shatter_command
 from pgmkit.machine import check_device, check_memory, machine
 from pgmkit.models import load
 from pgmkit.shattering import ShatteredGenerator
@@ -142,6 +143,6 @@ def _load_shattered(
     if not isinstance(model, ShatteredGenerator):
         raise ParameterError(
             f"{source} is a generator without clusters, and clusters are what is evaluated; find "
-            f"them first: pgmkit shatter {source} -o shattered"
+            f"them first: {shatter_command(source, GeneratorOptions.from_table(options))}"
         )
     return model

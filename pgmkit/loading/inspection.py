@@ -1,6 +1,5 @@
 """What can be told of a reference before it is used: files, weights, guesses, and what it makes."""
 
-import shlex
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -19,7 +18,7 @@ from pgmkit.loading.folders import ModelFolder
 from pgmkit.loading.generators import generator_from_folder
 from pgmkit.loading.layouts import find_weights
 from pgmkit.loading.networks import NoArchitectureError
-from pgmkit.loading.options import AUTO, GeneratorOptions, as_words
+from pgmkit.loading.options import AUTO, GeneratorOptions, shatter_command
 from pgmkit.loading.weights import read_checkpoint
 
 SAMPLES = 64
@@ -141,7 +140,7 @@ def _load_as(found: Inspection, folder: ModelFolder, options: GeneratorOptions) 
     found.warnings = [
         str(warning.message) for warning in told if not issubclass(warning.category, PgmkitNote)
     ]
-    found.command = _command(found, options)
+    found.command = shatter_command(found.reference, options)
 
 
 def _observe(found: Inspection, generator: Generator | None) -> None:
@@ -149,12 +148,6 @@ def _observe(found: Inspection, generator: Generator | None) -> None:
     found.norms = drifts(generator)
     found.behaviour = observe(generator)
     found.samples = generator.images(generator.sample_latents(SAMPLES, seed=0))
-
-
-def _command(found: Inspection, options: GeneratorOptions) -> str:
-    """Returns the command that shatters it, with all options that are needed."""
-    words = ["pgmkit", "shatter", found.reference, *as_words(options), "-o", "shattered"]
-    return shlex.join(words)
 
 
 def _named_tensors(loaded: Any) -> list[tuple[str, Tensor]]:

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -142,16 +143,19 @@ def as_image(value: Any, where: str) -> ImageSpec:
     return result
 
 
-def as_words(options: GeneratorOptions) -> list[str]:
-    """Returns the options as they are typed on the command line; a class stays out."""
-    words: list[str] = []
+def shatter_command(source: str, options: GeneratorOptions) -> str:
+    """Returns the command that shatters a source, with the options as they are typed.
+
+    A class, which cannot be typed, stays out.
+    """
+    words = ["pgmkit", "shatter", source]
     for field in fields(options):
         value = getattr(options, field.name)
         if value is True:
             words.append(f"--{field.name}")
         elif value not in (None, False) and (isinstance(value, str) or not callable(value)):
             words += [f"--{field.name.replace('_', '-')}", _typed(value)]
-    return words
+    return shlex.join([*words, "-o", "shattered"])
 
 
 def _typed(value: Any) -> str:
