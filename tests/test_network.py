@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from hub_server import Handler, HubServer, use_hub
 from huggingface_hub import constants, get_session
+from tiny import begun
 
 from pgmkit.errors import LoadError, PgmkitWarning
 from pgmkit.loading import network
@@ -61,18 +62,8 @@ def refusal(call: Callable[[], Any] = fetch_weights) -> str:
 
 
 def run_alone(server: HubServer, home: Path, **environment: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [sys.executable, "-c", OPEN],
-        env={
-            **os.environ,
-            "HF_ENDPOINT": server.url,
-            "HF_HOME": str(home),
-            **environment,
-        },
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    variables = {"HF_ENDPOINT": server.url, "HF_HOME": str(home), **environment}
+    return begun([sys.executable, "-c", OPEN], **variables)
 
 
 def is_weights(handler: Handler) -> bool:

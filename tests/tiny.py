@@ -120,20 +120,25 @@ def environment(**more: str) -> Mapping[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", **more}
 
 
-@contextmanager
-def started(words: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
+def begun(words: Sequence[str], **more: str) -> subprocess.Popen[str]:
     """Starts a subprocess that listens to Ctrl-C, also where the tests run in the background."""
     previous = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        process = subprocess.Popen(
+        return subprocess.Popen(
             words,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=environment(),
+            env=environment(**more),
         )
     finally:
         signal.signal(signal.SIGINT, previous)
+
+
+@contextmanager
+def started(words: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
+    """Starts a subprocess as `begun` does, and ends it."""
+    process = begun(words)
     with process:
         try:
             yield process
