@@ -4,24 +4,20 @@
 lists what a program may do, and `archives` opens the zip files that torch writes.
 """
 
+from pgmkit.loading.programs.exported import load_exported
 from pgmkit.loading.programs.kinds import (
     LOADERS,
-    ProgramSignature,
-    TensorSignature,
     describe_kind,
     kind_of_file,
-    load_exported,
-    load_onnx,
     load_program,
-    load_torchscript,
     program_bytes,
     program_signature,
 )
+from pgmkit.loading.programs.onnx import load_onnx
+from pgmkit.loading.programs.torchscript import load_torchscript
 
 __all__ = [
     "LOADERS",
-    "ProgramSignature",
-    "TensorSignature",
     "describe_kind",
     "kind_of_file",
     "load_exported",

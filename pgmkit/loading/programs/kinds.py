@@ -29,19 +29,6 @@ from pgmkit.loading.programs.exported import load_exported
 from pgmkit.loading.programs.onnx import load_onnx
 from pgmkit.loading.programs.torchscript import load_torchscript
 
-__all__ = [
-    "ProgramSignature",
-    "TensorSignature",
-    "describe_kind",
-    "kind_of_file",
-    "load_exported",
-    "load_onnx",
-    "load_program",
-    "load_torchscript",
-    "program_bytes",
-    "program_signature",
-]
-
 LOADERS: dict[str, Callable[[Path], nn.Module]] = {
     "torchscript": load_torchscript,
     "exported": load_exported,
