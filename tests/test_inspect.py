@@ -58,6 +58,12 @@ def test_what_inspect_suggests_shatters_a_lone_weight_file(wild: Path, tmp_path:
     assert torch.allclose(shattered.generator(z), pgmkit.load_generator("mnist-dcgan")(z))
 
 
+def test_info_on_a_file_that_says_nothing_points_to_inspect(wild: Path) -> None:
+    found = run_pgmkit("generators", "info", wild / "netG.pth")
+    assert f"pgmkit generators inspect {wild / 'netG.pth'}" in found.stdout
+    assert "inspect" not in run_pgmkit("generators", "info", "mnist-dcgan").stdout
+
+
 def test_inspect_tells_in_json_what_it_tells_in_words(wild: Path) -> None:
     found = run_pgmkit("generators", "inspect", wild / "netG.pth", "--json")
     told = json.loads(found.stdout)

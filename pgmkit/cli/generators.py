@@ -56,6 +56,8 @@ def info(reference: str, as_json: bool) -> None:
         return
     rows = [("reference", reference), *_facts(config).items()]
     rows += [(key, str(config[key])) for key in ("paper", "repo", "revision") if key in config]
+    if "architecture" not in config:
+        rows.append(("to look closer", f"pgmkit generators inspect {reference}"))
     print_table(rows, ("field", "value"))
 
 
