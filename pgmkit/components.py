@@ -110,6 +110,10 @@ class RegisteredComponent:
         """The name with its distribution in front, which is never ambiguous."""
         return f"{self.distribution}:{self.name}"
 
+    def is_named(self, name: str) -> bool:
+        """Whether `name` is its short or its qualified name."""
+        return name in (self.name, self.qualified_name)
+
     @property
     def called(self) -> str:
         """The name as it stands in messages, with kind and distribution."""
@@ -269,7 +273,7 @@ def find_component(
         PluginError: several have it; the message names their owners.
     """
     components = list(candidates)
-    found = [c for c in components if name in (c.name, c.qualified_name)]
+    found = [c for c in components if c.is_named(name)]
     # A plugin cannot change what a name of pgmkit means; its own has its distribution in front.
     found = [c for c in found if c.distribution == OWN_DISTRIBUTION] or found
     if not found:

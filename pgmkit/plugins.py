@@ -97,6 +97,10 @@ class PluginRegistry:
         check_kind(kind)
         return [component for component in self.components if component.kind == kind]
 
+    def offers(self, kind: str, name: str) -> bool:
+        """Whether some component is called `name` or `distribution:name`."""
+        return any(component.is_named(name) for component in self.of_kind(kind))
+
     def find(self, kind: str, name: str) -> RegisteredComponent:
         """Returns the component called `name` or `distribution:name`.
 

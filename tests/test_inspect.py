@@ -120,7 +120,9 @@ def collapsed() -> nn.Module:
 def test_what_images_depend_on_is_told(make: Callable[[], nn.Module], said: str) -> None:
     torch.manual_seed(0)
     spec = pgmkit.ImageSpec((1, 4, 4), (-3, 3))
-    told = observe(pgmkit.Generator(make(), pgmkit.LatentSpec(3), spec))
+    generator = pgmkit.Generator(make(), pgmkit.LatentSpec(3), spec)
+    z = generator.sample_latents(64, seed=0)
+    told = observe(generator, z, generator.images(z))
     assert any(said in line for line in told), told
 
 

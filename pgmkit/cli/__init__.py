@@ -72,8 +72,7 @@ class _LazyGroup(click.Group):
             module, _, attribute = _COMMANDS[cmd_name][0].partition(":")
             command: click.Command = getattr(importlib.import_module(module), attribute)
             return command
-        offered = registry().of_kind("commands")
-        if any(cmd_name in (c.name, c.qualified_name) for c in offered):
+        if registry().offers("commands", cmd_name):
             found: click.Command = registry().find("commands", cmd_name).resolve()
             return found
         return None

@@ -44,8 +44,7 @@ def find_architecture(chosen: Architecture, where: str, *, trusted: bool) -> Cal
     """
     if not isinstance(chosen, str):
         return chosen
-    known = registry().of_kind("generator-loaders")
-    if any(chosen in (c.name, c.qualified_name) for c in known):
+    if registry().offers("generator-loaders", chosen):
         factory: Callable[..., Any] = registry().find("generator-loaders", chosen).resolve()
         return factory
     if ":" in chosen and trusted:
@@ -54,7 +53,8 @@ def find_architecture(chosen: Architecture, where: str, *, trusted: bool) -> Cal
         "install a plugin that offers it, or pass architecture=YourClass "
         "(--architecture package.module:Class)"
     )
-    raise UnknownNameError(f"architecture (in {where})", chosen, [c.name for c in known], hint)
+    known = [component.name for component in registry().of_kind("generator-loaders")]
+    raise UnknownNameError(f"architecture (in {where})", chosen, known, hint)
 
 
 def build(

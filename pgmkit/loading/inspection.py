@@ -87,16 +87,19 @@ def inspect(folder: ModelFolder, options: GeneratorOptions) -> Inspection:
     return found
 
 
-def observe(generator: Generator) -> list[str]:
+def observe(generator: Generator, z: Tensor, images: Tensor) -> list[str]:
     """Tells what images depend on: the latent and each of its dimensions, chance, their batch.
 
     Takes a few seconds at most.
 
+    Args:
+        generator: whose images they are.
+        z: latents (N, latent.dim), N at least 4.
+        images: what it made of them, (N, C, H, W).
+
     Returns:
         One sentence each.
     """
-    z = generator.sample_latents(SAMPLES, seed=0)
-    images = generator.images(z)
     return [*_values(generator, images), *_repeats(images), *_dependence(generator, z, images)]
 
 
@@ -146,8 +149,10 @@ def _load_as(found: Inspection, folder: ModelFolder, options: GeneratorOptions) 
 def _observe(found: Inspection, generator: Generator | None) -> None:
     assert generator is not None
     found.norms = drifts(generator)
-    found.behaviour = observe(generator)
-    found.samples = generator.images(generator.sample_latents(SAMPLES, seed=0))
+    z = generator.sample_latents(SAMPLES, seed=0)
+    images = generator.images(z)
+    found.behaviour = observe(generator, z, images)
+    found.samples = images
 
 
 def _named_tensors(loaded: Any) -> list[tuple[str, Tensor]]:

@@ -120,18 +120,18 @@ def _fitted(
     trusted = options.architecture is not None
     named = "the options" if trusted else config.where
     factory = find_architecture(chosen, named, trusted=trusted)
-    is_component = isinstance(chosen, str) and _is_component(chosen)
+    is_component = isinstance(chosen, str) and registry().offers("generator-loaders", chosen)
     arguments = _arguments(factory, config, options)
     if is_component and not arguments and "model_args" not in config.ours:
         guess = _inferred_as(str(chosen), found[-1])
         if guess is not None:
             return _inferred(folder, path, config, options, found[-1], guess)
     where = "the options" if options.model_args is not None else config.where
-    _check_dimensions(arguments, _said_specs(config, options)[0], folder)
+    latent, image = _said_specs(config, options)
+    _check_dimensions(arguments, latent, folder)
     module = build(factory, arguments, where, found[0].tensors)
     fitted, note = fit(_in_precision(module, found[-1].tensors), found, folder.reference)
     notes = [*fitted.notes, *([note] if note else [])]
-    latent, image = _said_specs(config, options)
     latent = latent or _latent_of(arguments, fitted.tensors, folder, notes)
     return Network(
         module,
@@ -406,11 +406,6 @@ def _seen_image(
         f"--image {text}:LOW,HIGH"
     )
     return ImageSpec(seen, value_range)
-
-
-def _is_component(name: str) -> bool:
-    known = registry().of_kind("generator-loaders")
-    return any(name in (c.name, c.qualified_name) for c in known)
 
 
 def _class_name(chosen: Any) -> str:
