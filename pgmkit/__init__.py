@@ -12,7 +12,8 @@ from pgmkit.hookspecs import hookimpl
 from pgmkit.plugins import list_components
 
 if TYPE_CHECKING:
-    from pgmkit.generator import Generator, ImageSpec
+    from pgmkit.generator import Generator
+    from pgmkit.images.source import ImageSpec
     from pgmkit.loading.generators import load_generator
     from pgmkit.models import load
     from pgmkit.priors import LatentSpec
@@ -39,7 +40,7 @@ __all__ = [
 
 _LAZY = {
     "Generator": "pgmkit.generator",
-    "ImageSpec": "pgmkit.generator",
+    "ImageSpec": "pgmkit.images.source",
     "LatentSpec": "pgmkit.priors",
     "ShatteredGenerator": "pgmkit.shattering",
     "Spectrum": "pgmkit.spectrum",

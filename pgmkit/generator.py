@@ -2,10 +2,9 @@
 
 import contextlib
 import math
-import sys
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from pgmkit import identity
 from pgmkit.errors import GeneratorError, ParameterError, PgmkitWarning, first_line
 from pgmkit.forms import as_images, range_complaint
+from pgmkit.images.source import ImageSpec
 from pgmkit.machine import check_memory
 from pgmkit.priors import LatentSpec
 from pgmkit.seeds import random_generator
@@ -25,65 +25,6 @@ _IMAGE_BATCH = 256
 _CHECKED_IMAGES = 64
 _CHECKED_VALUES = 2**20
 """How many images, and at most about how many numbers in them, a check looks at."""
-
-
-@dataclass(frozen=True)
-class ImageSpec:
-    """The images that a generator makes, or the points of a toy.
-
-    Args:
-        shape: (C, H, W); (d,) for points. One channel is grey, two are grey and alpha, three RGB
-            and four RGB and alpha.
-        range: lowest and highest value, such as (-1, 1) after tanh. Pictures of points show this
-            part of the plane.
-
-    Raises:
-        ParameterError: a value is outside its range.
-    """
-
-    shape: tuple[int, ...]
-    range: tuple[float, float] = (-1.0, 1.0)
-
-    def __post_init__(self) -> None:
-        shape = tuple(self.shape) if isinstance(self.shape, tuple | list) else self.shape
-        if (
-            not isinstance(shape, tuple)
-            or len(shape) not in (1, 3)
-            or not all(map(_is_side, shape))
-        ):
-            raise ParameterError(
-                f"image.shape must be (C, H, W), or (d,) for points, each a whole number from 1, "
-                f"not {shape!r:.60}"
-            )
-        if not _is_range(self.range):
-            raise ParameterError(
-                f"image.range must be (lowest, highest), such as (-1, 1), not {self.range!r:.60}"
-            )
-        object.__setattr__(self, "shape", shape)
-        object.__setattr__(self, "range", (float(self.range[0]), float(self.range[1])))
-
-    @property
-    def is_points(self) -> bool:
-        """Whether these are points (d,), of which pictures show the first two coordinates."""
-        return len(self.shape) == 1
-
-    def __str__(self) -> str:
-        if self.is_points:
-            return f"points of {self.shape[0]} coordinates"
-        return f"{'×'.join(map(str, self.shape))} images"
-
-
-def _is_side(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _is_range(value: Any) -> bool:
-    if not isinstance(value, tuple | list) or len(value) != 2:
-        return False
-    numbers = all(
-        isinstance(bound, int | float) and abs(bound) <= sys.float_info.max for bound in value
-    )
-    return numbers and value[0] < value[1]
 
 
 class Generator:

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pgmkit.errors import LoadError, ParameterError, PluginError
-from pgmkit.generator import Generator, ImageSpec
+from pgmkit.generator import Generator
+from pgmkit.images.source import ImageSpec
 from pgmkit.loading.diffusers import build_decoder, is_diffusers, read_decoder
 from pgmkit.loading.folders import open_local_folder
 from pgmkit.spectrum.jacobian import JacobianSpectra

@@ -23,7 +23,8 @@ from pgmkit.errors import (
     PgmkitNote,
     UnknownNameError,
 )
-from pgmkit.generator import Generator, ImageSpec
+from pgmkit.generator import Generator
+from pgmkit.images.source import ImageSpec
 from pgmkit.loading.generators import generator_from_folder, load_generator
 from pgmkit.loading.hub import push_folder
 from pgmkit.loading.references import open_folder

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pgmkit.errors import GeneratorError, LoadError, PluginError
-from pgmkit.generator import Generator, ImageSpec, LatentSpec
+from pgmkit.generator import Generator, LatentSpec
+from pgmkit.images.source import ImageSpec
 from pgmkit.loading.programs import (
     kind_of_file,
     load_exported,

@@ -21,7 +21,8 @@ from torch import nn
 
 import pgmkit
 from pgmkit.errors import LoadError, PgmkitError, PgmkitWarning
-from pgmkit.generator import Generator, ImageSpec, LatentSpec
+from pgmkit.generator import Generator, LatentSpec
+from pgmkit.images.source import ImageSpec
 from pgmkit.loading.cards import card_header, plain, public
 from pgmkit.loading.hub import push_folder
 from pgmkit.shattering import ShatteredGenerator

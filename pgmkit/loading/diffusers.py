@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pgmkit import files
 from pgmkit.errors import LoadError, PluginError, first_line
-from pgmkit.generator import ImageSpec
+from pgmkit.images.source import ImageSpec
 from pgmkit.loading.folders import CONFIG_FILE, ModelFolder
 from pgmkit.loading.weights import INDEX_SUFFIX, read_weights, shards_of
 from pgmkit.machine import check_memory

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pgmkit.errors import LoadError, first_line
 from pgmkit.forms import as_images, shape_of
-from pgmkit.generator import ImageSpec
+from pgmkit.images.source import ImageSpec
 from pgmkit.loading import diffusers
 from pgmkit.loading.building import Architecture, build, find_architecture
 from pgmkit.loading.checkpoints import Found, candidates, check_readable, fit

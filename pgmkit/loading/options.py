@@ -12,7 +12,7 @@ from torch import nn
 
 from pgmkit.config import make_settings
 from pgmkit.errors import LoadError, ParameterError, nearest_names
-from pgmkit.generator import ImageSpec
+from pgmkit.images.source import ImageSpec
 from pgmkit.loading.building import Architecture
 from pgmkit.priors import LatentSpec
 

@@ -12,8 +12,9 @@ from torch.nn import functional
 
 from pgmkit import pictures
 from pgmkit.errors import ParameterError
-from pgmkit.generator import Generator, ImageSpec
+from pgmkit.generator import Generator
 from pgmkit.images import ImageData
+from pgmkit.images.source import ImageSpec
 from pgmkit.loading.saving import save_generator, terms
 from pgmkit.plugins import build_component, registry
 from pgmkit.priors import LatentSpec

@@ -1,0 +1,128 @@
+"""Where images come from, batch by batch: what every source of them has in common."""
+
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, Self, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from pgmkit.errors import ParameterError
+
+BATCH = 256
+"""How many images are looked at at once, where nobody says otherwise."""
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """The images that a generator makes, or the points of a toy.
+
+    Args:
+        shape: (C, H, W); (d,) for points. One channel is grey, two are grey and alpha, three RGB
+            and four RGB and alpha.
+        range: lowest and highest value, such as (-1, 1) after tanh. Pictures of points show this
+            part of the plane.
+
+    Raises:
+        ParameterError: a value is outside its range.
+    """
+
+    shape: tuple[int, ...]
+    range: tuple[float, float] = (-1.0, 1.0)
+
+    def __post_init__(self) -> None:
+        shape = tuple(self.shape) if isinstance(self.shape, tuple | list) else self.shape
+        if (
+            not isinstance(shape, tuple)
+            or len(shape) not in (1, 3)
+            or not all(map(_is_side, shape))
+        ):
+            raise ParameterError(
+                f"image.shape must be (C, H, W), or (d,) for points, each a whole number from 1, "
+                f"not {shape!r:.60}"
+            )
+        if not _is_range(self.range):
+            raise ParameterError(
+                f"image.range must be (lowest, highest), such as (-1, 1), not {self.range!r:.60}"
+            )
+        object.__setattr__(self, "shape", shape)
+        object.__setattr__(self, "range", (float(self.range[0]), float(self.range[1])))
+
+    @property
+    def is_points(self) -> bool:
+        """Whether these are points (d,), of which pictures show the first two coordinates."""
+        return len(self.shape) == 1
+
+    def __str__(self) -> str:
+        if self.is_points:
+            return f"points of {self.shape[0]} coordinates"
+        return f"{'×'.join(map(str, self.shape))} images"
+
+
+def _is_side(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_range(value: Any) -> bool:
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        return False
+    numbers = all(
+        isinstance(bound, int | float) and abs(bound) <= sys.float_info.max for bound in value
+    )
+    return numbers and value[0] < value[1]
+
+
+@runtime_checkable
+class ImageSource(Protocol):
+    """Images in order, of one shape, that need not lie in memory: files, points, or G(z).
+
+    Attributes:
+        image: shape, (C, H, W) or (d,), and range of what `batch` returns; the range is (-1, 1) for
+            images.
+        device: where `batch` puts them, and where networks that look at them belong.
+        labels: class numbers (n,), int64, for scores and for the eye alone; None without any.
+        classes: names by class number; None where they are but numbers.
+    """
+
+    @property
+    def image(self) -> ImageSpec:
+        """What the images are like."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are put."""
+
+    @property
+    def labels(self) -> Tensor | None:
+        """Their classes, if known."""
+
+    @property
+    def classes(self) -> Mapping[int, str] | None:
+        """Names of the classes, if they have names."""
+
+    def __len__(self) -> int:
+        """Returns how many there are."""
+
+    def batch(self, index: Tensor) -> Tensor:
+        """Returns the images with these numbers (B,), float32 (B, C, H, W), without gradients."""
+
+    def subset(self, index: Tensor) -> Self:
+        """Returns the source of these images (m,) alone, in this order; nothing is copied."""
+
+    def summary(self) -> dict[str, Any]:
+        """Returns plain values that tell these images from others: source, shape, checksum."""
+
+
+@runtime_checkable
+class Moves(Protocol):
+    """A source whose images come from latents, so that they can move a little along the prior."""
+
+    def moved(self, step: float, random: torch.Generator) -> ImageSource:
+        """Returns the images of latents moved by a step in [0, 1) that leaves their prior as it is."""
+
+
+def batches(source: ImageSource, size: int = BATCH) -> Iterator[Tensor]:
+    """Yields all images of a source in order, at most `size` at a time."""
+    for index in torch.arange(len(source)).split(size):
+        yield source.batch(index)

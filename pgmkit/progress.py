@@ -1,0 +1,123 @@
+"""What a run tells of itself while it works, without being handed a callback.
+
+Silent unless `shown` is on, as it is on the command line. A phase that takes longer than two
+seconds then has a bar with the time left on a terminal, and one line where stderr is piped.
+"""
+
+import contextlib
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+from pgmkit.errors import printable
+
+Item = TypeVar("Item")
+
+_SECONDS = 2.0
+_is_shown: ContextVar[bool] = ContextVar("pgmkit_progress", default=False)
+
+
+@contextlib.contextmanager
+def shown(on: bool = True) -> Iterator[None]:
+    """Shows progress on stderr, or hides it, until the block ends.
+
+    Example:
+        >>> with shown(), phase("counting", total=3) as count:
+        ...     count.advance(3)
+    """
+    token = _is_shown.set(on)
+    try:
+        yield
+    finally:
+        _is_shown.reset(token)
+
+
+def tell(line: str) -> None:
+    """Prints a line on stderr, above any bar, if progress is shown."""
+    if _is_shown.get():
+        _print(line)
+
+
+class Phase:
+    """A part of a run that goes on; see `phase`."""
+
+    def __init__(self, name: str, total: int | None, unit: str, initial: int) -> None:
+        self.name = name
+        self._bar: Any = None
+        self._lock = threading.Lock()
+        self._timer: threading.Timer | None = None
+        self._show = (name, total, unit, initial)
+        self._done = 0
+
+    def advance(self, count: int = 1) -> None:
+        """Counts what was done."""
+        with self._lock:
+            self._done += count
+            if self._bar is not None:
+                self._bar.update(count)
+
+    def _start(self) -> None:
+        self._timer = threading.Timer(_SECONDS, self._appear)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _appear(self) -> None:
+        name, total, unit, initial = self._show
+        with self._lock:
+            if self._timer is None:
+                return
+            if not sys.stderr.isatty():
+                _print(f"{name}: {total:,} {unit}s" if total else name)
+                return
+            self._bar = tqdm(total=total, initial=initial, unit=f" {unit}", desc=name, leave=False)
+            self._bar.start_t -= _SECONDS  # it began when nobody knew that it would take long
+            self._bar.update(self._done)
+
+    def _end(self) -> None:
+        with self._lock:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = None
+            if self._bar is not None:
+                self._bar.close()
+
+
+@contextlib.contextmanager
+def phase(
+    name: str, total: int | None = None, unit: str = "step", initial: int = 0
+) -> Iterator[Phase]:
+    """Marks a part of a run that may take long.
+
+    Args:
+        name: what is done, such as "learning features".
+        total: how many steps there are, if that is known.
+        unit: what is counted, in the singular.
+        initial: how many of them were done before.
+
+    Yields:
+        What to tell of each step that is done.
+    """
+    part = Phase(name, total, unit, initial)
+    if _is_shown.get():
+        part._start()
+    try:
+        yield part
+    finally:
+        part._end()
+
+
+def track(items: Iterable[Item], name: str, total: int, unit: str = "step") -> Iterator[Item]:
+    """Yields the items and counts each as done when the next is asked for."""
+    with phase(name, total, unit) as part:
+        for item in items:
+            yield item
+            part.advance()
+
+
+def _print(line: str) -> None:
+    with tqdm.external_write_mode(file=sys.stderr):
+        print(printable(line), file=sys.stderr, flush=True)

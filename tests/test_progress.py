@@ -1,0 +1,53 @@
+import os
+import pty
+import subprocess
+import sys
+import time
+
+import pytest
+
+from pgmkit import progress
+
+_SLOW = """
+import time
+from pgmkit import progress
+progress._SECONDS = 0.2
+with progress.shown():
+    with progress.phase("counting", total=4) as part:
+        for _ in range(4):
+            time.sleep(0.15)
+            part.advance()
+    with progress.phase("quick", total=1) as part:
+        part.advance()
+"""
+
+
+def test_a_slow_phase_is_one_line_where_it_is_piped_and_a_quick_one_is_none():
+    done = subprocess.run([sys.executable, "-c", _SLOW], capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines() == ["counting: 4 steps"]
+    assert done.stdout == ""
+
+
+def test_a_slow_phase_is_a_bar_with_the_time_left_on_a_terminal():
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen([sys.executable, "-c", _SLOW], stderr=theirs)
+    assert process.wait(timeout=60) == 0
+    said = os.read(ours, 10_000).decode()
+    os.close(theirs)
+    os.close(ours)
+    assert "counting" in said
+    assert "<00:00" in said  # elapsed<left
+    assert "quick" not in said
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_nothing_is_said_unless_progress_is_shown(monkeypatch, capsys, on):
+    monkeypatch.setattr(progress, "_SECONDS", 0.05)
+    with progress.shown(on), progress.phase("working"):
+        progress.tell("a line")
+        time.sleep(0.2)
+    assert capsys.readouterr().err == ("a line\nworking\n" if on else "")
+
+
+def test_tracked_items_are_the_items():
+    assert list(progress.track([3, 1, 2], "sorting", total=3)) == [3, 1, 2]
