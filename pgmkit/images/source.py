@@ -119,7 +119,7 @@ class Moves(Protocol):
     """A source whose images come from latents, so that they can move a little along the prior."""
 
     def moved(self, step: float, random: torch.Generator) -> ImageSource:
-        """Returns the images of latents moved by a step in [0, 1) that leaves their prior as it is."""
+        """Returns the images of latents that move by a step in [0, 1) within their prior."""
 
 
 def batches(source: ImageSource, size: int = BATCH) -> Iterator[Tensor]:
