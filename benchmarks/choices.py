@@ -13,15 +13,15 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
 import pgmkit
-from pgmkit import files
-from pgmkit.choice import (
+from pgmkit import files, progress
+from pgmkit.choosing import (
     CRITERIA,
     NUM_CLUSTERS,
     REMOVED_MASS,
@@ -29,14 +29,16 @@ from pgmkit.choice import (
     MakeClusterer,
     choose_num_clusters,
     choose_removed_mass,
-    make_kmeans,
 )
+from pgmkit.contracts import prepared_points, space_of
 from pgmkit.errors import PgmkitWarning
+from pgmkit.evaluate.ablation.tables import Entry
 from pgmkit.evaluate.classifier import Classifier, load_classifier
 from pgmkit.evaluate.figures import png
 from pgmkit.evaluate.metrics import classify_latents, cluster_scores
+from pgmkit.images import GeneratedImages, ImageSource, LatentPoints
 from pgmkit.machine import machine
-from pgmkit.plugins import build_component
+from pgmkit.plugins import build
 from pgmkit.seeds import random_generator
 from pgmkit.selection import keep_scores, num_kept
 
@@ -70,9 +72,9 @@ class Line:
             f"{sum(choice.convincing for choice in self.choices)} of {len(self.choices)}",
             _values(self.best(0)),
             _values(self.best(1)),
-            _cell(reached),
-            _cell(highest),
-            _cell([high - got for high, got in zip(highest, reached, strict=True)]),
+            Entry.of(reached).text(),
+            Entry.of(highest).text(),
+            Entry.of([high - got for high, got in zip(highest, reached, strict=True)]).text(),
         ]
 
 
@@ -85,7 +87,8 @@ def main() -> None:
         metavar=("GENERATOR", "CLASSIFIER"),
         help="may be repeated; mnist-dcgan mnist-classifier by default",
     )
-    parser.add_argument("--sampler", default="kmeans-gmm", help="a component")
+    parser.add_argument("--partitioner", default="kmeans", help="one that takes features")
+    parser.add_argument("--features", default="latents")
     parser.add_argument("--density", default="lash")
     parser.add_argument("--latents", type=int, default=20_000)
     parser.add_argument("--remove", type=float, default=0.2, help="where k is chosen")
@@ -111,20 +114,20 @@ def compare(
     by_mass = Line(name, "removed mass", "margin")
     clusters = len(classifier.classes)
     for seed in options.seeds:
-        spectrum = pgmkit.compute_spectrum(
-            generator,
-            num_latents=options.latents,
-            seed=seed,
-            cache=True,
-            progress=sys.stderr.isatty(),
-        )
+        with progress.shown():
+            spectrum = pgmkit.compute_spectrum(generator, options.latents, seed=seed, cache=True)
         classes = classify_latents(generator, classifier, spectrum.latents)
-        sampler = build_component("cluster-samplers", options.sampler, num_clusters=clusters)
-        points = spectrum.latents
-        if hasattr(sampler, "features"):
-            points = sampler.features(points, generator=generator, seed=seed)
-        make_clusterer = getattr(sampler, "make_clusterer", make_kmeans)
-        estimator = build_component("density-estimators", options.density)
+        partitioner = build(
+            "partitioners",
+            {"name": options.partitioner, "features": options.features},
+            num_partitions=clusters,
+        )
+        images: ImageSource = GeneratedImages(generator, spectrum.latents)
+        if space_of(partitioner) == "latents":
+            images = LatentPoints(generator.latent, spectrum.latents)
+        points = prepared_points(partitioner, images, seed)
+        make_clusterer = partitioner.make_clusterer
+        estimator = build("density-estimators", options.density)
         weights = keep_scores(estimator, spectrum, seed=seed)
         order = weights.argsort(descending=True, stable=True)
 
@@ -166,10 +169,11 @@ def compare(
 def print_table(lines: list[Line], pairs: list[list[str]], options: argparse.Namespace) -> None:
     words = " ".join(f"--pair {' '.join(pair)}" for pair in pairs)
     seeds = " ".join(map(str, options.seeds))
-    print(f"# Choices without labels, and the best by labels, with {options.sampler}\n")
+    methods = f"{options.partitioner} of {options.features}"
+    print(f"# Choices without labels, and the best by labels, with {methods}\n")
     print(
-        f"`python benchmarks/choices.py {words} --sampler {options.sampler} --density "
-        f"{options.density} --latents {options.latents} "
+        f"`python benchmarks/choices.py {words} --partitioner {options.partitioner} "
+        f"--features {options.features} --density {options.density} --latents {options.latents} "
         f"--remove {options.remove} --seeds {seeds}`\n\n"
         f"Protocol: {options.latents:,} latents from the prior. The number of clusters is chosen "
         f"from 2 to 20 with {options.remove} of the mass removed by {options.density}; the removed "
@@ -213,11 +217,6 @@ def draw(lines: list[Line]) -> Figure:
 
 def _values(values: Sequence[float]) -> str:
     return ", ".join(f"{value:g}" for value in values)
-
-
-def _cell(values: list[float]) -> str:
-    deviation = f" ± {stdev(values):.4f}" if len(values) > 1 else ""
-    return f"{mean(values):.4f}{deviation}"
 
 
 if __name__ == "__main__":

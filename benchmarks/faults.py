@@ -64,7 +64,7 @@ class Bench:
             "generator = pgmkit.load_generator('mnist-dcgan')\n"
             "try:\n"
             "    pgmkit.compute_spectrum(\n"
-            "        generator, num_latents=int(sys.argv[1]), block_size=int(sys.argv[2]),\n"
+            "        generator, latents=int(sys.argv[1]), block_size=int(sys.argv[2]),\n"
             "        out=sys.argv[3],\n"
             "    )\n"
             "except OutputError as error:\n"
@@ -98,7 +98,7 @@ class Bench:
     def finish(self, out: Path, before: dict[str, int]) -> int:
         """Runs to the end; returns how many of the blocks `before` were computed again."""
         pgmkit.compute_spectrum(
-            self.generator, num_latents=self.latents, block_size=BLOCK_SIZE, out=out
+            self.generator, latents=self.latents, block_size=BLOCK_SIZE, out=out
         )
         assert contents(out) == contents(self.whole), f"{out} differs from {self.whole}"
         return self.lost(out, before)

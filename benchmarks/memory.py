@@ -10,6 +10,7 @@ command fails with exit code 3 if a budget is exceeded.
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import time
@@ -22,7 +23,7 @@ from generators import GENERATORS, dcgan, wrapped
 
 import pgmkit
 from pgmkit.machine import machine
-from pgmkit.spectrum.jacobian import JacobianSpectra, Method
+from pgmkit.spectrum.jacobian import JacobianSettings, JacobianSpectra
 
 SIZES = (32, 64, 128, 256)
 LATENTS = (64, 128, 256, 512)
@@ -75,7 +76,7 @@ def sizes(out: Path | None) -> None:
                 if row["peak"] > budget:
                     exceeded.append(lines[-1])
     if out:
-        out.write_text("\n".join(lines) + "\n")
+        write_section(out, lines)
     if exceeded:
         print("over the budget:", *exceeded, sep="\n", file=sys.stderr)
         sys.exit(3)
@@ -109,6 +110,14 @@ def counts(out: Path | None) -> None:
         plot(rows, out.with_suffix(".png"))
 
 
+def write_section(out: Path, lines: list[str]) -> None:
+    """Writes lines, of which the first is a title, in the place of what is under it in a file."""
+    before = out.read_text() if out.exists() else ""
+    old = rf"^{re.escape(lines[0])}\n.*?(?=^# |\Z)"
+    others = re.sub(old, "", before, flags=re.DOTALL | re.MULTILINE).strip()
+    out.write_text("\n\n".join(filter(None, [others, "\n".join(lines)])) + "\n")
+
+
 def fresh(*arguments: str) -> dict[str, float]:
     """Runs one measurement in a process of its own."""
     command = [sys.executable, __file__, *arguments]
@@ -124,7 +133,7 @@ def one(size: int, latents: int, budget: int) -> dict[str, float]:
     with torch.no_grad():
         generator(generator.sample_latents(1, 0))
     before = reset_peak()
-    jacobians = JacobianSpectra(generator, Method(memory_budget=budget))
+    jacobians = JacobianSpectra(generator, JacobianSettings(memory_budget=budget))
     started = time.perf_counter()
     jacobians.compute(generator.sample_latents(2, 0))
     return {
@@ -136,11 +145,11 @@ def one(size: int, latents: int, budget: int) -> dict[str, float]:
 
 def long(count: int) -> dict[str, float]:
     generator = GENERATORS["mnist-dcgan"]()
-    pgmkit.compute_spectrum(generator, num_latents=16)
+    pgmkit.compute_spectrum(generator, latents=16)
     out = Path("runs/memory") / f"{count}-{time.time_ns()}"
     before = reset_peak()
     started = time.perf_counter()
-    spectrum = pgmkit.compute_spectrum(generator, num_latents=count, out=out)
+    spectrum = pgmkit.compute_spectrum(generator, latents=count, out=out)
     return {
         "latents": count,
         "seconds": time.perf_counter() - started,

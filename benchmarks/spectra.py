@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from pgmkit import Generator
 from pgmkit.machine import machine
-from pgmkit.spectrum.jacobian import JacobianSpectra, Method
+from pgmkit.spectrum.jacobian import JacobianSettings, JacobianSpectra
 
 EXACT = "pgmkit, exact"
 
@@ -142,16 +142,19 @@ def all_ways(
             lambda z: svd(jacfwd(z)),
             batch,
         )
-    for way, method in {
-        EXACT: Method(),
-        "pgmkit, float64": Method(dtype="float64"),
-        "pgmkit, bfloat16 tangents": Method(dtype="bfloat16"),
-        **{f"pgmkit, {m} probes": Method(probes=m) for m in probes},
-        **{f"pgmkit, top {m}": Method(probes=m, sketch="top") for m in (probes[0] // 2, probes[0])},
+    for way, settings in {
+        EXACT: JacobianSettings(),
+        "pgmkit, float64": JacobianSettings(dtype="float64"),
+        "pgmkit, bfloat16 tangents": JacobianSettings(dtype="bfloat16"),
+        **{f"pgmkit, {m} probes": JacobianSettings(probes=m) for m in probes},
+        **{
+            f"pgmkit, top {m}": JacobianSettings(probes=m, sketch="top")
+            for m in (probes[0] // 2, probes[0])
+        },
     }.items():
         if only not in (None, way):
             continue
-        jacobians = JacobianSpectra(generator, method)
+        jacobians = JacobianSpectra(generator, settings)
         ways[way] = (
             way,
             lambda z, jacobians=jacobians: jacobians.compute(z)["singular_values"],

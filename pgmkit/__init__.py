@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pgmkit.images.source import ImageSpec
     from pgmkit.loading.generators import load_generator
     from pgmkit.models import load
+    from pgmkit.partition import FittedPartitioner, fit_partitioner, load_partitioner
     from pgmkit.priors import LatentSpec
     from pgmkit.shattering import ShatteredGenerator, shatter
     from pgmkit.spectrum import Spectrum, compute_spectrum
@@ -24,6 +25,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Component",
+    "FittedPartitioner",
     "Generator",
     "ImageSpec",
     "LatentSpec",
@@ -31,22 +33,27 @@ __all__ = [
     "ShatteredGenerator",
     "Spectrum",
     "compute_spectrum",
+    "fit_partitioner",
     "hookimpl",
     "list_components",
     "load",
     "load_generator",
+    "load_partitioner",
     "shatter",
 ]
 
 _LAZY = {
+    "FittedPartitioner": "pgmkit.partition",
     "Generator": "pgmkit.generator",
     "ImageSpec": "pgmkit.images.source",
     "LatentSpec": "pgmkit.priors",
     "ShatteredGenerator": "pgmkit.shattering",
     "Spectrum": "pgmkit.spectrum",
     "compute_spectrum": "pgmkit.spectrum",
+    "fit_partitioner": "pgmkit.partition",
     "load": "pgmkit.models",
     "load_generator": "pgmkit.loading.generators",
+    "load_partitioner": "pgmkit.partition",
     "shatter": "pgmkit.shattering",
 }
 

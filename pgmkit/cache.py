@@ -1,8 +1,8 @@
 """What took long to compute, kept for any later run that needs the same.
 
 An entry is a folder, named by all that determines it. "spectra" holds ordinary spectrum folders,
-"references" the features of reference images; whoever reads an entry checks it. The cache is a
-convenience: whatever goes wrong with it is a warning.
+"references" the features of reference images, "unpacked" images from compressed archives; whoever
+reads an entry checks it. The cache is a convenience: whatever goes wrong with it is a warning.
 
 `PGMKIT_CACHE` names the folder, ~/.cache/pgmkit by default or, without a home, one that is gone
 after the run; `PGMKIT_CACHE_SIZE` bounds it, in GiB.
@@ -29,8 +29,8 @@ DEFAULT_SIZE = 2.0
 """GiB."""
 
 
-Part = Literal["spectra", "references"]
-_PARTS: tuple[Part, ...] = ("spectra", "references")
+Part = Literal["spectra", "references", "unpacked"]
+_PARTS: tuple[Part, ...] = ("spectra", "references", "unpacked")
 
 
 def cache_folder(part: Part) -> Path:

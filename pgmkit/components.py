@@ -5,13 +5,15 @@ listing what is installed costs no import of torch.
 """
 
 import contextlib
+import copy
 import importlib
 import importlib.metadata
 import inspect
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import UnionType
@@ -32,14 +34,23 @@ OWN_DISTRIBUTION = "pgmkit"
 
 KINDS = {
     "density-estimators": "pgmkit_density_estimators",
-    "cluster-samplers": "pgmkit_cluster_samplers",
+    "features": "pgmkit_features",
     "partitioners": "pgmkit_partitioners",
+    "mappers": "pgmkit_mappers",
+    "cluster-samplers": "pgmkit_cluster_samplers",
     "backbones": "pgmkit_backbones",
     "generator-loaders": "pgmkit_generator_loaders",
+    "classifiers": "pgmkit_classifiers",
     "engines": "pgmkit_engines",
     "commands": "pgmkit_commands",
 }
 """The kinds of component, each with the name of its hook."""
+
+
+def singular(kind: str) -> str:
+    """Returns what one component of a kind is called; features are always several."""
+    return kind if kind == "features" else kind[:-1]
+
 
 _TYPES_BY_NAME = {"bool": bool, "int": int, "float": float, "str": str}
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
@@ -54,7 +65,7 @@ class Component:
         name: lower-case name, unique within its kind; what users write.
         factory: "module:attribute" of the callable that builds it.
         summary: one line for listings.
-        requires: distributions it needs beside pgmkit's own, such as "umap-learn", or extras of
+        requires: distributions it needs beside pgmkit's own, such as "onnx2pytorch", or extras of
             its own distribution, such as "pgmkit[ray]".
         citation: the paper that it comes from.
 
@@ -117,7 +128,7 @@ class RegisteredComponent:
     @property
     def called(self) -> str:
         """The name as it stands in messages, with kind and distribution."""
-        return f"{self.kind[:-1]} {self.qualified_name!r}"
+        return f"{singular(self.kind)} {self.qualified_name!r}"
 
     def resolve(self) -> Any:
         """Imports and returns the factory itself; what is printed meanwhile goes to stderr.
@@ -154,9 +165,86 @@ class RegisteredComponent:
             PluginError: see `resolve`; or the factory fails.
         """
         factory = self.resolve()
-        check_parameters(factory, parameters, f"{self.kind[:-1]} {self.name!r}")
+        arguments = check_parameters(factory, parameters, f"{singular(self.kind)} {self.name!r}")
         with speaking_for(self.called, "when it was built"), stdout_to_stderr():
-            return factory(**parameters)
+            built = factory(**parameters)
+        if built is None or isinstance(built, bool | int | float | str):
+            raise PluginError(f"the {self.called} is built as {built!r:.60}, which is no object")
+        _remember(built, self, arguments)
+        return built
+
+
+_built: dict[int, tuple[Any, RegisteredComponent, dict[str, Any]]] = {}
+"""Where components came from, by the number of the object, with a reference to it."""
+
+
+def _remember(built: Any, component: RegisteredComponent, arguments: dict[str, Any]) -> None:
+    key = id(built)
+    try:
+        reference: Any = weakref.ref(built, lambda _: _built.pop(key, None))
+    except TypeError:  # such as one with slots; it is kept, so that its number stays its own
+        reference = built
+    _built[key] = (reference, component, arguments)
+
+
+def copied(component: Any) -> Any:
+    """Returns a deep copy, which came from where the component, and all in it, did."""
+    copies: dict[int, Any] = {}
+    copy.deepcopy(component, copies)
+    for key, (_, record, arguments) in list(_built.items()):
+        if key in copies:
+            _remember(copies[key], record, arguments)
+    return copies[id(component)]
+
+
+def origin_of(component: Any) -> RegisteredComponent | None:
+    """Returns the record that an object was built from; None for an object of one's own."""
+    return _built[id(component)][1] if id(component) in _built else None
+
+
+def name_of(component: Any) -> str:
+    """Returns the qualified name of what was built by name, and the class of any other object."""
+    origin = origin_of(component)
+    kind = component if inspect.isclass(component) else type(component)
+    return kind.__name__ if origin is None else origin.qualified_name
+
+
+def arguments_of(component: Any) -> Mapping[str, Any]:
+    """Returns what a component was built with, and the defaults; nothing for one of one's own."""
+    return _built[id(component)][2] if id(component) in _built else {}
+
+
+def called(kind: str, component: Any) -> str:
+    """Returns what a component is called in messages: its kind and its name."""
+    return f"{singular(kind)} {name_of(component)!r}"
+
+
+def parameters_of(component: Any) -> dict[str, Any]:
+    """Returns the parameters of a component as plain values, for records.
+
+    They are what its `get_params()` says or, without one, the arguments that it was built with and
+    the defaults of the others; of an object of one's own without `get_params` there are none.
+    """
+    if hasattr(component, "get_params"):
+        with speaking_for(repr(name_of(component)), "in get_params"):
+            return dict(_plain(component.get_params()))
+    return dict(_plain(arguments_of(component)))
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def _plain(value: Any) -> Any:
+    """Returns what JSON can hold; objects are told as tables, or by the name of their class."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [_plain(part) for part in value]
+    if _is_plain(value):
+        return value
+    name = name_of(value)
+    return name if origin_of(value) is None else {"name": name, **parameters_of(value)}
 
 
 @contextmanager
@@ -198,10 +286,13 @@ def stdout_to_stderr() -> Iterator[None]:
         yield
 
 
-def check_parameters(factory: Any, parameters: dict[str, Any], what: str) -> None:
+def check_parameters(factory: Any, parameters: dict[str, Any], what: str) -> dict[str, Any]:
     """Checks that `factory(**parameters)` has a fitting signature and values of annotated types.
 
     The annotations that count are those that `pgmkit.config.fits` knows.
+
+    Returns:
+        All arguments that it will have, defaults included.
 
     Raises:
         ParameterError: names the unknown or the missing parameter and the nearest known ones, or
@@ -225,9 +316,16 @@ def check_parameters(factory: Any, parameters: dict[str, Any], what: str) -> Non
                 f"{what} has no parameter {shortened(name)!r}; {nearest_names(name, known)}"
             )
     try:
-        signature.bind(**parameters)
+        bound = signature.bind(**parameters)
     except TypeError as error:
         raise ParameterError(f"{what}: {error}") from error
+    bound.apply_defaults()
+    arguments = dict(bound.arguments)
+    for name, parameter in signature.parameters.items():
+        if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+            rest = arguments.pop(name, None)
+            arguments |= rest if isinstance(rest, dict) else {}
+    return arguments
 
 
 def _check_value(parameter: inspect.Parameter, value: Any, what: str) -> None:
@@ -277,7 +375,7 @@ def find_component(
     # A plugin cannot change what a name of pgmkit means; its own has its distribution in front.
     found = [c for c in found if c.distribution == OWN_DISTRIBUTION] or found
     if not found:
-        raise UnknownNameError(kind[:-1], name, [c.name for c in components], hint)
+        raise UnknownNameError(singular(kind), name, [c.name for c in components], hint)
     if len(found) > 1:
         owners = sorted({c.plugin for c in found})
         choices = sorted({c.qualified_name for c in found})
@@ -287,7 +385,7 @@ def find_component(
             else f"disable one of them with PGMKIT_DISABLE_PLUGINS={owners[0]}"
         )
         raise PluginError(
-            f"the {kind[:-1]} {name!r} is offered by {' and by '.join(owners)}; {advice}"
+            f"the {singular(kind)} {name!r} is offered by {' and by '.join(owners)}; {advice}"
         )
     return found[0]
 

@@ -56,7 +56,8 @@ def read_toml(path: Path) -> dict[str, Any]:
 def apply_overrides(config: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
     """Returns `config` with each "a.b=value" set; values are TOML, or else plain strings.
 
-    The words True, False and None mean what they mean in Python.
+    The words True, False and None mean what they mean in Python. A name that gets a part, such as
+    a method its parameter, becomes a table with that `name`.
 
     Raises:
         ParameterError: an override has no "=", or goes through something that is not a table, or
@@ -76,6 +77,8 @@ def apply_overrides(config: Mapping[str, Any], overrides: Iterable[str]) -> dict
             )
         table = result
         for key in keys[:-1]:
+            if isinstance(table.get(key), str):
+                table[key] = {"name": table[key]}
             table = table.setdefault(key, {})
             if not isinstance(table, dict):
                 raise ParameterError(
@@ -85,6 +88,21 @@ def apply_overrides(config: Mapping[str, Any], overrides: Iterable[str]) -> dict
     return result
 
 
+def with_names(values: Mapping[str, Any], **defaults: str) -> dict[str, Any]:
+    """Returns settings whose tables name a method: the default one, where they name none.
+
+    Example:
+        >>> with_names({"density": {"null": "drop"}, "seed": 1}, density="lash", engine="local")
+        {'density': {'name': 'lash', 'null': 'drop'}, 'seed': 1}
+    """
+    named = {
+        name: {"name": default, **values[name]}
+        for name, default in defaults.items()
+        if isinstance(values.get(name), Mapping)
+    }
+    return {**values, **named}
+
+
 def make_settings(cls: type[Settings], values: Mapping[str, Any], where: str) -> Settings:
     """Builds the dataclass `cls` from a table.
 
@@ -92,10 +110,7 @@ def make_settings(cls: type[Settings], values: Mapping[str, Any], where: str) ->
         ParameterError: a key is unknown, a needed one is missing, or a value is of another type.
     """
     fields = dataclasses.fields(cls)  # type: ignore[arg-type]
-    known = [field.name for field in fields]
-    for key in values:
-        if key not in known:
-            raise ParameterError(f"{where} has no setting {key!r}; {nearest_names(key, known)}")
+    check_known(values, [field.name for field in fields], where)
     for field in fields:
         needed = (
             field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
@@ -109,6 +124,13 @@ def make_settings(cls: type[Settings], values: Mapping[str, Any], where: str) ->
                 f"{name!r} in {where} must be {mismatch(value, annotations[name])}"
             )
     return cls(**values)
+
+
+def check_known(values: Iterable[str], known: Sequence[str], where: str) -> None:
+    """Raises ParameterError if one of the names of settings is not known."""
+    for key in values:
+        if key not in known:
+            raise ParameterError(f"{where} has no setting {key!r}; {nearest_names(key, known)}")
 
 
 def component_table(name: str, value: Any, default: str) -> dict[str, Any]:
@@ -127,6 +149,21 @@ def component_table(name: str, value: Any, default: str) -> dict[str, Any]:
     if isinstance(value, Mapping) and isinstance(value.get("name", ""), str):
         return {"name": default, **value}
     raise ParameterError(f"{name} must be a name or a table with a name, not {value!r}")
+
+
+def in_toml(value: Any) -> str:
+    """Returns a plain value as TOML on one line, as `--set` takes it.
+
+    Example:
+        >>> in_toml({"name": "kmeans", "features": ["pca"], "flip": True})
+        '{ name = "kmeans", features = ["pca"], flip = true }'
+    """
+    if isinstance(value, Mapping):
+        parts = [f"{key} = {in_toml(part)}" for key, part in value.items() if part is not None]
+        return f"{{ {', '.join(parts)} }}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(in_toml, value))}]"
+    return json.dumps(value) if value is not None else "nothing"
 
 
 def check_count(what: str, value: Any) -> None:

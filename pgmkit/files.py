@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pgmkit.errors import LoadError, OutputError, in_words, shortened
 
@@ -35,8 +35,11 @@ _REMEDIES = {
 }
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Writes a file that is never seen half-written: temporary file, fsync, rename.
+@contextmanager
+def replaced_file(path: Path) -> Iterator[IO[bytes]]:
+    """Yields a file that takes the place of `path` when all went well; it is synced before.
+
+    So a file is never seen half-written.
 
     Raises:
         OutputError: the disk is full or the place is not writable.
@@ -47,7 +50,7 @@ def write_bytes(path: Path, data: bytes) -> None:
         temporary = path.parent / f"{_TEMPORARY}{uuid.uuid4().hex}"
         _unfinished.add(temporary)  # before it is there, since a signal may come in between
         with temporary.open("xb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.chmod(0o644)
@@ -61,9 +64,27 @@ def write_bytes(path: Path, data: bytes) -> None:
             _unfinished.discard(temporary)
 
 
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes a file atomically; see `replaced_file`."""
+    with replaced_file(path) as file:
+        file.write(data)
+
+
 def remedied(error: OSError) -> str:
     """Returns what went wrong in writing, and what to do."""
     return f"{in_words(error)}; {_REMEDIES.get(error.errno or 0, 'choose another place')}"
+
+
+def remove(path: Path) -> None:
+    """Removes a file if it is there.
+
+    Raises:
+        OutputError: it cannot be removed, or is no file in a folder.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be removed: {remedied(error)}") from error
 
 
 def remove_unfinished() -> None:
@@ -215,6 +236,11 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
         _unfinished.discard(fresh)
+
+
+def remove_folder(folder: Path) -> None:
+    """Removes a folder with all that is in it, if it is there."""
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -52,25 +52,125 @@ def pgmkit_density_estimators() -> Iterable[Component]:  # type: ignore[empty-bo
 
 
 @hookspec
-def pgmkit_cluster_samplers() -> Iterable[Component]:  # type: ignore[empty-body]
-    """Offers cluster samplers: they find clusters of latents and draw new ones from each.
+def pgmkit_features() -> Iterable[Component]:  # type: ignore[empty-body]
+    """Offers features: they make points of images, among which parts are sought.
 
-    The factory takes `num_clusters` and builds an object with
-    `fit(latents, *, images=None, generator=None, seed)`, `labels_ (n,)`, `predict(latents) -> (n,)`
-    and `sample(n, cluster, seed) -> (n, M)`. To be saved it has `get_params() -> dict`,
-    `state() -> dict[str, Tensor]` and `load_state(state)`.
+    The factory builds an object with `fit(source, *, seed)` and `__call__(x) -> (B, d)`, for images
+    x (B, C, H, W) in [-1, 1]; see `pgmkit.contracts.Features`. Partitioners name features by name
+    or table. A `torch.nn.Module` is saved as it is; anything else needs `state()` and
+    `load_state(state)`.
+
+    Example:
+        How bright each quarter of an image is::
+
+            @hookimpl
+            def pgmkit_features():
+                return [Component("quarters", "my_plugin.quarters:Quarters", "their brightness")]
+
+        and in `my_plugin/quarters.py`::
+
+            class Quarters(torch.nn.Module):
+                def fit(self, source, *, seed):
+                    pass
+
+                def forward(self, x):
+                    return torch.nn.functional.adaptive_avg_pool2d(x, 2).flatten(1)
+    """
+
+
+@hookspec
+def pgmkit_partitioners() -> Iterable[Component]:  # type: ignore[empty-body]
+    """Offers partitioners: they split images, or latents, into parts without labels.
+
+    The factory takes `num_partitions` and builds an object with `num_partitions`,
+    `fit(source, *, seed)` and `logits(x) -> (B, k)`; the part of an image is its largest logit. See
+    `pgmkit.contracts.Partitioner`. Parts, guide, margins and samplers the engine derives. With
+    `prepare`, `make_clusterer` and `split` (`pgmkit.contracts.Prepares`) the number of parts can be
+    chosen; `findings() -> dict` holds what reports should tell. Saving is as for features; other
+    components that it is made of stand in `parts`, by the names of the parameters that name them.
+
+    Example:
+        Images below or above the median brightness::
+
+            @hookimpl
+            def pgmkit_partitioners():
+                return [Component("halves", "my_plugin.halves:Halves", "dark and bright")]
+
+        and in `my_plugin/halves.py`::
+
+            from pgmkit.images import batches
+
+            class Halves:
+                num_partitions = 2
+
+                def __init__(self, num_partitions=2):
+                    pass
+
+                def fit(self, source, *, seed):
+                    self.median = torch.cat([_brightness(x) for x in batches(source)]).median()
+
+                def logits(self, x):
+                    above = _brightness(x) - self.median
+                    return torch.stack([-above, above], dim=1)
+
+            def _brightness(x):
+                return x.mean(dim=(1, 2, 3))
+    """
+
+
+@hookspec
+def pgmkit_mappers() -> Iterable[Component]:  # type: ignore[empty-body]
+    """Offers mappers: they draw latents of one cluster.
+
+    The factory builds an object with
+    `fit(latents, labels, *, num_clusters, assign, prior, seed)` and
+    `sample(n, cluster, *, assign, prior, seed) -> (n, M)`; see `pgmkit.contracts.Mapper`.
+    `assign(latents, core=1.0)` says in which cluster latents lie, `prior` is the generator's
+    `LatentSpec`. `sample` raises `pgmkit.errors.SamplingError` for a cluster that it cannot find
+    latents of. Saving is as for features.
+
+    Example:
+        Members of the cluster, moved a little::
+
+            @hookimpl
+            def pgmkit_mappers():
+                return [Component("nearby", "my_plugin.nearby:Nearby", "members, moved a little")]
+
+        and in `my_plugin/nearby.py`::
+
+            class Nearby:
+                def fit(self, latents, labels, *, num_clusters, assign, prior, seed):
+                    self.latents, self.labels = latents, labels
+
+                def sample(self, n, cluster, *, assign, prior, seed):
+                    random = torch.Generator().manual_seed(seed)
+                    members = self.latents[self.labels == cluster]
+                    chosen = members[torch.randint(len(members), (n,), generator=random)]
+                    return chosen + 0.1 * torch.randn(chosen.shape, generator=random)
+
+                def state(self):
+                    return {"latents": self.latents, "labels": self.labels}
+
+                def load_state(self, state):
+                    self.latents, self.labels = state["latents"], state["labels"]
+    """
+
+
+@hookspec
+def pgmkit_cluster_samplers() -> Iterable[Component]:  # type: ignore[empty-body]
+    """Offers cluster samplers: they find clusters of latents and draw new ones, both in one.
+
+    Where the two can be told apart, a partitioner and a mapper serve more people. The factory takes
+    `num_clusters` and builds an object with `fit(latents, *, generator, seed)`, `labels_ (n,)`,
+    `predict(latents) -> (n,)` and `sample(n, cluster, seed) -> (n, M)`; see
+    `pgmkit.contracts.ClusterSampler`.
 
     Optional parts: `bind(generator)` is called after loading, for a sampler that needs its
-    generator. `features(latents, *, generator, seed) -> (n, d)` gives the points in which clusters
-    are sought, before `fit` and for any `num_clusters`; k can be chosen from them, and
-    `set_params(num_clusters=k)` then sets it. `make_clusterer(num_clusters, seed)` builds what
-    clusters those points, with `fit(points)` and `predict(points)`, if that is not k-means.
-    `acceptance_rate(cluster)` is the share of the latents it tries that `sample` returns, in
-    [0, 1], or None if that is all of them.
-    `summary() -> dict` holds what reports should tell of a fitted sampler, as plain values.
-    `num_clusters_`, set by `fit`, is the number of clusters where the sampler finds it itself; k is
-    `num_clusters` otherwise. `sample` raises `pgmkit.errors.SamplingError` for a cluster that it
-    cannot find latents of.
+    generator; `prepare`, `make_clusterer` and `split` let the number of clusters be chosen
+    (`pgmkit.contracts.PreparesClusters`); `acceptance_rate(cluster)` is the share of the latents it
+    tries that `sample` returns, in [0, 1], or None if that is all of them; `findings() -> dict`
+    holds what reports should tell. `num_clusters_`, set by `fit`, is the number of clusters where
+    the sampler finds it itself. Saving is as for features.
 
     Example:
         ::
@@ -79,17 +179,16 @@ def pgmkit_cluster_samplers() -> Iterable[Component]:  # type: ignore[empty-body
             def pgmkit_cluster_samplers():
                 return [Component("grid", "my_plugin.grid:GridSampler", "cells of a grid")]
 
-        and in `my_plugin/grid.py`, without what is only needed to save it::
+        and in `my_plugin/grid.py`::
 
             class GridSampler:
                 def __init__(self, num_clusters=4):
                     self.num_clusters = num_clusters
 
-                def fit(self, latents, *, images=None, generator=None, seed=0):
+                def fit(self, latents, *, generator, seed):
                     steps = torch.linspace(0, 1, self.num_clusters + 1)[1:-1]
                     self.cuts = latents[:, 0].quantile(steps)
                     self.latents, self.labels_ = latents, self.predict(latents)
-                    return self
 
                 def predict(self, latents):
                     return torch.bucketize(latents[:, 0].contiguous(), self.cuts)
@@ -98,22 +197,6 @@ def pgmkit_cluster_samplers() -> Iterable[Component]:  # type: ignore[empty-body
                     random = torch.Generator().manual_seed(seed)
                     members = self.latents[self.labels_ == cluster]
                     return members[torch.randint(len(members), (n,), generator=random)]
-    """
-
-
-@hookspec
-def pgmkit_partitioners() -> Iterable[Component]:  # type: ignore[empty-body]
-    """Offers partitioners: they split image space into k parts without labels.
-
-    The factory builds a module with `fit(images)`, `logits(x) -> (B, k)`, `assign(x) -> (B,)` and
-    `guide(x, i) -> (B,)`.
-
-    Example:
-        ::
-
-            @hookimpl
-            def pgmkit_partitioners():
-                return [Component("halves", "my_plugin.halves:Halves", "left and right")]
     """
 
 
@@ -151,6 +234,38 @@ def pgmkit_generator_loaders() -> Iterable[Component]:  # type: ignore[empty-bod
             @hookimpl
             def pgmkit_generator_loaders():
                 return [Component("my-gan", "my_plugin.gan:Generator", "the network of my paper")]
+    """
+
+
+@hookspec
+def pgmkit_classifiers() -> Iterable[Component]:  # type: ignore[empty-body]
+    """Offers classifiers, which score clusters; a classifier folder's `config.json` names them.
+
+    The factory is called with `model_args` of that file, or with what the table `model` of a
+    training config holds, and returns a `torch.nn.Module` that maps images `x (B, C, H, W)` in
+    [-1, 1] to logits `(B, num_classes)`. It has the attribute `num_classes`.
+
+    Optional parts: `image_channels`, the C that it takes; grey and RGB are then turned into each
+    other. `image_size`, the side of the square in the middle that it looks at. `features(x) ->
+    (B, d)`, what its last layer sees, for fidelity by `classifier:NAME`.
+
+    Example:
+        ::
+
+            @hookimpl
+            def pgmkit_classifiers():
+                return [Component("linear", "my_plugin.linear:Linear", "one layer on pixels")]
+
+        and in `my_plugin/linear.py`::
+
+            class Linear(torch.nn.Module):
+                def __init__(self, num_classes=10, num_pixels=1024):
+                    super().__init__()
+                    self.num_classes = num_classes
+                    self.layer = torch.nn.Linear(num_pixels, num_classes)
+
+                def forward(self, x):
+                    return self.layer(x.flatten(1))
     """
 
 

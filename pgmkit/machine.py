@@ -147,7 +147,7 @@ def thread_limit(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def check_device(name: str) -> torch.device:
+def check_device(name: torch.device | str) -> torch.device:
     """Returns the device called `name`: "cpu", "cuda:1", or "auto" for the best that is here.
 
     The best is CUDA, then MPS, then the CPU.
@@ -163,7 +163,7 @@ def check_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = shortened(first_line(error), 120)
         raise ParameterError(
-            f"the device {name!r} cannot be used here; cpu always can ({reason})"
+            f"the device {str(name)!r} cannot be used here; cpu always can ({reason})"
         ) from error
     return device
 

@@ -18,13 +18,13 @@ _OF_SHATTERED = ("architecture", "model_args")
 
 
 def load(
-    reference: Path | str, *, device: torch.device | str = "cpu", **options: Any
+    reference: Path | str, *, device: torch.device | str = "auto", **options: Any
 ) -> Generator | ShatteredGenerator:
     """Loads what a reference names: a generator, or one that was shattered.
 
     Args:
         reference: as for `load_generator`; a `Path` is never a name of the registry.
-        device: where to put the weights.
+        device: where to put the weights; "auto" is CUDA, then MPS, then the CPU.
         **options: further arguments of `load_generator`; a shattered generator takes `architecture`
             and `model_args` alone, since its folder says all the rest.
 
@@ -49,6 +49,4 @@ def load(
             raise ParameterError(
                 f"{reference} is a shattered generator, whose folder says its {name}; leave it out"
             )
-    shattered = ShatteredGenerator.from_pretrained(reference, **options)
-    shattered.generator.to(device)
-    return shattered
+    return ShatteredGenerator.from_pretrained(reference, device=device, **options)

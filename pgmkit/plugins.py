@@ -24,9 +24,10 @@ from pgmkit.components import (
     RegisteredComponent,
     check_kind,
     find_component,
+    singular,
     stdout_to_stderr,
 )
-from pgmkit.errors import PluginError, nearest_names, shortened
+from pgmkit.errors import ParameterError, PluginError, nearest_names, shortened
 
 _ALARM_SECONDS = 3.0
 _MOST_SECONDS = 30.0
@@ -53,7 +54,7 @@ class PluginRecord:
     components: tuple[str, ...] = ()
 
 
-class PluginRegistry:
+class InstalledPlugins:
     """The plugins of this process and what they offer.
 
     Args:
@@ -174,7 +175,7 @@ class PluginRegistry:
         names = [(c.kind, c.name) for c in found]
         for kind, name in names:
             if names.count((kind, name)) > 1:
-                raise PluginError(f"offers {kind[:-1]} {name!r} twice")
+                raise PluginError(f"offers {singular(kind)} {name!r} twice")
         return found
 
 
@@ -185,18 +186,18 @@ def disable_third_party_plugins() -> None:
     """Restricts this process to the plugins that come with pgmkit (`--no-plugins`)."""
     global _third_party
     _third_party = False
-    registry.cache_clear()
+    installed.cache_clear()
 
 
 @cache
-def registry() -> PluginRegistry:
+def installed() -> InstalledPlugins:
     """Returns the plugins of this process, loading them on first use.
 
     `PGMKIT_DISABLE_PLUGINS` holds patterns, separated by commas, of distributions or
     "distribution:plugin" names to leave out. `PGMKIT_STRICT_PLUGINS=1` makes a failure an error.
     """
     disabled = os.environ.get("PGMKIT_DISABLE_PLUGINS", "")
-    return PluginRegistry(
+    return InstalledPlugins(
         importlib.metadata.entry_points(group=hookspecs.ENTRY_POINT_GROUP),
         disabled=[pattern.strip() for pattern in disabled.split(",") if pattern.strip()],
         third_party=_third_party,
@@ -208,8 +209,7 @@ def list_components(kind: str) -> list[RegisteredComponent]:
     """Lists the installed components of one kind; nothing behind them is imported.
 
     Args:
-        kind: "density-estimators", "cluster-samplers", "partitioners", "backbones",
-            "generator-loaders", "engines" or "commands".
+        kind: one of `pgmkit.components.KINDS`, such as "partitioners".
 
     Raises:
         UnknownNameError: there is no such kind.
@@ -218,36 +218,47 @@ def list_components(kind: str) -> list[RegisteredComponent]:
         >>> [component.name for component in list_components("backbones")]
         ['dcgan']
     """
-    return registry().of_kind(kind)
+    return installed().of_kind(kind)
 
 
-def build_component(kind: str, name: str, **parameters: Any) -> Any:
-    """Builds the component called `name` with the given parameters.
+def build(kind: str, what: Any, /, **parameters: Any) -> Any:
+    """Returns a component: the one that a name or a table names, or the object itself.
+
+    Args:
+        kind: one of the kinds of component.
+        what: a name; a table with a `name` and parameters; or an object that keeps the contract of
+            its kind, see `pgmkit.contracts`.
+        **parameters: of the one that is built, where a table does not have them.
 
     Raises:
         UnknownNameError: no plugin offers it.
-        ParameterError: a parameter is unknown or missing.
-        PluginError: two plugins offer the name, or its code cannot be imported.
+        ParameterError: a parameter is unknown, missing or outside its range, or is given for an
+            object.
+        PluginError: two plugins offer the name, its code cannot be imported, or what it builds does
+            not keep the contract.
+
+    Example:
+        >>> build("density-estimators", {"name": "polarity", "rho": -0.2}).rho
+        -0.2
     """
-    return registry().find(kind, name).build(**parameters)
+    from pgmkit.contracts import check
 
-
-def build_from_table(kind: str, table: Mapping[str, Any]) -> Any:
-    """Builds the component that a table of settings names, with the rest as its parameters.
-
-    The errors are those of `build_component`.
-    """
-    parameters = dict(table)
-    return build_component(kind, parameters.pop("name"), **parameters)
-
-
-def as_component(kind: str, component: Any, **parameters: Any) -> Any:
-    """Returns `component` itself if it is an object, or builds the one that it names.
-
-    Parameters go to the one that is built; an object keeps its own.
-    """
-    if isinstance(component, str):
-        return build_component(kind, component, **parameters)
+    if isinstance(what, str | Mapping):
+        table = {**parameters, **({"name": what} if isinstance(what, str) else what)}
+        name = table.pop("name", None)
+        if not isinstance(name, str):
+            raise ParameterError(
+                f"a table of {kind} needs a name, such as {{ name = ... }}, and is {what!r:.80}"
+            )
+        component = installed().find(kind, name).build(**table)
+    elif parameters:
+        raise ParameterError(
+            f"{', '.join(parameters)} cannot be given for a {singular(kind)} that is an object; "
+            "set it on the object itself"
+        )
+    else:
+        component = what
+    check(kind, component)
     return component
 
 

@@ -36,6 +36,11 @@ def shown(on: bool = True) -> Iterator[None]:
         _is_shown.reset(token)
 
 
+def is_shown() -> bool:
+    """Returns whether progress is shown."""
+    return _is_shown.get()
+
+
 def tell(line: str) -> None:
     """Prints a line on stderr, above any bar, if progress is shown."""
     if _is_shown.get():

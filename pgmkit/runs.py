@@ -9,7 +9,7 @@ from typing import Any
 
 from pgmkit import files
 from pgmkit.errors import LoadError, OutputError, PgmkitWarning, shortened
-from pgmkit.plugins import registry
+from pgmkit.plugins import installed
 
 RUN_FILE = "run.json"
 RESULT_FILES = (RUN_FILE, "sampler.json", "manifest.json")
@@ -80,7 +80,7 @@ def record(folder: Path, settings: Mapping[str, Any], *, device: str = "") -> No
     plain = json.loads(json.dumps(settings))
     kind = device.partition(":")[0]
     if not path.exists():
-        versions = {r.name: r.version for r in registry().records if r.status == "loaded"}
+        versions = {r.name: r.version for r in installed().records if r.status == "loaded"}
         used = {"devices": [kind]} if kind else {}
         files.write_json(path, {"settings": plain, "plugins": versions, **used})
         return

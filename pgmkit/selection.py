@@ -4,32 +4,22 @@ import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from pgmkit.components import called
+from pgmkit.contracts import DensityEstimator, RankAware, log_weights_of
 from pgmkit.errors import ParameterError, PgmkitWarning, PluginError
 from pgmkit.seeds import random_generator
 from pgmkit.spectrum import Spectrum
-from pgmkit.spectrum.spectrum import RANK_RTOL
+from pgmkit.spectrum.spectrum import RANK_RTOL, NullTreatment
 from pgmkit.spectrum.summary import term_spread
 
 SELECTIONS = ("threshold", "resample")
 LOW_SAMPLE_SIZE = 0.01
 """Share of the latents under which an effective sample size is called a collapse."""
-
-
-class DensityEstimator(Protocol):
-    """Maps a Spectrum to one log-weight per latent.
-
-    An estimator may have an attribute `selection`: "threshold" (the default) keeps the latents with
-    the largest weights; "resample" draws latents with probability proportional to their weights,
-    without replacement.
-    """
-
-    def log_weights(self, spectrum: Spectrum) -> Tensor:
-        """Returns log-weights (n,) up to a constant; -inf removes a latent."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +90,10 @@ def select(
             stacklevel=3,
         )
     cut = float(weights[kept].min()) if selection == "threshold" else None
-    rank_rtol = getattr(estimator, "rank_rtol", RANK_RTOL)
+    rank_rtol = RANK_RTOL
+    null: NullTreatment = "floor"
+    if isinstance(estimator, RankAware):
+        rank_rtol, null = estimator.rank_rtol, estimator.null
     rank = spectrum.numeric_rank(rank_rtol)[spectrum.finite()]
     condition = float(spectrum.condition_number()[spectrum.finite()].median())
     statistics = {
@@ -119,7 +112,7 @@ def select(
             "rtol": rank_rtol,
         },
         "median_condition_number": condition if math.isfinite(condition) else None,
-        **term_spread(spectrum, rank_rtol=rank_rtol, null=getattr(estimator, "null", "floor")),
+        **term_spread(spectrum, rank_rtol=rank_rtol, null=null),
     }
     return Selection(kept, weights, cut, statistics)
 
@@ -155,7 +148,7 @@ def _num_tied(scores: Tensor, kept: Tensor) -> int:
 
 
 def _name(estimator: DensityEstimator) -> str:
-    return f"the density estimator {type(estimator).__name__}"
+    return f"the {called('density-estimators', estimator)}"
 
 
 def _selection_of(estimator: DensityEstimator) -> str:
@@ -171,7 +164,7 @@ def _selection_of(estimator: DensityEstimator) -> str:
 def _scored(estimator: DensityEstimator, spectrum: Spectrum, seed: int) -> tuple[Tensor, Tensor]:
     """Returns log-weights and scores; the latents with the largest scores are kept."""
     selection = _selection_of(estimator)
-    weights = _checked(estimator.log_weights(spectrum), estimator, spectrum)
+    weights = _usable(estimator, spectrum)
     if selection == "threshold":
         return weights, weights
     # The largest of log-weight plus Gumbel noise are a draw without replacement.
@@ -181,20 +174,15 @@ def _scored(estimator: DensityEstimator, spectrum: Spectrum, seed: int) -> tuple
     return weights, weights - (-uniform.clamp(min=1e-300).log()).log()
 
 
-def _checked(weights: Any, estimator: DensityEstimator, spectrum: Spectrum) -> Tensor:
-    if not isinstance(weights, Tensor) or weights.shape != (len(spectrum),):
-        shape = tuple(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
-        raise PluginError(
-            f"{_name(estimator)} returns log-weights of {shape}; they must be a tensor of shape "
-            f"({len(spectrum)},)"
-        )
-    usable = spectrum.finite() & ~weights.isnan().cpu()
-    checked: Tensor = weights.detach().cpu().double().masked_fill(~usable, -math.inf)
-    if not (checked > -math.inf).any():
+def _usable(estimator: DensityEstimator, spectrum: Spectrum) -> Tensor:
+    """Returns log-weights (n,), -inf where the spectrum or the weight is not finite."""
+    weights = log_weights_of(estimator, spectrum)
+    weights = weights.masked_fill(~spectrum.finite() | weights.isnan(), -math.inf)
+    if not (weights > -math.inf).any():
         raise PluginError(
             f"{_name(estimator)} removes every latent: all its log-weights are -inf or not a number"
         )
-    return checked
+    return weights
 
 
 def _effective_sample_size(log_weights: Tensor) -> float:

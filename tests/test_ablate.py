@@ -39,14 +39,16 @@ from pgmkit.errors import (
     PgmkitError,
     UnknownNameError,
 )
-from pgmkit.evaluate.ablation import PreparedAblation, cells, measures, prepare, run
+from pgmkit.evaluate.ablation import cells, measures
 from pgmkit.evaluate.ablation.tables import Entry, escape_latex
 from pgmkit.evaluate.classifier import load_classifier
-from pgmkit.evaluate.diagnostics import diagnose, stability
-from pgmkit.evaluate.fidelity import FidelityScores, ShatteringFidelity, shattering_fidelity
+from pgmkit.evaluate.diagnostics import diagnose, reproducibility
+from pgmkit.evaluate.fidelity import ShatteringFidelity, shattering_fidelity
+from pgmkit.evaluate.fidelity_scores import FidelityScores
 from pgmkit.evaluate.metrics import score_latents, score_samples
 from pgmkit.images import load_images
-from pgmkit.plugins import registry
+from pgmkit.jobs.ablate import Job, prepare
+from pgmkit.plugins import installed
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -59,6 +61,8 @@ METRICS = {
     "V Measure": "v_measure",
     "Adjusted MI": "adjusted_mutual_information",
 }
+
+MAPPERS = (("mixture", ""), ("rejection", "0.5"), ("rejection", "1.0"))
 
 FAULTY = '''
 import os, signal, time
@@ -115,11 +119,11 @@ def faulty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     paths = [str(site), *filter(None, [os.environ.get("PYTHONPATH")])]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
     importlib.invalidate_caches()
-    registry.cache_clear()
+    installed.cache_clear()
     flag = tmp_path / "flag"
     flag.touch()
     yield flag
-    registry.cache_clear()
+    installed.cache_clear()
     sys.modules.pop("faulty", None)
 
 
@@ -127,6 +131,7 @@ def config(source: str, **changes: Any) -> dict[str, Any]:
     return {
         "generators": [{"source": source, "classifier": "mnist-classifier"}],
         "densities": ["none", {"name": "lash", "label": "LASH"}],
+        "samplers": ["kmeans-gmm"],
         "clusters": [2, 3],
         "latents": 120,
         "seeds": [0, 1],
@@ -150,8 +155,8 @@ def write_config(path: Path, values: dict[str, Any]) -> Path:
     return path
 
 
-def summary_of(prepared: PreparedAblation, out: Path) -> dict[str, Any]:
-    summary = run(prepared, out)
+def summary_of(job: Job, out: Path) -> dict[str, Any]:
+    summary = job.run(out)
     assert summary is not None
     return summary
 
@@ -197,7 +202,8 @@ def test_a_cell_has_the_numbers_of_a_shattering_with_the_same_settings(
     shattered = pgmkit.shatter(
         pgmkit.load_generator(tiny),
         density="lash",
-        num_clusters=3,
+        sampler="kmeans-gmm",
+        clusters=3,
         seed=1,
         spectrum=pgmkit.spectrum.load_spectrum(spectrum.parent),
     )
@@ -308,7 +314,7 @@ def test_an_ablation_may_grow_and_keeps_its_cells(tiny: str, tmp_path: Path) -> 
     assert before.items() < every_file(tmp_path / "out" / "cells").items()
     assert table_of_cells(tmp_path / "out")[0]["density"] == "Original"
     with pytest.raises(PgmkitError, match="a run with dtype"):
-        run(prepare({**small, "dtype": "float64"}), tmp_path / "out")
+        prepare({**small, "spectrum": {"dtype": "float64"}}).run(tmp_path / "out")
 
 
 def test_the_summary_tells_the_machines_and_versions_of_the_cells_and_of_no_other_spectra(
@@ -337,13 +343,18 @@ def test_the_summary_tells_the_machines_and_versions_of_the_cells_and_of_no_othe
 def test_a_spectrum_that_was_taken_up_is_marked(how: str, tiny: str, tmp_path: Path) -> None:
     values = config(tiny, densities=["none"], clusters=2, seeds=5, measures=["selection"])
     out = tmp_path / "out"
-    assert summary_of(prepare({**values, "cache": how == "cache"}), out)["spectra_taken_up"] == 0
+    assert (
+        summary_of(prepare({**values, "spectrum": {"cache": how == "cache"}}), out)[
+            "spectra_taken_up"
+        ]
+        == 0
+    )
     if how == "cache":
         out = tmp_path / "again"
     else:  # after the spectrum, before its record
         for path in (*(out / "cells").iterdir(), *(out / "spectra").glob("*.json")):
             path.unlink()
-    summary = summary_of(prepare({**values, "cache": how == "cache"}), out)
+    summary = summary_of(prepare({**values, "spectrum": {"cache": how == "cache"}}), out)
     assert summary["spectra_taken_up"] == 1
     (spectrum,) = summary["spectra"].values()
     assert (bool(spectrum["from_cache"]), spectrum["continued"]) == (
@@ -391,8 +402,40 @@ def test_parameters_and_numbers_are_axes(tiny: str, tmp_path: Path) -> None:
     assert axes == {"remove", "latents", "density.rho", "sampler.num_starts"}
 
 
+def test_all_partitioners_are_compared_with_all_mappers_and_samplers_beside_them(
+    tiny: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    values = config(
+        tiny,
+        densities=["none"],
+        partitioners=[{"name": "kmeans", "features": "latents", "num_starts": {"each": [1, 2]}}],
+        mappers=["mixture", {"name": "rejection", "core": {"each": [0.5, 1.0]}}],
+        clusters=2,
+        seeds=0,
+        measures=["selection", "diagnostics"],
+    )
+    assert summary_of(prepare(values), out)["failed"] == 0
+    lines = table_of_cells(out)
+    axes = ("sampler", "partitioner.num_starts", "mapper.core")
+    assert [tuple(line[axis] for axis in axes) for line in lines] == [
+        *((f"kmeans + {m}", s, c) for s in "12" for m, c in MAPPERS),
+        ("kmeans-gmm", "", ""),
+    ]
+    for line in lines[:-1]:
+        same = line["mapper.core"] != ""  # what rejection draws lies where it should
+        assert (float(line["diagnostics.return_rate"]) == 1) == same
+    of_same_parts = {line["selection.smallest_cluster"] for line in lines[:3]}
+    assert len(of_same_parts) == 1
+    alone = prepare({**values, "mappers": [], "samplers": []})
+    assert {cell.sampler.label for cell in alone.cells} == {"kmeans"}
+    assert alone.cells[0].sampler.table["mapper"] == {"name": "rejection"}
+    default = prepare({**values, "partitioners": [], "samplers": []})
+    assert default.cells[0].sampler.table["partitioner"] == {"name": "self-trained"}
+
+
 def test_fewer_latents_are_the_first_of_the_spectrum(tiny: str) -> None:
-    spectrum = pgmkit.compute_spectrum(pgmkit.load_generator(tiny), num_latents=50, seed=2)
+    spectrum = pgmkit.compute_spectrum(pgmkit.load_generator(tiny), latents=50, seed=2)
     first = spectrum.first(20)
     assert len(first) == 20
     assert torch.equal(first.latents, pgmkit.load_generator(tiny).sample_latents(20, seed=2))
@@ -420,7 +463,7 @@ def test_what_is_chosen_is_a_column_and_a_table(tiny: str, tmp_path: Path) -> No
     out = tmp_path / "out"
     assert summary_of(prepare({**values, "measures": ["selection"]}), out)["failed"] == 0
     for line in table_of_cells(out):
-        found = line["choices.num_clusters"], line["choices.remove"]
+        found = line["choices.clusters"], line["choices.remove"]
         assert line["clusters"] in ("auto criterion gap candidates [2, 3]", "4")
         assert found[0] in (("2.0", "3.0", "2", "3") if line["clusters"] != "4" else ("",))
         assert found[1] in (("0.0", "0.2") if line["remove"] != "0.3" else ("",))
@@ -428,7 +471,7 @@ def test_what_is_chosen_is_a_column_and_a_table(tiny: str, tmp_path: Path) -> No
         assert float(line["selection.num_clusters"]) == k
         left = 1 - float(found[1]) if found[1] else 0.7
         assert float(line["selection.num_kept"]) == pytest.approx(120 * left)
-        chosen = [name for name in ("num_clusters", "remove") if line[f"choices.{name}"]]
+        chosen = [name for name in ("clusters", "remove") if line[f"choices.{name}"]]
         assert bool(line["seconds.choices"]) == bool(chosen)
     _, _, choices = re.split(r"^(?=\w)", (out / "table.md").read_text(), flags=re.MULTILINE)
     assert choices.startswith("What was chosen without labels")
@@ -448,7 +491,7 @@ def test_another_classifier_gives_other_labels_and_cells(tiny: str, tmp_path: Pa
     judges = [write_tiny_classifier(tmp_path / "judges" / name, 28) for name in ("one", "other")]
     weights = tmp_path / "judges" / "one" / "model.safetensors"
 
-    def of(judge: str) -> PreparedAblation:
+    def of(judge: str) -> Job:
         generators = [{"source": tiny, "classifier": judge}]
         values = config(tiny, generators=generators, densities=["none"], clusters=3, seeds=0)
         return prepare({**values, "measures": ["clusters"]})
@@ -507,7 +550,7 @@ def test_threads_are_those_of_the_settings_and_make_other_cells(
     found = [prepare(config(tiny, threads=threads)) for threads in (1, 2)]
     assert not {c.id for c in found[0].cells} & {c.id for c in found[1].cells}
     for prepared in found:
-        measurer = cells.Measurer(prepared.plan, done / "spectra", prepared.models)
+        measurer = cells.Measurer(prepared.ablation, done / "spectra", prepared.models)
         measurer.shatter(prepared.cells[0])
     assert used == [1, 2]
 
@@ -523,7 +566,7 @@ def test_fidelity_and_diagnostics_are_measures(tiny: str, tmp_path: Path, real: 
     generator = {"source": tiny, "classifier": judged, "reference": str(real), "split": "test"}
     small = f"classifier:{write_tiny_classifier(tmp_path / 'small')}"
     generator["extractor"] = small
-    measured = ["diagnostics", "stability", "fidelity"]
+    measured = ["diagnostics", "reproducibility", "fidelity"]
     values = config(tiny, generators=[generator], clusters=2, seeds=0, measures=measured)
     prepared = prepare(values)
     summary = summary_of(prepared, tmp_path / "out")
@@ -535,7 +578,8 @@ def test_fidelity_and_diagnostics_are_measures(tiny: str, tmp_path: Path, real: 
     (spectrum,) = (tmp_path / "out" / "spectra").glob("*/manifest.json")
     shattered = pgmkit.shatter(
         pgmkit.load_generator(tiny),
-        num_clusters=2,
+        sampler="kmeans-gmm",
+        clusters=2,
         spectrum=pgmkit.spectrum.load_spectrum(spectrum.parent),
     )
     expected = shattering_fidelity(
@@ -557,11 +601,11 @@ def test_fidelity_and_diagnostics_are_measures(tiny: str, tmp_path: Path, real: 
     labelled = [part for part in expected.clusters if part.reference.startswith("class ")]
     assert lash["fidelity.clusters_scored"] == "2"
     assert lash["fidelity.clusters_against_class"] == str(len(labelled)) == "2"
-    assert float(lash["stability.lowest"]) == pytest.approx(stability(shattered).lowest)
+    assert float(lash["reproducibility.lowest"]) == pytest.approx(reproducibility(shattered).lowest)
     diagnosed = diagnose(shattered, num_latents=60)
-    assert float(lash["diagnostics.cluster_fidelity"]) == diagnosed.cluster_fidelity.overall
-    worst = min(filter(None, diagnosed.cluster_fidelity.clusters))
-    assert float(lash["diagnostics.worst_cluster"]) == worst
+    assert float(lash["diagnostics.return_rate"]) == diagnosed.return_rate.overall
+    worst = min(filter(None, diagnosed.return_rate.clusters))
+    assert float(lash["diagnostics.worst_return_rate"]) == worst
     assert float(lash["diagnostics.milliseconds_per_accepted"]) > 0
     assert lash["diagnostics.acceptance_rate"] == ""
     assert lash["diagnostics.clusters_without_samples"] == "0"
@@ -570,8 +614,8 @@ def test_fidelity_and_diagnostics_are_measures(tiny: str, tmp_path: Path, real: 
         "Clusters scored",
         "FID before",
         "Coverage clusters",
-        "Cluster fidelity, worst",
-        "Stability",
+        "Return rate, worst",
+        "Reproducibility",
     ):
         assert f"| {row} |" in text
     changed = write_tiny_images(tmp_path / "other.npz", count=59, size=28)
@@ -586,7 +630,9 @@ def test_fidelity_says_how_many_clusters_it_scored_and_against_what(
     scored = [FidelityScores("x", name, *[9] * 3, *[0.5] * 3, 4, *[0.5] * 4) for name in against]  # type: ignore[arg-type]
     found = ShatteringFidelity(scored[0], scored[0], [None, *scored])
     monkeypatch.setattr(measures, "shattering_fidelity", lambda *_, **__: found)
-    shattered = pgmkit.shatter(pgmkit.load_generator(tiny), num_clusters=4, num_latents=60)
+    shattered = pgmkit.shatter(
+        pgmkit.load_generator(tiny), sampler="kmeans-gmm", clusters=4, latents=60
+    )
     subject = measures.Subject(shattered, reference=object())  # type: ignore[arg-type]
     numbers = measures.measure_fidelity(subject)
     assert (numbers["clusters_scored"], numbers["clusters_against_class"]) == (3, 1)
@@ -602,8 +648,8 @@ def test_a_cluster_that_cannot_be_sampled_does_not_cost_the_cell(
     (line,) = table_of_cells(tmp_path / "out")
     assert 0 < float(line["samples.num_samples"]) < 60
     assert line["diagnostics.clusters_without_samples"] == "1"
-    assert line["diagnostics.worst_cluster"] == "0.0"
-    assert float(line["diagnostics.cluster_fidelity"]) > 0
+    assert line["diagnostics.worst_return_rate"] == "0.0"
+    assert float(line["diagnostics.return_rate"]) > 0
     assert "| Clusters without samples | 1 |" in (tmp_path / "out" / "table.md").read_text()
     (record,) = json.loads((tmp_path / "out" / "cells.json").read_text())
     assert record["warnings"] == [
@@ -781,7 +827,7 @@ def test_a_dry_run_counts_and_writes_nothing(tiny: str, tmp_path: Path) -> None:
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "unknown setting": ({"seed": 1}, "no setting 'seed'; did you mean 'seeds'"),
-    "unknown spectrum setting": ({"dtpye": "float64"}, "did you mean 'dtype'"),
+    "unknown spectrum setting": ({"spectrum": {"dtpye": "float64"}}, "did you mean 'dtype'"),
     "no generators": ({"generators": []}, "generators is a list of at least one table, not"),
     "generator without source": ({"generators": [{}]}, "generator 1 of the config needs"),
     "unknown generator setting": ({"generators": [{"source": "x", "k": 1}]}, "no setting 'k'"),
@@ -824,9 +870,15 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         "one cell twice (lash, L, kmeans-gmm)",
     ),
     "unknown sampler": ({"samplers": ["kmeans"]}, "did you mean 'kmeans-gmm'"),
+    "unknown partitioner": ({"partitioners": ["kmean"]}, "did you mean 'kmeans'"),
+    "unknown mapper": ({"mappers": ["reject"]}, "did you mean 'rejection'"),
+    "parts of a partitioner": (
+        {"partitioners": [{"name": "kmeans", "num_partitions": 5}]},
+        "num_partitions = 5 stands in the table of the partitioner",
+    ),
     "clusters of a sampler": (
         {"samplers": [{"name": "kmeans-gmm", "num_clusters": 3}]},
-        "num_clusters=3",
+        "num_clusters stands in the table of the sampler",
     ),
     "empty axis": ({"clusters": []}, "the axis clusters is empty"),
     "value twice": ({"remove": [0.2, 0.2]}, "the axis remove has the value 0.2 twice"),
@@ -842,8 +894,8 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "jobs 0": ({"jobs": 0}, "jobs must be a whole number from 1, not 0"),
     "unknown measure": ({"measures": ["cluster"]}, "no measure is called 'cluster'; did you mean"),
     "no measures": ({"measures": []}, "the axis measures is empty"),
-    "unknown engine": ({"engine": "torch"}, "did you mean"),
-    "block size 0": ({"block_size": 0}, "block_size must be at least 1"),
+    "unknown engine": ({"spectrum": {"engine": "torch"}}, "did you mean"),
+    "block size 0": ({"spectrum": {"block_size": 0}}, "block_size must be at least 1"),
 }
 
 
@@ -864,7 +916,7 @@ def test_two_generators_with_one_name_are_refused(tiny: str) -> None:
 def test_a_folder_of_another_run_is_refused(done: Path, tiny: str, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(PgmkitError, match="is in use: it holds notes"):
-        run(prepare(config(tiny)), tmp_path)
+        prepare(config(tiny)).run(tmp_path)
     error = run_pgmkit("shatter", tiny, "-o", done, "--latents", 100).stderr
     assert "holds a run with" in error
 

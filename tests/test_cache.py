@@ -12,6 +12,7 @@ from tiny import begin_like, run_pgmkit, write_tiny_generator
 from torch import nn
 
 import pgmkit
+from pgmkit import progress
 from pgmkit.cache import cache_folder
 from pgmkit.errors import ParameterError, PgmkitWarning
 from pgmkit.files import write_bytes
@@ -41,7 +42,7 @@ class Computed:
     def during(self, **arguments: object) -> int:
         """Returns how many blocks this spectrum needed."""
         before = self.blocks
-        arguments = {"num_latents": 30, "block_size": 8, "cache": True, **arguments}
+        arguments = {"latents": 30, "block_size": 8, "cache": True, **arguments}
         generator = arguments.pop("generator", None) or toy()
         pgmkit.compute_spectrum(generator, **arguments)  # type: ignore[arg-type]
         return self.blocks - before
@@ -73,7 +74,7 @@ def test_a_second_spectrum_of_the_same_generator_and_latents_is_not_computed(
 
 
 @pytest.mark.parametrize(
-    "other", [{"seed": 1}, {"num_latents": 31}, {"block_size": 9}, {"generator": toy(12)}]
+    "other", [{"seed": 1}, {"latents": 31}, {"block_size": 9}, {"generator": toy(12)}]
 )
 def test_another_generator_or_other_latents_are_computed(
     computed: Computed, other: dict[str, object]
@@ -88,15 +89,34 @@ def test_the_cache_is_off_unless_it_is_asked_for(computed: Computed) -> None:
     assert not entries()
 
 
-def test_another_density_or_sampler_setting_uses_the_same_entry(computed: Computed) -> None:
-    lines: list[str] = []
-    arguments = {"num_clusters": 2, "num_latents": 300, "cache": True, "report": lines.append}
-    pgmkit.shatter(toy(), **arguments)  # type: ignore[arg-type]
-    assert not [line for line in lines if "cache" in line]
-    before = computed.blocks
-    pgmkit.shatter(toy(), density="jbt", remove=0.5, **arguments)  # type: ignore[arg-type]
+def test_another_density_or_sampler_setting_uses_the_same_entry(
+    computed: Computed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = {
+        "partitioner": {"name": "kmeans", "features": "latents"},
+        "clusters": 2,
+        "latents": 300,
+        "spectrum": {"cache": True},
+    }
+    with progress.shown():
+        pgmkit.shatter(toy(), **arguments)  # type: ignore[arg-type]
+        assert capsys.readouterr().err == ""
+        before = computed.blocks
+        pgmkit.shatter(toy(), density="jbt", remove=0.5, **arguments)  # type: ignore[arg-type]
     assert computed.blocks == before
-    assert [line for line in lines if "cache" in line] == ["spectrum read from the cache"]
+    assert capsys.readouterr().err == "spectrum read from the cache\n"
+
+
+def test_blocks_that_the_cache_lacks_are_told_only_where_progress_is_shown(
+    computed: Computed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    computed.during()
+    (entries()[0] / "block-000002.safetensors").unlink()
+    with progress.shown():
+        assert computed.during() == 1
+    assert capsys.readouterr().err == "spectrum read from the cache, 3 of 4 blocks\n"
+    assert computed.during() == 0
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "bit flipped"])
@@ -211,7 +231,7 @@ def test_several_at_once_are_fine() -> None:
 
     def compute() -> None:
         try:
-            pgmkit.compute_spectrum(generator, num_latents=30, block_size=8, cache=True)
+            pgmkit.compute_spectrum(generator, latents=30, block_size=8, cache=True)
         except Exception as error:  # a warning is one, too
             failures.append(error)
 

@@ -1,5 +1,7 @@
 """`pgmkit spectrum`, and shattering with a spectrum that is there already."""
 
+import dataclasses
+import inspect
 import json
 import subprocess
 import sys
@@ -17,12 +19,12 @@ from tiny import Finished, copied, environment, every_file, run_pgmkit, write_ti
 import pgmkit
 from pgmkit import files
 from pgmkit.evaluate import figures
-from pgmkit.evaluate.run import ShatterSettings
+from pgmkit.jobs.spectrum import prepare
 from pgmkit.loading.saving import write_generator
 from pgmkit.spectrum import load_spectrum
+from pgmkit.spectrum.blocks import count_blocks
 from pgmkit.spectrum.jacobian import JacobianSpectra
-from pgmkit.spectrum.run import SpectrumSettings
-from pgmkit.spectrum.store import count_blocks
+from pgmkit.spectrum.settings import SpectrumSettings
 from pgmkit.spectrum.summary import summarize
 
 LATENTS, BLOCK = 90, 20
@@ -104,7 +106,7 @@ class TestCompute:
 
     def test_the_folder_holds_what_python_computes(self, tiny: str, saved: Path) -> None:
         expected = pgmkit.compute_spectrum(
-            pgmkit.load_generator(tiny), num_latents=LATENTS, seed=0, block_size=BLOCK
+            pgmkit.load_generator(tiny), latents=LATENTS, seed=0, block_size=BLOCK
         )
         loaded = load_spectrum(saved)
         assert torch.equal(loaded.latents, expected.latents)
@@ -172,14 +174,19 @@ class TestCompute:
             assert len(found["generator"]["sha256"]) == 64
             return found["latents"], found["seed"], found["engine"]
 
-        assert settings() == (40, 3, {"name": "local"})
-        assert settings("--seed", 4, "--engine", "local") == (40, 4, {"name": "local"})
+        assert settings() == (40, 3, "local")
+        assert settings("--seed", 4, "--engine", "local") == (40, 4, "local")
         both = settings("--latents", 50, "--set", "latents=60", "--set", "engine.workers=2")
         assert both == (60, 3, {"name": "local", "workers": 2})
         assert not list(tmp_path.iterdir())
 
-    def test_every_setting_of_a_spectrum_is_one_of_shattering(self) -> None:
-        assert issubclass(ShatterSettings, SpectrumSettings)
+    def test_its_settings_are_the_arguments_of_compute_spectrum(self, tiny: str) -> None:
+        arguments = set(inspect.signature(pgmkit.compute_spectrum).parameters)
+        own = {field.name for field in dataclasses.fields(SpectrumSettings)}
+        assert own == arguments - {"generator", "latents", "seed", "out"}
+        resolved = prepare({"source": tiny, "latents": 9, "engine": "local"}).resolved()
+        assert set(resolved) == own | {"source", "generator", "latents", "seed", "device"}
+        assert (resolved["latents"], resolved["engine"]) == (9, "local")
 
     def test_without_an_output_folder_it_is_wrong_usage(self, tiny: str) -> None:
         finished = run_pgmkit("spectrum", "compute", tiny)
@@ -194,7 +201,10 @@ BAD_COMPUTE: dict[str, tuple[list[object], str]] = {
     "setting of shattering": (["{tiny}", "--set", "clusters=9"], "no setting 'clusters'"),
     "unknown engine": (["{tiny}", "--engine", "locla"], "did you mean 'local'"),
     "unknown engine parameter": (["{tiny}", "--set", "engine.worker=1"], "'workers'"),
-    "engine as a number": (["{tiny}", "--set", "engine=1"], "engine must be a name or a table"),
+    "engine as a number": (
+        ["{tiny}", "--set", "engine=1"],
+        "'engine' in the config must be a string or a table, not 1",
+    ),
     "block size of zero": (["{tiny}", "--block-size", 0], "block_size"),
     "block size beyond all": (["{tiny}", "--block-size", 10**13], "at most 1,000,000"),
     "more latents than memory holds": (["{tiny}", "--latents", 10**13], "GB of memory, and"),

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from pgmkit.spectrum.tangents import convolutions
-from pgmkit.spectrum.tangents.convolutions import Convolution
+from pgmkit.tangents import convolutions
+from pgmkit.tangents.convolutions import Convolution
 
 KERNELS = ("dense", "taps", "live")
 SHAPES = [

@@ -16,7 +16,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from hub_server import HubServer, use_hub
-from tiny import run_pgmkit
+from tiny import run_pgmkit, write_tiny_images
 
 import pgmkit
 from pgmkit import hookspecs
@@ -24,22 +24,26 @@ from pgmkit.cli import cli
 from pgmkit.components import KINDS
 from pgmkit.config import make_settings, read_toml
 from pgmkit.evaluate.ablation.measures import MEASURES
-from pgmkit.evaluate.ablation.plan import OF_SPECTRUM, AblationSettings
-from pgmkit.evaluate.diagnostics import ClusterFidelity, Diagnostics
-from pgmkit.evaluate.fidelity import FidelityScores
+from pgmkit.evaluate.ablation.plan import AblationSettings
+from pgmkit.evaluate.diagnostics import Diagnostics, ReturnRate
+from pgmkit.evaluate.fidelity_scores import FidelityScores
 from pgmkit.evaluate.metrics import ClusterScores
-from pgmkit.evaluate.run import prepare
+from pgmkit.jobs.shatter import prepare
 from pgmkit.loading import network
 from pgmkit.loading.configs import FIELDS
 from pgmkit.loading.options import GeneratorOptions
 from pgmkit.loading.weights import read_weights
+from pgmkit.partition import load_partitioner
+from pgmkit.plugins import list_components
 from pgmkit.priors import DISTRIBUTIONS
+from pgmkit.spectrum.settings import SpectrumSettings
+from pgmkit.train.settings import TrainSettings
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-FEWER_LATENTS = {"8000": "200", "8_000": "200", "2_000": "200"}
+FEWER_LATENTS = {"8000": "200", "8_000": "200", "2_000": "200", "--latents 300": "--latents 200"}
 LESS_TRAINING = shlex.split(
-    "--set sampler.base=output-kmeans --set sampler.rounds=1 --set sampler.steps=40"
+    "--set partitioner.base=kmeans --set partitioner.rounds=1 --set partitioner.steps=40"
 )
 """The two liberties that are taken with the pages' blocks, but for the processes of ablations."""
 
@@ -47,6 +51,17 @@ pytestmark = [
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore:.*clusters have fewer latents"),
 ]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the pages find each other's spectra, as a reader's own cache would have them."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGMKIT_CACHE", str(cache))
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -81,7 +96,7 @@ def run_commands(page: Path, folder: Path) -> None:
     for line in quick("".join(blocks(page, "bash"))).splitlines():
         program, *arguments = shlex.split(line)
         assert program == "pgmkit"
-        if arguments[0] == "shatter" and "--sampler" not in arguments:
+        if arguments[0] == "shatter" and not {"--partitioner", "--sampler"} & {*arguments}:
             arguments += LESS_TRAINING
         with contextlib.chdir(folder):
             finished = run_pgmkit(*arguments)
@@ -118,17 +133,59 @@ def test_the_page_on_spectra_runs(
     assert "Spectrum(200 latents of 64 dimensions" in capsys.readouterr().out
 
 
-def test_the_page_on_samplers_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    page = ROOT / "docs" / "samplers.md"
-    run_commands(page, tmp_path)
-    assert (tmp_path / "refined" / "report.html").exists()
-    assert (tmp_path / "exact.png").stat().st_size > 1000
-    monkeypatch.chdir(tmp_path)
-    for block in blocks(page, "python"):
-        exec(compile(quick(block), page.name, "exec"), {})
-    assert "of the proposals are accepted" in capsys.readouterr().out
+PARTITIONERS = ROOT / "docs" / "partitioners.md"
+
+
+def test_the_page_on_partitioners_runs(tmp_path: Path) -> None:
+    write_tiny_images(tmp_path / "images.npz", count=60, size=32)
+    run_commands(PARTITIONERS, tmp_path)
+    for name in ("by-default", "by-pixels", "by-paper"):
+        assert (tmp_path / name / "report.html").exists()
+    assert (tmp_path / "parts.png").stat().st_size > 1000
+    assert len((tmp_path / "parts.csv").read_text().splitlines()) == 1 + 60
+    assert load_partitioner(tmp_path / "parts").num_partitions == 3
+
+
+def indented(page: Path) -> list[str]:
+    """Returns the blocks that are told apart by their indentation alone."""
+    return [
+        textwrap.dedent(block)
+        for block in re.findall(r"(?:^(?:    .*)?\n)+", page.read_text(), flags=re.MULTILINE)
+        if block.strip()
+    ]
+
+
+@pytest.mark.filterwarnings("ignore:.*took none of the trial proposals")
+def test_the_tables_and_programs_on_the_page_on_partitioners_are_valid(tmp_path: Path) -> None:
+    found = indented(PARTITIONERS)
+    tables = [tomllib.loads(block) for block in found if block.lstrip().startswith("[")]
+    assert len(tables) == 3
+    for table in tables:
+        values = {"source": "mnist-dcgan", "latents": 100, **table}
+        assert prepare(values).resolved()["sampler"]["params"]["partitioner"]["num_partitions"]
+    by_hand, on_data = [block for block in found if not block.lstrip().startswith("[")]
+    net = torch.nn.Sequential(torch.nn.Linear(4, 1024), torch.nn.Tanh())
+    toy = pgmkit.Generator(net, latent=pgmkit.LatentSpec(4), image=pgmkit.ImageSpec((1, 32, 32)))
+    few = 'latents=200, partitioner={"name": "kmeans", "features": {"name": "contrastive", '
+    few += '"batch_size": 16, "steps": 6}},'
+    told = 'partitioner={"name": "kmeans", "features": {"name": "contrastive", "steps": 600}},'
+    assert told in by_hand
+    exec(
+        compile(by_hand.replace(told, few), "by hand", "exec"), {"pgmkit": pgmkit, "generator": toy}
+    )
+    write_tiny_images(tmp_path / "images.npz", count=60, size=32)
+    names = {"pgmkit": pgmkit, "generator": toy, "x": torch.zeros(2, 1, 32, 32)}
+    with contextlib.chdir(tmp_path):
+        exec(compile(f"import pgmkit.images\n{on_data}", "on data", "exec"), names)
+    assert names["shattered"].num_clusters == 3  # type: ignore[attr-defined]
+    assert (names["pull"] >= 0).all()  # type: ignore[attr-defined, operator]
+
+
+@pytest.mark.parametrize("kind", ["features", "partitioners", "mappers"])
+def test_every_method_is_a_row_of_the_page_on_partitioners(kind: str) -> None:
+    rows = re.findall(r"^\| `([\w-]+)` \|", PARTITIONERS.read_text(), flags=re.MULTILINE)
+    own = {c.name for c in list_components(kind) if c.plugin.startswith("pgmkit:")}
+    assert own <= {*rows}
 
 
 def test_the_page_on_generators_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,9 +254,35 @@ def test_the_page_on_images_runs(
 ) -> None:
     page = ROOT / "docs" / "images.md"
     monkeypatch.chdir(tmp_path)
+    for block in blocks(page, "python"):
+        exec(compile(block, page.name, "exec"), {})
+    assert capsys.readouterr().out == (
+        "20 3×32×32 images {0: 'cat', 1: 'dog'}\nTrue\n"
+        "torch.Size([1, 32, 32]) torch.Size([8, 1, 32, 32])\n"
+    )
+
+
+def test_the_page_on_training_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = ROOT / "docs" / "training.md"
+    (config,) = blocks(page, "toml")
+    (tmp_path / "digits.toml").write_text(config)
+    write_tiny_images(tmp_path / "digits.npz", count=128, size=28)
+    run_commands(page, tmp_path)
+    assert (tmp_path / "digits.png").stat().st_size > 1000
+    described = re.findall(r"^\| (`.*?`) \|", page.read_text(), flags=re.MULTILINE)
+    files = {name.rstrip("/") for row in described for name in re.findall(r"`([\w./*-]+)`", row)}
+    for path in (tmp_path / "runs" / "digits").iterdir():
+        assert any(path.match(name) for name in files) or path.name == ".lock", path.name
+    settings = {name for row in described for name in re.findall(r"`(\w+)`", row)}
+    assert {field.name for field in dataclasses.fields(TrainSettings)} <= settings
+    monkeypatch.chdir(tmp_path)
     (block,) = blocks(page, "python")
+    capsys.readouterr()
     exec(compile(block, page.name, "exec"), {})
-    assert capsys.readouterr().out == ("torch.Size([20, 3, 32, 32]) {0: 'cat', 1: 'dog'}\nTrue\n")
+    assert capsys.readouterr().out == "3.0 2.0\n3.0 2.0\n"
+    assert len(list((tmp_path / "runs" / "line").glob("checkpoint-*"))) == 1
 
 
 def test_the_page_on_priors_runs(capsys: pytest.CaptureFixture[str]) -> None:
@@ -233,7 +316,7 @@ def test_every_distribution_of_a_prior_is_documented_with_its_settings() -> None
 
 def test_every_score_is_documented() -> None:
     text = (ROOT / "docs" / "metrics.md").read_text().lower()
-    for record in (FidelityScores, ClusterFidelity, Diagnostics, ClusterScores):
+    for record in (FidelityScores, ReturnRate, Diagnostics, ClusterScores):
         documentation = inspect.getdoc(record) or ""
         for field in dataclasses.fields(record):
             assert f"{field.name}:" in documentation
@@ -247,7 +330,7 @@ def test_the_page_on_choices_runs(tmp_path: Path) -> None:
     page = ROOT / "docs" / "choices.md"
     run_commands(page, tmp_path)
     report = json.loads((tmp_path / "chosen" / "report.json").read_text())
-    assert report["settings"]["chosen"].keys() == {"num_clusters", "remove"}
+    assert report["settings"]["chosen"].keys() == {"clusters", "remove"}
     (block,) = blocks(page, "toml")
     values = {"source": "mnist-dcgan", **tomllib.loads(block)}
     settings = prepare(values).settings
@@ -276,8 +359,8 @@ def test_the_settings_of_ablations_are_documented_with_their_defaults() -> None:
     rows = re.compile(r"^\| `(\w+)` \|", flags=re.MULTILINE)
     assert set(rows.findall(text)) == {f.name for f in dataclasses.fields(AblationSettings)}
     assert {*rows.findall(rest), "choices"} == set(MEASURES)
-    for name in OF_SPECTRUM:
-        assert f"`{name}`" in text
+    for field in dataclasses.fields(SpectrumSettings):
+        assert f"`{field.name}`" in text
     for field in dataclasses.fields(AblationSettings):
         if isinstance(field.default, int | float):
             row = next(x for x in text.splitlines() if x.startswith(f"| `{field.name}`"))
@@ -320,7 +403,7 @@ def test_the_example_sampler_of_the_specification_shatters() -> None:
     net = torch.nn.Sequential(torch.nn.Linear(2, 16), torch.nn.Tanh())
     toy = pgmkit.Generator(net, latent=pgmkit.LatentSpec(2), image=pgmkit.ImageSpec((1, 4, 4)))
     sampler = names["GridSampler"](num_clusters=3)  # type: ignore[operator]
-    shattered = pgmkit.shatter(toy, sampler=sampler, num_clusters=3, num_latents=200)
+    shattered = pgmkit.shatter(toy, sampler=sampler, clusters=3, latents=200)
     assert min(shattered.cluster_sizes) > 40
     latents = shattered.sample_latents(20, cluster=1)
     assert (shattered.predict(latents) == 1).all()
@@ -352,12 +435,12 @@ def test_every_room_of_the_design_page_exists() -> None:
 def test_the_example_config_of_a_shattering_is_valid() -> None:
     path = ROOT / "examples" / "shatter-mnist.toml"
     prepared = prepare(read_toml(path))
-    assert prepared.settings.density["prior_term"] is True
+    assert prepared.resolved()["density"]["params"]["prior_term"] is True
     flags = ["--seed", "1", "--density", "jbt", "--set", "sampler.num_components=3"]
     assert " ".join(flags) in path.read_text()
     result = CliRunner().invoke(cli, ["shatter", "--config", str(path), *flags, "--dry-run"])
     settings = json.loads(result.stdout)["settings"]
-    assert settings["density"] == {"name": "jbt"}
-    assert settings["sampler"]["num_components"] == 3
+    assert settings["density"] == {"name": "pgmkit:jbt", "params": {}}
+    assert settings["sampler"]["params"]["num_components"] == 3
     assert settings["seed"] == 1
     assert prepared.resolved()["generator"]["sha256"] == prepared.generator.provenance["sha256"]

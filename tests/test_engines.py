@@ -1,6 +1,5 @@
 """Spectra on any number of workers: threads, processes of torchrun, and a Ray cluster."""
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -14,13 +13,21 @@ import pytest
 import ray
 import torch
 from ray.cluster_utils import Cluster
-from tiny import begin_like, begin_run_like, environment, run_pgmkit, write_tiny_generator
+from tiny import (
+    begin_like,
+    begin_run_like,
+    children,
+    environment,
+    run_pgmkit,
+    torchrun,
+    write_tiny_generator,
+)
 
 import pgmkit
 from pgmkit.components import Component, RegisteredComponent
 from pgmkit.engines.local import LocalEngine
 from pgmkit.errors import LoadError, OutputError, ParameterError, PluginError
-from pgmkit.plugins import build_component
+from pgmkit.plugins import build
 from pgmkit.spectrum import load_spectrum
 from pgmkit.spectrum.folders import folder_at
 from pgmkit.spectrum.jacobian import JacobianSpectra
@@ -51,7 +58,7 @@ def generator(tiny: str) -> pgmkit.Generator:
 def compute(
     generator: pgmkit.Generator, out: object, engine: object, **arguments: object
 ) -> pgmkit.Spectrum:
-    arguments = {"num_latents": LATENTS, "seed": 3, "block_size": BLOCK_SIZE, **arguments}
+    arguments = {"latents": LATENTS, "seed": 3, "block_size": BLOCK_SIZE, **arguments}
     return pgmkit.compute_spectrum(generator, out=out, engine=engine, **arguments)  # type: ignore[arg-type]
 
 
@@ -162,34 +169,6 @@ class TestUrls:
             compute(generator, "nowhere://x", LocalEngine(1))
 
 
-def children(process: int) -> list[int]:
-    text = Path(f"/proc/{process}/task/{process}/children").read_text()
-    return [int(child) for child in text.split()]
-
-
-@contextlib.contextmanager
-def torchrun(count: int, *words: object) -> Iterator[subprocess.Popen[str]]:
-    """Starts a command under torchrun; ends what is left of it, whatever happens."""
-    script = Path(sys.executable).with_name("torchrun")
-    options = ("--standalone", "--monitor-interval", "0.05")
-    process = subprocess.Popen(
-        [str(script), *options, "--nproc-per-node", str(count), *map(str, words)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment(),
-    )
-    with process:
-        try:
-            yield process
-        finally:
-            # Its workers are in sessions of their own.
-            left = children(process.pid) if process.poll() is None else []
-            for number in (process.pid, *left):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(number, signal.SIGKILL)
-
-
 def wait_until_some_blocks_are_there(folder: Path, count: int) -> None:
     deadline = time.monotonic() + TIMEOUT
     while len(shards(folder)) < count:
@@ -203,7 +182,16 @@ class TestTorchrun:
     def test_a_killed_process_ends_the_run_and_the_same_command_continues_it(
         self, tiny: str, tmp_path: Path
     ) -> None:
-        shatter = ("shatter", tiny, "--clusters", 3, "--latents", 200, "--set", "block_size=2")
+        shatter = (
+            "shatter",
+            tiny,
+            "--clusters",
+            3,
+            "--latents",
+            200,
+            "--set",
+            "spectrum.block_size=2",
+        )
         shatter += ("--no-cache", "--sampler", "kmeans-gmm")
         expected, out = tmp_path / "expected", tmp_path / "out"
         assert run_pgmkit(*shatter, "-o", expected).code == 0
@@ -243,11 +231,14 @@ class TestTorchrun:
         script.write_text(
             "import os, sys, hashlib\n"
             "import pgmkit\n"
+            "from pgmkit import progress\n"
             "from pgmkit.errors import OutputError\n"
+            "progress._SECONDS = 0.0\n"
             "generator = pgmkit.load_generator(sys.argv[1])\n"
-            f"arguments = dict(num_latents={LATENTS}, block_size={BLOCK_SIZE})\n"
+            f"arguments = dict(latents={LATENTS}, block_size={BLOCK_SIZE})\n"
             "arguments |= dict(engine='torchrun', out=sys.argv[2])\n"
-            "spectrum = pgmkit.compute_spectrum(generator, seed=3, **arguments)\n"
+            "with progress.shown():\n"
+            "    spectrum = pgmkit.compute_spectrum(generator, seed=3, **arguments)\n"
             "digest = hashlib.sha256(spectrum.singular_values.numpy().tobytes()).hexdigest()\n"
             "os.write(1, f'{digest} {len(spectrum)}\\n'.encode())  # in one piece\n"
             "try:\n"
@@ -260,6 +251,7 @@ class TestTorchrun:
         assert process.returncode == 0, stderr
         lines = stdout.splitlines()
         assert lines.count("refused") == 3
+        assert stderr.count(f"Jacobians of {LATENTS} latents") == 1  # the coordinator alone tells
         lines = [line for line in lines if line != "refused"]
         assert len(lines) == 3
         assert len(set(lines)) == 1
@@ -311,7 +303,7 @@ class TestRay:
         undisturbed: dict[str, bytes],
         begun: Path,
     ) -> None:
-        engine = build_component("engines", "ray", workers=workers)
+        engine = build("engines", "ray", workers=workers)
         spectrum = compute(generator, begun, engine)
         assert contents(begun) == undisturbed
         assert len(spectrum) == LATENTS
@@ -327,7 +319,7 @@ class TestRay:
         self, cluster: Cluster, tmp_path: Path
     ) -> None:
         generator = pgmkit.load_generator("mnist-dcgan")
-        size = {"num_latents": 90, "block_size": 5}
+        size = {"latents": 90, "block_size": 5}
         expected, out = tmp_path / "expected", tmp_path / "out"
         compute(generator, expected, "local", **size)
         begin_like(expected, out)
@@ -366,7 +358,7 @@ class TestRay:
     )
     def test_bad_parameters_are_refused(self, parameters: dict[str, int]) -> None:
         with pytest.raises(ParameterError, match=next(iter(parameters))):
-            build_component("engines", "ray", **parameters)
+            build("engines", "ray", **parameters)
 
 
 def test_listing_engines_imports_none_of_them() -> None:

@@ -18,11 +18,11 @@ from pgmkit.errors import LoadError, ParameterError, PgmkitWarning, SamplingErro
 from pgmkit.evaluate import diagnostics
 from pgmkit.evaluate.classifier import Classifier, load_classifier
 from pgmkit.evaluate.diagnostics import (
-    cluster_fidelity,
     diagnose,
     latent_output_agreement,
+    reproducibility,
+    return_rate,
     silhouette,
-    stability,
 )
 from pgmkit.evaluate.metrics import (
     classify_latents,
@@ -32,7 +32,7 @@ from pgmkit.evaluate.metrics import (
     score_samples,
 )
 from pgmkit.evaluate.report import describe, write_report
-from pgmkit.evaluate.run import prepare
+from pgmkit.jobs.shatter import prepare
 
 NAMES = ["a", "b", "c", "d"]
 
@@ -162,17 +162,30 @@ def generator() -> pgmkit.Generator:
 
 @pytest.fixture(scope="module")
 def spectrum(generator: pgmkit.Generator) -> pgmkit.Spectrum:
-    return pgmkit.compute_spectrum(generator, num_latents=600, seed=0)
+    return pgmkit.compute_spectrum(generator, latents=600, seed=0)
 
 
 @pytest.fixture(scope="module")
 def quadrants(generator: pgmkit.Generator, spectrum: pgmkit.Spectrum) -> pgmkit.ShatteredGenerator:
-    return pgmkit.shatter(generator, "jbt", Quadrants(), 4, spectrum=spectrum)
+    return pgmkit.shatter(generator, "jbt", sampler=Quadrants(), clusters=4, spectrum=spectrum)
 
 
 @pytest.fixture(scope="module")
 def means(generator: pgmkit.Generator, spectrum: pgmkit.Spectrum) -> pgmkit.ShatteredGenerator:
-    return pgmkit.shatter(generator, "none", "kmeans-gmm", 4, remove=0.0, spectrum=spectrum)
+    return pgmkit.shatter(
+        generator, "none", sampler="kmeans-gmm", clusters=4, remove=0.0, spectrum=spectrum
+    )
+
+
+def test_a_report_scores_as_many_samples_as_latents_are_kept(
+    quadrants: pgmkit.ShatteredGenerator,
+) -> None:
+    scores = describe(quadrants, JUDGE)["scores"]
+    kept = sum(quadrants.cluster_sizes)
+    assert {name: found["num_samples"] for name, found in scores.items()} == {
+        "kept latents": kept,
+        "mapper samples": kept,
+    }
 
 
 def test_known_classes_score_as_those_that_are_found_again(
@@ -233,7 +246,7 @@ def test_agreement_with_the_output_is_one_if_clusters_show_and_zero_if_not(
 
 
 def test_samples_that_do_not_come_back_are_counted(quadrants: pgmkit.ShatteredGenerator) -> None:
-    found = cluster_fidelity(quadrants, 400)
+    found = return_rate(quadrants, 400)
     assert found.clusters == [1, 1, 1, 0.5]
     expected = 1 - 0.5 * quadrants.cluster_sizes[3] / sum(quadrants.cluster_sizes)
     assert found.overall == pytest.approx(expected)
@@ -248,7 +261,7 @@ def test_a_mapper_that_never_hits_has_no_time_per_sample(
 ) -> None:
     monkeypatch.setattr(quadrants, "predict", lambda z: torch.full((len(z),), -1))
     monkeypatch.setattr(quadrants.sampler, "acceptance_rate", lambda cluster: None)
-    found = cluster_fidelity(quadrants, 10)
+    found = return_rate(quadrants, 10)
     assert (found.overall, found.seconds_per_accepted) == (0, None)
     assert found.acceptance_rates is None
 
@@ -258,39 +271,41 @@ def test_an_empty_cluster_is_not_asked(quadrants: pgmkit.ShatteredGenerator) -> 
     emptied = pgmkit.ShatteredGenerator(
         quadrants.generator, quadrants.sampler, sizes, quadrants.origin
     )
-    found = cluster_fidelity(emptied, 10)
+    found = return_rate(emptied, 10)
     assert (found.overall, found.clusters) == (pytest.approx(1), [1, 1, 1, None])
 
 
 def test_a_sampler_finds_groups_that_are_apart_with_every_seed(
     means: pgmkit.ShatteredGenerator, spectrum: pgmkit.Spectrum
 ) -> None:
-    unclear = stability(means)
+    unclear = reproducibility(means)
     assert (unclear.num_fits, unclear.num_fitted, unclear.num_held_out) == (3, 450, 150)
     assert unclear.lowest <= unclear.mean < 0.95
-    assert stability(means) == unclear
+    assert reproducibility(means) == unclear
     middle = torch.sign(spectrum.latents[:, :2]) * 20
     apart = pgmkit.Spectrum(
         latents=torch.cat([middle, spectrum.latents[:, 2:]], dim=1),
         singular_values=spectrum.singular_values,
         log_prior=spectrum.log_prior,
     )
-    clear = pgmkit.shatter(means.generator, "none", num_clusters=4, remove=0.0, spectrum=apart)
-    assert stability(clear).lowest == pytest.approx(1)
+    clear = pgmkit.shatter(
+        means.generator, "none", sampler="kmeans-gmm", clusters=4, remove=0.0, spectrum=apart
+    )
+    assert reproducibility(clear).lowest == pytest.approx(1)
 
 
-def test_stability_needs_a_component_and_its_latents(
+def test_reproducibility_needs_a_component_and_its_latents(
     means: pgmkit.ShatteredGenerator, quadrants: pgmkit.ShatteredGenerator
 ) -> None:
     with pytest.raises(ParameterError, match="'Quadrants' is no component"):
-        stability(quadrants)
+        reproducibility(quadrants)
     with pytest.raises(ParameterError, match="at least 2 fits, not 1"):
-        stability(means, num_fits=1)
+        reproducibility(means, num_fits=1)
     loaded = pgmkit.ShatteredGenerator(
         means.generator, means.sampler, means.cluster_sizes, means.origin
     )
     with pytest.raises(ParameterError, match="the kept latents are not saved"):
-        stability(loaded)
+        reproducibility(loaded)
 
 
 def test_a_fresh_result_is_diagnosed_by_its_latents_and_a_loaded_one_by_samples(
@@ -298,15 +313,19 @@ def test_a_fresh_result_is_diagnosed_by_its_latents_and_a_loaded_one_by_samples(
 ) -> None:
     fresh = diagnose(means, num_latents=300)
     assert (fresh.latents, fresh.num_latents) == ("kept latents", 300)
-    assert fresh.stability is not None
+    assert fresh.reproducibility is not None
     assert fresh.silhouette_images is not None
     assert fresh.silhouette_latents is not None
-    assert fresh.cluster_fidelity.num_samples == 75
+    assert fresh.return_rate.num_samples == 75
     loaded = pgmkit.ShatteredGenerator(
         means.generator, means.sampler, means.cluster_sizes, means.origin
     )
     found = diagnose(loaded, num_latents=300)
-    assert (found.latents, found.num_latents, found.stability) == ("mapper samples", 300, None)
+    assert (found.latents, found.num_latents, found.reproducibility) == (
+        "mapper samples",
+        300,
+        None,
+    )
     with pytest.raises(ParameterError, match="not 0"):
         diagnose(means, num_latents=0)
 
@@ -327,11 +346,11 @@ def keep_from_sampling(
 def test_a_cluster_that_cannot_be_sampled_is_left_out_of_scores_with_a_warning(
     quadrants: pgmkit.ShatteredGenerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = quadrants.sample_latents(400, seed=3), quadrants.sample_clusters(400, seed=3)
-    assert all(map(torch.equal, quadrants.try_latents(400, seed=3), whole))
+    whole = quadrants.draw(400, seed=3)
+    assert torch.equal(quadrants.sample_latents(400, seed=3), whole[0])
     keep_from_sampling(quadrants, monkeypatch, {1})
     with pytest.warns(PgmkitWarning, match="cluster 1 cannot be sampled and is left out: cluster"):
-        latents, clusters = quadrants.try_latents(400, seed=3)
+        latents, clusters = quadrants.draw(400, seed=3)
     others = whole[1] != 1
     assert torch.equal(latents, whole[0][others])
     assert torch.equal(clusters, whole[1][others])
@@ -341,7 +360,7 @@ def test_a_cluster_that_cannot_be_sampled_is_left_out_of_scores_with_a_warning(
     assert sum(scores.counts[1]) == 0 < sum(scores.counts[2])
     assert scores.num_samples < 400
     with pytest.warns(PgmkitWarning, match="cluster 1"):
-        found = cluster_fidelity(quadrants, 400)
+        found = return_rate(quadrants, 400)
     assert found.clusters == [1, None, 1, 0.5]
     sizes = quadrants.cluster_sizes
     assert found.overall == pytest.approx(1 - 0.5 * sizes[3] / (sum(sizes) - sizes[1]))
@@ -356,7 +375,7 @@ def test_without_any_cluster_that_can_be_sampled_there_is_an_error(
     quadrants: pgmkit.ShatteredGenerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keep_from_sampling(quadrants, monkeypatch, {0, 1, 2, 3})
-    for call in (lambda: score_samples(quadrants, JUDGE, 40), lambda: cluster_fidelity(quadrants)):
+    for call in (lambda: score_samples(quadrants, JUDGE, 40), lambda: return_rate(quadrants)):
         with pytest.raises(SamplingError):
             call()
 
@@ -366,9 +385,14 @@ def test_a_result_with_a_cluster_that_cannot_be_sampled_is_saved_and_reported(
 ) -> None:
     """Its pictures are blank."""
     tiny = pgmkit.load_generator(f"local-dir:{folder / 'tiny'}")
-    rejecting = {"mapper": "rejection", "mapper_args": {"max_tries": 2}}
-    made = pgmkit.shatter(tiny, num_clusters=2, num_latents=200, sampler_args=rejecting)
-    made.sampler.predict = lambda z: torch.zeros(len(z), dtype=torch.int64)  # type: ignore[method-assign]
+    made = pgmkit.shatter(
+        tiny,
+        partitioner={"name": "kmeans", "features": "latents"},
+        mapper={"name": "rejection", "max_tries": 2},
+        clusters=2,
+        latents=200,
+    )
+    made.sampler.assign = lambda z, core=1.0: torch.zeros(len(z), dtype=torch.int64)
     with pytest.warns(PgmkitWarning, match="cluster 1 cannot be sampled"):
         made.save_pretrained(tmp_path / "result")
     with Image.open(tmp_path / "result" / "samples.png") as picture:
@@ -388,7 +412,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("evaluate")
     source = write_tiny_generator(root / "tiny")
     tiny = pgmkit.load_generator(source)
-    result = pgmkit.shatter(tiny, num_clusters=2, num_latents=200, seed=0)
+    result = pgmkit.shatter(tiny, sampler="kmeans-gmm", clusters=2, latents=200, seed=0)
     result.save_pretrained(root / "result")
     random = np.random.default_rng(0)
     pixels = random.integers(0, 256, (40, 28, 28), dtype=np.uint8)
@@ -418,7 +442,9 @@ def test_large_images_are_made_smaller_before_they_are_kept(
     generator = pgmkit.Generator(
         Wide(), latent=pgmkit.LatentSpec(4), image=pgmkit.ImageSpec((3, 48, 96)), name="wide"
     )
-    shattered = pgmkit.shatter(generator, density="none", num_clusters=2, num_latents=60)
+    shattered = pgmkit.shatter(
+        generator, density="none", sampler="kmeans-gmm", clusters=2, latents=60
+    )
     seen: list[Tensor] = []
 
     def recorded(images: Tensor, clusters: Tensor, **options: Any) -> float:
@@ -449,7 +475,7 @@ def test_evaluate_prints_and_writes_all_numbers(folder: Path, tmp_path: Path) ->
     said = {"source": str(folder / "result"), "split": "train", "num_samples": 60, "seed": 0}
     assert numbers["evaluation"] == said
     assert numbers["scores"]["mapper samples"]["num_samples"] == 60
-    assert 0 <= numbers["cluster_fidelity"]["overall"] <= 1
+    assert 0 <= numbers["return_rate"]["overall"] <= 1
     assert numbers["diagnostics"]["latents"] == "mapper samples"
     assert set(numbers["seconds"]) == {"diagnostics", "scores", "fidelity"}
     assert "warning: 4 of 4 FIDs come from no more images than features" in finished.stderr
@@ -462,7 +488,7 @@ def test_evaluate_prints_a_summary_with_the_extractor_beside_the_numbers(folder:
     finished = run_pgmkit(*against_noise(folder), "--split", "test")
     assert finished.code == 0, finished.stderr
     for said in (
-        "cluster fidelity",
+        "return rate",
         "silhouette of latents",
         "latent-output agreement (AMI)",
         "fidelity by 128 features of classifier:local-dir:",

@@ -27,16 +27,10 @@ from pgmkit.errors import (
 )
 from pgmkit.evaluate.classifier import Classifier, load_classifier
 from pgmkit.evaluate.extractors import FeatureExtractor, load_extractor
-from pgmkit.evaluate.fidelity import (
-    Features,
-    Reference,
-    compare,
-    fidelity,
-    manifold_scores,
-    reference_features,
-    shattering_fidelity,
-)
-from pgmkit.images import ImageData
+from pgmkit.evaluate.fidelity import fidelity, shattering_fidelity
+from pgmkit.evaluate.fidelity_scores import Features, compare, manifold_scores
+from pgmkit.evaluate.reference_images import ReferenceImages, reference_features
+from pgmkit.images import ArrayImages
 
 
 def normal(count: int, dim: int, seed: int, shift: float = 0.0, scale: float = 1.0) -> Features:
@@ -104,7 +98,7 @@ def test_manifold_scores_agree_with_every_pair_counted(n: int, m: int, shift: fl
 
 def test_distances_in_blocks_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = manifold_scores(normal(300, 3, 0), normal(200, 3, 1))
-    monkeypatch.setattr("pgmkit.evaluate.fidelity._ROWS", 7)
+    monkeypatch.setattr("pgmkit.evaluate.fidelity_scores._ROWS", 7)
     assert manifold_scores(normal(300, 3, 0), normal(200, 3, 1)) == whole
 
 
@@ -137,7 +131,7 @@ def test_bytes_and_floats_of_the_same_images_score_alike() -> None:
     floats = fake.float() / 255 * 2 - 1
     assert fidelity(fake, real, Pixels()) == fidelity(floats, real, Pixels())
     unit = fidelity(fake.float() / 255, real, Pixels(), value_range=(0, 1))
-    assert unit == fidelity(fake, ImageData(real, None, "the reference"), Pixels())
+    assert unit == fidelity(fake, ArrayImages(real, name="the reference"), Pixels())
     assert (unit.extractor, unit.reference) == ("Pixels", "all of the reference")
 
 
@@ -306,7 +300,7 @@ class Counted(Pixels):
         return x
 
 
-def seen_for(data: ImageData, **changed: Any) -> int:
+def seen_for(data: ArrayImages, **changed: Any) -> int:
     before = Counted.seen
     wanted = {"version": "1", "range": (0.0, 1.0), **changed}
     reference_features(data, FeatureExtractor(Counted(), "counted", **wanted))
@@ -318,13 +312,14 @@ def entries() -> list[Path]:
 
 
 def test_features_of_the_reference_are_computed_once_and_again_after_any_change() -> None:
-    data = ImageData(images(20), None, "data")
+    pixels = images(20)
+    data = ArrayImages(pixels, name="data")
     assert [seen_for(data), seen_for(data)] == [20, 0]
-    assert seen_for(ImageData(data.images.clone(), torch.zeros(20), "elsewhere")) == 0
-    other = data.images.clone()
+    assert seen_for(ArrayImages(pixels.clone(), torch.zeros(20), name="elsewhere")) == 0
+    other = pixels.clone()
     other[7, 0, 1, 1] ^= 1
-    assert seen_for(ImageData(other, None, "data")) == 20
-    assert seen_for(ImageData(data.images.reshape(20, 1, 1, 4), None, "data")) == 20
+    assert seen_for(ArrayImages(other, name="data")) == 20
+    assert seen_for(ArrayImages(pixels.reshape(20, 1, 1, 4), name="data")) == 20
     for changed in (
         {"version": "2"},
         {"range": (0.0, 2.0)},
@@ -351,7 +346,7 @@ def test_other_weights_or_code_are_another_version(weights: Path, tmp_path: Path
 @pytest.mark.parametrize("file", ["features.safetensors", "features.sha256"])
 @pytest.mark.parametrize("damage", ["missing", "truncated", "bit flipped"])
 def test_a_damaged_entry_is_computed_again_and_mended(file: str, damage: str) -> None:
-    data = ImageData(images(20), None, "data")
+    data = ArrayImages(images(20), name="data")
     seen_for(data)
     (entry,) = entries()
     path = entry / file
@@ -365,14 +360,14 @@ def test_a_damaged_entry_is_computed_again_and_mended(file: str, damage: str) ->
 
 
 def test_what_comes_from_the_cache_is_what_was_computed() -> None:
-    data, wanted = ImageData(images(20), None, "data"), {"range": (0.0, 1.0), "version": "1"}
+    data, wanted = ArrayImages(images(20), name="data"), {"range": (0.0, 1.0), "version": "1"}
     extractor = FeatureExtractor(Pixels(), "pixels", **wanted)  # type: ignore[arg-type]
     first, second = (reference_features(data, extractor) for _ in range(2))
     fresh = reference_features(data, extractor, cache=False)
     for name, value in vars(fresh).items():
         assert torch.equal(value, vars(first)[name])
         assert torch.equal(value, vars(second)[name])
-    points = data.images.flatten(1).double() / 255
+    points = images(20).flatten(1).double() / 255
     assert torch.allclose(fresh.mean, points.mean(dim=0))
     assert torch.allclose(fresh.covariance, points.T.cov())
     assert fresh.mean.dtype == fresh.covariance.dtype == torch.float64
@@ -384,7 +379,7 @@ def test_a_cache_that_cannot_be_written_is_a_warning(
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("PGMKIT_CACHE", str(tmp_path / "file"))
     with pytest.warns(PgmkitWarning, match="set of reference features is complete but was not"):
-        assert seen_for(ImageData(images(20), None, "data")) == 20
+        assert seen_for(ArrayImages(images(20), name="data")) == 20
 
 
 def test_too_few_images_are_refused_or_warned_of() -> None:
@@ -426,14 +421,20 @@ class Brightness(nn.Module):
 @pytest.fixture(scope="module")
 def shaded() -> pgmkit.ShatteredGenerator:
     generator = pgmkit.Generator(Shade(), pgmkit.LatentSpec(4), pgmkit.ImageSpec((1, 2, 2)))
-    return pgmkit.shatter(generator, density="none", num_clusters=2, num_latents=400, remove=0.0)
+    return pgmkit.shatter(
+        generator, density="none", sampler="kmeans-gmm", clusters=2, latents=400, remove=0.0
+    )
 
 
-def shades(count: int) -> ImageData:
+def shades(
+    count: int, labels: Tensor | None = None, classes: dict[int, str] | None = None
+) -> ArrayImages:
+    """Dark and bright images by turns, which their labels say unless others are given."""
     dark = torch.arange(count) % 2 == 0
     pixels = images(count) // 3
     pixels[~dark] += 170
-    return ImageData(pixels, (~dark).long(), "shades")
+    labels = (~dark).long() if labels is None else labels
+    return ArrayImages(pixels, labels, classes, name="shades")
 
 
 JUDGE = Classifier(Brightness(), "brightness", ("dark", "bright"))
@@ -458,8 +459,9 @@ def test_without_classes_clusters_are_compared_with_all_images(
     shaded: pgmkit.ShatteredGenerator,
 ) -> None:
     reference = shades(60)
-    unlabelled = ImageData(reference.images, None, "shades")
-    rare = ImageData(reference.images, torch.full((60,), 1), "shades")
+    unlabelled = shades(60)
+    unlabelled.labels = None
+    rare = shades(60, torch.ones(60))
     for data, judge in ((reference, None), (unlabelled, JUDGE)):
         scores = shattering_fidelity(shaded, data, Pixels(), classifier=judge, num_samples=40)
         assert {part.reference for part in scores.clusters if part} == {"all of shades"}
@@ -480,7 +482,7 @@ def test_a_reference_is_looked_at_once_for_several_results(
 ) -> None:
     data = shades(60)
     alone = shattering_fidelity(shaded, data, Pixels(), classifier=JUDGE, num_samples=40)
-    reference = Reference(data, load_extractor(Pixels()))
+    reference = ReferenceImages(data, load_extractor(Pixels()))
     first = shattering_fidelity(shaded, reference, classifier=JUDGE, num_samples=40)
     made = []
     batches = shaded.generator.image_batches
@@ -514,10 +516,10 @@ def test_a_cluster_that_cannot_be_sampled_has_no_scores(
 def test_samples_and_classes_that_do_not_do_are_refused(shaded: pgmkit.ShatteredGenerator) -> None:
     with pytest.raises(ParameterError, match="11 samples are 5 for each of 2 clusters"):
         shattering_fidelity(shaded, shades(60), Pixels(), num_samples=11)
-    strange = ImageData(shades(60).images, torch.arange(60) % 3, "shades")
+    strange = shades(60, torch.arange(60) % 3)
     with pytest.raises(DataError, match="go from 0 to 2, and the classifier 'brightness' knows"):
         shattering_fidelity(shaded, strange, Pixels(), classifier=JUDGE, num_samples=40)
-    other = replace(shades(60), classes={0: "dark", 1: "brigth"})
+    other = shades(60, classes={0: "dark", 1: "brigth"})
     with pytest.raises(DataError, match=r"'brigth', which the classifier 'brightness'.*'bright'?"):
         shattering_fidelity(shaded, other, Pixels(), classifier=JUDGE, num_samples=40)
 
@@ -527,11 +529,11 @@ def test_classes_are_compared_by_name_where_the_reference_has_names(
 ) -> None:
     reference = shades(120)
     assert reference.labels is not None
-    turned = replace(reference, labels=1 - reference.labels, classes={0: "bright", 1: "dark"})
+    turned = shades(120, 1 - reference.labels, {0: "bright", 1: "dark"})
     settings: dict[str, Any] = {"classifier": JUDGE, "num_samples": 200}
     by_number = shattering_fidelity(shaded, reference, Pixels(), **settings)
     assert shattering_fidelity(shaded, turned, Pixels(), **settings) == by_number
-    kept = Reference(turned, load_extractor(Pixels()))
+    kept = ReferenceImages(turned, load_extractor(Pixels()))
     assert shattering_fidelity(shaded, kept, **settings) == by_number
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -263,7 +264,7 @@ def points_of() -> pgmkit.Generator:
 def test_points_in_the_plane_are_shattered_saved_and_loaded(tmp_path: Path) -> None:
     generator = points_of()
     assert "points of 2 coordinates" in repr(generator)
-    shattered = pgmkit.shatter(generator, num_clusters=3, num_latents=300, sampler="output-kmeans")
+    shattered = pgmkit.shatter(generator, clusters=3, latents=300, partitioner="kmeans")
     points = shattered.sample(20, cluster=1)
     assert points.shape == (20, 2)
     shattered.save_pretrained(tmp_path)
@@ -276,12 +277,15 @@ def test_points_in_the_plane_are_shattered_saved_and_loaded(tmp_path: Path) -> N
         assert np.array(picture).min() == 0
     page = write_report(tmp_path / "report", shattered, describe(shattered)).read_text()
     assert "points of 2 coordinates" in page
-    assert 0 < diagnose(shattered, num_latents=100).cluster_fidelity.overall <= 1
+    assert 0 < diagnose(shattered, num_latents=100).return_rate.overall <= 1
 
 
-def test_samplers_that_look_at_images_refuse_points() -> None:
-    with pytest.raises(ParameterError, match="makes points; choose another"):
-        pgmkit.shatter(points_of(), num_clusters=3, num_latents=100, sampler="learned")
+@pytest.mark.parametrize(
+    "partitioner", ["self-trained", {"name": "kmeans", "features": "contrastive"}]
+)
+def test_networks_that_look_at_images_refuse_points(partitioner: Any) -> None:
+    with pytest.raises(ParameterError, match="looks at images, and these are points; choose"):
+        pgmkit.shatter(points_of(), clusters=3, latents=100, partitioner=partitioner)
 
 
 # Pictures
@@ -372,3 +376,15 @@ def test_the_fingerprint_tells_weights_and_priors_apart() -> None:
     assert deeper[0].fingerprint() != deeper[1].fingerprint()
     module.weight[0, 0] += 1e-6
     assert generator.fingerprint() != before
+
+
+def test_images_come_in_batches() -> None:
+    generator = pgmkit.Generator(
+        nn.Linear(2, 16), pgmkit.LatentSpec(2), pgmkit.ImageSpec((1, 4, 4))
+    )
+    latents = generator.sample_latents(10, seed=0)
+    batches = list(generator.image_batches(latents, batch_size=4))
+    assert [len(batch) for batch in batches] == [4, 4, 2]
+    assert not any(batch.requires_grad for batch in batches)
+    with pytest.raises(GeneratorError, match="latents"):
+        next(generator.image_batches(latents[:, 1:]))

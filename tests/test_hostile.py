@@ -1,21 +1,30 @@
 """Hostile, broken and absurd input at the command line: one true line, soon, with the next step."""
 
+import bz2
 import contextlib
+import gzip
 import io
 import json
+import lzma
 import os
 import re
 import resource
 import signal
+import stat
 import subprocess
 import sys
+import tarfile
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny import (
     Finished,
     command,
@@ -31,7 +40,15 @@ import pgmkit
 from pgmkit import files, machine, runs
 from pgmkit.cache import cache_folder
 from pgmkit.cli import main
-from pgmkit.errors import LoadError, OutputError, ParameterError, PgmkitWarning, PluginError
+from pgmkit.errors import (
+    DataError,
+    LoadError,
+    OutputError,
+    ParameterError,
+    PgmkitWarning,
+    PluginError,
+)
+from pgmkit.images import load_images
 
 SMALL = ("--clusters", 3, "--latents", 60, "--sampler", "kmeans-gmm")
 DEEP = "[" * 2000 + "]" * 2000
@@ -79,26 +96,26 @@ SETTINGS = {
     "a word for a number": ("density.rank_rtol=small", "rank_rtol = a number, not 'small'"),
     "a misspelt word": ("density.null=flor", "did you mean 'floor'"),
     "a list for a number": ("sampler.num_starts=[1]", "a whole number, not [1]"),
-    "a list for a table": ("sampler.mapper_args=[1]", "mapper_args = a table or nothing"),
-    "a quoted number of workers": ("engine.workers='2'", "workers = a whole number or nothing"),
-    "a setting of the run": ("cache=maybe", "'cache' in the config must be true or false"),
+    "a list for a table": ("generator=[1]", "'generator' in the config must be a table"),
+    "a quoted number of workers": (
+        "spectrum.engine.workers='2'",
+        "workers = a whole number or nothing",
+    ),
+    "a setting of the run": ("spectrum.cache=maybe", "'cache' in the table 'spectrum' must be"),
     "nesting": (f"sampler.x={DEEP}", "--set sampler.x is nested more than 100 levels"),
     "parts of a value": (f"seed.{LONG}=1", "'seed' is a value and has no parts"),
     "no value": ("x" * 5000, "--set takes name=value"),
     "an unknown parameter": (f"density.{LONG}=1", "has no parameter"),
-    "an unknown parameter of the engine": ("engine.wrkers=1", "did you mean 'workers'"),
-    "one cluster to tell apart": ("sampler.name=self-trained", "take --sampler kmeans-gmm"),
+    "an unknown parameter of the engine": ("spectrum.engine.wrkers=1", "did you mean 'workers'"),
+    "a mapper of another type": ("mapper=[1]", "mapper"),
 }
 
 
 @pytest.mark.parametrize("case", SETTINGS)
 def test_a_setting_of_another_type_is_refused(case: str, tiny: str, tmp_path: Path) -> None:
     override, said = SETTINGS[case]
-    words: tuple[object, ...] = ("--set", override, "--set", "seed=1")
     words = ("--set", "seed=1", "--set", override)
-    if case.startswith("one cluster"):
-        words = ("--clusters", 1, *words)
-    sampler = ("--set", "sampler.name=kmeans-gmm") if "self-trained" not in override else ()
+    sampler = ("--sampler", "kmeans-gmm") if override.startswith("sampler") else ()
     error = soon("shatter", tiny, "-o", tmp_path / "out", *sampler, *words)
     assert said in error
     assert not (tmp_path / "out").exists()
@@ -107,13 +124,162 @@ def test_a_setting_of_another_type_is_refused(case: str, tiny: str, tmp_path: Pa
 @pytest.mark.parametrize(("word", "meant"), [("False", False), ("True", True), ("false", False)])
 def test_words_of_python_mean_what_they_mean_there(word: str, meant: bool, tiny: str) -> None:
     finished = run_pgmkit("shatter", tiny, "--dry-run", "--set", f"density.prior_term={word}")
-    assert json.loads(finished.stdout)["settings"]["density"]["prior_term"] is meant
+    assert json.loads(finished.stdout)["settings"]["density"]["params"]["prior_term"] is meant
 
 
 def test_none_of_python_is_nothing(tiny: str) -> None:
     polarity = ("--density", "polarity", "--set", "density.top_k=None")
     finished = run_pgmkit("shatter", tiny, "--dry-run", *polarity)
-    assert json.loads(finished.stdout)["settings"]["density"]["top_k"] is None
+    assert json.loads(finished.stdout)["settings"]["density"]["params"]["top_k"] is None
+
+
+def picture(size: tuple[int, int] = (8, 8)) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("L", size, 128).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def zip_of(path: Path, *members: tuple[str | zipfile.ZipInfo, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members:
+            archive.writestr(name, data, zipfile.ZIP_DEFLATED)
+    return path
+
+
+def tar_of(path: Path, *names: str, **changed: Any) -> Path:
+    with tarfile.open(path, "w") as archive:
+        for name in names:
+            member = tarfile.TarInfo(name)
+            member.size = 0 if "type" in changed else len(picture())
+            for key, value in changed.items():
+                setattr(member, key, value)
+            archive.addfile(member, None if "size" in changed else io.BytesIO(picture()))
+    return path
+
+
+def link(name: str) -> zipfile.ZipInfo:
+    member = zipfile.ZipInfo(name)
+    member.external_attr = (stat.S_IFLNK | 0o777) << 16
+    return member
+
+
+def overlong(path: Path, magic: str) -> Path:
+    """A few kilobytes that become many megabytes."""
+    opened: Any = {"gz": gzip.open, "xz": lzma.open, "bz2": bz2.open}[magic](path, "wb")
+    with opened as file:
+        for _ in range(24):
+            file.write(bytes(2**20))
+    return path
+
+
+def changed_byte(path: Path, place: int) -> Path:
+    data = bytearray(path.read_bytes())
+    data[place] ^= 255
+    path.write_bytes(data)
+    return path
+
+
+ARCHIVES: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "zip up": (
+        lambda p: zip_of(p / "x.zip", ("../a.png", picture())),
+        "holds '../a.png', a path that leads out of it",
+    ),
+    "zip absolute": (
+        lambda p: zip_of(p / "x.zip", ("/etc/a.png", picture())),
+        "holds '/etc/a.png', a path that leads out of it",
+    ),
+    "zip of another system": (
+        lambda p: zip_of(p / "x.zip", ("C:\\a\\a.png", picture())),
+        "a path that leads out of it",
+    ),
+    "zip upwards in Windows": (
+        lambda p: zip_of(p / "x.zip", ("a\\..\\..\\a.png", picture())),
+        "a path that leads out of it",
+    ),
+    "zip link": (
+        lambda p: zip_of(p / "x.zip", (link("a.png"), b"/etc/passwd")),
+        "holds 'a.png', which is a link or no regular file",
+    ),
+    "zip bomb": (
+        lambda p: zip_of(p / "x.zip", ("a/a.png", picture()), ("a/b.png", bytes(2**25))),
+        "holds 'a/b.png', which becomes unduly large when it is unpacked",
+    ),
+    "tar large": (
+        lambda p: tar_of(p / "x.tar", "a/b.png", size=2**40),
+        "holds 'a/b.png', which becomes unduly large when it is unpacked",
+    ),
+    "zip twice": (
+        lambda p: zip_of(p / "x.zip", ("a/b.png", picture()), ("a\\b.png", picture())),
+        "holds 'a/b.png', twice; make the archive again without it",
+    ),
+    "zip damaged": (
+        lambda p: changed_byte(zip_of(p / "x.zip", ("a/b.png", picture((99, 99)))), 60),
+        "x.zip/b.png cannot be read as an image: ",
+    ),
+    "zip of no pictures": (
+        lambda p: zip_of(p / "x.zip", ("a/b.png", b"<html>not found</html>")),
+        "x.zip/b.png cannot be read as an image: its content is of no known kind",
+    ),
+    "tar up": (lambda p: tar_of(p / "x.tar", "a/../../a.png"), "a path that leads out of it"),
+    "tar absolute": (lambda p: tar_of(p / "x.tar", "/etc/a.png"), "a path that leads out of it"),
+    "tar symbolic link": (
+        lambda p: tar_of(p / "x.tar", "a.png", type=tarfile.SYMTYPE, linkname="/etc/passwd"),
+        "holds 'a.png', which is a link or no regular file",
+    ),
+    "tar hard link": (
+        lambda p: tar_of(p / "x.tar", "a.png", type=tarfile.LNKTYPE, linkname="b.png"),
+        "which is a link or no regular file",
+    ),
+    "tar device": (
+        lambda p: tar_of(p / "x.tar", "a.png", type=tarfile.CHRTYPE),
+        "which is a link or no regular file",
+    ),
+    "tar twice": (lambda p: tar_of(p / "x.tar", "a.png", "a.png"), "holds 'a.png', twice"),
+    "tar.gz bomb": (lambda p: overlong(p / "x.tar.gz", "gz"), "becomes more than 200 times as"),
+    "tar.xz bomb": (lambda p: overlong(p / "x.tar.xz", "xz"), "becomes more than 200 times as"),
+    "tar.bz2 bomb": (lambda p: overlong(p / "x.tar.bz2", "bz2"), "becomes more than 200 times as"),
+    "text": (
+        lambda p: p / "x.tar" if (p / "x.tar").write_text("hello" * 300) else p,
+        "x.tar is no zip or tar archive, or a damaged one",
+    ),
+    "nothing": (
+        lambda p: p / "x.zip" if (p / "x.zip").write_bytes(b"") == 0 else p,
+        "x.zip is no zip or tar archive, or a damaged one",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ARCHIVES)
+def test_archives_of_pictures_that_mean_harm_are_refused(case: str, tmp_path: Path) -> None:
+    make, said = ARCHIVES[case]
+    path = make(tmp_path)
+    before = every_file(tmp_path)
+    begun = time.monotonic()
+    with pytest.raises(DataError) as caught:
+        load_images(str(path))
+    assert time.monotonic() - begun < 5
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert every_file(tmp_path) == before  # nothing in it became a file
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
+def test_archives_that_were_cut_off_are_told(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / f"x.{kind}"
+    content = [(f"a/{index}.png", picture((64, 64))) for index in range(9)]
+    if kind == "zip":
+        zip_of(path, *content)
+    else:
+        with tarfile.open(path, "w:gz" if kind == "tar.gz" else "w") as archive:
+            for name, data in content:
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+    whole = path.read_bytes()
+    for share in (0.2, 0.3, 0.4, 0.5):
+        path.write_bytes(whole[: int(share * len(whole))])
+        with pytest.raises(DataError, match="no zip or tar archive, or a damaged one"):
+            load_images(str(path))
 
 
 CONFIGS = {
@@ -291,11 +457,17 @@ TAMPERED: dict[str, tuple[Callable[[Path], None], str]] = {
     "sampler a list": (damage(sampler=[1]), "'sampler' must be a table"),
     "sampler without a name": (damage(sampler={"params": {}}), "there is no 'name'"),
     "an unknown sampler": (sampler("os:system"), "no cluster-sampler is called 'os:system'"),
-    "another sampler": (sampler("output-kmeans", num_clusters=3), "sampler.safetensors"),
+    "another sampler": (sampler("partition", partitioner="kmeans"), "sampler.safetensors"),
     "unknown parameters": (sampler(evil=1), "has no parameter 'evil'"),
     "parameters of other types": (sampler(num_starts="3"), "num_starts = a whole number"),
     "parameters as a list": (damage(sampler={"name": "x", "params": [1]}), "there is no 'params'"),
-    "a model from elsewhere": (sampler("feature-kmeans", model="hf-hub:a/b"), "no timm model"),
+    "a model from elsewhere": (
+        sampler(
+            "partition",
+            partitioner={"name": "kmeans", "features": {"name": "timm", "model": "hf-hub:a/b"}},
+        ),
+        "no timm model",
+    ),
     "nesting": (text("sampler.json", "[" * 10**5), "nested more than 100 levels"),
     "nesting that closes": (text("sampler.json", DEEP), "nested more than 100 levels"),
     "a list": (text("sampler.json", "[]"), "must be a JSON object"),
@@ -320,12 +492,12 @@ def test_a_result_that_was_tampered_with_is_refused(
 def test_loading_a_result_imports_nothing_that_it_names(
     tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = ("--clusters", 3, "--latents", 60, "--sampler", "clusterer")
+    words = ("--clusters", 3, "--latents", 60, "--partitioner", "clusterer")
     made = run_pgmkit("shatter", tiny, "-q", "-o", tmp_path / "result", *words)
     assert made.code == 0, made.stderr
     path = tmp_path / "result" / "sampler.json"
     description = json.loads(path.read_text())
-    description["sampler"]["params"]["clusterer"] = "evil_module:Evil"
+    description["sampler"]["params"]["partitioner"]["clusterer"] = "evil_module:Evil"
     path.write_text(json.dumps(description))
     (tmp_path / "evil_module.py").write_text("raise SystemExit('imported')")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -553,7 +725,7 @@ class Sampler:
             del self.labels_
 
     def predict(self, latents: torch.Tensor) -> object:
-        return self.broken.get("predict", [0] * len(latents))
+        return self.broken.get("predict", torch.zeros(len(latents), dtype=torch.int64))
 
     def sample(self, n: int, cluster: int, seed: int) -> object:
         return self.broken.get("sample", torch.zeros(n, 4))
@@ -561,7 +733,7 @@ class Sampler:
 
 def shattered(tiny: str, **broken: object) -> pgmkit.ShatteredGenerator:
     generator = pgmkit.load_generator(tiny)
-    return pgmkit.shatter(generator, sampler=Sampler(**broken), num_latents=10, remove=0.0)
+    return pgmkit.shatter(generator, sampler=Sampler(**broken), clusters=3, latents=10, remove=0.0)
 
 
 @pytest.mark.parametrize(
@@ -570,9 +742,10 @@ def shattered(tiny: str, **broken: object) -> pgmkit.ShatteredGenerator:
         ({"fit": True}, "failed in fit: ZeroDivisionError: no"),
         ({"nothing": True}, "has no labels_"),
         ({"labels": torch.full((10,), -1)}, "has labels_ from -1 to -1"),
-        ({"labels": torch.zeros(10)}, r"of shape \(10,\) and type torch.float32"),
+        ({"labels": torch.zeros(10)}, r"has labels_ of float32 numbers of shape \(10,\)"),
         ({"labels": torch.zeros(9, dtype=torch.int64)}, r"of shape \(9,\)"),
-        ({"labels": "aaaaaaaaaa"}, "failed to give clusters as a tensor"),
+        ({"labels": "aaaaaaaaaa"}, "has labels_ of type str for 10 latents; they must be a tensor"),
+        ({"labels": np.arange(10) % 3}, "has labels_ of type ndarray and shape"),
     ],
 )
 def test_a_sampler_that_breaks_its_contract_is_named(
@@ -591,12 +764,12 @@ def test_draws_of_another_shape_are_refused(drawn: object, tiny: str) -> None:
         shattered(tiny, sample=drawn).sample(2, cluster=0)
 
 
-def test_labels_may_be_of_numpy(tiny: str) -> None:
-    made = shattered(tiny, labels=(torch.arange(10) % 3).numpy())
+def test_clusters_beyond_those_of_the_labels_are_refused(tiny: str) -> None:
+    made = shattered(tiny, labels=torch.arange(10, dtype=torch.int32) % 3)
     assert made.cluster_sizes == [4, 3, 3]
     assert made.predict(torch.zeros(2, 4)).tolist() == [0, 0]
-    with pytest.raises(PluginError, match="from 7 to 7; clusters are counted from 0 to 1"):
-        shattered(tiny, predict=[7, 7]).predict(torch.zeros(2, 4))
+    with pytest.raises(PluginError, match="from 7 to 7; clusters are counted from 0 to 2"):
+        shattered(tiny, predict=torch.tensor([7, 7])).predict(torch.zeros(2, 4))
 
 
 def test_a_density_estimator_that_fails_is_named(tiny: str) -> None:
@@ -605,4 +778,4 @@ def test_a_density_estimator_that_fails_is_named(tiny: str) -> None:
             raise IndexError("17")
 
     with pytest.raises(PluginError, match="'Density' failed in log_weights: IndexError: 17"):
-        pgmkit.shatter(pgmkit.load_generator(tiny), density=Density(), num_latents=20)
+        pgmkit.shatter(pgmkit.load_generator(tiny), density=Density(), latents=20)

@@ -112,7 +112,7 @@ def load_local(folder: Path, **options: Any) -> Generator:
 
 @pytest.fixture(scope="module")
 def shattered() -> ShatteredGenerator:
-    return shatter(tiny_generator(), num_clusters=2, num_latents=40)
+    return shatter(tiny_generator(), sampler="kmeans-gmm", clusters=2, latents=40)
 
 
 # The Hub: which files come

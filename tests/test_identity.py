@@ -465,22 +465,22 @@ def test_names_and_memory_layout_do_not_count() -> None:
 def test_the_fingerprint_lasts_while_the_generator_is_used() -> None:
     generator = generator_of(Counting())
     before = generator.fingerprint()
-    spectrum = pgmkit.compute_spectrum(generator, num_latents=300, seed=0)
+    spectrum = pgmkit.compute_spectrum(generator, latents=300, seed=0)
     assert generator.fingerprint() == before
-    pgmkit.shatter(generator, spectrum=spectrum, num_clusters=2, sampler="kmeans-gmm")
+    pgmkit.shatter(generator, spectrum=spectrum, clusters=2, sampler="kmeans-gmm")
 
 
 def test_a_generator_that_is_saved_and_loaded_takes_its_own_spectrum(tmp_path: Path) -> None:
     module = nn.Sequential(seeded_linear(), nn.Tanh())
     shattered = pgmkit.shatter(
-        generator_of(module), num_latents=300, num_clusters=2, sampler="kmeans-gmm", seed=0
+        generator_of(module), latents=300, clusters=2, sampler="kmeans-gmm", seed=0
     )
     shattered.save_pretrained(tmp_path)
     loaded = pgmkit.load_generator(
         f"local-dir:{tmp_path}", architecture=lambda: nn.Sequential(nn.Linear(3, 16), nn.Tanh())
     )
     assert loaded.fingerprint() == shattered.generator.fingerprint()
-    pgmkit.shatter(loaded, spectrum=shattered.spectrum, num_clusters=2, sampler="kmeans-gmm")
+    pgmkit.shatter(loaded, spectrum=shattered.spectrum, clusters=2, sampler="kmeans-gmm")
 
 
 def test_a_scripted_generator_keeps_its_fingerprint_when_it_is_saved(tmp_path: Path) -> None:
@@ -580,7 +580,7 @@ def spectrum_of_another(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pgmk
     """Computes the spectrum of a generator, and then changes what that computes."""
     monkeypatch.setenv(PLACE, "1")
     spectrum = pgmkit.compute_spectrum(
-        generator_of(Hidden()), num_latents=40, cache=True, out=tmp_path / "spectrum"
+        generator_of(Hidden()), latents=40, cache=True, out=tmp_path / "spectrum"
     )
     before = fingerprint(Hidden())
     monkeypatch.setenv(PLACE, "0.1")
@@ -593,11 +593,11 @@ def test_images_tell_apart_what_the_fingerprint_cannot(
 ) -> None:
     generator = generator_of(Hidden())
     with pytest.raises(ParameterError, match="makes other images"):
-        pgmkit.shatter(generator, spectrum=spectrum_of_another, num_clusters=2)
+        pgmkit.shatter(generator, spectrum=spectrum_of_another, clusters=2)
     with pytest.raises(OutputError, match="makes other images"):
-        pgmkit.compute_spectrum(generator, num_latents=40, out=tmp_path / "spectrum")
+        pgmkit.compute_spectrum(generator, latents=40, out=tmp_path / "spectrum")
     for _ in range(2):
-        cached = pgmkit.compute_spectrum(generator, num_latents=40, cache=True)
+        cached = pgmkit.compute_spectrum(generator, latents=40, cache=True)
         ratio = cached.singular_values / spectrum_of_another.singular_values
         torch.testing.assert_close(ratio, torch.full_like(ratio, 0.1), rtol=1e-4, atol=0)
 

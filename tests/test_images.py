@@ -19,7 +19,14 @@ import torch
 from PIL import Image
 
 from pgmkit.errors import DataError, ParameterError, PgmkitError
-from pgmkit.images import ImageData, as_channels, load_images
+from pgmkit.images import (
+    ArrayImages,
+    ImageSource,
+    as_channels,
+    batches,
+    load_images,
+)
+from pgmkit.pictures import to_uint8
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -53,9 +60,14 @@ def archive_of(path: Path, **arrays: Any) -> str:
     return str(path)
 
 
+def seen(source: ImageSource) -> torch.Tensor:
+    """Returns all images of a source as bytes (N, C, H, W)."""
+    return torch.cat([to_uint8(batch, (-1.0, 1.0)) for batch in batches(source, 3)])
+
+
 def one(path: Path) -> torch.Tensor:
     """Returns the only image below a folder, (C, H, W)."""
-    (image,) = load_images(str(path)).images
+    (image,) = seen(load_images(str(path)))
     return image
 
 
@@ -65,7 +77,7 @@ def test_sub_folders_are_classes_in_natural_order(tmp_path: Path) -> None:
     data = load_images(str(tmp_path))
     assert data.classes == {0: "a1", 1: "a2", 2: "a10"}
     assert data.labels is not None
-    assert data.labels.tolist() == data.images[:, 0, 0, 0].tolist()
+    assert data.labels.tolist() == seen(data)[:, 0, 0, 0].tolist()
 
 
 def test_folders_called_by_numbers_get_those_numbers(tmp_path: Path) -> None:
@@ -73,7 +85,7 @@ def test_folders_called_by_numbers_get_those_numbers(tmp_path: Path) -> None:
         save(tmp_path / str(number) / "one.png", np.full((4, 4), number, np.uint8))
     data = load_images(str(tmp_path))
     assert data.labels is not None
-    assert data.labels.tolist() == data.images[:, 0, 0, 0].tolist()
+    assert data.labels.tolist() == seen(data)[:, 0, 0, 0].tolist()
     save(tmp_path / "01" / "one.png", np.zeros((4, 4), np.uint8))
     with pytest.raises(DataError, match=r"two classes of .* are the same number"):
         load_images(str(tmp_path))
@@ -108,7 +120,7 @@ def test_names_decide_which_class_of_a_classifier_is_meant(tmp_path: Path) -> No
         save(tmp_path / name / "one.png", np.full((4, 4), value, np.uint8))
     data = load_images(str(tmp_path)).numbered_as(names, "the classifier")
     assert data.labels is not None
-    assert data.labels.tolist() == data.images[:, 0, 0, 0].tolist()
+    assert data.labels.tolist() == seen(data)[:, 0, 0, 0].tolist()
     assert data.numbered_as(names, "the classifier").labels is not None
     with pytest.raises(DataError, match="class 'boot', which the classifier does not know; did "):
         data.numbered_as(["boots", "bag", "shirt"], "the classifier")
@@ -210,7 +222,7 @@ def test_16_bits_are_divided_by_257(suffix: str, tmp_path: Path) -> None:
     save(tmp_path / f"deep.{suffix}", deep)
     assert np.array_equal(one(tmp_path)[0], RAMP)
     stack = archive_of(tmp_path / "deep.npz", images=deep[None])
-    assert np.array_equal(load_images(stack).images[0, 0], RAMP)
+    assert np.array_equal(seen(load_images(stack))[0, 0], RAMP)
 
 
 def test_bytes_that_were_stored_with_16_bits_are_not_taken_for_black(tmp_path: Path) -> None:
@@ -239,7 +251,7 @@ def test_what_is_transparent_lies_on_white_in_files_and_arrays(tmp_path: Path) -
         save(tmp_path / name / "a.png", layered)
         stack = archive_of(tmp_path / f"{name}.npz", images=layered[None])
         for source in (str(tmp_path / name), stack):
-            (image,) = load_images(source).images
+            (image,) = seen(load_images(source))
             assert image.shape[0] == (1 if name == "grey" else 3)
             found = image.numpy().transpose(1, 2, 0).squeeze().astype(float)
             assert abs(found - expected).max() <= 1
@@ -282,7 +294,7 @@ def test_a_note_of_a_camera_that_is_damaged_is_an_error_with_the_file(tmp_path: 
 def test_grey_among_colour_becomes_rgb(tmp_path: Path) -> None:
     save(tmp_path / "a.png", noise(8, 8))
     save(tmp_path / "b.png", noise(8, 8, 3))
-    images = load_images(str(tmp_path)).images
+    images = seen(load_images(str(tmp_path)))
     assert np.array_equal(images[0], np.broadcast_to(noise(8, 8), (3, 8, 8)))
     assert np.array_equal(images[1], noise(8, 8, 3).transpose(2, 0, 1))
 
@@ -290,7 +302,7 @@ def test_grey_among_colour_becomes_rgb(tmp_path: Path) -> None:
 @pytest.mark.parametrize("shape", [(5, 8, 9, 3), (5, 3, 8, 9), (5, 8, 9), (5, 8, 9, 1)])
 def test_channels_may_come_first_or_last(shape: tuple[int, ...], tmp_path: Path) -> None:
     array = noise(*shape)
-    images = load_images(archive_of(tmp_path / "x.npz", images=array)).images
+    images = seen(load_images(archive_of(tmp_path / "x.npz", images=array)))
     assert images.shape[2:] == (8, 9)
     first = array if shape[1] == 3 else np.moveaxis(array.reshape(5, 8, 9, -1), 3, 1)
     assert np.array_equal(images, first)
@@ -307,34 +319,34 @@ def test_the_same_pictures_are_the_same_whatever_holds_them(
     height: int, width: int, tmp_path: Path
 ) -> None:
     pictures = blocks(6, height, width)
-    by_folder = load_images(folder_of(tmp_path / "all", pictures), size=32).images
-    by_array = load_images(archive_of(tmp_path / "x.npz", images=pictures), size=32).images
+    by_folder = seen(load_images(folder_of(tmp_path / "all", pictures), size=32))
+    by_array = seen(load_images(archive_of(tmp_path / "x.npz", images=pictures), size=32))
     folder_of(tmp_path / "set" / "root" / "a", pictures)
-    by_name = load_images(f"torchvision:ImageFolder:{tmp_path / 'set' / 'root'}", size=32).images
+    by_name = seen(load_images(f"torchvision:ImageFolder:{tmp_path / 'set' / 'root'}", size=32))
     assert torch.equal(by_folder, by_array)
     assert torch.equal(by_folder, by_name)
     first = np.ascontiguousarray(pictures.transpose(0, 3, 1, 2))
     planes = archive_of(tmp_path / "p.npz", images=np.concatenate([first, first], axis=1))
-    assert torch.equal(load_images(planes, size=32).images[:, :3], by_folder)
+    assert torch.equal(seen(load_images(planes, size=32))[:, :3], by_folder)
 
 
 def test_the_middle_is_shrunk_in_proportion_with_antialias(tmp_path: Path) -> None:
     slope = np.tile(2 * np.arange(128, dtype=np.uint8), (1, 64, 1))
-    small = load_images(archive_of(tmp_path / "x.npz", images=slope), size=8).images
+    small = seen(load_images(archive_of(tmp_path / "x.npz", images=slope), size=8))
     middle = 2 * np.arange(32, 96).reshape(8, 8).mean(axis=1)
     assert small.shape == (1, 1, 8, 8)
     assert abs(small[0, 0, :, 2:6].numpy() - middle[2:6]).max() <= 1  # at the ends there is a wall
     flicker = np.tile(np.array([0, 255], np.uint8), (1, 64, 32))
-    grey = load_images(archive_of(tmp_path / "y.npz", images=flicker), size=8).images
+    grey = seen(load_images(archive_of(tmp_path / "y.npz", images=flicker), size=8))
     assert abs(grey[..., 1:-1].float() - 127.5).max() < 8
 
 
 def test_small_images_are_padded_with_black_and_centred(tmp_path: Path) -> None:
     digits = noise(3, 28, 28)
     data = load_images(archive_of(tmp_path / "x.npz", images=digits), size=32)
-    assert data.images.shape == (3, 1, 32, 32)
-    assert np.array_equal(data.images[:, 0, 2:30, 2:30], digits)
-    assert data.images.sum() == digits.sum()
+    assert seen(data).shape == (3, 1, 32, 32)
+    assert np.array_equal(seen(data)[:, 0, 2:30, 2:30], digits)
+    assert seen(data).sum() == digits.sum()
     batch = data.batch(torch.tensor([0, 1]))
     assert batch.min() == -1.0
     assert batch.max() <= 1.0
@@ -344,10 +356,10 @@ def test_a_side_that_is_too_short_is_padded_and_one_that_is_too_long_is_cut(tmp_
     thin, square = noise(30, 64), noise(64, 64, seed=1)
     save(tmp_path / "a.png", thin)
     save(tmp_path / "b.png", square)
-    images = load_images(str(tmp_path), size=32).images
+    images = seen(load_images(str(tmp_path), size=32))
     assert np.array_equal(images[0, 0, 1:31], thin[:, 16:48])
     assert images[0, 0, (0, 31)].max() == 0
-    wide = load_images(str(tmp_path), size=(16, 32)).images
+    wide = seen(load_images(str(tmp_path), size=(16, 32)))
     assert wide.shape == (2, 1, 16, 32)
 
 
@@ -387,8 +399,8 @@ def test_a_torchvision_data_set_is_read_by_name(tmp_path: Path) -> None:
         data = load_images(f"torchvision:MNIST:{tmp_path}", split=split)
         assert data.labels is not None
         assert data.labels.tolist() == [7, 3]
-        assert np.array_equal(data.images[:, 0], images)
-    assert (data.source, data.classes) == ("torchvision:MNIST", None)
+        assert np.array_equal(seen(data)[:, 0], images)
+    assert (data.name, data.classes) == ("torchvision:MNIST", None)
 
 
 def test_parameters_of_a_torchvision_data_set_stand_behind_its_root(tmp_path: Path) -> None:
@@ -397,7 +409,7 @@ def test_parameters_of_a_torchvision_data_set_stand_behind_its_root(tmp_path: Pa
     assert len(load_images(f"torchvision:EMNIST:{root}:split=letters", split="test")) == 2
     fake = "torchvision:FakeData:.:size=5:image_size=[3, 8, 6]"
     data = load_images(fake)
-    assert data.images.shape == (5, 3, 8, 6)
+    assert seen(data).shape == (5, 3, 8, 6)
     assert data.labels is not None
 
 
@@ -419,7 +431,7 @@ def test_attributes_are_no_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         lines = "".join(f"{name} {values}\n" for name in names)
         (root / f"{file}.txt").write_text(header + lines)
     data = load_images(f"torchvision:CelebA:{tmp_path}", size=16)
-    assert data.images.shape == (3, 3, 16, 16)
+    assert seen(data).shape == (3, 3, 16, 16)
     assert data.labels is None
     labels = load_images(f"torchvision:CelebA:{tmp_path}:target_type=identity").labels
     assert labels is not None
@@ -479,7 +491,7 @@ def test_folders_of_a_torchvision_data_set_called_by_numbers_get_those(tmp_path:
         save(path, np.full((4, 4), number, np.uint8))
     data = load_images(f"torchvision:EuroSAT:{tmp_path}")
     assert data.labels is not None
-    assert data.labels.tolist() == data.images[:, 0, 0, 0].tolist()
+    assert data.labels.tolist() == seen(data)[:, 0, 0, 0].tolist()
 
 
 @contextmanager
@@ -576,14 +588,22 @@ def test_an_archive_is_not_read_before_it_is_known_to_fit(tmp_path: Path) -> Non
         assert "it is damaged" in message
 
 
-def test_what_would_not_fit_into_memory_is_said_before_it_is_taken(
+def test_images_for_which_there_is_no_memory_are_read_anew_each_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pixels = noise(60, 16, 16)
+    folder = folder_of(tmp_path / "all", pixels)
+    kept = load_images(folder)
     monkeypatch.setattr("pgmkit.machine.available_memory", lambda: 10_000)
-    source = archive_of(tmp_path / "x.npz", images=noise(60, 16, 16))
-    assert "need about 0.0 GB of memory" in in_one_line(source)
-    folder = folder_of(tmp_path / "all", noise(60, 16, 16))
-    assert "60 images of 16×16 pixels in" in in_one_line(folder)
+    streamed = load_images(folder)
+    (tmp_path / "all" / "007.png").unlink()
+    assert np.array_equal(seen(kept)[:, 0], pixels)
+    assert np.array_equal(seen(streamed.subset(torch.arange(7)))[:, 0], pixels[:7])
+    with pytest.raises(DataError, match=r"007\.png cannot be read: No such file"):
+        seen(streamed)
+    labelled = archive_of(tmp_path / "x.npz", images=noise(60, 16, 16), labels=np.arange(60))
+    monkeypatch.setattr("pgmkit.machine.available_memory", lambda: 100)
+    assert "the labels in" in in_one_line(labelled)
 
 
 @pytest.mark.parametrize("kind", ["text", "empty", "array", "truncated", "objects", "other"])
@@ -634,9 +654,12 @@ def test_what_is_not_there_is_said_in_one_line(source: str) -> None:
 
 def test_a_summary_tells_labels_with_names_from_those_with_others() -> None:
     images, labels = torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.tensor([0, 1])
-    sums = {
-        str(ImageData(images, labels, "a", classes).summary()["sha256"])
+    found = [
+        ArrayImages(images, labels, classes).summary()
         for classes in (None, {0: "cat", 1: "dog"}, {0: "dog", 1: "cat"})
-    }
-    assert len(sums) == 3
-    assert all(re.fullmatch("[0-9a-f]{64}", value) for value in sums)
+    ]
+    assert len({str(summary["labels"]) for summary in found}) == 3
+    assert len({str(summary["sha256"]) for summary in found}) == 1
+    values = [str(summary[key]) for summary in found for key in ("labels", "sha256")]
+    assert all(re.fullmatch("[0-9a-f]{64}", value) for value in values)
+    assert "labels" not in ArrayImages(images).summary()

@@ -16,7 +16,7 @@ from wild_networks import LAYOUTS, Wild, pytorch_example, spectral
 import pgmkit
 from pgmkit.errors import LoadError, ParameterError
 from pgmkit.loading.inference import Inferred, infer
-from pgmkit.plugins import build_component
+from pgmkit.plugins import build
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -40,7 +40,7 @@ def _inferred(layout: str) -> Inferred:
 def _rebuilt(inferred: Inferred, state: dict[str, Tensor]) -> nn.Module:
     """Builds what was inferred from its plain values, and loads the renamed weights strictly."""
     arguments = json.loads(json.dumps(inferred.model_args))
-    module: nn.Module = build_component("generator-loaders", inferred.architecture, **arguments)
+    module: nn.Module = build("generator-loaders", inferred.architecture, **arguments)
     module.load_state_dict({new: state[name] for name, new in inferred.rename.items()})
     return module.eval()
 
@@ -365,7 +365,7 @@ def _nested(depth: int) -> dict[str, object]:
 )
 def test_records_are_checked_before_anything_is_built(layers: object, said: str) -> None:
     with pytest.raises(ParameterError, match=said):
-        build_component("generator-loaders", "layers", latent_dim=2, layers=layers)
+        build("generator-loaders", "layers", latent_dim=2, layers=layers)
 
 
 def test_every_op_runs_and_is_written_as_plain_values() -> None:
@@ -388,7 +388,7 @@ def test_every_op_runs_and_is_written_as_plain_values() -> None:
         conv(3, 3, weight="spectral-norm"),
         *({"op": name} for name in activations),
     ]
-    module = build_component(
+    module = build(
         "generator-loaders", "layers", latent_dim=2, layers=json.loads(json.dumps(layers))
     )
 

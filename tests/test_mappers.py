@@ -1,7 +1,6 @@
 """Mappers: what is drawn from a cluster, how much of it lies there, and what that costs."""
 
 import math
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,12 @@ from torch import Tensor, nn
 
 import pgmkit
 from pgmkit.errors import ParameterError, PgmkitWarning, SamplingError
-from pgmkit.plugins import build_component
-from pgmkit_plugins.samplers.mappers import MAPPERS, PROPOSALS, build_mapper
+from pgmkit.plugins import build, list_components
+from pgmkit.states import load_state_of, state_of, table_of
 
+PROPOSALS = ["mixture", "refined", "prior"]
 WAYS = [
-    ("mixture", {}),
-    ("mixture", {"num_components": "bic"}),
-    ("refined", {}),
+    *[(mapper, {}) for mapper in PROPOSALS],
     *[("rejection", {"proposal": proposal}) for proposal in PROPOSALS],
 ]
 NAMES = [" ".join([mapper, *map(str, parameters.values())]) for mapper, parameters in WAYS]
@@ -44,10 +42,20 @@ def cells_of(
 ) -> Any:
     """Clusters latents of a prior by k-means, which cuts it into polygons."""
     generator = generator_of(latent)
-    sampler = build_component(
-        "cluster-samplers", "kmeans-gmm", num_clusters=k, mapper=mapper, mapper_args=args
+    sampler = sampler_of({"name": mapper, **args}, k)
+    sampler.fit(generator.sample_latents(n, seed=0), generator=generator, seed=0)
+    return sampler
+
+
+def sampler_of(mapper: Any, num_clusters: int) -> Any:
+    partitioner = {"name": "kmeans", "features": "latents"}
+    return build(
+        "cluster-samplers",
+        "partition",
+        num_clusters=num_clusters,
+        partitioner=partitioner,
+        mapper=mapper,
     )
-    return sampler.fit(generator.sample_latents(n, seed=0), generator=generator, seed=0)
 
 
 def fidelity(sampler: Any, count: int = 2000, seed: int = 1) -> float:
@@ -63,22 +71,27 @@ def fitted(
     latents: Tensor,
     labels: Tensor,
     *,
-    assign: Callable[[Tensor], Tensor] | None = None,
+    assign: Callable[..., Tensor] | None = None,
+    prior: pgmkit.LatentSpec = PRIORS["normal"],
     **args: Any,
 ) -> Any:
     """Fits a mapper on its own; without `assign`, no draw ever lands in a cluster."""
-    mapper = build_mapper(name, **args)
-    data = {"assign": assign or nowhere, "prior": PRIORS["normal"]}
-    mapper.fit(latents, labels, int(labels.max()) + 1, seed=0, **data)
+    mapper = build("mappers", name, **args)
+    data = {"num_clusters": int(labels.max()) + 1, "assign": assign or nowhere, "prior": prior}
+    mapper.fit(latents, labels, seed=0, **data)
     return mapper
 
 
-def nowhere(latents: Tensor) -> Tensor:
+def nowhere(latents: Tensor, core: float = 1.0) -> Tensor:
     return torch.full((len(latents),), -1)
 
 
-def by_sign(latents: Tensor) -> Tensor:
+def by_sign(latents: Tensor, core: float = 1.0) -> Tensor:
     return (latents[:, 0] > 0).long()
+
+
+def by_sign_from_above(latents: Tensor, core: float = 1.0) -> Tensor:
+    return 1 - by_sign(latents)
 
 
 def gaussian(count: int, dim: int = 2, seed: int = 0) -> Tensor:
@@ -92,6 +105,16 @@ def gaussian(count: int, dim: int = 2, seed: int = 0) -> Tensor:
 @pytest.mark.parametrize("prior", PRIORS)
 def test_rejection_draws_nothing_from_other_clusters(proposal: str, prior: str) -> None:
     assert fidelity(cells_of(PRIORS[prior], "rejection", proposal=proposal), 500) == 1
+
+
+@pytest.mark.parametrize("proposal", PROPOSALS)
+def test_a_core_is_what_lies_the_most_clearly_in_its_cluster(proposal: str) -> None:
+    sampler = cells_of(PRIORS["normal"], "rejection", proposal=proposal, core=0.25)
+    members = sampler.assign(generator_of(PRIORS["normal"]).sample_latents(2000, seed=0), 0.25)
+    assert (members >= 0).double().mean() == pytest.approx(0.25, abs=0.02)
+    for cluster in range(5):
+        drawn = sampler.sample(200, cluster, seed=1)
+        assert (sampler.assign(drawn, 0.25) == cluster).all()
 
 
 @pytest.mark.parametrize("prior", PRIORS)
@@ -123,11 +146,10 @@ def test_proposals_from_the_prior_give_the_prior_restricted_to_the_cell(prior: s
 def test_rejected_mixtures_are_the_mixture_restricted_to_the_cell() -> None:
     labels = torch.zeros(500, dtype=torch.int64)
     latents = gaussian(500)
-    mixture = fitted("mixture", latents, labels, num_components=1)
-    rejection = fitted(
-        "rejection", latents, labels, assign=lambda z: 1 - by_sign(z), num_components=1
-    )
-    data: dict[str, Any] = {"assign": lambda z: 1 - by_sign(z), "prior": None}
+    one = {"name": "mixture", "num_components": 1}
+    mixture = fitted(**one, latents=latents, labels=labels)
+    rejection = fitted("rejection", latents, labels, assign=by_sign_from_above, proposal=one)
+    data: dict[str, Any] = {"assign": by_sign_from_above, "prior": None}
     everything = mixture.sample(20_000, 0, seed=3, **data)
     drawn = rejection.sample(5000, 0, seed=4, **data)
     for axis in range(2):
@@ -196,8 +218,7 @@ def test_one_cluster_of_a_prior_with_categories_is_the_prior() -> None:
 def test_a_cluster_of_one_category_gives_no_other() -> None:
     latents = generator_of(CODES).sample_latents(600, seed=0)
     labels = latents[:, 2:5].argmax(dim=1)
-    mapper = build_mapper("mixture")
-    mapper.fit(latents, labels, 3, assign=nowhere, prior=CODES, seed=0)
+    mapper = fitted("mixture", latents, labels, prior=CODES)
     for cluster in range(3):
         drawn = mapper.sample(300, cluster, assign=nowhere, prior=CODES, seed=0)
         assert (drawn[:, 2:5].argmax(dim=1) == cluster).all()
@@ -209,8 +230,7 @@ def test_gaussians_of_a_cluster_have_categories_of_their_own() -> None:
     latents = generator_of(CODES).sample_latents(2000, seed=0)
     latents[:, 0] = latents[:, 0].sign() * 0.9
     latents[:, 5:] = torch.stack([latents[:, 0] < 0, latents[:, 0] > 0], dim=1).float()
-    mapper = build_mapper("mixture", num_components=2)
-    mapper.fit(latents, torch.zeros(2000).long(), 1, assign=nowhere, prior=CODES, seed=0)
+    mapper = fitted("mixture", latents, torch.zeros(2000).long(), prior=CODES, num_components=2)
     drawn = mapper.sample(1000, 0, assign=nowhere, prior=CODES, seed=0)
     assert torch.equal(drawn[:, 6] == 1, drawn[:, 0] > 0)
 
@@ -221,7 +241,7 @@ def test_latents_without_a_continuous_part_are_refused() -> None:
 
 
 def test_a_sampler_of_categorical_latents_is_saved_and_loaded(tmp_path: Path) -> None:
-    shattered = pgmkit.shatter(generator_of(CODES), num_clusters=2, num_latents=300)
+    shattered = pgmkit.shatter(generator_of(CODES), sampler="kmeans-gmm", clusters=2, latents=300)
     shattered.save_pretrained(tmp_path)
     loaded = pgmkit.ShatteredGenerator.from_pretrained(
         tmp_path, architecture=lambda: generator_of(CODES).module
@@ -242,34 +262,6 @@ def test_a_sampler_of_bounded_latents_asks_for_its_generator_back() -> None:
     assert torch.equal(sampler.sample(5, 0, seed=0), before)
 
 
-# The number of components
-
-
-def two_parts(count: int) -> Tensor:
-    sides = (torch.arange(count) % 2 * 2 - 1).float()
-    return gaussian(count) * 0.2 + torch.stack([2 * sides, torch.zeros(count)], 1)
-
-
-def test_bic_takes_as_many_components_as_there_are_parts() -> None:
-    latents = torch.cat([gaussian(400), two_parts(400) + 20])
-    labels = (torch.arange(800) >= 400).long()
-    mixture = fitted("mixture", latents, labels, num_components="bic")
-    assert (mixture.weights_ > 0).sum(dim=1).tolist() == [1, 2]
-    torch.testing.assert_close(mixture.weights_.sum(1), torch.ones(2).double())
-    drawn = mixture.sample(2000, 1, assign=nowhere, prior=None, seed=0) - 20
-    assert (drawn[:, 0].abs() > 1).all()
-    alone = mixture.sample(2000, 0, assign=nowhere, prior=None, seed=0)
-    torch.testing.assert_close(alone.T.cov(), latents[:400].T.cov(), rtol=0, atol=0.08)
-
-
-def test_bic_asks_for_no_more_components_than_the_latents_can_carry() -> None:
-    latents = two_parts(5)  # two components in two dimensions take six
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        mixture = fitted("mixture", latents, torch.zeros(5).long(), num_components="bic")
-    assert mixture.weights_.tolist() == [[1.0]]
-
-
 # Cost
 
 
@@ -277,13 +269,13 @@ def test_bic_asks_for_no_more_components_than_the_latents_can_carry() -> None:
 def test_acceptance_rates_are_those_that_are_seen(proposal: str) -> None:
     sampler = cells_of(PRIORS["normal"], "rejection", proposal=proposal)
     asked = []
-    predict = sampler.predict
+    assign = sampler.assign
 
-    def counted(latents: Tensor) -> Tensor:
+    def counted(latents: Tensor, core: float = 1.0) -> Tensor:
         asked.append(len(latents))
-        return predict(latents)
+        return assign(latents, core)
 
-    sampler.predict = counted
+    sampler.assign = counted
     for cluster in range(5):
         asked.clear()
         sampler.sample(2000, cluster, seed=3)
@@ -300,7 +292,7 @@ def test_mixtures_have_no_acceptance_rate() -> None:
 def test_no_proposal_is_wasted_where_all_are_accepted() -> None:
     asked = []
 
-    def everywhere(latents: Tensor) -> Tensor:
+    def everywhere(latents: Tensor, core: float = 1.0) -> Tensor:
         asked.append(len(latents))
         return torch.zeros(len(latents), dtype=torch.int64)
 
@@ -314,7 +306,7 @@ def test_no_proposal_is_wasted_where_all_are_accepted() -> None:
 def test_rare_clusters_cost_a_few_calls_and_not_one_per_latent() -> None:
     calls = []
 
-    def rare(latents: Tensor) -> Tensor:
+    def rare(latents: Tensor, core: float = 1.0) -> Tensor:
         calls.append(len(latents))
         return torch.where(latents[:, 0] > 3 * 1.6449, 0, -1)  # 5 % of N(0, 3²)
 
@@ -335,11 +327,13 @@ def test_rare_clusters_cost_a_few_calls_and_not_one_per_latent() -> None:
 def test_giving_up_says_after_how_many_tries() -> None:
     calls = []
 
-    def never(latents: Tensor) -> Tensor:
+    def never(latents: Tensor, core: float = 1.0) -> Tensor:
         calls.append(len(latents))
         return nowhere(latents)
 
-    with pytest.warns(PgmkitWarning, match="1 of 1 clusters took none .* from 'mixture'.*: 0;"):
+    with pytest.warns(
+        PgmkitWarning, match="1 of 1 clusters took none .* of 'pgmkit:mixture'.*: 0;"
+    ):
         mapper = fitted(
             "rejection", gaussian(300), torch.zeros(300).long(), assign=never, max_tries=70
         )
@@ -357,21 +351,15 @@ def test_giving_up_counts_what_was_accepted() -> None:
         "rejection",
         gaussian(300),
         torch.zeros(300).long(),
-        assign=lambda z: 1 - by_sign(z),
+        assign=by_sign_from_above,
         max_tries=1,
     )
     with pytest.raises(SamplingError, match=r"took [34]\d of 80 proposals, and 80 latents"):
-        mapper.sample(80, 0, assign=lambda z: 1 - by_sign(z), prior=None, seed=0)
+        mapper.sample(80, 0, assign=by_sign_from_above, prior=None, seed=0)
 
 
 def test_proposals_from_the_prior_need_a_prior() -> None:
-    sampler = build_component(
-        "cluster-samplers",
-        "kmeans-gmm",
-        num_clusters=2,
-        mapper="rejection",
-        mapper_args={"proposal": "prior"},
-    )
+    sampler = sampler_of({"name": "rejection", "proposal": "prior"}, 2)
     with pytest.raises(ParameterError, match="'prior' needs the generator"):
         sampler.fit(gaussian(50), seed=0)
 
@@ -379,16 +367,17 @@ def test_proposals_from_the_prior_need_a_prior() -> None:
 # Small clusters
 
 
-@pytest.mark.parametrize(("mapper", "mapper_args"), WAYS[:-1], ids=NAMES[:-1])
+@pytest.mark.parametrize(
+    ("mapper", "mapper_args"),
+    [way for way, name in zip(WAYS, NAMES, strict=True) if "prior" not in name],
+)
 def test_tiny_clusters_and_repeated_latents_end_in_finite_draws(
     mapper: str, mapper_args: dict[str, Any]
 ) -> None:
     generator = generator_of(PRIORS["normal"])
     lonely = torch.tensor([[30.0, 30.0], [30.0, 30.0], [-30.0, 9.0]])
     latents = torch.cat([generator.sample_latents(100, seed=0), lonely])
-    sampler = build_component(
-        "cluster-samplers", "kmeans-gmm", num_clusters=6, mapper=mapper, mapper_args=mapper_args
-    )
+    sampler = sampler_of({"name": mapper, **mapper_args}, 6)
     with pytest.warns(PgmkitWarning, match="have fewer latents"):
         sampler.fit(latents, generator=generator, seed=0)
     for cluster in range(6):
@@ -411,12 +400,16 @@ def test_a_cluster_without_latents_is_no_obstacle() -> None:
     with pytest.warns(PgmkitWarning, match=r"1 of 3 clusters .*: 1 \(0\)"):
         mixture = fitted("mixture", latents, labels)
     assert mixture.sample(20, 1, assign=nowhere, prior=None, seed=0).isfinite().all()
+
+    def never_1(latents: Tensor, core: float = 1.0) -> Tensor:
+        return by_sign(latents) * 2
+
     with pytest.warns(PgmkitWarning) as caught:
-        mapper = fitted("rejection", latents, labels, assign=lambda z: by_sign(z) * 2)
+        mapper = fitted("rejection", latents, labels, assign=never_1)
     assert "1 of 3 clusters took none of the trial proposals" in str(caught[-1].message)
     assert mapper.acceptance_[1] == 0
     with pytest.raises(SamplingError, match="cluster 1 took 0 of 2,000 proposals"):
-        mapper.sample(2, 1, assign=lambda z: by_sign(z) * 2, prior=None, seed=0)
+        mapper.sample(2, 1, assign=never_1, prior=None, seed=0)
 
 
 @pytest.mark.parametrize("mapper", ["mixture", "refined"])
@@ -463,8 +456,9 @@ def test_the_same_seed_gives_the_same_bits_on_any_number_of_threads(
         torch.set_num_threads(threads)
     (first, drawn), (again, same) = found
     assert torch.equal(drawn, same)
-    for name, value in first.state().items():
-        assert torch.equal(value, again.state()[name]), name
+    states = state_of(first), state_of(again)
+    for name, value in states[0].items():
+        assert torch.equal(value, states[1][name]), name
     assert not torch.equal(drawn, first.sample(300, 2, seed=2))
     assert not torch.equal(drawn, first.sample(300, 1, seed=1))
 
@@ -477,9 +471,10 @@ def test_a_saved_result_draws_the_same(
     shattered = pgmkit.shatter(
         generator_of(PRIORS[prior]),
         density="none",
-        num_clusters=3,
-        num_latents=200,
-        sampler_args={"mapper": mapper, "mapper_args": mapper_args},
+        clusters=3,
+        latents=200,
+        partitioner={"name": "kmeans", "features": "latents"},
+        mapper={"name": mapper, **mapper_args},
     )
     shattered.save_pretrained(tmp_path)
     loaded = pgmkit.ShatteredGenerator.from_pretrained(
@@ -495,14 +490,15 @@ def test_a_saved_result_draws_the_same(
         assert rates[0] == rates[1]
 
 
-@every_way
-def test_a_state_with_a_part_missing_is_refused(mapper: str, mapper_args: dict[str, Any]) -> None:
-    sampler = cells_of(PRIORS["normal"], mapper, n=200, **mapper_args)
-    complete = sampler.mapper_.state()
+@pytest.mark.parametrize("mapper", ["mixture", "refined", "rejection"])
+def test_a_state_with_a_part_missing_is_refused(mapper: str) -> None:
+    sampler = cells_of(PRIORS["normal"], mapper, n=200)
+    complete = state_of(sampler.mapper)
+    assert complete
     for name in complete:
-        fresh = build_mapper(mapper, **mapper_args)
-        with pytest.raises(KeyError, match=name):
-            fresh.load_state({key: value for key, value in complete.items() if key != name})
+        fresh = build("mappers", mapper)
+        with pytest.raises(KeyError, match=name.rpartition(".")[2]):
+            load_state_of(fresh, {key: value for key, value in complete.items() if key != name})
 
 
 # Parameters
@@ -512,7 +508,7 @@ def test_a_state_with_a_part_missing_is_refused(mapper: str, mapper_args: dict[s
     ("mapper", "parameters", "message"),
     [
         ("mixtures", {}, "did you mean 'mixture'"),
-        ("mixture", {"num_components": "aic"}, "or 'bic', not 'aic'"),
+        ("mixture", {"num_components": "bic"}, "takes num_components = a whole number, not 'bic'"),
         ("mixture", {"num_components": 0}, "whole number from 1, not 0"),
         ("mixture", {"rounds": 2}, "mapper 'mixture' has no parameter 'rounds'"),
         ("refined", {"rounds": 0}, "rounds must be a whole number from 1, not 0"),
@@ -529,12 +525,24 @@ def test_what_does_not_fit_is_refused_before_anything_is_fitted(
     mapper: str, parameters: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(pgmkit.errors.PgmkitError, match=message):
-        build_component("cluster-samplers", "kmeans-gmm", mapper=mapper, mapper_args=parameters)
+        sampler_of({"name": mapper, **parameters}, 2)
 
 
-def test_every_mapper_and_proposal_is_documented() -> None:
-    page = (Path(__file__).parent.parent / "docs" / "samplers.md").read_text()
-    for name in MAPPERS:
-        assert f"| `{name}` |" in page
-    for name in PROPOSALS:
-        assert f'"{name}"' in page
+def test_a_proposal_has_parameters_of_its_own_which_records_hold() -> None:
+    mapper = build(
+        "mappers", {"name": "rejection", "proposal": {"name": "mixture", "num_components": 3}}
+    )
+    assert table_of(mapper) == {
+        "name": "pgmkit:rejection",
+        "params": {
+            "proposal": {"name": "pgmkit:mixture", "num_components": 3},
+            "max_tries": 1000,
+            "core": 1.0,
+        },
+    }
+
+
+def test_every_mapper_is_documented() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "partitioners.md").read_text()
+    for component in list_components("mappers"):
+        assert f"| `{component.name}` |" in page

@@ -13,10 +13,10 @@ from torch.utils.checkpoint import checkpoint
 
 import pgmkit
 from pgmkit.errors import GeneratorError, PgmkitWarning, PluginError
-from pgmkit.plugins import build_component
+from pgmkit.plugins import build
 from pgmkit.selection import select
-from pgmkit.spectrum.tangents.recording import record
-from pgmkit.spectrum.tangents.rules import COMPOSITIONS, PRIMITIVES
+from pgmkit.tangents.recording import record
+from pgmkit.tangents.rules import COMPOSITIONS, PRIMITIVES
 
 # Declared ranges are a matter of their own.
 pytestmark = pytest.mark.filterwarnings("ignore:the generator 'mine' makes images")
@@ -74,10 +74,10 @@ def exact_values(module: nn.Module, z: Tensor) -> Tensor:
 def check_values(module: nn.Module, twin: nn.Module) -> None:
     """Shatters a module, and checks its spectrum against that of one that computes the same."""
     generator = generator_of(module)
-    spectrum = pgmkit.compute_spectrum(generator, num_latents=60, seed=0)
+    spectrum = pgmkit.compute_spectrum(generator, latents=60, seed=0)
     expected = exact_values(twin, spectrum.latents[:8])
     torch.testing.assert_close(spectrum.singular_values[:8], expected, rtol=1e-5, atol=1e-6)
-    shattered = pgmkit.shatter(generator, spectrum=spectrum, num_clusters=2, sampler="kmeans-gmm")
+    shattered = pgmkit.shatter(generator, spectrum=spectrum, clusters=2, sampler="kmeans-gmm")
     assert shattered.sample(3, cluster=1).shape == (3, 1, 3, 3)
 
 
@@ -153,7 +153,7 @@ def test_complex_weights_stay_complex_in_float64() -> None:
 
     generator = generator_of(Complex())
     spectra = [
-        pgmkit.compute_spectrum(generator, num_latents=4, dtype=dtype).singular_values
+        pgmkit.compute_spectrum(generator, latents=4, dtype=dtype).singular_values
         for dtype in ("float32", "float64")
     ]
     torch.testing.assert_close(*spectra, rtol=1e-4, atol=1e-5)
@@ -184,9 +184,7 @@ DERIVATIVES: dict[str, tuple[Callable[..., Tensor], str]] = {
 def test_images_without_a_derivative_are_an_error_that_says_why(case: str, density: str) -> None:
     part, message = DERIVATIVES[case]
     with pytest.raises(GeneratorError, match=message) as error:
-        pgmkit.shatter(
-            generator_of(Network(part)), num_latents=200, num_clusters=2, density=density
-        )
+        pgmkit.shatter(generator_of(Network(part)), latents=200, clusters=2, density=density)
     assert "'mine'" in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -194,14 +192,14 @@ def test_images_without_a_derivative_are_an_error_that_says_why(case: str, densi
 def test_nothing_is_left_behind_where_there_is_no_derivative(tmp_path: Path) -> None:
     generator = generator_of(Network(DERIVATIVES["rounded"][0]))
     with pytest.raises(GeneratorError, match="zero at all of 30 latents"):
-        pgmkit.compute_spectrum(generator, num_latents=30, out=tmp_path / "out", cache=True)
+        pgmkit.compute_spectrum(generator, latents=30, out=tmp_path / "out", cache=True)
     assert not list((tmp_path / "out").glob("*"))
 
 
 def test_a_jacobian_that_is_zero_at_some_latents_is_told_with_their_share() -> None:
     generator = generator_of(Network(lambda images, z: images * (z[:, :1] > 0)))
     with pytest.warns(PgmkitWarning, match=r"zero at \d+ of 100 latents \(\d+\.\d%\)"):
-        spectrum = pgmkit.compute_spectrum(generator, num_latents=100)
+        spectrum = pgmkit.compute_spectrum(generator, latents=100)
     zero = (spectrum.singular_values == 0).all(dim=1)
     assert torch.equal(zero, spectrum.latents[:, 0] <= 0)
 
@@ -214,11 +212,11 @@ class Same:
 
 
 def test_ties_that_decide_what_is_removed_are_told() -> None:
-    spectrum = pgmkit.compute_spectrum(generator_of(Network()), num_latents=100)
-    with pytest.warns(PgmkitWarning, match="Same gives 20 of the 20 removed latents the same"):
+    spectrum = pgmkit.compute_spectrum(generator_of(Network()), latents=100)
+    with pytest.warns(PgmkitWarning, match="'Same' gives 20 of the 20 removed latents the same"):
         select(Same(), spectrum, remove=0.2, seed=0)
     select(Same(), spectrum, remove=0.51, seed=0)  # a cut beside the ties is none of theirs
-    select(build_component("density-estimators", "none"), spectrum, remove=0.2, seed=0)
+    select(build("density-estimators", "none"), spectrum, remove=0.2, seed=0)
 
 
 def test_estimators_are_called_by_their_class() -> None:
@@ -226,8 +224,8 @@ def test_estimators_are_called_by_their_class() -> None:
         def log_weights(self, spectrum: pgmkit.Spectrum) -> Tensor:
             return torch.zeros(3)
 
-    spectrum = pgmkit.compute_spectrum(generator_of(Network()), num_latents=10)
-    with pytest.raises(PluginError, match="the density estimator Short returns"):
+    spectrum = pgmkit.compute_spectrum(generator_of(Network()), latents=10)
+    with pytest.raises(PluginError, match="the density-estimator 'Short' returns"):
         select(Short(), spectrum, remove=0.2, seed=0)
 
 
@@ -240,9 +238,9 @@ def with_weight(value: float) -> Network:
 
 def test_weights_that_are_not_finite_are_named() -> None:
     with pytest.raises(GeneratorError, match=r"are among the weights first\.weight; fetch"):
-        pgmkit.compute_spectrum(generator_of(with_weight(math.nan)), num_latents=20)
+        pgmkit.compute_spectrum(generator_of(with_weight(math.nan)), latents=20)
     with pytest.raises(GeneratorError, match=r"not finite at any of 20 .* first\.weight"):
-        pgmkit.compute_spectrum(generator_of(with_weight(math.inf)), num_latents=20)
+        pgmkit.compute_spectrum(generator_of(with_weight(math.inf)), latents=20)
 
 
 def test_latents_that_are_not_finite_are_told_also_where_more_go_than_were_to() -> None:
@@ -250,9 +248,7 @@ def test_latents_that_are_not_finite_are_told_also_where_more_go_than_were_to() 
         return torch.where(z[:, :1] > 0, images * math.inf, images)
 
     with pytest.warns(PgmkitWarning) as said:
-        pgmkit.shatter(
-            generator_of(Network(pole)), num_latents=200, num_clusters=2, sampler="kmeans-gmm"
-        )
+        pgmkit.shatter(generator_of(Network(pole)), latents=200, clusters=2, sampler="kmeans-gmm")
     messages = [str(warning.message) for warning in said]
     assert any("not finite at" in message for message in messages)
     assert any("more than remove=0.2 asks for" in message for message in messages)
@@ -288,4 +284,4 @@ class Unfinished(torch.autograd.Function):
 )
 def test_the_advice_is_that_for_the_cause(part: Callable[..., Tensor], advice: str) -> None:
     with pytest.raises(GeneratorError, match=advice):
-        pgmkit.compute_spectrum(generator_of(Network(part)), num_latents=4)
+        pgmkit.compute_spectrum(generator_of(Network(part)), latents=4)

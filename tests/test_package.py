@@ -62,6 +62,7 @@ def test_shipped_weights_are_small() -> None:
 def test_every_public_name_is_there_and_documented() -> None:
     assert set(pgmkit.__all__) == {
         "Component",
+        "FittedPartitioner",
         "Generator",
         "ImageSpec",
         "LatentSpec",
@@ -69,10 +70,12 @@ def test_every_public_name_is_there_and_documented() -> None:
         "ShatteredGenerator",
         "Spectrum",
         "compute_spectrum",
+        "fit_partitioner",
         "hookimpl",
         "list_components",
         "load",
         "load_generator",
+        "load_partitioner",
         "shatter",
     }
     for name in pgmkit.__all__:
@@ -106,7 +109,8 @@ def test_documented_arguments_are_those_of_the_signature() -> None:
             for line in section.splitlines()
             if line.startswith("    ") and not line.startswith(("     ", "    **")) and ":" in line
         ]
-        arguments = [a.arg for a in (*node.args.args, *node.args.kwonlyargs)]
+        places = (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
+        arguments = [place.arg for place in places]
         actual = [name for name in arguments if name not in ("self", "cls")]
         assert documented == actual, f"{file}: {node.name}"
         checked += 1

@@ -1,18 +1,24 @@
 """Discovery, isolation, provenance, disabling and name conflicts of plugins."""
 
-import importlib
 import importlib.metadata
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from safetensors.torch import save
+from tiny import install, run_pgmkit, write_tiny_generator, write_tiny_images
 
 from pgmkit.components import KINDS, Component, check_parameters
-from pgmkit.errors import ParameterError, PluginError, UnknownNameError
-from pgmkit.plugins import PluginRegistry, list_components, registry
+from pgmkit.errors import LoadError, ParameterError, PluginError, UnknownNameError
+from pgmkit.evaluate.classifier import Classifier, load_classifier
+from pgmkit.evaluate.extractors import load_extractor
+from pgmkit.jobs import train
+from pgmkit.plugins import InstalledPlugins, build, installed, list_components
 
 GOOD = """
 from pgmkit import Component, hookimpl
@@ -29,53 +35,19 @@ class Flat:
 """
 
 
-@pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.syspath_prepend(str(tmp_path))
-    return tmp_path
-
-
-def install(site: Path, distribution: str, code: str, module: str = "") -> None:
-    """Lays down a distribution as pip would: a module and its metadata with an entry point."""
-    module = module or distribution.replace("-", "_")
-    sys.modules.pop(module, None)
-    importlib.invalidate_caches()
-    (site / f"{module}.py").write_text(code.replace("MODULE", module))
-    info = site / f"{module}-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(f"[pgmkit.plugins]\nmain = {module}\n")
-
-
-def load(**options: object) -> PluginRegistry:
+def load(**options: object) -> InstalledPlugins:
     entry_points = importlib.metadata.entry_points(group="pgmkit.plugins")
-    return PluginRegistry(entry_points, **options)  # type: ignore[arg-type]
+    return InstalledPlugins(entry_points, **options)  # type: ignore[arg-type]
 
 
-def names(loaded: PluginRegistry) -> list[str]:
+def names(loaded: InstalledPlugins) -> list[str]:
     return [c.name for c in loaded.of_kind("density-estimators")]
 
 
 def test_the_documented_methods_come_in_through_entry_points() -> None:
-    built_in = [r for r in registry().records if r.name.startswith("pgmkit:")]
+    built_in = [r for r in installed().records if r.name.startswith("pgmkit:")]
     assert {r.status for r in built_in} == {"loaded"}
-    assert [c.name for c in list_components("density-estimators")] == [
-        "lash",
-        "jbt",
-        "polarity",
-        "none",
-    ]
-    assert [c.name for c in list_components("cluster-samplers")] == [
-        "kmeans-gmm",
-        "output-kmeans",
-        "output-mixture",
-        "feature-kmeans",
-        "manifold",
-        "learned",
-        "self-trained",
-        "most-stable",
-        "clusterer",
-    ]
+    assert {c.distribution for c in list_components("density-estimators")} == {"pgmkit"}
     assert load(disabled=["pgmkit:density"]).of_kind("density-estimators") == []
 
 
@@ -117,7 +89,7 @@ def test_a_broken_plugin_is_recorded_and_breaks_nothing_else(
     broken = next(r for r in loaded.records if r.name == "aaa-broken:main")
     assert broken.status == "failed"
     assert reason in broken.error
-    assert names(loaded) == ["lash", "jbt", "polarity", "none", "good"]
+    assert names(loaded) == [*names(load(third_party=False)), "good"]
     with pytest.raises(PluginError, match="aaa-broken"):
         load(strict=True)
 
@@ -215,13 +187,13 @@ def test_with_all_plugins_disabled_the_error_says_so() -> None:
 
 def test_unknown_names_list_the_nearest() -> None:
     with pytest.raises(UnknownNameError, match="did you mean 'lash'"):
-        registry().find("density-estimators", "lahs")
+        installed().find("density-estimators", "lahs")
     with pytest.raises(UnknownNameError, match="did you mean 'density-estimators'"):
         list_components("density-estimator")
 
 
 def test_parameters_are_checked_before_the_method_is_built() -> None:
-    lash = registry().find("density-estimators", "lash")
+    lash = installed().find("density-estimators", "lash")
     with pytest.raises(ParameterError, match="no parameter 'prior_tern'; did you mean"):
         lash.build(prior_tern=False)
 
@@ -241,8 +213,9 @@ def test_parameters_are_checked_before_the_method_is_built() -> None:
         ("density-estimators", "lash", {"rank_rtol": True}, "a number, not True"),
         ("density-estimators", "lash", {"null": "flor"}, "'floor' or 'drop', not 'flor'; did you"),
         ("density-estimators", "polarity", {"top_k": 3.0}, "a whole number or nothing, not 3.0"),
-        ("cluster-samplers", "kmeans-gmm", {"mapper_args": [1]}, r"a table or nothing, not \[1\]"),
-        ("cluster-samplers", "most-stable", {"candidates": "learned"}, "a list"),
+        ("partitioners", "clusterer", {"clusterer_args": [1]}, r"a table or nothing, not \[1\]"),
+        ("partitioners", "most-stable", {"candidates": "kmeans"}, "a list"),
+        ("cluster-samplers", "partition", {"num_clusters": "3"}, "a whole number or nothing, not"),
         ("generator-loaders", "dcgan", {"channels": [8, "4"]}, "each part a whole number"),
         ("engines", "local", {"workers": "2"}, "a whole number or nothing, not '2'"),
     ],
@@ -251,7 +224,7 @@ def test_parameters_are_of_the_types_that_their_methods_say(
     kind: str, name: str, parameters: dict[str, object], said: str
 ) -> None:
     with pytest.raises(ParameterError, match=said) as error:
-        registry().find(kind, name).build(**parameters)
+        installed().find(kind, name).build(**parameters)
     assert next(iter(parameters)) in str(error.value)
 
 
@@ -337,6 +310,76 @@ def hello():
     assert run("hello", PYTHONPATH=path).stdout == "hello from a plugin\n"
 
 
+LINEAR = """
+import torch
+from pgmkit import Component, hookimpl
+
+@hookimpl
+def pgmkit_classifiers():
+    return [Component("linear", "MODULE:Linear", "one layer on pixels")]
+
+class Linear(torch.nn.Module):
+    def __init__(self, num_classes: int = 10, num_pixels: int = 1024):
+        super().__init__()
+        self.num_classes = num_classes
+        self.layer = torch.nn.Linear(num_pixels, num_classes)
+
+    def forward(self, x):
+        assert -1 <= x.min() and x.max() <= 1
+        return self.layer(x.flatten(1))
+
+"""
+
+
+@pytest.fixture
+def linear(site: Path) -> Iterator[Path]:
+    """A distribution that offers the classifier "linear"."""
+    install(site, "acme-linear", LINEAR)
+    installed.cache_clear()
+    yield site
+    installed.cache_clear()
+
+
+def test_a_classifier_of_a_plugin_is_trained_and_scores_clusters(linear: Path) -> None:
+    data = write_tiny_images(linear / "data.npz", size=32)
+    config = {"task": "classifier", "epochs": 1, "batch_size": 8, "card": {"license": "MIT"}}
+    config["model"] = {"name": "acme-linear:linear", "num_classes": 10}
+    folder = train.prepare({**config, "data": str(data)}).run(linear / "training")
+    assert folder is not None
+    written = json.loads((folder / "config.json").read_text())
+    assert written["architecture"] == "acme-linear:linear"
+    assert written["model_args"] == {"num_classes": 10}
+    tiny = write_tiny_generator(linear / "tiny")
+    judge = ("--classifier", f"local-dir:{folder}")
+    wanted = ("--latents", 80, "--clusters", 2, "--sampler", "kmeans-gmm", "-o", linear / "out")
+    assert run_pgmkit("shatter", tiny, *judge, *wanted).code == 0
+    report = json.loads((linear / "out" / "report.json").read_text())
+    assert [scores["num_samples"] for scores in report["scores"].values()] == [64, 64]
+    found = run_pgmkit("evaluate", linear / "out", *judge, "-n", 20, "--json")
+    assert json.loads(found.stdout)["scores"]["mapper samples"]["num_samples"] == 20
+
+
+def test_what_is_wrong_with_a_classifier_is_said_where_it_is_loaded(linear: Path) -> None:
+    folder = linear / "model"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(save(build("classifiers", "linear").state_dict()))
+
+    def load_as(**config: Any) -> Classifier:
+        (folder / "config.json").write_text(json.dumps({"architecture": "linear", **config}))
+        return load_classifier(f"local-dir:{folder}")
+
+    classifier = load_as()
+    assert classifier.classes == tuple("0123456789")
+    with pytest.raises(PluginError, match="failed on images of 1×4×4: RuntimeError"):
+        classifier.check_images((1, 4, 4))
+    with pytest.raises(ParameterError, match=r"has no features\(x\), which fidelity"):
+        load_extractor(f"classifier:local-dir:{folder}")
+    with pytest.raises(LoadError, match="has no parameter 'depth'"):
+        load_as(model_args={"depth": 3})
+    with pytest.raises(LoadError, match="architecture is 'dcgan', and plugins offer classifiers"):
+        load_as(architecture="dcgan")
+
+
 def test_every_kind_has_a_hook() -> None:
-    hooks = {c for c in dir(registry().manager.hook) if c.startswith("pgmkit_")}
+    hooks = {c for c in dir(installed().manager.hook) if c.startswith("pgmkit_")}
     assert hooks == set(KINDS.values())

@@ -13,7 +13,7 @@ import pgmkit
 from pgmkit.errors import GeneratorError, OutputError, ParameterError, PgmkitWarning
 from pgmkit.spectrum import Spectrum
 from pgmkit.spectrum.differentiation import JacobianPlan
-from pgmkit.spectrum.jacobian import JacobianSpectra, Method
+from pgmkit.spectrum.jacobian import JacobianSettings, JacobianSpectra
 from pgmkit.spectrum.safety import choose
 
 
@@ -66,7 +66,7 @@ def test_float32_alone_is_wrong_on_them() -> None:
     """Otherwise the test above shows nothing."""
     generator = rank_deficient_mlp()
     z = generator.sample_latents(8, 0)
-    result = JacobianSpectra(generator, Method(dtype="float32")).compute(z)
+    result = JacobianSpectra(generator, JacobianSettings(dtype="float32")).compute(z)
     assert not result["float64"].any()
     reference = float64_reference(generator, z)
     wrong = (result["singular_values"].log() - reference.log()).abs().sum(1)
@@ -85,7 +85,7 @@ def test_safe_latents_stay_in_float32_and_agree_with_float64() -> None:
 def test_float64_mode_agrees_to_the_last_digits() -> None:
     generator = vae_decoder()
     z = generator.sample_latents(4, 0)
-    result = JacobianSpectra(generator, Method(dtype="float64")).compute(z)
+    result = JacobianSpectra(generator, JacobianSettings(dtype="float64")).compute(z)
     assert result["float64"].all()
     reference = float64_reference(generator, z)
     torch.testing.assert_close(result["singular_values"], reference, rtol=1e-10, atol=0)
@@ -135,7 +135,7 @@ def test_a_small_memory_budget_changes_no_value(budget: int) -> None:
     )  # fmt: skip
     generator = generator_of(module, 24, (1, 32, 32))
     z = generator.sample_latents(2, 0)
-    jacobians = JacobianSpectra(generator, Method(memory_budget=budget))
+    jacobians = JacobianSpectra(generator, JacobianSettings(memory_budget=budget))
     values = jacobians.compute(z)["singular_values"]
     assert jacobians._differentiator.bytes_needed <= budget
     assert jacobians.plan.tangents < 24 or budget > 2**20
@@ -185,18 +185,18 @@ def test_when_there_is_no_memory_at_all_the_error_says_so() -> None:
         jacobians.compute(generator.sample_latents(2, 0))
 
 
-def spectrum_of(generator: pgmkit.Generator, method: Method, z: Tensor) -> Spectrum:
-    values = JacobianSpectra(generator, method).compute(z)["singular_values"]
-    provenance = {"computed": {"probes": method.probes, "sketch": method.sketch}}
+def spectrum_of(generator: pgmkit.Generator, settings: JacobianSettings, z: Tensor) -> Spectrum:
+    values = JacobianSpectra(generator, settings).compute(z)["singular_values"]
+    provenance = {"computed": {"probes": settings.probes, "sketch": settings.sketch}}
     return Spectrum(z, values, torch.zeros(len(z)), provenance=provenance)
 
 
 def test_a_sketch_with_all_directions_is_exact() -> None:
     generator = vae_decoder()
     z = generator.sample_latents(5, 0)
-    exact = spectrum_of(generator, Method(), z)
+    exact = spectrum_of(generator, JacobianSettings(), z)
     for sketch in ("volume", "top"):
-        sketched = spectrum_of(generator, Method(probes=6, sketch=sketch), z)
+        sketched = spectrum_of(generator, JacobianSettings(probes=6, sketch=sketch), z)
         torch.testing.assert_close(
             sketched.singular_values, exact.singular_values, rtol=1e-4, atol=0
         )
@@ -206,15 +206,15 @@ def test_the_sketched_frobenius_norm_is_of_the_right_size() -> None:
     """Its square is unbiased over subspaces; one subspace and many latents come close."""
     generator = vae_decoder()
     z = generator.sample_latents(64, 0)
-    exact = spectrum_of(generator, Method(), z).frobenius()
-    sketched = spectrum_of(generator, Method(probes=3), z).frobenius()
+    exact = spectrum_of(generator, JacobianSettings(), z).frobenius()
+    sketched = spectrum_of(generator, JacobianSettings(probes=3), z).frobenius()
     assert 0.7 < float((sketched.square().mean() / exact.square().mean()).sqrt()) < 1.3
 
 
 def test_a_top_sketch_finds_the_largest_singular_values() -> None:
     generator = rank_deficient_mlp()
     z = generator.sample_latents(8, 0)
-    top = spectrum_of(generator, Method(probes=6, sketch="top"), z).singular_values
+    top = spectrum_of(generator, JacobianSettings(probes=6, sketch="top"), z).singular_values
     exact = float64_reference(generator, z)
     torch.testing.assert_close(top[:, :3], exact[:, :3], rtol=0.02, atol=0)
 
@@ -224,7 +224,7 @@ def test_a_fast_method_that_agrees_is_used() -> None:
     z = generator.sample_latents(300, 0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it may be too slow to be used
-        _, check = choose(generator, z, Method(probes=5, min_rank_correlation=0.5))
+        _, check = choose(generator, z, JacobianSettings(probes=5, min_rank_correlation=0.5))
     assert check is not None
     assert check.latents == 128
     assert check.rank_correlation["log_volume"] > 0.5
@@ -236,7 +236,9 @@ def test_a_fast_method_that_disagrees_gives_way_to_the_exact_one() -> None:
     generator = rank_deficient_mlp()
     z = generator.sample_latents(100, 0)
     with pytest.warns(PgmkitWarning, match=r"rank correlation of .* computed exactly"):
-        jacobians, check = choose(generator, z, Method(probes=2, min_rank_correlation=0.9999))
+        jacobians, check = choose(
+            generator, z, JacobianSettings(probes=2, min_rank_correlation=0.9999)
+        )
     assert check is not None
     assert not check.used
     values = jacobians.compute(z[:4])["singular_values"]
@@ -247,7 +249,7 @@ def test_bfloat16_cannot_follow_a_condition_number_of_thousands() -> None:
     generator = rank_deficient_mlp()
     z = generator.sample_latents(100, 0)
     with pytest.warns(PgmkitWarning, match="bfloat16"):
-        _, check = choose(generator, z, Method(dtype="bfloat16"))
+        _, check = choose(generator, z, JacobianSettings(dtype="bfloat16"))
     assert check is not None
     assert not check.used
     assert check.threshold == 0.995
@@ -256,7 +258,9 @@ def test_bfloat16_cannot_follow_a_condition_number_of_thousands() -> None:
 def test_bfloat16_tangents_are_close_to_exact_ones() -> None:
     generator = vae_decoder()
     z = generator.sample_latents(8, 0)
-    rounded = JacobianSpectra(generator, Method(dtype="bfloat16")).compute(z)["singular_values"]
+    rounded = JacobianSpectra(generator, JacobianSettings(dtype="bfloat16")).compute(z)[
+        "singular_values"
+    ]
     reference = float64_reference(generator, z)
     torch.testing.assert_close(rounded, reference, rtol=0.05, atol=0)
 
@@ -275,20 +279,20 @@ def test_bfloat16_tangents_are_close_to_exact_ones() -> None:
 )
 def test_parameters_out_of_range_are_refused(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ParameterError, match=message):
-        Method(**arguments)  # type: ignore[arg-type]
+        JacobianSettings(**arguments)  # type: ignore[arg-type]
 
 
 def test_more_probes_than_latent_dimensions_are_refused() -> None:
     with pytest.raises(ParameterError, match="at most 6, the latent dimension"):
-        JacobianSpectra(vae_decoder(), Method(probes=7))
+        JacobianSpectra(vae_decoder(), JacobianSettings(probes=7))
 
 
 def test_a_spectrum_says_how_it_was_computed() -> None:
-    spectrum = pgmkit.compute_spectrum(rank_deficient_mlp(), num_latents=6)
+    spectrum = pgmkit.compute_spectrum(rank_deficient_mlp(), latents=6)
     assert spectrum.provenance["computed"] == {"dtype": "auto", "probes": None, "sketch": None}
     assert spectrum.provenance["check"] is None
     assert spectrum.float64_share() == 1
-    exact = pgmkit.compute_spectrum(vae_decoder(), num_latents=6)
+    exact = pgmkit.compute_spectrum(vae_decoder(), latents=6)
     assert exact.float64_share() == 0
 
 
@@ -297,7 +301,7 @@ def test_a_sketched_spectrum_continues_as_it_was_begun(tmp_path: Path) -> None:
     def compute() -> Spectrum:
         return pgmkit.compute_spectrum(
             vae_decoder(),
-            num_latents=40,
+            latents=40,
             probes=4,
             min_rank_correlation=-1,
             block_size=10,
@@ -318,9 +322,9 @@ def test_a_sketched_spectrum_continues_as_it_was_begun(tmp_path: Path) -> None:
 
 
 def test_another_method_is_another_spectrum(tmp_path: Path) -> None:
-    pgmkit.compute_spectrum(vae_decoder(), num_latents=4, out=tmp_path)
+    pgmkit.compute_spectrum(vae_decoder(), latents=4, out=tmp_path)
     with pytest.raises(OutputError, match=r"another dtype \('auto', not 'float64'\)"):
-        pgmkit.compute_spectrum(vae_decoder(), num_latents=4, out=tmp_path, dtype="float64")
+        pgmkit.compute_spectrum(vae_decoder(), latents=4, out=tmp_path, dtype="float64")
 
 
 def provenance_of(sketch: str, probes: int) -> dict[str, object]:
@@ -396,7 +400,7 @@ class Noisy(nn.Module):
 @pytest.mark.parametrize("module", [Mixing(), Noisy()])
 def test_latents_that_depend_on_each_other_or_on_chance_are_refused(module: nn.Module) -> None:
     with pytest.raises(GeneratorError, match="mixes latents or is random"):
-        pgmkit.compute_spectrum(generator_of(module, 4, (1, 2, 2)), num_latents=8)
+        pgmkit.compute_spectrum(generator_of(module, 4, (1, 2, 2)), latents=8)
 
 
 class OnlyFloat32(nn.Module):
@@ -416,14 +420,14 @@ class OnlyFloat32(nn.Module):
 def test_a_generator_that_knows_float32_only_stays_in_it_with_a_warning() -> None:
     generator = generator_of(OnlyFloat32(), 4, (1, 2, 2))
     with pytest.warns(PgmkitWarning, match="does not run in float64"):
-        spectrum = pgmkit.compute_spectrum(generator, num_latents=4)
+        spectrum = pgmkit.compute_spectrum(generator, latents=4)
     assert spectrum.float64_share() == 0
 
 
 def test_a_recorded_plan_gives_way_to_a_smaller_budget() -> None:
     generator = vae_decoder()
     plan = replace(JacobianSpectra(generator).plan, batch_size=64, tangents=6)
-    small = JacobianSpectra(generator, Method(memory_budget=2**20), plan)
+    small = JacobianSpectra(generator, JacobianSettings(memory_budget=2**20), plan)
     assert small._differentiator.bytes_needed <= 2**20 // 4
     z = generator.sample_latents(8, 0)
     expected = JacobianSpectra(generator, plan=plan).compute(z)["singular_values"]

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 import pgmkit
 from pgmkit.config import make_settings
 from pgmkit.errors import GeneratorError, ParameterError
-from pgmkit.spectrum.jacobian import JacobianSpectra, Method
-from pgmkit_plugins.samplers.learned import moved
+from pgmkit.images import moved_latents
+from pgmkit.spectrum.jacobian import JacobianSettings, JacobianSpectra
 
 LatentSpec = pgmkit.LatentSpec
 
@@ -220,7 +220,7 @@ def test_moves_leave_the_prior_as_it_is_and_categories_where_they_are(
 ) -> None:
     spec = EVERY[name]
     z = drawn(spec)
-    after = moved(z, spec, step, torch.Generator().manual_seed(3))
+    after = moved_latents(z, spec, step, torch.Generator().manual_seed(3))
     assert torch.equal(after[:, ~spec.continuous], z[:, ~spec.continuous])
     fresh = drawn(spec, seed=9)
     for one, other in zip(after.T[spec.continuous], fresh.T[spec.continuous], strict=True):
@@ -364,7 +364,7 @@ class Decoder(nn.Module):
 
 def test_the_jacobian_is_that_of_the_continuous_coordinates() -> None:
     generator = pgmkit.Generator(Decoder(), INFO, pgmkit.ImageSpec((1, 3, 4)))
-    spectrum = pgmkit.compute_spectrum(generator, num_latents=20, seed=0)
+    spectrum = pgmkit.compute_spectrum(generator, latents=20, seed=0)
     assert spectrum.singular_values.shape == (20, 5)
     module = Decoder().double()
     for latent, values in zip(spectrum.latents.double(), spectrum.singular_values, strict=True):
@@ -378,10 +378,10 @@ def test_latents_without_a_continuous_part_have_no_spectrum() -> None:
     net = nn.Linear(4, 4)
     generator = pgmkit.Generator(net, LatentSpec(4, "categorical"), pgmkit.ImageSpec((1, 2, 2)))
     with pytest.raises(GeneratorError, match=r"all categorical.*add a continuous part"):
-        pgmkit.compute_spectrum(generator, num_latents=20)
+        pgmkit.compute_spectrum(generator, latents=20)
 
 
 def test_sketches_are_not_made_of_categorical_latents() -> None:
     generator = pgmkit.Generator(Decoder(), INFO, pgmkit.ImageSpec((1, 3, 4)))
     with pytest.raises(ParameterError, match="leave probes out"):
-        JacobianSpectra(generator, Method(probes=2))
+        JacobianSpectra(generator, JacobianSettings(probes=2))

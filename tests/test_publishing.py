@@ -332,7 +332,7 @@ def test_the_snippet_of_a_network_of_one_s_own_names_its_class(
     assert "Linear(in_features=3, out_features=16, bias=True)" in text
     (snippet,) = snippets(text)
     assert run_snippet(snippet)["images"].shape == (16, 1, 4, 4)
-    shattered = pgmkit.shatter(own, num_clusters=2, num_latents=40)
+    shattered = pgmkit.shatter(own, partitioner="kmeans", clusters=2, latents=40)
     shattered.push_to_hub("me/split")
     for snippet in snippets(card(server, "me/split")):
         assert run_snippet(snippet)["m"].cluster_sizes == shattered.cluster_sizes
@@ -341,7 +341,7 @@ def test_the_snippet_of_a_network_of_one_s_own_names_its_class(
 def test_a_network_of_one_s_own_is_pushed_from_the_command_line(
     server: HubServer, own: Generator, tmp_path: Path
 ) -> None:
-    pgmkit.shatter(own, num_clusters=2, num_latents=40).save_pretrained(tmp_path / "split")
+    pgmkit.shatter(own, clusters=2, latents=40).save_pretrained(tmp_path / "split")
     arguments = ("generators", "push", tmp_path / "split", "me/split")
     assert run_pgmkit(*arguments).code == 1
     done = run_pgmkit(*arguments, "--architecture", "flat_network:Flat")
@@ -376,7 +376,7 @@ def test_the_picture_has_a_numbered_row_for_each_cluster(server: HubServer, resu
 def test_points_are_drawn_in_a_square_for_each_cluster(server: HubServer) -> None:
     net = nn.Sequential(nn.Linear(2, 2), nn.Tanh())
     toy = Generator(net, LatentSpec(2), ImageSpec((2,)), name="plane")
-    pgmkit.shatter(toy, num_clusters=3, num_latents=60).push_to_hub("me/plane")
+    pgmkit.shatter(toy, partitioner="kmeans", clusters=3, latents=60).push_to_hub("me/plane")
     assert "points of 2 coordinates" in card(server, "me/plane")
     shown = snapshot_download("me/plane", allow_patterns="samples.png")
     with Image.open(Path(shown) / "samples.png") as picture:
@@ -448,7 +448,7 @@ def test_paths_passwords_and_tokens_stay_on_this_machine(
         "mirror": "https://user:hunter2@mirror.org/x",
         "log": f"logged in with {token}",
     }
-    shattered = pgmkit.shatter(generator, num_clusters=2, num_latents=40)
+    shattered = pgmkit.shatter(generator, sampler="kmeans-gmm", clusters=2, latents=40)
     for push in (generator.push_to_hub, shattered.push_to_hub):
         push("me/tiny")
         everything = b"\n".join(server.files("me/tiny").values())
@@ -496,7 +496,7 @@ def test_a_sampler_that_cannot_be_saved_is_not_pushed(server: HubServer, source:
         def sample(self, n: int, cluster: int, seed: int) -> torch.Tensor:
             return torch.zeros(n, 4)
 
-    shattered = pgmkit.shatter(pgmkit.load_generator(source), sampler=Mine(), num_latents=40)
+    shattered = pgmkit.shatter(pgmkit.load_generator(source), sampler=Mine(), latents=40)
     with pytest.raises(PgmkitError, match="cannot be saved"):
         shattered.push_to_hub("me/tiny")
     assert server.repositories == {}

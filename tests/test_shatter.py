@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import let_no_sample_of_cluster_1_be_drawn
 from torch import Tensor, nn
 
 import pgmkit
@@ -18,6 +19,7 @@ from pgmkit.errors import (
     SamplingError,
 )
 from pgmkit.evaluate.metrics import cluster_scores
+from pgmkit.plugins import build
 from pgmkit.seeds import derive_seed
 
 DENSITIES = ["lash", "jbt", "polarity", "none"]
@@ -43,17 +45,18 @@ def generator_of(prior: pgmkit.LatentSpec | None = None) -> pgmkit.Generator:
 
 @pytest.fixture(scope="module")
 def spectrum() -> pgmkit.Spectrum:
-    return pgmkit.compute_spectrum(generator_of(), num_latents=1000, seed=0)
+    return pgmkit.compute_spectrum(generator_of(), latents=1000, seed=0)
 
 
 def shatter(spectrum: pgmkit.Spectrum, **arguments: Any) -> pgmkit.ShatteredGenerator:
-    return pgmkit.shatter(generator_of(), num_clusters=2, spectrum=spectrum, **arguments)
+    settings = {"sampler": "kmeans-gmm", "clusters": 2, "spectrum": spectrum, **arguments}
+    return pgmkit.shatter(generator_of(), **settings)
 
 
 def test_lash_splits_a_latent_space_where_the_generator_stretches_it(
     spectrum: pgmkit.Spectrum,
 ) -> None:
-    shattered = shatter(spectrum, remove=0.5, density_args={"prior_term": False})
+    shattered = shatter(spectrum, remove=0.5, density={"name": "lash", "prior_term": False})
     assert shattered.selection is not None
     kept = spectrum.latents[shattered.selection.kept]
     assert kept[:, 0].abs().min() > 0.4
@@ -97,9 +100,9 @@ def test_samples_have_the_contract_s_shape_and_obey_the_seed(spectrum: pgmkit.Sp
 
 
 def test_without_a_cluster_samples_are_mixed_by_size(spectrum: pgmkit.Spectrum) -> None:
-    shattered = shatter(spectrum, remove=0.5, density_args={"prior_term": False})
-    clusters = shattered.sample_clusters(4000, seed=1)
-    latents = shattered.sample_latents(4000, seed=1)
+    shattered = shatter(spectrum, remove=0.5, density={"name": "lash", "prior_term": False})
+    latents, clusters = shattered.draw(4000, seed=1)
+    assert torch.equal(latents, shattered.sample_latents(4000, seed=1))
     assert (shattered.predict(latents) == clusters).float().mean() > 0.98
     expected = shattered.cluster_sizes[0] / sum(shattered.cluster_sizes)
     assert (clusters == 0).float().mean().item() == pytest.approx(expected, abs=0.03)
@@ -107,7 +110,7 @@ def test_without_a_cluster_samples_are_mixed_by_size(spectrum: pgmkit.Spectrum) 
 
 def test_samples_stay_inside_a_bounded_prior() -> None:
     prior = pgmkit.LatentSpec(2, "uniform", low=-0.5, high=0.5)
-    shattered = pgmkit.shatter(generator_of(prior), num_clusters=2, num_latents=200)
+    shattered = pgmkit.shatter(generator_of(prior), sampler="kmeans-gmm", clusters=2, latents=200)
     assert shattered.sample_latents(500, cluster=0).abs().max() <= 0.5
 
 
@@ -153,19 +156,21 @@ def test_a_module_of_one_s_own_needs_its_class_again(
 @pytest.mark.parametrize(
     "arguments",
     [
-        {"num_clusters": 0},
-        {"num_clusters": 81, "num_latents": 100},
+        {"clusters": 0},
+        {"clusters": 81, "latents": 100},
         {"remove": 1.0},
-        {"num_latents": 0},
-        {"density_args": {"rho": 1}},
-        {"sampler_args": {"num_components": 0}},
+        {"latents": 0},
+        {"density": {"name": "lash", "rho": 1}},
+        {"sampler": {"name": "kmeans-gmm", "num_components": 0}},
+        {"partitioner": {"name": "kmeans", "num_starts": 0}},
+        {"mapper": {"name": "rejection", "core": 2}},
     ],
 )
 def test_bad_settings_fail_before_anything_is_computed(
     arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "pgmkit.shattering.compute_spectrum", lambda *a, **k: pytest.fail("computed")
+        "pgmkit.shattering.algorithm.compute_spectrum", lambda *a, **k: pytest.fail("computed")
     )
     with pytest.raises(ParameterError):
         pgmkit.shatter(generator_of(), **arguments)
@@ -187,11 +192,8 @@ def test_predict_checks_the_latents(spectrum: pgmkit.Spectrum) -> None:
 class Halves:
     """A cluster sampler of a user's own, with no base class and nothing to save."""
 
-    def fit(
-        self, latents: Tensor, *, images: object = None, generator: object = None, seed: int = 0
-    ) -> "Halves":
+    def fit(self, latents: Tensor, *, generator: object = None, seed: int = 0) -> None:
         self.labels_ = (latents[:, 0] > 0).long()
-        return self
 
     def predict(self, latents: Tensor) -> Tensor:
         return (latents[:, 0] > 0).long()
@@ -211,8 +213,8 @@ def test_objects_of_one_s_own_serve_as_methods(spectrum: pgmkit.Spectrum, tmp_pa
     kept = spectrum.latents[shattered.selection.kept]
     assert kept.norm(dim=1).max() < spectrum.latents.norm(dim=1).quantile(0.51)
     assert torch.equal(shattered.sample_latents(2, 1), torch.ones(2, 2))
-    assert len(shattered.cluster_sizes) == shattered.origin.settings["num_clusters"] == 2
-    with pytest.raises(PluginError, match=r"'Halves' cannot be saved"):
+    assert len(shattered.cluster_sizes) == shattered.origin.settings["clusters"] == 2
+    with pytest.raises(PluginError, match=r"cannot be saved: Halves is an object of your own"):
         shattered.save_pretrained(tmp_path)
 
 
@@ -226,13 +228,115 @@ def test_a_cluster_without_latents_cannot_be_sampled(spectrum: pgmkit.Spectrum) 
         shattered.sample(5, cluster=3)
     assert shattered.sample(50).shape[0] == 50
     with pytest.warns(PgmkitWarning, match="cluster 2 cannot be sampled"):
-        assert (shattered.try_images(2, 2) == shattered.generator.image.range[1]).all()
+        assert len(shattered.draw(5, cluster=2)[0]) == 0
+    with pytest.warns(PgmkitWarning, match="cannot be sampled"):
+        images = shattered.images_of_each(2)
+    assert len(images) == 4
+    assert (images[2] == shattered.generator.image.range[1]).all()
+    assert torch.equal(images[1], shattered.sample(2, cluster=1))
+
+
+def test_by_default_a_partitioner_sees_images_and_draws_are_rejected(
+    spectrum: pgmkit.Spectrum,
+) -> None:
+    partitioner = {"name": "kmeans", "features": "pixels"}
+    shattered = pgmkit.shatter(
+        generator_of(), partitioner=partitioner, clusters=3, spectrum=spectrum
+    )
+    assert shattered.origin.sampler["name"] == "pgmkit:partition"
+    for cluster in range(3):
+        drawn = shattered.sample_latents(200, cluster)
+        assert (shattered.predict(drawn) == cluster).all()
+        assert 0 < shattered.sampler.acceptance_rate(cluster) <= 1
+    found = shattered.sampler.partitioner.logits((shattered.images(spectrum.latents) / 3).float())
+    assert torch.equal(found.argmax(dim=1), shattered.predict(spectrum.latents))
+
+
+def test_draws_of_clusters_that_fail_are_missing_and_the_rest_is_the_same(
+    spectrum: pgmkit.Spectrum, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shattered = shatter(spectrum)
+    latents, clusters = shattered.draw(100, seed=3)
+    let_no_sample_of_cluster_1_be_drawn(monkeypatch)
+    with pytest.warns(PgmkitWarning, match="cluster 1 cannot be sampled and is left out: took 0"):
+        rest, others = shattered.draw(100, seed=3)
+    assert torch.equal(rest, latents[clusters == 0])
+    assert (others == 0).all()
+    assert len(others) == int((clusters == 0).sum())
+
+
+def test_further_arguments_of_the_spectrum_stand_in_a_table(tmp_path: Path) -> None:
+    settings = {"sampler": "kmeans-gmm", "clusters": 2, "latents": 300, "seed": 5}
+    table = {"out": tmp_path / "spectrum", "block_size": 100}
+    whole = pgmkit.shatter(generator_of(), **settings, spectrum=table)  # type: ignore[arg-type]
+    assert (tmp_path / "spectrum" / "manifest.json").exists()
+    assert whole.spectrum is not None
+    assert torch.equal(whole.spectrum.latents, generator_of().sample_latents(300, seed=5))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            {"sampler": "kmeans-gmm", "partitioner": "kmeans"},
+            "cluster-sampler 'kmeans-gmm' has no parameter 'partitioner'",
+        ),
+        (
+            {"sampler": "kmeans-gmm", "mapper": "mixture"},
+            "cluster-sampler 'kmeans-gmm' has no parameter 'mapper'",
+        ),
+        ({"sampler": "halves", "mapper": "mixture"}, "mapper would be ignored, since the sampler"),
+        (
+            {"sampler": "halves", "partitioner": "kmeans", "mapper": "prior"},
+            "partitioner and mapper would be ignored, since the sampler is an object",
+        ),
+        (
+            {"sampler": "built", "clusters": 3},
+            "'pgmkit:kmeans-gmm' has 2 clusters, and 3 are asked for",
+        ),
+        ({"partitioner": "built", "clusters": 3}, "'pgmkit:kmeans' has 2 parts, and 3 are asked"),
+        (
+            {"sampler": {"name": "kmeans-gmm", "num_clusters": 3}},
+            "num_clusters stands in the table of the sampler; give the number of clusters",
+        ),
+        (
+            {"sampler": {"name": "partition", "mapper": "prior"}, "mapper": "mixture"},
+            "mapper stands in the table of the sampler",
+        ),
+        ({"latents": 999}, "latents is 999, and the spectrum has 1000; leave latents out"),
+        ({"spectrum": {"latents": 50}}, "latents stands in the table of the spectrum"),
+        ({"spectrum": {"num_latents": 50}}, "has no parameter 'num_latents'"),
+        ({"spectrum": {"seed": 1}}, "seed stands in the table of the spectrum"),
+        (
+            {"spectrum": {"probe": 2}},
+            "table of the spectrum has no parameter 'probe'; did you mean",
+        ),
+        ({"spectrum": {"probes": "2"}}, "takes probes = a whole number or nothing, not '2'"),
+        ({"spectrum": 3}, "spectrum is a Spectrum or a table of further arguments .*, not 3"),
+        ({"density": "built", "remove": 2}, r"remove is a fraction of prior mass in \[0, 1\)"),
+    ],
+)
+def test_what_would_be_ignored_is_an_error(
+    spectrum: pgmkit.Spectrum, arguments: dict[str, Any], said: str
+) -> None:
+    objects = {
+        ("sampler", "halves"): Halves(),
+        ("sampler", "built"): build("cluster-samplers", "kmeans-gmm", num_clusters=2),
+        ("partitioner", "built"): build("partitioners", "kmeans", num_partitions=2),
+        ("density", "built"): build("density-estimators", "jbt"),
+    }
+    given = {
+        name: objects.get((name, value), value) if isinstance(value, str) else value
+        for name, value in arguments.items()
+    }
+    with pytest.raises(ParameterError, match=said):
+        pgmkit.shatter(generator_of(), **{"spectrum": spectrum, **given})
 
 
 def test_a_spectrum_of_another_generator_is_refused(spectrum: pgmkit.Spectrum) -> None:
     other = generator_of(pgmkit.LatentSpec(2, std=0.5))
     with pytest.raises(ParameterError, match="another generator"):
-        pgmkit.shatter(other, num_clusters=2, spectrum=spectrum)
+        pgmkit.shatter(other, sampler="kmeans-gmm", clusters=2, spectrum=spectrum)
 
 
 def test_scores_agree_with_a_case_worked_out_by_hand() -> None:

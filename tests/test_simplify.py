@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pgmkit.spectrum.tangents import TangentProgram
+from pgmkit.tangents import TangentProgram
 
 BLOCK = nn.Sequential(nn.Linear(5, 4 * 3 * 3), nn.Unflatten(1, (4, 3, 3)))
 

@@ -4,6 +4,8 @@ import copy
 import dataclasses
 import json
 import math
+import pickle
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,10 +14,13 @@ import torch
 from torch import Tensor, nn
 
 import pgmkit
+from pgmkit import progress
 from pgmkit.engines.local import LocalEngine
 from pgmkit.errors import LoadError, OutputError, ParameterError, PgmkitWarning
 from pgmkit.spectrum import differentiation, load_spectrum
+from pgmkit.spectrum.blocks import BlockStore, recorded_settings
 from pgmkit.spectrum.differentiation import Differentiator, JacobianPlan
+from pgmkit.spectrum.folders import folder_at
 from pgmkit.spectrum.jacobian import JacobianSpectra
 
 LATENT = 6
@@ -148,7 +153,7 @@ def _seed() -> None:
 def test_log_volume_agrees_with_float64_autograd_to_1e_4_nats(name: str) -> None:
     build, mode = NETWORKS[name]
     generator = generator_of(build())
-    spectrum = pgmkit.compute_spectrum(generator, num_latents=20, block_size=7)
+    spectrum = pgmkit.compute_spectrum(generator, latents=20, block_size=7)
     assert spectrum.provenance["jacobian"]["mode"] == mode
     expected = reference_singular_values(generator, spectrum.latents)
     torch.testing.assert_close(spectrum.singular_values, expected, rtol=1e-4, atol=1e-6)
@@ -158,8 +163,12 @@ def test_log_volume_agrees_with_float64_autograd_to_1e_4_nats(name: str) -> None
 
 def test_the_shipped_generator_agrees_with_float64_autograd_to_1e_4_nats() -> None:
     generator = pgmkit.load_generator("mnist-dcgan")
-    spectrum = pgmkit.compute_spectrum(generator, num_latents=6, seed=3)
-    expected = reference_singular_values(generator, spectrum.latents)
+    spectrum = pgmkit.compute_spectrum(generator, 6, seed=3)
+    module = copy.deepcopy(generator.module).double()
+    forward = torch.func.jacfwd(lambda z: module(z[None]).flatten())
+    expected = torch.linalg.svdvals(torch.stack([forward(z) for z in spectrum.latents.double()]))
+    by_reverse = reference_singular_values(generator, spectrum.latents[:1])
+    torch.testing.assert_close(expected[:1], by_reverse, rtol=1e-9, atol=0)
     difference = spectrum.log_volume(rank_rtol=0) - expected.log().sum(dim=1)
     assert difference.abs().max() < 1e-4
     assert (spectrum.numeric_rank() == 64).all()
@@ -194,7 +203,7 @@ def test_the_generator_is_left_as_it_was() -> None:
     generator = generator_of(convolutional())
     before = generator.fingerprint()
     types = [type(part) for part in generator.module.modules()]
-    pgmkit.compute_spectrum(generator, num_latents=3)
+    pgmkit.compute_spectrum(generator, latents=3)
     assert generator.fingerprint() == before
     assert [type(part) for part in generator.module.modules()] == types
     assert generator.module[3].inplace is True
@@ -219,7 +228,7 @@ def test_a_module_that_moves_the_latents_is_given_one_at_a_time() -> None:
 
 def test_a_rank_deficient_generator_has_the_rank_of_its_bottleneck() -> None:
     network = nn.Sequential(nn.Linear(LATENT, 3), nn.Linear(3, 48), nn.Tanh())
-    spectrum = pgmkit.compute_spectrum(generator_of(network), num_latents=10)
+    spectrum = pgmkit.compute_spectrum(generator_of(network), latents=10)
     assert spectrum.singular_values.shape == (10, LATENT)
     assert (spectrum.numeric_rank() == 3).all()
 
@@ -271,7 +280,7 @@ def test_the_number_of_workers_changes_no_bit() -> None:
     generator = generator_of(convolutional())
     results = [
         pgmkit.compute_spectrum(
-            generator, num_latents=50, block_size=8, engine=LocalEngine(workers)
+            generator, latents=50, block_size=8, engine=LocalEngine(workers)
         ).singular_values
         for workers in (1, 2, 3)
     ]
@@ -306,18 +315,28 @@ def test_a_plan_that_this_process_chose_before_is_followed_to_the_bit(
     assert torch.equal(chosen.compute(z)["singular_values"], of_worker)
 
 
+def test_what_computes_jacobians_does_the_same_to_the_bit_in_another_process() -> None:
+    generator = generator_of(convolutional())
+    z = generator.sample_latents(5, seed=0)
+    jacobians = JacobianSpectra(generator, plan=JacobianPlan("layers", 2, 4))
+    sent = pickle.loads(pickle.dumps(jacobians))
+    assert (sent.plan, sent.settings) == (jacobians.plan, jacobians.settings)
+    values = jacobians.compute(z)["singular_values"]
+    assert torch.equal(sent.compute(z)["singular_values"], values)
+
+
 def test_fewer_latents_are_the_first_of_more() -> None:
     generator = generator_of(dense())
-    few = pgmkit.compute_spectrum(generator, num_latents=10, seed=4)
+    few = pgmkit.compute_spectrum(generator, latents=10, seed=4)
     many = pgmkit.compute_spectrum(generator, latents=generator.sample_latents(300, 4)[:10])
     assert torch.equal(few.latents, many.latents)
     assert torch.equal(few.singular_values, many.singular_values)
-    other = pgmkit.compute_spectrum(generator, num_latents=10, seed=5)
+    other = pgmkit.compute_spectrum(generator, latents=10, seed=5)
     assert not torch.equal(few.latents, other.latents)
 
 
 def test_log_prior_comes_with_the_spectrum() -> None:
-    spectrum = pgmkit.compute_spectrum(generator_of(dense()), num_latents=4)
+    spectrum = pgmkit.compute_spectrum(generator_of(dense()), latents=4)
     normal = torch.distributions.MultivariateNormal(torch.zeros(LATENT), torch.eye(LATENT))
     torch.testing.assert_close(
         spectrum.log_prior, normal.log_prob(spectrum.latents).double(), rtol=1e-5, atol=1e-5
@@ -330,7 +349,7 @@ class TestSavedSpectrum:
     def compute(self, folder: Path, **arguments: int) -> pgmkit.Spectrum:
         torch.manual_seed(0)
         generator = generator_of(convolutional())
-        settings = {"num_latents": 30, "seed": 0, "block_size": 8, **arguments}
+        settings = {"latents": 30, "seed": 0, "block_size": 8, **arguments}
         return pgmkit.compute_spectrum(generator, out=folder, **settings)
 
     def test_reading_back_computes_nothing(
@@ -411,6 +430,26 @@ class TestSavedSpectrum:
         assert again.provenance["jacobian"]["batch_size"] == 3
         assert torch.equal(again.singular_values, first.singular_values)
 
+    def test_it_says_how_many_latents_were_not_computed_but_read(self, tmp_path: Path) -> None:
+        assert self.compute(tmp_path).reused == 0
+        (tmp_path / "block-000001.safetensors").unlink()
+        assert self.compute(tmp_path).reused == 22
+        assert self.compute(tmp_path).reused == load_spectrum(tmp_path).reused == 30
+
+    def test_a_store_goes_to_other_processes_without_what_is_in_memory(
+        self, tmp_path: Path
+    ) -> None:
+        self.compute(tmp_path)
+        settings = recorded_settings(folder_at(tmp_path))
+        assert settings is not None
+        store = BlockStore(settings, folder_at(tmp_path))
+        store.open()
+        assert store.missing == []
+        sent = pickle.loads(pickle.dumps(store))
+        assert (sent.missing, sent.tensors) == ([0, 1, 2, 3], {})
+        assert sent.copy(store) == 4
+        assert torch.equal(sent.tensors["latents"], store.tensors["latents"])
+
     def test_more_latents_do_not_fit_the_folder(self, tmp_path: Path) -> None:
         self.compute(tmp_path)
         with pytest.raises(OutputError, match="another latents"):
@@ -437,9 +476,25 @@ class TestSavedSpectrum:
         assert manifest["settings"]["jacobian"]["mode"] == "layers"
 
 
-@pytest.mark.parametrize(
-    "arguments", [{}, {"num_latents": 3, "latents": torch.zeros(3, LATENT)}, {"num_latents": 0}]
-)
-def test_latents_are_given_one_way_and_not_empty(arguments: dict[str, object]) -> None:
-    with pytest.raises(ParameterError):
-        pgmkit.compute_spectrum(generator_of(dense()), **arguments)  # type: ignore[arg-type]
+@pytest.mark.parametrize("latents", [0, -3, True, 2.5, None, torch.zeros(0, LATENT)])
+def test_latents_are_a_number_or_the_latents_themselves_and_not_empty(latents: object) -> None:
+    with pytest.raises(ParameterError, match="latents"):
+        pgmkit.compute_spectrum(generator_of(dense()), latents)  # type: ignore[arg-type]
+
+
+def test_progress_tells_how_many_latents_there_are(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compute = JacobianSpectra.compute
+
+    def slowly(jacobians: JacobianSpectra, z: Tensor) -> dict[str, Tensor]:
+        time.sleep(0.2)
+        return compute(jacobians, z)
+
+    monkeypatch.setattr(JacobianSpectra, "compute", slowly)
+    monkeypatch.setattr("pgmkit.progress._SECONDS", 0.01)
+    pgmkit.compute_spectrum(generator_of(dense()), 12)
+    assert capsys.readouterr().err == ""
+    with progress.shown():
+        pgmkit.compute_spectrum(generator_of(dense()), 12)
+    assert capsys.readouterr().err == "Jacobians of 12 latents: 12 latents\n"

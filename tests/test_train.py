@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny import run_pgmkit
+from torch import Tensor, nn
 
 import pgmkit
+from pgmkit import progress
 from pgmkit.config import apply_overrides, read_toml
 from pgmkit.errors import DataError, OutputError, ParameterError, PgmkitError
 from pgmkit.evaluate.classifier import load_classifier
 from pgmkit.images import load_images
-from pgmkit.train.gan import GANTask
-from pgmkit.train.run import run_training
+from pgmkit.jobs.train import prepare
+from pgmkit.learning import learn
+from pgmkit.train.gan import GANSettings, GANTask
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 TINY_GAN = [
@@ -42,13 +47,22 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def run_training(config: dict[str, Any], data: str, out: Path) -> Path:
+    model = prepare({**config, "data": data, "device": "cpu"}).run(out)
+    assert model is not None
+    return model
+
+
 def gan_config(*overrides: str) -> dict[str, Any]:
     return apply_overrides(read_toml(EXAMPLES / "mnist-dcgan.toml"), [*TINY_GAN, *overrides])
 
 
-def test_a_gan_is_trained_exported_and_loaded(digits: Path, tmp_path: Path) -> None:
-    lines: list[str] = []
-    model = run_training(gan_config(), str(digits), tmp_path / "tiny", report=lines.append)
+def test_a_gan_is_trained_exported_and_loaded(
+    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with progress.shown():
+        model = run_training(gan_config(), str(digits), tmp_path / "tiny")
+    lines = capsys.readouterr().err.splitlines()
     generator = pgmkit.load_generator(f"local-dir:{model}")
     assert generator.latent.dim == 4
     assert generator.image.shape == (1, 32, 32)
@@ -56,13 +70,14 @@ def test_a_gan_is_trained_exported_and_loaded(digits: Path, tmp_path: Path) -> N
     training = generator.provenance["training"]
     assert (training["seed"], training["steps"]) == (0, 2 * (300 // 8))
     assert "CC BY-SA 3.0" in (model / "README.md").read_text()
-    assert [line.split(":")[0] for line in lines] == ["epoch 1/2", "epoch 2/2"]
+    epochs = [line.split(":")[0] for line in lines if line.startswith("epoch")]
+    assert epochs == ["epoch 1/2", "epoch 2/2"]
     with (tmp_path / "tiny" / "losses.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [int(row["step"]) for row in rows] == [50]
     assert float(rows[0]["discriminator"]) > 0
     grids = sorted(p.name for p in (tmp_path / "tiny" / "samples").iterdir())
-    assert grids == ["epoch-001.png", "epoch-002.png"]
+    assert grids == ["step-0000037.png", "step-0000074.png"]
 
 
 def test_training_moves_the_weights_and_the_seed_decides_them(digits: Path, tmp_path: Path) -> None:
@@ -81,7 +96,7 @@ def test_a_classifier_learns_and_is_loaded(digits: Path, tmp_path: Path) -> None
     classifier = load_classifier(f"local-dir:{model}")
     assert classifier.measured["test_accuracy"] > 0.95
     test = load_images(str(digits), split="test", size=32)
-    found = classifier.labels(test.batch(torch.arange(100), (0.0, 1.0)), (0.0, 1.0))
+    found = classifier.labels(test.batch(torch.arange(100)), (-1.0, 1.0))
     assert (found == test.labels).float().mean() == classifier.measured["test_accuracy"]
 
 
@@ -110,6 +125,11 @@ def test_a_run_does_not_continue_on_other_data(digits: Path, tmp_path: Path) -> 
         "model.backbone_args.channels=[]",
         "model.latent.dim=0",
         "surprise=1",
+        "steps=3",
+        "measure_steps=0",
+        "save_steps=0",
+        "model.discriminator_steps=0",
+        "model.discriminator_optimizer.learning_rate=0",
     ],
 )
 def test_settings_outside_their_range_are_refused_before_training(
@@ -117,6 +137,94 @@ def test_settings_outside_their_range_are_refused_before_training(
 ) -> None:
     with pytest.raises(ParameterError):
         run_training(gan_config(override), str(digits), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_length_is_counted_in_steps_of_the_generator_too(digits: Path, tmp_path: Path) -> None:
+    config = gan_config("model.discriminator_steps=3", "snapshots=[1]")
+    by_epochs = prepare({**config, "data": str(digits), "device": "cpu"})
+    assert by_epochs.steps == 2 * (300 // 8) // 3 + 1
+    del config["epochs"]
+    out = tmp_path / "out"
+    model = run_training({**config, "steps": 5, "measure_steps": 2}, str(digits), out)
+    training = pgmkit.load_generator(f"local-dir:{model}").provenance["training"]
+    assert training["steps"] == 5
+    grids = sorted(path.name for path in (out / "samples").iterdir())
+    assert grids == [f"step-{step:07d}.png" for step in (2, 4, 5)]
+    assert [path.name for path in (out / "snapshots").iterdir()] == ["step-001"]
+    del config["snapshots"]
+    with pytest.raises(ParameterError, match="either epochs or steps"):
+        run_training(config, str(digits), tmp_path / "neither")
+
+
+def test_the_discriminator_may_have_an_optimizer_of_its_own(digits: Path, tmp_path: Path) -> None:
+    own = "model.discriminator_optimizer.learning_rate=1e-30"
+    values = {**gan_config("epochs=1", own), "data": str(digits), "device": "cpu"}
+    still, job = prepare(values), prepare(values)
+    job.run(tmp_path)
+    moved = {
+        name: max(
+            float((before - after).detach().abs().max())
+            for before, after in zip(model.parameters(), job.models[name].parameters(), strict=True)
+        )
+        for name, model in still.models.items()
+    }
+    assert moved["discriminator"] < 1e-6 < 1e-3 < moved["generator"]
+
+
+class Forgetful(nn.Module):
+    """Half of what it is given is dropped, by the global generator."""
+
+    def __init__(self, inputs: int, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.layer = nn.Linear(inputs, math.prod(shape))
+        self.shape = shape
+
+    def forward(self, z: Tensor) -> Tensor:
+        dropped = nn.functional.dropout(z.flatten(1), 0.5, self.training)
+        made: Tensor = self.layer(dropped).unflatten(1, self.shape)
+        return made
+
+
+def test_one_seed_gives_one_generator_with_dropout_too(digits: Path, tmp_path: Path) -> None:
+    weights = []
+    for seed in (0, 0, 1):
+        values = {**gan_config("epochs=1", f"seed={seed}"), "data": str(digits), "device": "cpu"}
+        job = prepare(values)
+        task = job.task
+        assert isinstance(task, GANTask)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            generator, discriminator = Forgetful(4, (1, 32, 32)), Forgetful(1024, (1,))
+        rate = task.settings.optimizer
+        task.parts.clear()
+        task.generator, task.generator_optimizer = generator, rate.build(generator)
+        task.discriminator, task.discriminator_optimizer = discriminator, rate.build(discriminator)
+        learn(task, steps=20, seed=seed, name="forgetful", source=job.source, batch_size=8)
+        weights.append(generator.layer.weight.detach().numpy().tobytes())
+    assert weights[0] == weights[1] != weights[2]
+
+
+def test_a_dry_run_prints_settings_and_sizes_and_writes_nothing(
+    digits: Path, tmp_path: Path
+) -> None:
+    words = ["train", EXAMPLES / "mnist-dcgan.toml", "--data", digits, "--dry-run"]
+    for override in TINY_GAN:
+        words += ["--set", override]
+    dry = run_pgmkit(*words)
+    assert dry.code == 0, dry.stderr
+    told = json.loads(dry.stdout)
+    assert told["steps"] == 74
+    assert told["settings"]["data"]["shape"] == [300, 1, 32, 32]
+    module = GANTask(
+        GANSettings(backbone_args={"channels": [8, 4, 4]}, latent=pgmkit.LatentSpec(4)),
+        seed=0,
+        device=torch.device("cpu"),
+    )
+    sizes = {n: sum(p.numel() for p in getattr(module, n).parameters()) for n in told["parameters"]}
+    assert told["parameters"] == sizes
+    assert list(sizes) == ["generator", "discriminator"]
+    assert run_pgmkit(*words, "-o", tmp_path / "out").code == 0
     assert not (tmp_path / "out").exists()
 
 
@@ -228,7 +336,7 @@ def test_a_classifier_knows_its_classes_by_the_names_of_folders(
     assert classifier.classes == classes
     images = load_images(str(digits))
     assert images.labels is not None
-    found = classifier.labels(images.images, (0.0, 255.0))
+    found = classifier.labels(images.batch(torch.arange(len(images))), (-1.0, 1.0))
     called = {"3": names, "0": ("top", "bottom")}.get(names[0], names)
     expected = torch.tensor([classes.index(name) for name in called])[images.labels]
     assert (found == expected).float().mean() > 0.9
@@ -269,7 +377,7 @@ def test_one_hot_labels_are_learned(digits: Path, tmp_path: Path) -> None:
     assert (found.numpy() == data["y_test"]).mean() > 0.9
 
 
-@pytest.mark.parametrize("part", ["end_epoch", "export"])
+@pytest.mark.parametrize("part", ["measure", "export"])
 def test_what_comes_after_the_epochs_is_tried_before_them(
     part: str, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

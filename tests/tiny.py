@@ -1,5 +1,6 @@
 """Tiny models, data and runs of the command line that the tests share."""
 
+import importlib
 import io
 import json
 import os
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
@@ -22,9 +23,8 @@ from safetensors.torch import save_file
 import pgmkit
 from pgmkit.cli import main
 from pgmkit.errors import SamplingError
-from pgmkit.evaluate.classifier import ARCHITECTURE, LASHClassifier
 from pgmkit.loading.saving import write_generator
-from pgmkit.plugins import build_component
+from pgmkit.plugins import build
 
 LATENT_DIM = 4
 MODEL_ARGS = {"latent_dim": LATENT_DIM, "channels": [8, 4, 4]}
@@ -55,7 +55,7 @@ def write_tiny_generator(folder: Path) -> str:
     """Writes an untrained DCGAN, 4 latents to 1×32×32, and returns its reference."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        module = build_component("generator-loaders", "dcgan", **MODEL_ARGS)
+        module = build("generator-loaders", "dcgan", **MODEL_ARGS)
     generator = pgmkit.Generator(
         module,
         latent=pgmkit.LatentSpec(LATENT_DIM),
@@ -81,8 +81,8 @@ def write_tiny_classifier(folder: Path, image_size: int = 8) -> str:
     """Writes an untrained classifier that looks at few pixels, and returns its reference."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network = LASHClassifier(image_size=image_size)
-    config = {"architecture": ARCHITECTURE, "model_args": {"image_size": image_size}}
+        network = build("classifiers", "lash-classifier", image_size=image_size)
+    config = {"architecture": "lash-classifier", "model_args": {"image_size": image_size}}
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config))
     save_file(network.state_dict(), folder / "model.safetensors")
@@ -146,6 +146,34 @@ def started(words: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
+def children(process: int) -> list[int]:
+    text = Path(f"/proc/{process}/task/{process}/children").read_text()
+    return [int(child) for child in text.split()]
+
+
+@contextmanager
+def torchrun(count: int, *words: object) -> Iterator[subprocess.Popen[str]]:
+    """Starts a command under torchrun; ends what is left of it, whatever happens."""
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    start += ["--monitor-interval", "0.05", "--nproc-per-node", str(count)]
+    process = subprocess.Popen(
+        [*start, *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            # Its workers are in sessions of their own.
+            left = children(process.pid) if process.poll() is None else []
+            for number in (process.pid, *left):
+                with suppress(ProcessLookupError):
+                    os.kill(number, signal.SIGKILL)
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     """Returns every file of a result that must not depend on how it came about."""
     names = ("config.json", "model.safetensors", "sampler.json", "sampler.safetensors")
@@ -183,6 +211,18 @@ def copied(folder: Path, to: Path) -> Path:
     """Copies a result, to damage the copy."""
     shutil.copytree(folder, to)
     return to
+
+
+def install(site: Path, distribution: str, code: str, module: str = "") -> None:
+    """Lays down a distribution as pip would: a module and its metadata with an entry point."""
+    module = module or distribution.replace("-", "_")
+    sys.modules.pop(module, None)
+    importlib.invalidate_caches()
+    (site / f"{module}.py").write_text(code.replace("MODULE", module))
+    info = site / f"{module}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[pgmkit.plugins]\nmain = {module}\n")
 
 
 def let_no_sample_of_cluster_1_be_drawn(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,7 @@ from pgmkit.errors import (
     printable,
     shortened,
 )
-from pgmkit.plugins import disable_third_party_plugins, registry
+from pgmkit.plugins import disable_third_party_plugins, installed
 
 _MOST_OF_A_WORD = 400
 _MOST_OF_A_LINE = 2000
@@ -48,6 +48,7 @@ _COMMANDS = {
     "shatter": ("pgmkit.cli.shatter:shatter", "Shatter a generator into clusters."),
     "spectrum": ("pgmkit.cli.spectrum:spectrum", "Compute spectra, tell about them, draw them."),
     "ablate": ("pgmkit.cli.ablate:ablate", "Compare methods over axes and seeds."),
+    "partition": ("pgmkit.cli.partition:partition", "Fit partitioners to images, and use them."),
     "sample": ("pgmkit.cli.sample:sample", "Make images with a shattered generator."),
     "evaluate": ("pgmkit.cli.evaluate:evaluate", "Score a shattered generator."),
     "train": ("pgmkit.cli.train:train", "Train a generator or an evaluation classifier."),
@@ -65,15 +66,15 @@ class _LazyGroup(click.Group):
     """Knows names and one-line help of its commands without importing them."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return [*_COMMANDS, *(c.name for c in registry().of_kind("commands"))]
+        return [*_COMMANDS, *(c.name for c in installed().of_kind("commands"))]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name in _COMMANDS:
             module, _, attribute = _COMMANDS[cmd_name][0].partition(":")
             command: click.Command = getattr(importlib.import_module(module), attribute)
             return command
-        if registry().offers("commands", cmd_name):
-            found: click.Command = registry().find("commands", cmd_name).resolve()
+        if installed().offers("commands", cmd_name):
+            found: click.Command = installed().find("commands", cmd_name).resolve()
             return found
         return None
 
@@ -88,7 +89,7 @@ class _LazyGroup(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         rows = [(name, summary) for name, (_, summary) in _COMMANDS.items()]
-        rows += [(c.name, c.component.summary) for c in registry().of_kind("commands")]
+        rows += [(c.name, c.component.summary) for c in installed().of_kind("commands")]
         with formatter.section("Commands"):
             formatter.write_dl(rows)
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from pgmkit import progress
 from pgmkit.cli.output import json_option, print_json
 from pgmkit.cli.settings import (
     OutPath,
@@ -15,7 +16,6 @@ from pgmkit.cli.settings import (
     no_cache_option,
     quiet_option,
     set_option,
-    telling,
 )
 
 SOME_FAILED = 3
@@ -44,23 +44,25 @@ def ablate(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Compare methods as CONFIG (TOML) says: generators × densities × samplers × numbers × seeds.
+    """Compare methods as CONFIG (TOML) says: generators × densities × partitioners × mappers × ...
 
     Leaves cells.csv, tables (Markdown and LaTeX) and figures in OUT. A run that was stopped
     continues where it was, and cells that failed are tried again. The exit code is 3 if some cells
     failed and 1 if all did.
     """
     check_out(out, dry_run)
-    from pgmkit.evaluate.ablation import prepare, run
+    from pgmkit.jobs.ablate import prepare
 
-    flags = {"jobs": jobs, "device": device, "cache": False if no_cache else None}
-    prepared = prepare(gather_settings(config, flags, overrides))
-    counts = {"cells": len(prepared.cells), "spectra": len(prepared.spectra)}
+    spectrum = {"cache": False} if no_cache else None
+    flags = {"jobs": jobs, "device": device, "spectrum": spectrum}
+    job = prepare(gather_settings(config, flags, overrides))
+    counts = {"cells": len(job.cells), "spectra": len(job.spectra)}
     if dry_run:
-        print_json({"settings": prepared.resolved(), **counts})
+        print_json({"settings": job.resolved(), **counts})
         return
     assert out is not None
-    summary = run(prepared, out, **telling(quiet))
+    with progress.shown(not quiet):
+        summary = job.run(out)
     if summary is None:  # another process of the engine tells
         return
     if as_json:

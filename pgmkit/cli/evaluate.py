@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from pgmkit.cli.output import json_option, print_json, print_table, scores_line
-from pgmkit.cli.settings import OutPath, device_option, quiet_option, report
+from pgmkit.cli.settings import OutPath, device_option, quiet_option
 from pgmkit.cli.sources import generator_options, needed_source
 
 
@@ -56,23 +56,24 @@ def evaluate(
     """Evaluate SOURCE, a folder that `pgmkit shatter` wrote or a reference."""
     from pgmkit import files
     from pgmkit.errors import OutputError
-    from pgmkit.evaluate.evaluation import evaluate as run
+    from pgmkit.jobs.evaluate import evaluate as run
+    from pgmkit.progress import shown
 
     if out is not None and out.is_dir():
         raise OutputError(f"{out} is a folder; give a file, such as {out / 'evaluation.json'}")
-    numbers = run(
-        needed_source(source),
-        generator=generator or {},
-        classifier=classifier,
-        data=reference,
-        split=split,
-        extractor=extractor,
-        num_samples=count,
-        seed=seed,
-        device=device or "auto",
-        report=None if quiet else report,
-        cache=not no_cache,
-    )
+    with shown(not quiet):
+        numbers = run(
+            needed_source(source),
+            generator=generator or {},
+            classifier=classifier,
+            data=reference,
+            split=split,
+            extractor=extractor,
+            num_samples=count,
+            seed=seed,
+            device=device or "auto",
+            cache=not no_cache,
+        )
     if out is not None:
         files.write_json(out, numbers)
     if as_json:
@@ -83,10 +84,10 @@ def evaluate(
 
 def _print_summary(numbers: Mapping[str, Any]) -> None:
     click.echo(numbers["generator"])
-    returned, found = numbers["cluster_fidelity"], numbers["diagnostics"]
+    returned, found = numbers["return_rate"], numbers["diagnostics"]
     rates = returned["acceptance_rates"]
     rows = [
-        ("cluster fidelity", f"{returned['overall']:.4f}"),
+        ("return rate", f"{returned['overall']:.4f}"),
         ("  by cluster", ", ".join(map(_short, returned["clusters"]))),
         *([("acceptance rate by cluster", ", ".join(map(_short, rates)))] if rates else []),
         ("milliseconds per accepted sample", _short(returned["seconds_per_accepted"], 1000)),

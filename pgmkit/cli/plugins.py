@@ -5,7 +5,7 @@ from dataclasses import asdict
 import click
 
 from pgmkit.cli.output import json_option, print_json, print_table
-from pgmkit.plugins import registry
+from pgmkit.plugins import installed
 
 
 @click.group()
@@ -17,7 +17,7 @@ def plugins() -> None:
 @json_option
 def list_plugins(as_json: bool) -> None:
     """List plugins, what they offer, and why any of them failed."""
-    records = registry().records
+    records = installed().records
     if as_json:
         print_json([asdict(record) for record in records])
         return

@@ -1,6 +1,5 @@
 """Settings from a config file, flags and `--set`, in that order."""
 
-import sys
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -9,10 +8,10 @@ from typing import Any
 import click
 
 from pgmkit.config import apply_overrides, read_toml
-from pgmkit.errors import PgmkitNote, printable
+from pgmkit.errors import PgmkitNote
 
-_NAMED = ("density", "sampler", "engine", "clusters", "remove")
-"""Settings that are a table with a name, or may be one; the name alone is short for it."""
+_CHOSEN = ("clusters", "remove")
+"""Settings that may be the name of a way to choose them, which is short for a table with it."""
 
 
 class OutPath(click.ParamType[Path | str]):
@@ -83,16 +82,6 @@ def gather_settings(
     return apply_overrides(_with_flags(values, flags), overrides)
 
 
-def telling(quiet: bool) -> dict[str, Any]:
-    """Returns how a run tells of itself on stderr: `progress` and `report`, as all runs take."""
-    return {"progress": not quiet and sys.stderr.isatty(), "report": None if quiet else report}
-
-
-def report(line: str) -> None:
-    """Prints a line about the run on stderr."""
-    click.echo(printable(line), err=True)
-
-
 def check_out(out: Path | str | None, dry_run: bool) -> None:
     """Checks, before anything is loaded, that there is an output path if one is needed."""
     if out is None and not dry_run:
@@ -100,20 +89,23 @@ def check_out(out: Path | str | None, dry_run: bool) -> None:
 
 
 def _with_flags(values: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
-    """Lays the flags that were given over a config; a name becomes a table with it."""
+    """Lays the flags that were given over a config, whose tables keep what they have of a name."""
     result = dict(values)
-    for name in _NAMED:
-        if isinstance(result.get(name), str):
-            result[name] = {"name": result[name]}
     for name, value in flags.items():
         if value is None:
             continue
-        if name == "generator":
-            result[name] = {**result.get(name, {}), **value}
-        elif name in _NAMED and isinstance(value, str):
-            table = result.get(name, {})
-            same = isinstance(table, dict) and table.get("name") == value
-            result[name] = table if same else {"name": value}
-        else:
+        if name in ("generator", "spectrum") and isinstance(value, Mapping):
+            under = result.get(name, {})
+            if not isinstance(under, Mapping):
+                raise click.UsageError(
+                    f"--{' and --'.join(value)} would be ignored, since {name} is {under!r}"
+                )
+            result[name] = {**under, **value}
+            continue
+        table = result.get(name)
+        if not isinstance(table, Mapping) or table.get("name") != value:
             result[name] = value
+    for name in _CHOSEN:
+        if isinstance(result.get(name), str):
+            result[name] = {"name": result[name]}
     return result

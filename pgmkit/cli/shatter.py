@@ -1,11 +1,12 @@
 """`pgmkit shatter`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
+from pgmkit import defaults, progress
 from pgmkit.cli.output import json_option, print_json, print_table, scores_line
 from pgmkit.cli.settings import (
     OutPath,
@@ -17,7 +18,6 @@ from pgmkit.cli.settings import (
     no_cache_option,
     quiet_option,
     set_option,
-    telling,
 )
 from pgmkit.cli.sources import generator_options
 
@@ -35,22 +35,31 @@ def _number_or_auto(number: Callable[[str], float]) -> Callable[[str], float | s
 @click.command()
 @click.argument("source", required=False)
 @click.option("-o", "--out", type=OutPath(), help="Output folder.")
-@click.option("--density", help="Density estimator; lash by default.")
-@click.option("--sampler", help="Cluster sampler; self-trained by default.")
+@click.option("--density", help=f"Density estimator; {defaults.DENSITY} by default.")
+@click.option(
+    "--partitioner",
+    help=f"What finds the clusters: a name, or local-dir:FOLDER or hf-hub:org/name of one that was "
+    f"fitted before; {defaults.PARTITIONER} by default.",
+)
+@click.option("--mapper", help=f"What draws latents of them; {defaults.MAPPER} by default.")
+@click.option("--sampler", help="A cluster sampler that does both, in their stead.")
 @click.option(
     "--clusters",
     type=_number_or_auto(int),
     metavar="N|auto",
-    help="Number of clusters, or auto to choose it without labels; 10 by default.",
+    help=f"Number of clusters, or auto to choose it without labels; {defaults.CLUSTERS} by "
+    "default.",
 )
 @click.option(
     "--remove",
     type=_number_or_auto(float),
     metavar="F|auto",
-    help="Fraction of prior mass to remove, or auto to choose it; 0.2 by default.",
+    help=f"Fraction of prior mass to remove, or auto to choose it; {defaults.REMOVE} by default.",
 )
-@click.option("--latents", type=int, help="Latents to draw, before removal; 20000 by default.")
-@click.option("--seed", type=int, help="Of everything random; 0 by default.")
+@click.option(
+    "--latents", type=int, help=f"Latents to draw, before removal; {defaults.LATENTS} by default."
+)
+@click.option("--seed", type=int, help=f"Of everything random; {defaults.SEED} by default.")
 @click.option("--engine", help="Where the spectrum is computed: local (default), torchrun or ray.")
 @generator_options
 @device_option
@@ -65,7 +74,9 @@ def _number_or_auto(number: Callable[[str], float]) -> Callable[[str], float | s
 def shatter(
     source: str | None,
     out: Path | None,
+    engine: str | None,
     no_cache: bool,
+    spectrum: str | None,
     config: Path | None,
     overrides: tuple[str, ...],
     dry_run: bool,
@@ -79,15 +90,17 @@ def shatter(
     continues where it was.
     """
     check_out(out, dry_run)
-    from pgmkit.evaluate.run import prepare, run
+    from pgmkit.jobs.shatter import prepare
 
-    flags |= {"source": source, "cache": False if no_cache else None}
-    prepared = prepare(gather_settings(config, flags, overrides))
+    flags |= {"source": source, "spectrum": _spectrum(spectrum, engine, no_cache)}
+    job = prepare(gather_settings(config, flags, overrides))
     if dry_run:
-        print_json({"settings": prepared.resolved(), "generator": repr(prepared.generator)})
+        told = {"settings": job.resolved(), "generator": repr(job.generator)}
+        print_json({**told, "seconds": {k: round(v, 1) for k, v in job.estimate().items()}})
         return
     assert out is not None
-    numbers = run(prepared, out, **telling(quiet))
+    with progress.shown(not quiet):
+        numbers = job.run(out)
     if numbers is None:  # another process of the engine tells
         return
     if as_json:
@@ -96,8 +109,20 @@ def shatter(
         _print_summary(out, numbers)
 
 
+def _spectrum(
+    folder: str | None, engine: str | None, no_cache: bool
+) -> str | Mapping[str, Any] | None:
+    """Returns what the flags say of the spectrum: a folder, or how to compute one."""
+    table = {**({"engine": engine} if engine else {}), **({"cache": False} if no_cache else {})}
+    if folder is not None and table:
+        raise click.UsageError(
+            "--engine and --no-cache would be ignored, since the spectrum is given"
+        )
+    return folder or table or None
+
+
 def _print_summary(out: Path, numbers: dict[str, Any]) -> None:
-    from pgmkit.choice import describe_choice
+    from pgmkit.choosing import describe_choice
 
     statistics, rank = numbers["statistics"], numbers["statistics"]["numeric_rank"]
     click.echo(numbers["generator"])
@@ -109,8 +134,8 @@ def _print_summary(out: Path, numbers: dict[str, Any]) -> None:
     )
     for name, choice in numbers["settings"].get("chosen", {}).items():
         click.echo(describe_choice(name, choice))
-    if summary := numbers["sampler"].get("summary"):
-        facts = ", ".join(f"{key} {value}" for key, value in summary.items())
+    if findings := numbers["sampler"].get("findings"):
+        facts = ", ".join(f"{key} {value}" for key, value in findings.items())
         click.echo(f"{numbers['sampler']['name']}: {facts}")
     click.echo()
     rows = [

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pgmkit import progress
 from pgmkit.cli.output import json_option, print_json, print_table
 from pgmkit.cli.settings import (
     OutPath,
@@ -17,7 +18,6 @@ from pgmkit.cli.settings import (
     no_cache_option,
     quiet_option,
     set_option,
-    telling,
 )
 from pgmkit.cli.sources import generator_options
 from pgmkit.errors import LoadError, ParameterError
@@ -94,15 +94,16 @@ def compute(
     is read back.
     """
     check_out(out, dry_run)
-    from pgmkit.spectrum.run import prepare, run
+    from pgmkit.jobs.spectrum import prepare
 
     flags["cache"] = False if no_cache else None
-    prepared = prepare(gather_settings(config, flags, overrides))
+    job = prepare(gather_settings(config, flags, overrides))
     if dry_run:
-        print_json({"settings": prepared.resolved(), "generator": repr(prepared.generator)})
+        print_json({"settings": job.resolved(), "generator": repr(job.generator)})
         return
     assert out is not None
-    computed = run(prepared, out, **telling(quiet))
+    with progress.shown(not quiet):
+        computed = job.run(out)
     if computed is not None:
         _tell(out, computed, {}, as_json)
 
@@ -149,12 +150,12 @@ def _given(**options: Any) -> dict[str, Any]:
 def _tell(
     folder: Path | str, loaded: "Spectrum", options: Mapping[str, Any], as_json: bool
 ) -> None:
-    from pgmkit.spectrum.store import num_blocks
+    from pgmkit.spectrum.blocks import BlockStore
     from pgmkit.spectrum.summary import summarize
 
     statistics = summarize(loaded, **options)
     if as_json:
-        total = num_blocks(loaded.provenance)
+        total = BlockStore(loaded.provenance).num_blocks
         print_json(_record(folder, loaded.provenance, total, total, statistics))
         return
     _print_facts(folder, loaded.provenance, "complete", _facts(statistics))
@@ -170,7 +171,7 @@ def _tell(
 
 def _tell_incomplete(folder: Path, as_json: bool) -> None:
     """Tells what there is of a spectrum, if its manifest can be read."""
-    from pgmkit.spectrum.store import count_blocks
+    from pgmkit.spectrum.blocks import count_blocks
 
     try:
         settings, whole, total = count_blocks(folder)
@@ -213,7 +214,7 @@ def _facts(statistics: Mapping[str, Any]) -> dict[str, str]:
         "not finite": f"{statistics['not_finite']:,} latents",
         "in float64": "-" if share is None else f"{share:.1%} of the latents",
         "rank rtol": f"{statistics['rank_rtol']:g}",
-        "LASH Eq. 1": f"std of log prior {prior:.4g} : std of log-volume {volume:.4g} nats = "
+        "log-density": f"std of log prior {prior:.4g} : std of log-volume {volume:.4g} nats = "
         f"{_number(statistics['std_ratio'])}; {larger} dominates",
     }
 

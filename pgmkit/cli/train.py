@@ -1,46 +1,62 @@
 """`pgmkit train`."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
+from pgmkit import progress
 from pgmkit.cli.output import json_option, print_json
-from pgmkit.cli.settings import OutPath, device_option, quiet_option, set_option, telling
-from pgmkit.config import apply_overrides, read_toml
+from pgmkit.cli.settings import (
+    OutPath,
+    check_out,
+    device_option,
+    dry_run_option,
+    gather_settings,
+    quiet_option,
+    set_option,
+)
 
 
 @click.command()
 @click.argument("config", type=click.Path(path_type=Path))
 @click.option("--data", required=True, help="An .npz file, a folder, or torchvision:NAME:ROOT.")
-@click.option("-o", "--out", required=True, type=OutPath(), help="Output folder.")
+@click.option("-o", "--out", type=OutPath(), help="Output folder.")
 @device_option
 @set_option
+@dry_run_option
 @quiet_option
 @json_option
 def train(
     config: Path,
-    data: str,
-    out: Path,
-    device: str | None,
+    out: Path | None,
     overrides: tuple[str, ...],
+    dry_run: bool,
     quiet: bool,
     as_json: bool,
+    **flags: Any,
 ) -> None:
     """Train what CONFIG (TOML) describes; a run that was stopped continues.
 
-    The trained model is written to OUT/model as a Hub folder.
+    The trained model is written to OUT/model as a Hub folder. Under torchrun several processes
+    train one model.
     """
-    from pgmkit.train.run import run_training
+    check_out(out, dry_run)
+    from pgmkit.jobs.train import prepare
+    from pgmkit.learning import ranks
 
-    resolved = apply_overrides(read_toml(config), overrides)
-    folder = run_training(
-        resolved,
-        data,
-        out,
-        device=device or "auto",
-        **telling(quiet),
-    )
+    job = prepare(gather_settings(config, flags, overrides))
+    if dry_run:
+        if ranks.is_coordinator():
+            sizes = {n: sum(p.numel() for p in m.parameters()) for n, m in job.models.items()}
+            print_json({"settings": job.resolved(), "steps": job.steps, "parameters": sizes})
+        return
+    assert out is not None
+    with progress.shown(not quiet):
+        folder = job.run(out)
+    if folder is None:
+        return
     if as_json:
-        print_json({"model": str(folder), "config": resolved})
+        print_json({"model": str(folder), "config": job.resolved()})
     else:
         click.echo(folder)

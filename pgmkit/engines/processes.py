@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any, Generic, TypeVar
 
-from pgmkit.plugins import registry
+from pgmkit.plugins import installed
 
 Item = TypeVar("Item")
 Output = TypeVar("Output")
@@ -66,7 +66,7 @@ class _Worker(Generic[Item]):
     """A process, the pipe to it, and the item that it has."""
 
     def __init__(self, function: Callable[[Item], Any], item: Item) -> None:
-        disabled = [record.name for record in registry().records if record.status == "disabled"]
+        disabled = [record.name for record in installed().records if record.status == "disabled"]
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.process: SpawnProcess = context.Process(

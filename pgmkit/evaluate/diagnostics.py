@@ -18,12 +18,13 @@ from sklearn.decomposition import PCA
 from torch import Tensor
 
 from pgmkit.config import check_count
+from pgmkit.contracts import Rejects
 from pgmkit.errors import ParameterError, PgmkitWarning, SamplingError
 from pgmkit.evaluate.metrics import kept_latents
 from pgmkit.generator import Generator
 from pgmkit.images import shrunk
 from pgmkit.machine import thread_limit
-from pgmkit.plugins import build_component
+from pgmkit.plugins import build
 from pgmkit.seeds import derive_seed, random_generator
 from pgmkit.shattering import ShatteredGenerator
 
@@ -32,7 +33,7 @@ _SIDE = 32
 
 
 @dataclass(frozen=True)
-class ClusterFidelity:
+class ReturnRate:
     """Whether the mapper's samples come back to the cluster that they were asked from.
 
     Args:
@@ -55,7 +56,7 @@ class ClusterFidelity:
 
 
 @dataclass(frozen=True)
-class Stability:
+class Reproducibility:
     """Whether other seeds find the same clusters.
 
     Args:
@@ -86,8 +87,9 @@ class Diagnostics:
         silhouette_images: of the same clusters in the space of pixels; images larger than 32 pixels
             are made smaller first.
         latent_output_agreement: see `latent_output_agreement`; on the same images.
-        stability: see `stability`; None for a result that was loaded, or if not asked for.
-        cluster_fidelity: see `cluster_fidelity`.
+        reproducibility: see `reproducibility`; None for a result that was loaded, or if not asked
+            for.
+        return_rate: see `return_rate`.
     """
 
     latents: str
@@ -95,8 +97,8 @@ class Diagnostics:
     silhouette_latents: float | None
     silhouette_images: float | None
     latent_output_agreement: float
-    stability: Stability | None
-    cluster_fidelity: ClusterFidelity
+    reproducibility: Reproducibility | None
+    return_rate: ReturnRate
 
 
 def diagnose(
@@ -108,7 +110,7 @@ def diagnose(
         shattered: fresh or loaded.
         num_latents: how many latents are looked at, at most; the sampler is refitted on all.
         seed: of everything random.
-        refit: whether to measure stability, for which the sampler is fitted again.
+        refit: whether to measure reproducibility, for which the sampler is fitted again.
 
     Raises:
         ParameterError: `num_latents` is below 1.
@@ -122,7 +124,7 @@ def diagnose(
         chosen = _subset(len(latents), num_latents, seed)
         latents, clusters = latents[chosen], clusters[chosen]
     else:
-        latents, clusters = shattered.try_latents(num_latents, seed)
+        latents, clusters = shattered.draw(num_latents, seed=seed)
     images = _small_images(shattered.generator, latents)
     per_cluster = max(1, num_latents // shattered.num_clusters)
     return Diagnostics(
@@ -131,8 +133,8 @@ def diagnose(
         silhouette_latents=silhouette(latents, clusters, seed=seed),
         silhouette_images=silhouette(images, clusters, seed=seed),
         latent_output_agreement=latent_output_agreement(images, clusters, seed=seed),
-        stability=stability(shattered, seed=seed) if fresh and refit else None,
-        cluster_fidelity=cluster_fidelity(shattered, per_cluster, seed=seed),
+        reproducibility=reproducibility(shattered, seed=seed) if fresh and refit else None,
+        return_rate=return_rate(shattered, per_cluster, seed=seed),
     )
 
 
@@ -191,7 +193,9 @@ def latent_output_agreement(
     return float(metrics.adjusted_mutual_info_score(labels, found))
 
 
-def stability(shattered: ShatteredGenerator, *, num_fits: int = 3, seed: int = 0) -> Stability:
+def reproducibility(
+    shattered: ShatteredGenerator, *, num_fits: int = 3, seed: int = 0
+) -> Reproducibility:
     """Returns how far samplers that are fitted with other seeds find the same clusters.
 
     Each is fitted on the same three quarters of the kept latents and assigns the remaining quarter.
@@ -207,22 +211,26 @@ def stability(shattered: ShatteredGenerator, *, num_fits: int = 3, seed: int = 0
         ParameterError: the result was loaded, is of a sampler of one's own, or has too few latents.
     """
     if num_fits < 2:
-        raise ParameterError(f"stability compares at least 2 fits, not {num_fits}")
+        raise ParameterError(f"reproducibility compares at least 2 fits, not {num_fits}")
     name, parameters = (shattered.origin.sampler[part] for part in ("name", "params"))
     if ":" not in name:
         raise ParameterError(
             f"the cluster sampler {name!r} is no component, so it cannot be built again; offer it "
             "in a plugin and pass its name"
         )
+    if getattr(shattered.sampler, "fitted", None) is not None:
+        raise ParameterError(
+            "its partitioner was fitted before, to other images; there is nothing to fit again"
+        )
     parameters = {"num_clusters": shattered.num_clusters, **parameters}
     latents = kept_latents(shattered)
-    order = _subset(len(latents), len(latents), derive_seed(seed, "stability"))
+    order = _subset(len(latents), len(latents), derive_seed(seed, "reproducibility"))
     held_out, fitted = latents[order[: len(order) // 4]], latents[order[len(order) // 4 :]]
     if len(held_out) < 2:
         raise ParameterError(f"{len(latents)} kept latents are too few to compare fits on")
     assigned = []
     for index in range(num_fits):
-        sampler = build_component("cluster-samplers", name, **parameters)
+        sampler = build("cluster-samplers", name, **parameters)
         with warnings.catch_warnings():
             # Small clusters were warned of when the result was made.
             warnings.simplefilter("ignore", PgmkitWarning)
@@ -234,7 +242,7 @@ def stability(shattered: ShatteredGenerator, *, num_fits: int = 3, seed: int = 0
         float(metrics.adjusted_mutual_info_score(*pair))
         for pair in itertools.combinations(assigned, 2)
     ]
-    return Stability(
+    return Reproducibility(
         mean=sum(scores) / len(scores),
         lowest=min(scores),
         num_fits=num_fits,
@@ -243,9 +251,9 @@ def stability(shattered: ShatteredGenerator, *, num_fits: int = 3, seed: int = 0
     )
 
 
-def cluster_fidelity(
+def return_rate(
     shattered: ShatteredGenerator, num_samples: int = 500, *, seed: int = 0
-) -> ClusterFidelity:
+) -> ReturnRate:
     """Asks the mapper for samples of each cluster and the clusterer where they belong.
 
     Args:
@@ -263,9 +271,9 @@ def cluster_fidelity(
     total_share = total_seconds = total_size = 0.0
     for cluster, size in enumerate(shattered.cluster_sizes):
         started = time.perf_counter()
-        latents = shattered.try_cluster(num_samples, cluster, seed) if size else None
+        latents = shattered.draw(num_samples, cluster, seed)[0] if size else torch.empty(0)
         seconds = time.perf_counter() - started
-        if latents is None:
+        if not len(latents):
             returned.append(None)
             continue
         share = float((shattered.predict(latents) == cluster).double().mean())
@@ -275,7 +283,7 @@ def cluster_fidelity(
         total_size += size
     if not total_size:
         raise SamplingError(f"none of the {shattered.num_clusters} clusters can be sampled")
-    return ClusterFidelity(
+    return ReturnRate(
         overall=total_share / total_size,
         clusters=returned,
         seconds_per_accepted=total_seconds / total_share if total_share else None,
@@ -294,10 +302,10 @@ def _small_images(generator: Generator, latents: Tensor) -> Tensor:
 
 
 def _acceptance_rates(shattered: ShatteredGenerator) -> list[float | None] | None:
-    report = getattr(shattered.sampler, "acceptance_rate", None)
-    if report is None:
+    sampler = shattered.sampler
+    if not isinstance(sampler, Rejects):
         return None
-    rates = [report(cluster) for cluster in range(shattered.num_clusters)]
+    rates = [sampler.acceptance_rate(cluster) for cluster in range(shattered.num_clusters)]
     return None if all(rate is None for rate in rates) else rates
 
 

@@ -11,13 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms import functional as transforms
 
 from pgmkit.errors import LoadError, ParameterError, UnknownNameError, first_line
 from pgmkit.evaluate.classifier import load_classifier
-from pgmkit.images import as_channels
+from pgmkit.images import as_channels, resized
 from pgmkit.loading.weights import read_weights, serialise
+from pgmkit.machine import check_device
 
 _BATCH = 64
 _KINDS = ("inception", "classifier:NAME", "timm:NAME")
@@ -68,9 +67,8 @@ class FeatureExtractor:
                 f"{tuple(images.shape)}"
             )
         pixels = as_channels(images.float(), self.channels, f"the extractor {self.name!r}").round()
-        if self.size is not None and pixels.shape[-2:] != (self.size, self.size):
-            mode = InterpolationMode(self.interpolation)
-            pixels = transforms.resize(pixels, [self.size, self.size], mode, antialias=True)
+        if self.size is not None:
+            pixels = resized(pixels, self.size, self.interpolation)
             pixels = pixels.clamp(0, 255)  # bicubic goes beyond
         low, high = self.range
         return pixels * ((high - low) / 255) + low
@@ -103,7 +101,7 @@ class FeatureExtractor:
 
 
 def load_extractor(
-    extractor: FeatureExtractor | nn.Module | str, device: torch.device | str = "cpu"
+    extractor: FeatureExtractor | nn.Module | str, device: torch.device | str = "auto"
 ) -> FeatureExtractor:
     """Returns a feature extractor; its network goes into eval mode, without gradients, in place.
 
@@ -139,7 +137,7 @@ def load_extractor(
             found = _classifier(extractor, rest)
         else:
             found = _inception(extractor, _name_and_file(extractor)[1])
-    found.module.eval().requires_grad_(False).to(device)
+    found.module.eval().requires_grad_(False).to(check_device(device))
     return found
 
 
@@ -173,10 +171,15 @@ class _Call(nn.Module):
 
 def _classifier(name: str, reference: str) -> FeatureExtractor:
     network = load_classifier(reference).module
+    if not callable(getattr(network, "features", None)):
+        raise ParameterError(
+            f"the classifier {reference!r} has no features(x), which fidelity is measured by; take "
+            "another extractor"
+        )
     return FeatureExtractor(
         _Call(network, network.features),  # type: ignore[arg-type]
         name,
-        channels=network.image_channels,  # type: ignore[arg-type]
+        channels=getattr(network, "image_channels", None),
         version=_version(network, "pgmkit"),
     )
 

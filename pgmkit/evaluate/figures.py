@@ -76,7 +76,7 @@ def choice(record: Mapping[str, Any], what: str) -> bytes:
     """Draws a criterion over its candidates, with the chosen one, and what removal leaves.
 
     Args:
-        record: of a `pgmkit.choice.Choice`.
+        record: of a `pgmkit.choosing.Choice`.
         what: the value that was chosen.
     """
     figure, axes = _axes()

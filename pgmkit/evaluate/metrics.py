@@ -164,7 +164,7 @@ def score_samples(
     Raises:
         SamplingError: none of them can be sampled.
     """
-    latents, clusters = shattered.try_latents(num_samples, derive_seed(seed, "score"))
+    latents, clusters = shattered.draw(num_samples, seed=derive_seed(seed, "score"))
     return cluster_scores(
         clusters,
         classify_latents(shattered.generator, classifier, latents),

@@ -8,16 +8,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from pgmkit import files, pictures
-from pgmkit.choice import CHOSEN, describe_choice
+from pgmkit.choosing import CHOSEN, describe_choice
+from pgmkit.config import in_toml
 from pgmkit.errors import LoadError, ParameterError
 from pgmkit.evaluate import figures
 from pgmkit.evaluate.classifier import Classifier
 from pgmkit.evaluate.metrics import ClusterScores, score_latents, score_samples
+from pgmkit.images.source import ImageSpec
 from pgmkit.machine import machine
 from pgmkit.shattering import ShatteredGenerator
 
 _PER_CLUSTER = 32
+_MOST_SCORED = 10_000
 
 _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; color: #1d2a33; max-width: 62rem; margin: 2rem auto;
@@ -61,6 +66,8 @@ def describe(
 ) -> dict[str, Any]:
     """Returns all numbers of a fresh result as plain values.
 
+    As many samples are scored as latents are kept, at most 10,000.
+
     Args:
         shattered: what `pgmkit.shatter` returned.
         classifier: gives class labels for the scores.
@@ -72,7 +79,8 @@ def describe(
     if classifier is not None:
         scores["kept latents"] = score_latents(shattered, classifier)
         seed = int(shattered.origin.settings["seed"])
-        scores["mapper samples"] = score_samples(shattered, classifier, seed=seed)
+        count = min(_MOST_SCORED, sum(shattered.cluster_sizes))
+        scores["mapper samples"] = score_samples(shattered, classifier, count, seed)
     return {
         "generator": repr(shattered.generator),
         "density": dict(shattered.origin.density),
@@ -131,9 +139,10 @@ def write_report(folder: Path, shattered: ShatteredGenerator, numbers: Mapping[s
     """
     if shattered.spectrum is None or shattered.selection is None:
         raise ParameterError("a loaded result has no spectrum to report on; report a fresh one")
+    seed = int(shattered.origin.settings["seed"])
     grids = {
-        f"clusters/cluster-{cluster['index']:02d}.png": _grid(shattered, cluster["index"])
-        for cluster in numbers["clusters"]
+        f"clusters/cluster-{cluster:02d}.png": _grid(images, shattered.generator.image)
+        for cluster, images in enumerate(shattered.images_of_each(_PER_CLUSTER, seed))
     }
     names = [str(cluster["index"]) for cluster in numbers["clusters"]]
     charts = {
@@ -172,11 +181,9 @@ def _clusters(shattered: ShatteredGenerator, scores: ClusterScores | None) -> li
     ]
 
 
-def _grid(shattered: ShatteredGenerator, cluster: int) -> bytes:
-    seed = int(shattered.origin.settings["seed"])
-    images = shattered.try_images(_PER_CLUSTER, cluster, seed)
-    picture = pictures.grid(pictures.to_uint8(images, shattered.generator.image.range))
-    width = picture.shape[1] if shattered.generator.image.is_points else images.shape[-1]
+def _grid(images: Tensor, image: ImageSpec) -> bytes:
+    picture = pictures.grid(pictures.to_uint8(images, image.range))
+    width = picture.shape[1] if image.is_points else images.shape[-1]
     return pictures.png(picture, scale=max(1, math.ceil(64 / width)))
 
 
@@ -200,7 +207,7 @@ def _page(
         ]
     )
     settings = numbers["settings"]
-    title = f"{settings['num_clusters']} clusters of {numbers['generator']}"
+    title = f"{settings['clusters']} clusters of {numbers['generator']}"
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f"<title>{_text(title)}</title><style>{_STYLE}</style></head><body>"
@@ -226,7 +233,7 @@ def _facts(numbers: Mapping[str, Any]) -> str:
     rows = {
         "density estimator": _component(numbers["density"]),
         "cluster sampler": _component(numbers["sampler"]),
-        **_summary(numbers["sampler"]),
+        **_findings(numbers["sampler"]),
         "spectrum": _spectrum(numbers["spectrum"]),
         "latents": f"{statistics['num_kept']:,} of {statistics['num_latents']:,} kept",
         "mass kept": f"{statistics['mass_kept']:.3f}",
@@ -280,14 +287,15 @@ def _share(value: float | None) -> str:
     return "not known" if value is None else f"{value:.1%}"
 
 
-def _summary(sampler: Mapping[str, Any]) -> dict[str, str]:
+def _findings(sampler: Mapping[str, Any]) -> dict[str, str]:
     """Returns the row of what a cluster sampler tells of itself, if it tells anything."""
-    summary = sampler.get("summary")
-    return {"what it found": _pairs(summary)} if summary else {}
+    findings = sampler.get("findings")
+    return {"what it found": _pairs(findings)} if findings else {}
 
 
 def _component(record: Mapping[str, Any]) -> str:
-    return f"{record['name']} ({_pairs(record['params'])})" if record["params"] else record["name"]
+    parameters = [f"{name.replace('_', ' ')} {in_toml(v)}" for name, v in record["params"].items()]
+    return f"{record['name']} ({', '.join(parameters)})" if parameters else str(record["name"])
 
 
 def _spectrum(record: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 import inspect
 import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +13,9 @@ from PIL import Image
 
 from pgmkit.config import apply_overrides
 from pgmkit.errors import DataError, first_line, nearest_names
-from pgmkit.images.data import ImageData
-from pgmkit.images.folder import read_picture
+from pgmkit.images.decoding import closed, open_picture, picture_rows
 from pgmkit.images.labels import is_number
-from pgmkit.images.pixels import stacked
+from pgmkit.images.rows import Images, looked_into, sha256
 
 _NOT_FOR_USERS = {
     "self",
@@ -76,8 +76,8 @@ def find_data_set(source: str) -> DataSet:
     return found
 
 
-def load_torchvision(source: str, split: str, size: tuple[int, int] | None) -> ImageData:
-    """Loads a data set of torchvision; see `pgmkit.images.load_images`."""
+def load_torchvision(source: str, split: str, size: tuple[int, int] | None) -> Images:
+    """Opens a data set of torchvision; see `pgmkit.images.load_images`."""
     wanted = find_data_set(source)
     named = f"torchvision:{wanted.name}"
     try:
@@ -89,17 +89,18 @@ def load_torchvision(source: str, split: str, size: tuple[int, int] | None) -> I
         raise DataError(_not_read(wanted, error)) from error
     if not count:
         raise DataError(f"{named} holds no images in {wanted.root}")
-    labels: list[Any] = []
-    images = stacked(_items(data_set, count, named, labels), count, size, named)
+    items = _Items(data_set, count, named)
+    rows = picture_rows(items, size, named)
+    labels = items.labels
     if not all(isinstance(label, int) for label in labels):
-        return ImageData(images, None, named)
+        return Images(rows, name=named)
     numbers = torch.tensor(labels)
     names = _class_names(data_set, numbers)
     if names is not None and all(map(is_number, names)):
-        numbers = torch.tensor([int(names[number]) for number in labels])
+        numbers = torch.tensor([int(names[number]) for number in numbers.tolist()])
         names = [str(number) for number in range(int(numbers.max()) + 1)]
     classes = None if names is None else dict(enumerate(names))
-    return ImageData(images, numbers, named, classes)
+    return Images(rows, numbers, classes, name=named)
 
 
 def _known() -> dict[str, Callable[..., Any]]:
@@ -179,7 +180,7 @@ def _arguments(wanted: DataSet, split: str) -> dict[str, Any]:
     if "download" in wanted.parameters:
         arguments["download"] = False
     if "loader" in wanted.parameters:
-        arguments["loader"] = read_picture  # theirs drops what is transparent or 16 bits deep
+        arguments["loader"] = open_picture  # theirs drops what is transparent or 16 bits deep
     part = next((name for name in _PARTS if name in wanted.parameters), None)
     if part is not None and part not in arguments:
         arguments[part] = _part(wanted.parameters[part], split)
@@ -214,26 +215,56 @@ def _not_read(wanted: DataSet, error: Exception) -> str:
     return f"torchvision:{wanted.name} cannot be read from {wanted.root}: {said}"
 
 
-def _items(
-    data_set: Any, count: int, named: str, labels: list[Any]
-) -> Iterator[tuple[str, Image.Image]]:
-    """Yields the pictures and puts their labels into `labels`; None is none."""
-    for index in range(count):
+class _Items:
+    """Pictures of a data set by number.
+
+    Attributes:
+        labels: of those that were opened; None is none.
+    """
+
+    def __init__(self, data_set: Any, count: int, named: str) -> None:
+        self._data_set = data_set
+        self._named = named
+        self.labels: list[int | None] = [None] * count
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def name(self, place: int) -> str:
+        return f"image {place} of {self._named}"
+
+    @contextmanager
+    def opened(self, place: int) -> Iterator[Image.Image]:
         try:
-            item = data_set[index]
+            item = self._data_set[place]
         except DataError:
             raise
         except Exception as error:  # of a file that is missing or damaged
-            raise DataError(
-                f"image {index} of {named} cannot be read: {first_line(error)}"
-            ) from error
+            raise DataError(f"{self.name(place)} cannot be read: {first_line(error)}") from error
         picture, label = (*item, None)[:2] if isinstance(item, tuple) else (item, None)
         if not isinstance(picture, Image.Image):
             raise DataError(
-                f"{named} holds {type(picture).__name__} and no pictures, so it cannot be read"
+                f"{self._named} holds {type(picture).__name__} and no pictures, so it cannot be "
+                "read"
             )
-        labels.append(_label(label))
-        yield f"image {index} of {named}", picture
+        self.labels[place] = _label(label)
+        try:
+            yield picture
+        finally:
+            closed(picture)
+
+    def digest(self) -> str:
+        """Returns a SHA-256 of the number of images and, of those `looked_into`, all pixels."""
+
+        def content() -> Iterator[bytes]:
+            yield str(len(self)).encode()
+            with self.opened(0) as picture:
+                first = picture.width * picture.height * len(picture.getbands())
+            for place in looked_into(len(self), len(self) * first):
+                with self.opened(place) as picture:
+                    yield f"{picture.mode} {picture.size}".encode() + picture.tobytes()
+
+        return sha256(content())
 
 
 def _label(label: Any) -> int | None:

@@ -1,30 +1,34 @@
-"""From the name of a source to images in memory."""
+"""From a reference to a source of images."""
 
 from pathlib import Path
 
 from pgmkit.errors import DataError
-from pgmkit.images.archive import load_npz
-from pgmkit.images.data import ImageData
-from pgmkit.images.folder import load_folder
+from pgmkit.images.archive import SUFFIXES, Archive
+from pgmkit.images.folder import Folder, load_tree
 from pgmkit.images.library import find_data_set, load_torchvision
+from pgmkit.images.npz import load_npz
+from pgmkit.images.points import find_points, load_points
+from pgmkit.images.rows import Images
 
 _LIBRARY = "torchvision:"
 _FOLDER = "torchvision:ImageFolder:"
 """What torchvision calls so is read here, without hidden folders and whatever the numbers are."""
+_POINTS = "points:"
 
 
 def load_images(
-    source: str, *, split: str = "train", size: int | tuple[int, int] | None = None
-) -> ImageData:
-    """Loads a whole data set into memory as bytes.
+    reference: str, *, split: str = "train", size: int | tuple[int, int] | None = None
+) -> Images:
+    """Opens a data set, whose images are read when they are asked for.
 
     What is read, and how, is the same for all kinds of sources: docs/images.md.
 
     Args:
-        source: "FILE.npz" with `images`/`labels` or `x_train`/`y_train`; a folder of images, with
-            one sub-folder per class or none; or "torchvision:NAME:ROOT", a data set of torchvision
-            that lies in the folder ROOT already, with parameters of its own behind, such as
-            "torchvision:EMNIST:ROOT:split=letters".
+        reference: "FILE.npz" with `images`/`labels` or `x_train`/`y_train`; a folder of images, or
+            a zip or tar archive of one, with one sub-folder per class or none;
+            "torchvision:NAME:ROOT", a data set of torchvision that lies in the folder ROOT already,
+            with parameters of its own behind, such as "torchvision:EMNIST:ROOT:split=letters"; or
+            "points:ring" and "points:grid", with ":n=50000" and ":seed=1" behind.
         split: "train" or "test", where the source has both.
         size: side of the square images, or height and width. Images are shrunk until one side
             fits, never enlarged; what is too long is cut off, what is too short is padded with 0,
@@ -32,39 +36,50 @@ def load_images(
 
     Raises:
         DataError: nothing is there, or it does not hold images.
-        ParameterError: there is not enough memory.
+        ParameterError: there is not enough memory for labels, or disk space for what is compressed.
     """
-    source = source.removeprefix(_FOLDER)
-    check_source(source)
+    reference = reference.removeprefix(_FOLDER)
+    check_source(reference)
     shape = (size, size) if isinstance(size, int) else size
-    if source.startswith(_LIBRARY):
-        return load_torchvision(source, split, shape)
-    path = Path(source)
-    return load_folder(path, split, shape) if path.is_dir() else load_npz(path, split, shape)
+    if reference.startswith(_POINTS):
+        if shape is not None:
+            raise DataError(f"{reference} are points, which have no size; leave image_size out")
+        return load_points(reference, split)
+    if reference.startswith(_LIBRARY):
+        return load_torchvision(reference, split, shape)
+    path = Path(reference)
+    if path.is_dir():
+        return load_tree(Folder(path), split, shape)
+    if path.suffix.lower() == ".npz":
+        return load_npz(path, split, shape)
+    return load_tree(Archive(path), split, shape)
 
 
-def check_source(source: str) -> None:
+def check_source(reference: str) -> None:
     """Checks that a source of images is there, without reading it.
 
     Raises:
         DataError: nothing is there, or it is of no kind that is read.
     """
-    source = source.removeprefix(_FOLDER)
-    if source.startswith(_LIBRARY):
-        find_data_set(source)
+    reference = reference.removeprefix(_FOLDER)
+    if reference.startswith(_POINTS):
+        find_points(reference)
         return
-    path = Path(source)
+    if reference.startswith(_LIBRARY):
+        find_data_set(reference)
+        return
+    path = Path(reference)
     try:
         there, is_folder, is_file = path.exists(), path.is_dir(), path.is_file()
     except (OSError, ValueError) as error:  # no right to look, a name that is none or too long
         reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{source[:80]!r} cannot be read: {reason}") from error
-    if is_folder and source:
+        raise DataError(f"{reference[:80]!r} cannot be read: {reason}") from error
+    if is_folder and reference:
         return
-    if path.suffix.lower() != ".npz" or (there and not is_file):
+    if not path.name.lower().endswith((".npz", *SUFFIXES)) or (there and not is_file):
         raise DataError(
-            f"there are no images at {source!r}; give an .npz file, a folder of images, or "
-            "torchvision:NAME:ROOT"
+            f"there are no images at {reference!r}; give an .npz file, a folder of images or an "
+            "archive of one, torchvision:NAME:ROOT, points:ring or points:grid"
         )
     if not there:
-        raise DataError(f"there are no images at {source}; check the path")
+        raise DataError(f"there are no images at {reference}; check the path")

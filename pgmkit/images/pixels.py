@@ -5,87 +5,30 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 from torch.nn import functional
 
 from pgmkit.errors import DataError, ParameterError, first_line
-from pgmkit.machine import check_memory
 
 _LUMA = (0.299, 0.587, 0.114)
 _GREY_MODES = ("1", "L", "LA", "La")
+_ON_THEIR_SIDES = (5, 6, 7, 8)
+"""Orientations in EXIF data that make height of width."""
 
 
-def stacked(
-    pictures: Iterable[tuple[str, Image.Image]],
-    count: int,
-    size: tuple[int, int] | None,
-    where: str,
-) -> Tensor:
-    """Returns pictures as bytes (N, C, H, W), in colour if one of them is.
-
-    Each is turned upright, made 8 bits deep and opaque (see `plain`), and then fitted to `size`
-    (see `fitted`).
+def opaque(images: Any, where: str, places: Iterable[int]) -> Any:
+    """Returns arrays (N, H, W, C) of grey or RGB and alpha on white, without the alpha.
 
     Args:
-        pictures: with the name of each, for messages.
-        count: how many there are, to tell beforehand what memory they need.
-        size: height and width; None leaves them, and then they must be alike.
+        images: bytes, C is 2 or 4.
         where: what holds them, for messages.
-
-    Raises:
-        DataError: one cannot be told as bytes, or they differ in size.
-        ParameterError: there is not enough memory.
+        places: their numbers in it.
     """
-    arrays: list[Any] = []
-    first, extent, brightest = "", (0, 0), 0
-    for name, raw in pictures:
-        is_deep = _is_deep(raw)
-        picture = plain(raw, name)
-        if is_deep:
-            brightest = max(brightest, int(np.asarray(picture).max()))
-        if size is not None:
-            picture = fitted(picture, size)
-        if not arrays:
-            first, extent = name, picture.size
-            _check_room(count, picture, where)
-        if picture.size != extent:
-            raise DataError(
-                f"{name} has {_shape(picture.size)} pixels and {first} has {_shape(extent)}; set "
-                "image_size to make all images of one size"
-            )
-        arrays.append(np.asarray(picture))
-    _check_depth(brightest, where)
-    if any(array.ndim == 3 for array in arrays):
-        grey = extent[::-1]
-        arrays = [np.broadcast_to(a[..., None], (*grey, 3)) if a.ndim == 2 else a for a in arrays]
-    return channels_first(np.stack(arrays))
-
-
-def from_array(array: Any, size: tuple[int, int] | None, where: str) -> Tensor:
-    """Returns an array of images as bytes (N, C, H, W), by the same steps as pictures.
-
-    Args:
-        array: bytes or 16-bit numbers (N, H, W), (N, H, W, C) or (N, C, H, W). Two channels are
-            grey and alpha, four are RGB and alpha; more than four stay as they are.
-        size: height and width; None leaves them.
-        where: what holds them, for messages.
-
-    Raises:
-        DataError: it is of another type or shape.
-    """
-    _check_array(array, where)
-    array = _channels_last(array, where)
-    if array.dtype == np.uint16:
-        array = narrowed(array)
-        _check_depth(int(array.max()), where)
-    if array.shape[-1] in (2, 4):
-        pictures = (
-            (f"image {index} of {where}", Image.fromarray(np.ascontiguousarray(image)))
-            for index, image in enumerate(array)
-        )
-        return stacked(pictures, len(array), size, where)
-    return channels_first(array if size is None else _fitted_array(array, size))
+    pictures = (Image.fromarray(np.ascontiguousarray(image)) for image in images)
+    named = zip(pictures, places, strict=True)
+    found = [np.asarray(plain(picture, f"image {place} of {where}")) for picture, place in named]
+    return np.stack(found).reshape(*images.shape[:3], -1)
 
 
 def plain(picture: Image.Image, name: str) -> Image.Image:
@@ -103,16 +46,40 @@ def plain(picture: Image.Image, name: str) -> Image.Image:
     except DataError:
         raise
     except Exception as error:  # of damaged EXIF data, or of colours without a conversion
-        raise DataError(
-            f"{name} cannot be made grey or RGB: {first_line(error)}; mend or remove it"
-        ) from error
+        raise _not_plain(name, error) from error
+
+
+def upright_size(picture: Image.Image, name: str) -> tuple[int, int]:
+    """Returns height and width of what `plain` makes of a picture, as its header says.
+
+    Raises:
+        DataError: `plain` would refuse it.
+    """
+    _check_mode(picture, name)
+    # A PNG has it behind its pixels if it has it nowhere else; it would be decoded to find out.
+    is_said = picture.format != "PNG" or {"exif", "Raw profile type exif"} & picture.info.keys()
+    try:
+        turned = is_said and picture.getexif().get(ExifTags.Base.Orientation, 1) in _ON_THEIR_SIDES
+    except Exception as error:
+        raise _not_plain(name, error) from error
+    if turned and picture.format == "TIFF":  # some versions of Pillow have turned it, some not
+        picture = plain(picture, name)
+        return picture.height, picture.width
+    return picture.size if turned else (picture.height, picture.width)
+
+
+def is_colour(picture: Image.Image) -> bool:
+    """Returns whether `plain` makes a picture RGB, and not grey."""
+    return not is_deep(picture) and picture.mode not in _GREY_MODES
 
 
 def fitted(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
     """Returns the middle of a picture with another height and width.
 
-    It is shrunk until one side fits (Lanczos, with antialias), never enlarged; then what is too
-    long is cut off and what is too short is padded with 0, alike on both ends.
+    This is how images of all sources get the size that is asked for; those that a network wants in
+    another size are `resized`. It is shrunk until one side fits (Lanczos, with antialias), never
+    enlarged; then what is too long is cut off and what is too short is padded with 0, alike on both
+    ends.
     """
     height, width = size
     factor = min(picture.height / height, picture.width / width)
@@ -160,21 +127,32 @@ def as_channels(images: Tensor, channels: int | None, whose: str) -> Tensor:
     return torch.einsum("nchw,c->nhw", images, weights)[:, None]
 
 
-def shrunk(images: Tensor, size: int) -> Tensor:
-    """Returns images (B, C, H, W) with the longer side at most `size`, in the same proportion.
+def resized(images: Tensor, size: int | tuple[int, int], kernel: str = "bilinear") -> Tensor:
+    """Returns float images (B, C, H, W) in another size, with antialias.
 
-    Points (B, d) stay as they are.
+    This is how images reach a network that wants another size than theirs, whatever it is.
+
+    Args:
+        images: of any range; those of the right size are returned as they are.
+        size: side of square images, or height and width.
+        kernel: "bilinear", or "bicubic", which may leave the range.
+    """
+    shape = (size, size) if isinstance(size, int) else size
+    if images.shape[-2:] == shape:
+        return images
+    return functional.interpolate(images, shape, mode=kernel, align_corners=False, antialias=True)
+
+
+def shrunk(images: Tensor, size: int) -> Tensor:
+    """Returns images (B, C, H, W) `resized` so that the longer side is at most `size`.
+
+    The proportion stays. Points (B, d) stay as they are.
     """
     if images.ndim == 2:
         return images
     height, width = images.shape[-2:]
-    factor = size / max(height, width)
-    if factor >= 1:
-        return images
-    shape = (max(1, round(height * factor)), max(1, round(width * factor)))
-    return functional.interpolate(
-        images, shape, mode="bilinear", align_corners=False, antialias=True
-    )
+    factor = min(1.0, size / max(height, width))
+    return resized(images, (max(1, round(height * factor)), max(1, round(width * factor))))
 
 
 def channels_first(array: Any) -> Tensor:
@@ -185,20 +163,35 @@ def channels_first(array: Any) -> Tensor:
 
 def _plain(picture: Image.Image, name: str) -> Image.Image:
     ImageOps.exif_transpose(picture, in_place=True)
-    if _is_deep(picture):
+    if is_deep(picture):
         return Image.fromarray(narrowed(np.asarray(picture)))
-    if picture.mode in ("I", "F"):
-        held = "32-bit numbers" if picture.mode == "I" else "floats"
-        raise DataError(f"{name} holds {held}, whose range is unknown; save it with 8 or 16 bits")
-    target = "L" if picture.mode in _GREY_MODES else "RGB"
+    _check_mode(picture, name)
+    target = "RGB" if is_colour(picture) else "L"
     if picture.has_transparency_data:
         white = Image.new("RGBA", picture.size, "white")
         picture = Image.alpha_composite(white, picture.convert("RGBA"))
     return picture if picture.mode == target else picture.convert(target)
 
 
-def _check_array(array: Any, where: str) -> None:
-    if array.dtype not in (np.uint8, np.uint16) or array.ndim not in (3, 4) or not array.size:
+def _check_mode(picture: Image.Image, name: str) -> None:
+    if picture.mode in ("I", "F"):
+        held = "32-bit numbers" if picture.mode == "I" else "floats"
+        raise DataError(f"{name} holds {held}, whose range is unknown; save it with 8 or 16 bits")
+
+
+def _not_plain(name: str, error: Exception) -> DataError:
+    return DataError(f"{name} cannot be made grey or RGB: {first_line(error)}; mend or remove it")
+
+
+def check_array(array: Any, where: str, allowed: str = "B H") -> None:
+    """Raises DataError unless an array is bytes or 16 bits of images (N, ...).
+
+    Args:
+        array: anything with a type and a shape.
+        where: what holds it, for messages.
+        allowed: numpy's letters of types.
+    """
+    if array.dtype.char not in allowed or array.ndim not in (3, 4) or 0 in array.shape:
         raise DataError(
             f"the images in {where} are {array.dtype} of shape {array.shape}; they must be uint8 "
             "(0 to 255) or uint16 (0 to 65535) of shape (N, H, W), (N, H, W, C) or (N, C, H, W)"
@@ -210,7 +203,7 @@ def _check_array(array: Any, where: str) -> None:
         )
 
 
-def _channels_last(array: Any, where: str) -> Any:
+def channels_last(array: Any, where: str) -> Any:
     """Returns a view (N, H, W, C) of (N, H, W), (N, H, W, C) or (N, C, H, W)."""
     if array.ndim == 3:
         return array[..., None]
@@ -228,14 +221,14 @@ def _channels_last(array: Any, where: str) -> Any:
     )
 
 
-def _fitted_array(array: Any, size: tuple[int, int]) -> Any:
+def fitted_array(array: Any, size: tuple[int, int]) -> Any:
     """Does to images (N, H, W, C) what `fitted` does to one."""
     height, width = array.shape[1:3]
     if min(height / size[0], width / size[1]) > 1:
         planes = np.ascontiguousarray(array.transpose(0, 3, 1, 2))
         found = [[np.asarray(fitted(Image.fromarray(p), size)) for p in image] for image in planes]
         return np.array(found).transpose(0, 2, 3, 1)
-    result = np.zeros((len(array), *size, array.shape[3]), np.uint8)  # quicker than one by one
+    result = np.zeros((len(array), *size, array.shape[3]), array.dtype)  # all at once is quicker
     rows, columns = _overlap(height, size[0]), _overlap(width, size[1])
     result[:, rows[1], columns[1]] = array[:, rows[0], columns[0]]
     return result
@@ -248,28 +241,28 @@ def _overlap(length: int, wanted: int) -> tuple[slice, slice]:
     return slice(kept, kept + both), slice(place, place + both)
 
 
-def _is_deep(picture: Image.Image) -> bool:
+def is_deep(picture: Image.Image) -> bool:
+    """Returns whether a picture holds numbers of 16 bits."""
     return picture.mode.startswith("I;16")
 
 
-def _check_depth(brightest: int, where: str) -> None:
-    """Refuses images of 16 bits that were bytes before: divided by 257 they are all black."""
+def check_depth(levels: Iterable[Any], where: str) -> None:
+    """Refuses images of 16 bits that were bytes before: divided by 257 they are all black.
+
+    Args:
+        levels: arrays of bytes, of which no more are looked at than it takes.
+        where: what holds the images, for messages.
+
+    Raises:
+        DataError: some are 1 and none is more.
+    """
+    brightest = 0
+    for level in levels:
+        brightest = max(brightest, int(level.max()))
+        if brightest > 1:
+            return
     if brightest == 1:
         raise DataError(
             f"the images in {where} are stored with 16 bits, and none is brighter than 1 of 255; "
             "if they go from 0 to 255, save them with 8 bits"
         )
-
-
-def _check_room(count: int, picture: Image.Image, where: str) -> None:
-    needed = count * picture.width * picture.height * len(picture.getbands())
-    check_memory(
-        2 * needed,
-        f"{count:,} images of {_shape(picture.size)} pixels in {where}",
-        "make them fewer, or set a smaller image_size",
-    )
-
-
-def _shape(size: tuple[int, int]) -> str:
-    width, height = size
-    return f"{height}×{width}"

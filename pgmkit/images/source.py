@@ -1,14 +1,15 @@
 """Where images come from, batch by batch: what every source of them has in common."""
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from pgmkit.errors import ParameterError
+from pgmkit.errors import DataError, ParameterError
+from pgmkit.images.labels import is_number, strangers_said
 
 BATCH = 256
 """How many images are looked at at once, where nobody says otherwise."""
@@ -78,12 +79,17 @@ class ImageSource(Protocol):
     """Images in order, of one shape, that need not lie in memory: files, points, or G(z).
 
     Attributes:
+        name: where they came from, for logs, cards and messages.
         image: shape, (C, H, W) or (d,), and range of what `batch` returns; the range is (-1, 1) for
             images.
         device: where `batch` puts them, and where networks that look at them belong.
         labels: class numbers (n,), int64, for scores and for the eye alone; None without any.
         classes: names by class number; None where they are but numbers.
     """
+
+    @property
+    def name(self) -> str:
+        """Where they came from."""
 
     @property
     def image(self) -> ImageSpec:
@@ -111,7 +117,11 @@ class ImageSource(Protocol):
         """Returns the source of these images (m,) alone, in this order; nothing is copied."""
 
     def summary(self) -> dict[str, Any]:
-        """Returns plain values that tell these images from others: source, shape, checksum."""
+        """Returns plain values that tell these images from others.
+
+        "source" is the name, "shape" (n, C, H, W), and "sha256" stands for the images alone;
+        "labels", for classes and their names, is only there where they are.
+        """
 
 
 @runtime_checkable
@@ -120,6 +130,53 @@ class Moves(Protocol):
 
     def moved(self, step: float, random: torch.Generator) -> ImageSource:
         """Returns the images of latents that move by a step in [0, 1) within their prior."""
+
+
+def require_labels(source: ImageSource) -> Tensor:
+    """Returns the labels of a source.
+
+    Raises:
+        DataError: there are none.
+    """
+    if source.labels is None:
+        raise DataError(
+            f"{source.name} has no labels, so no classifier can be trained on it; sort the "
+            "images into one folder per class, or add an array of labels"
+        )
+    return source.labels
+
+
+def labels_among(source: ImageSource, names: Sequence[str], whose: str) -> Tensor | None:
+    """Returns the labels of a source as places in `names`, from 0; None if it has none.
+
+    The names of the classes decide. Labels without names stay as they are, and so do those
+    whose names are numbers, such as folders 0 to 9, unless `names` are numbers too.
+
+    Args:
+        source: the images.
+        names: of all classes in order.
+        whose: what they are the classes of, for messages.
+
+    Raises:
+        DataError: an image is of a class that is not among them.
+    """
+    labels, classes = source.labels, source.classes
+    if labels is None or classes is None:
+        return labels
+    places = {_plain(name): place for place, name in enumerate(names)}
+    numbers, where = labels.unique(return_inverse=True)
+    held = [classes[number] for number in numbers.tolist()]
+    strangers = [name for name in held if _plain(name) not in places]
+    if not strangers:
+        return torch.tensor([places[_plain(name)] for name in held])[where]
+    if all(map(is_number, held)) and not any(map(is_number, names)):
+        return labels
+    raise DataError(strangers_said(strangers, names, source.name, whose))
+
+
+def _plain(name: str) -> str:
+    """Returns a name, a number without its leading zeros."""
+    return str(int(name)) if is_number(name) else name
 
 
 def batches(source: ImageSource, size: int = BATCH) -> Iterator[Tensor]:

@@ -15,7 +15,7 @@ from torch.nn.modules import module as torch_module
 
 from pgmkit.components import check_parameters
 from pgmkit.errors import LoadError, ParameterError, PgmkitError, UnknownNameError, first_line
-from pgmkit.plugins import registry
+from pgmkit.plugins import installed
 
 Architecture = Callable[..., nn.Module] | str
 """A class or function that builds a module, or the name of a component."""
@@ -44,8 +44,8 @@ def find_architecture(chosen: Architecture, where: str, *, trusted: bool) -> Cal
     """
     if not isinstance(chosen, str):
         return chosen
-    if registry().offers("generator-loaders", chosen):
-        factory: Callable[..., Any] = registry().find("generator-loaders", chosen).resolve()
+    if installed().offers("generator-loaders", chosen):
+        factory: Callable[..., Any] = installed().find("generator-loaders", chosen).resolve()
         return factory
     if ":" in chosen and trusted:
         return _imported(chosen)
@@ -53,7 +53,7 @@ def find_architecture(chosen: Architecture, where: str, *, trusted: bool) -> Cal
         "install a plugin that offers it, or pass architecture=YourClass "
         "(--architecture package.module:Class)"
     )
-    known = [component.name for component in registry().of_kind("generator-loaders")]
+    known = [component.name for component in installed().of_kind("generator-loaders")]
     raise UnknownNameError(f"architecture (in {where})", chosen, known, hint)
 
 

@@ -12,9 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pgmkit import defaults
+from pgmkit.components import KINDS, OWN_DISTRIBUTION
+from pgmkit.config import in_toml
+from pgmkit.errors import PgmkitError
 from pgmkit.generator import Generator
 from pgmkit.loading.network import without_secrets
-from pgmkit.plugins import registry
+from pgmkit.plugins import installed
 
 SAMPLES_FILE = "samples.png"
 PER_CLUSTER = 8
@@ -46,7 +50,7 @@ class ShatterFacts:
         cluster_sizes: number of kept latents in each cluster.
         density: name and parameters of the density estimator.
         sampler: qualified name and parameters of the cluster sampler.
-        settings: num_clusters, remove, num_latents and seed.
+        settings: clusters, remove, latents and seed.
         statistics: of the removal.
         versions: of pgmkit, torch and the plugins that took part.
         numbers: what `report.json` of the same result says, with the scores; None if there is none.
@@ -271,7 +275,7 @@ def _recipe(generator: Generator, facts: ShatterFacts, repository: str | None) -
     statistics, settings = facts.statistics, facts.settings
     rank = statistics["numeric_rank"]
     said = (
-        f"Of {settings['num_latents']:,} latents, `{_code(facts.density['name'])}` kept "
+        f"Of {settings['latents']:,} latents, `{_code(facts.density['name'])}` kept "
         f"{statistics['num_kept']:,}: mass {statistics['mass_kept']:.3f}, effective sample size "
         f"{statistics['effective_sample_size']:,.0f}, numeric rank {rank['smallest']} to "
         f"{rank['largest']} of {rank['of']}. `{_code(facts.sampler['name'])}` found the clusters "
@@ -291,70 +295,92 @@ def _code(text: object) -> str:
     return "".join(c for c in str(text) if c.isprintable() and c != "`")
 
 
-def _choices(facts: ShatterFacts) -> dict[str, Any]:
-    sampler = dict(facts.sampler["params"])
-    count = sampler.get("num_clusters", facts.settings["num_clusters"])
+def _settings(facts: ShatterFacts) -> dict[str, Any]:
+    """Returns the settings that make the same again: those of `shatter` that matter, in order."""
+    sampler = shortened_table("cluster-samplers", facts.sampler)
+    if isinstance(sampler, str):
+        sampler = {"name": sampler}
+    sampler.pop("num_clusters", None)
+    of_parts = {name: sampler.pop(name) for name in ("partitioner", "mapper") if name in sampler}
+    named: Any = sampler if len(sampler) > 1 else sampler["name"]
     return {
-        "density": facts.density["name"],
-        "sampler": facts.sampler["name"],
-        "num_clusters": count,
-        "remove": facts.settings["remove"],
-        "num_latents": facts.settings["num_latents"],
-        "seed": facts.settings["seed"],
+        "density": shortened_table("density-estimators", facts.density),
+        **({} if named == defaults.SAMPLER else {"sampler": named}),
+        **of_parts,
+        "clusters": facts.sampler["params"].get("num_clusters", facts.settings["clusters"]),
+        **{name: facts.settings[name] for name in ("remove", "latents", "seed")},
     }
 
 
-def _parameters(kind: str, origin: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the parameters of a component that are not what they are by default."""
+def shortened_table(kind: str, table: Mapping[str, Any]) -> Any:
+    """Returns what says the same as a component's record in fewer words.
+
+    Args:
+        kind: of the component.
+        table: `name` and `params`, as `pgmkit.states.table_of` has them.
+
+    Returns:
+        The name alone where all parameters are what they are by default, or else a table.
+    """
+    name = str(table["name"]).removeprefix(f"{OWN_DISTRIBUTION}:")
     try:
-        known = inspect.signature(registry().find(kind, origin["name"]).resolve()).parameters
-    except (ValueError, TypeError):
-        known = {}  # type: ignore[assignment]
-    defaults = {name: parameter.default for name, parameter in known.items()}
-    return {
-        name: value
-        for name, value in origin["params"].items()
-        if name != "num_clusters" and (name not in defaults or defaults[name] != value)
-    }
+        known = inspect.signature(installed().find(kind, table["name"]).resolve()).parameters
+        usual = {parameter: p.default for parameter, p in known.items()}
+    except (PgmkitError, ValueError, TypeError):
+        usual = {}
+    changed = {}
+    for parameter, value in table["params"].items():
+        short = _shortened_value(value)
+        if parameter not in usual or _as_json(usual[parameter]) != _as_json(short):
+            changed[parameter] = short
+    return {"name": name, **changed} if changed else name
+
+
+def _shortened_value(value: Any) -> Any:
+    if isinstance(value, Mapping) and isinstance(value.get("name"), str):
+        rest = {name: part for name, part in value.items() if name != "name"}
+        for kind in KINDS:
+            if installed().offers(kind, value["name"]) and _takes(kind, value["name"], rest):
+                short = shortened_table(kind, {"name": value["name"], "params": rest})
+                # How many parts there are is said by the number of clusters.
+                if isinstance(short, dict):
+                    short.pop("num_partitions", None)
+                    short = short if len(short) > 1 else short["name"]
+                return short
+    return value
+
+
+def _takes(kind: str, name: str, parameters: Mapping[str, Any]) -> bool:
+    """Returns whether a component has these parameters; one of another kind may have its name."""
+    try:
+        known = inspect.signature(installed().find(kind, name).resolve()).parameters
+    except (PgmkitError, ValueError, TypeError):
+        return False
+    return all(parameter in known for parameter in parameters)
+
+
+def _as_json(value: Any) -> Any:
+    return json.loads(json.dumps(value, default=str))
 
 
 def _command(facts: ShatterFacts, reference: str) -> str:
-    choices = _choices(facts)
     words = ["pgmkit", "shatter", reference, "-o", "shattered"]
-    for option, name in (
-        ("--density", "density"),
-        ("--sampler", "sampler"),
-        ("--clusters", "num_clusters"),
-        ("--remove", "remove"),
-        ("--latents", "num_latents"),
-        ("--seed", "seed"),
-    ):
-        words += [option, str(choices[name])]
-    for table, kind, origin in (
-        ("density", "density-estimators", facts.density),
-        ("sampler", "cluster-samplers", facts.sampler),
-    ):
-        for name, value in _parameters(kind, origin).items():
-            if value is not None:
-                words += ["--set", f"{table}.{name}={json.dumps(value)}"]
-    return shlex.join(words)
+    overrides = []
+    for name, value in _settings(facts).items():
+        table = value if isinstance(value, dict) else {"name": value}
+        words += [f"--{name}", str(table["name"])]
+        for parameter, part in table.items():
+            if parameter != "name" and part is not None:
+                overrides += ["--set", f"{name}.{parameter}={in_toml(part)}"]
+    return shlex.join([*words, *overrides])
 
 
 def _program(generator: Generator, facts: ShatterFacts, reference: str) -> str:
-    arguments = {
-        **_choices(facts),
-        "density_args": _parameters("density-estimators", facts.density) or None,
-        "sampler_args": _parameters("cluster-samplers", facts.sampler) or None,
-    }
     lines = [
         f'g = pgmkit.load_generator("{reference}"{_argument(generator)})',
         "m = pgmkit.shatter(",
         "    g,",
-        *(
-            f"    {name}={_literal(value)},"
-            for name, value in arguments.items()
-            if value is not None
-        ),
+        *(f"    {name}={_literal(value)}," for name, value in _settings(facts).items()),
         ")",
     ]
     return _script(generator, lines)
@@ -362,6 +388,54 @@ def _program(generator: Generator, facts: ShatterFacts, reference: str) -> str:
 
 def _literal(value: Any) -> str:
     return json.dumps(value) if isinstance(value, str) else repr(value)
+
+
+def partitioner_card(config: Mapping[str, Any], repository: str | None = None) -> str:
+    """Returns the card of a fitted partitioner.
+
+    Args:
+        config: what its `partitioner.json` holds.
+        repository: "org/name" on the Hub, or None.
+    """
+    table, data, sizes = config["partitioner"], public(config["data"]) or {}, config["sizes"]
+    shape = "×".join(map(str, config["image"]["shape"]))
+    total = max(1, sum(sizes))
+    rows = [(str(i), f"{size:,}", f"{size / total:.1%}") for i, size in enumerate(sizes)]
+    facts = {
+        "partitioner": json.dumps(shortened_table("partitioners", table)),
+        **{f"found: {name}": value for name, value in config.get("findings", {}).items()},
+        **{f"data, {name}": value for name, value in data.items()},
+        "seed": config["seed"],
+        "seconds": config["seconds"],
+        "machine": config["machine"],
+        "versions": ", ".join(f"{name} {version}" for name, version in config["versions"].items()),
+    }
+    use = [
+        "import pgmkit",
+        "",
+        f'p = pgmkit.load_partitioner("{_reference(repository)}")',
+        f"parts = p.assign(x)  # of images x (n, {', '.join(map(str, config['image']['shape']))})",
+        'm = pgmkit.shatter(pgmkit.load_generator("mnist-dcgan"), partitioner=p)',
+    ]
+    lines = [
+        *card_header(None, "image-classification", ["pgmkit", "partitioner"]),
+        f"# {len(sizes)} parts of {shape} images",
+        "",
+        f"![{PER_CLUSTER} images of each part]({SAMPLES_FILE})",
+        "",
+        f"Each row of the picture shows {PER_CLUSTER} images of the part of its number.",
+        "",
+        "## Use",
+        "",
+        *_block("\n".join(use), "python"),
+        "## Parts",
+        "",
+        *_table(("part", "images", "share"), rows),
+        "## Recipe",
+        "",
+        *_table(("", ""), [(plain(name), plain(value)) for name, value in facts.items()]),
+    ]
+    return "\n".join(lines)
 
 
 def _weights(generator: Generator) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from pgmkit import files
-from pgmkit.errors import PgmkitNote, PgmkitWarning
+from pgmkit.errors import ParameterError, PgmkitNote, PgmkitWarning
 from pgmkit.generator import Generator
 from pgmkit.loading.batch_norm import recalibrate
 from pgmkit.loading.building import Architecture
@@ -17,6 +17,7 @@ from pgmkit.loading.networks import read_network
 from pgmkit.loading.options import GeneratorOptions, Image, Latent
 from pgmkit.loading.references import open_folder
 from pgmkit.loading.saving import terms
+from pgmkit.machine import check_device
 
 
 def load_generator(
@@ -30,7 +31,7 @@ def load_generator(
     key: str | None = None,
     prefix: str | None = None,
     recalibrate: bool = False,
-    device: torch.device | str = "cpu",
+    device: torch.device | str = "auto",
 ) -> Generator:
     """Loads a pretrained generator: strict weights, eval mode, gradients off.
 
@@ -51,7 +52,7 @@ def load_generator(
         key: the entry of the weight file that holds the generator, such as "g_ema".
         prefix: what the names of the generator's weights begin with, such as "module.".
         recalibrate: whether to estimate the statistics of batch norms anew, from the prior.
-        device: where to put the weights.
+        device: where to put the weights; "auto" is CUDA, then MPS, then the CPU.
 
     Raises:
         UnknownNameError: no such registry name, or no plugin offers the architecture.
@@ -77,14 +78,14 @@ def load_generator(
 
 
 def load_described(
-    source: str, table: Mapping[str, Any], *, device: torch.device | str = "cpu"
+    source: str, table: Mapping[str, Any], *, device: torch.device | str = "auto"
 ) -> Generator:
     """Loads a generator with the options of a table, as it stands in a TOML file.
 
     Args:
         source: as for `load_generator`.
         table: further arguments of `load_generator` by name.
-        device: where to put the weights.
+        device: where to put the weights; "auto" is CUDA, then MPS, then the CPU.
 
     Raises:
         PgmkitError: see `load_generator`.
@@ -94,14 +95,34 @@ def load_described(
     )
 
 
+def check_source(values: Mapping[str, Any]) -> None:
+    """Raises ParameterError unless settings name a generator as their `source`."""
+    if "source" not in values:
+        raise ParameterError("no generator is given; name one, such as mnist-dcgan")
+
+
+def pinned(generator: Generator, table: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the table that a generator was loaded with and what identifies the generator.
+
+    Args:
+        generator: what `load_described` returned.
+        table: what it was given.
+    """
+    provenance = generator.provenance
+    known: dict[str, Any] = {
+        key: provenance[key] for key in ("revision", "sha256") if key in provenance
+    }
+    return {**table, **known, "fingerprint": generator.fingerprint()}
+
+
 def generator_from_folder(
     folder: ModelFolder,
     options: GeneratorOptions | None = None,
     *,
-    device: torch.device | str = "cpu",
+    device: torch.device | str = "auto",
 ) -> Generator:
     """Loads the generator of an open folder; see `load_generator`."""
-    options = options or GeneratorOptions()
+    options, where = options or GeneratorOptions(), check_device(device)
     network = read_network(folder, options)
     config, path = network.config, network.path
     generator = Generator(
@@ -122,7 +143,7 @@ def generator_from_folder(
             **network.record,
         },
     )
-    generator.to(device)
+    generator.to(where)
     generator.check()
     if damaged := generator.why_not_finite():
         warnings.warn(f"the generator {generator.name!r}{damaged}", PgmkitWarning, stacklevel=3)

@@ -23,7 +23,7 @@ from pgmkit.loading.options import AUTO, GeneratorOptions, as_image, as_latent
 from pgmkit.loading.programs import LOADERS as PROGRAMS
 from pgmkit.loading.programs import kind_of_file, load_program, program_signature
 from pgmkit.loading.weights import read_checkpoint
-from pgmkit.plugins import registry
+from pgmkit.plugins import installed
 from pgmkit.priors import LatentSpec
 
 _TRIED = 16
@@ -120,7 +120,7 @@ def _fitted(
     trusted = options.architecture is not None
     named = "the options" if trusted else config.where
     factory = find_architecture(chosen, named, trusted=trusted)
-    is_component = isinstance(chosen, str) and registry().offers("generator-loaders", chosen)
+    is_component = isinstance(chosen, str) and installed().offers("generator-loaders", chosen)
     arguments = _arguments(factory, config, options)
     if is_component and not arguments and "model_args" not in config.ours:
         guess = _inferred_as(str(chosen), found[-1])

@@ -14,7 +14,7 @@ from pgmkit.errors import GeneratorError, first_line
 from pgmkit.generator import Generator
 from pgmkit.machine import is_out_of_memory, seconds_for
 from pgmkit.seeds import random_generator
-from pgmkit.spectrum.tangents import (
+from pgmkit.tangents import (
     FORWARD_MODE,
     TangentProgram,
     UnsupportedModuleError,
@@ -71,7 +71,7 @@ class JacobianPlan:
         batch_size: latents at a time.
         tangents: latent directions at a time.
         kernels: of the convolutions that are not done in torch's own way, by layer; see
-            `pgmkit.spectrum.tangents.convolutions`.
+            `pgmkit.tangents.convolutions`.
         generic: functions without a rule of their own, which "layers" differentiates one by one.
     """
 

@@ -16,9 +16,6 @@ class Folder(Protocol):
     def names(self) -> set[str]:
         """Returns the names of all files; none if there is no such folder."""
 
-    def has(self, name: str) -> bool:
-        """Returns whether there is such a file."""
-
     def read(self, name: str) -> bytes | None:
         """Returns a file's bytes, or None if it is missing or cannot be read."""
 
@@ -41,10 +38,6 @@ class LocalFolder:
     def names(self) -> set[str]:
         """Returns the names of all files; none if there is no such folder."""
         return {entry.name for entry in self.path.iterdir()} if self.path.is_dir() else set()
-
-    def has(self, name: str) -> bool:
-        """Returns whether there is such a file."""
-        return (self.path / name).is_file()
 
     def read(self, name: str) -> bytes | None:
         """Returns a file's bytes, or None if it is missing or cannot be read."""
@@ -84,11 +77,6 @@ class UrlFolder:
             return {path.rstrip("/").rpartition("/")[2] for path in system.ls(root, detail=False)}
         except FileNotFoundError:
             return set()
-
-    def has(self, name: str) -> bool:
-        """Returns whether there is such a file."""
-        system, root = self._filesystem()
-        return bool(system.exists(f"{root}/{name}"))
 
     def read(self, name: str) -> bytes | None:
         """Returns a file's bytes, or None if it is missing or cannot be read."""

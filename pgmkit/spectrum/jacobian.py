@@ -7,6 +7,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from pgmkit.generator import Generator
 from pgmkit.machine import full_float32, is_out_of_memory
 from pgmkit.seeds import random_generator
 from pgmkit.spectrum.differentiation import Differentiator, JacobianPlan
-from pgmkit.spectrum.tangents import UnsupportedModuleError
+from pgmkit.tangents import UnsupportedModuleError
 
 DTYPES = ("auto", "float32", "float64", "bfloat16")
 SKETCHES = ("volume", "top")
@@ -44,7 +45,7 @@ _UNSAFE_NATS = 0.01
 
 
 @dataclass(frozen=True)
-class Method:
+class JacobianSettings:
     """What is computed, and how exactly; part of what identifies a spectrum.
 
     Args:
@@ -103,7 +104,7 @@ class Method:
         return 0.995 if self.dtype == "bfloat16" else 0.95
 
     @property
-    def exact(self) -> "Method":
+    def exact(self) -> "JacobianSettings":
         """The same without what makes it fast."""
         dtype = "auto" if self.dtype == "bfloat16" else self.dtype
         return replace(self, dtype=dtype, probes=None, sketch="volume")
@@ -114,7 +115,7 @@ class JacobianSpectra:
 
     Args:
         generator: stays as it is.
-        method: what to compute.
+        settings: what to compute.
         plan: how to compute it, if that was chosen before; found by trying if None.
 
     Attributes:
@@ -126,10 +127,13 @@ class JacobianSpectra:
     """
 
     def __init__(
-        self, generator: Generator, method: Method | None = None, plan: JacobianPlan | None = None
+        self,
+        generator: Generator,
+        settings: JacobianSettings | None = None,
+        plan: JacobianPlan | None = None,
     ) -> None:
         self.generator = generator
-        self.method = method or Method()
+        self.settings = settings or JacobianSettings()
         continuous = generator.latent.continuous
         dim = int(continuous.sum())
         if dim == 0:
@@ -137,32 +141,38 @@ class JacobianSpectra:
                 f"the latents of {generator.name!r} are all categorical, and an image has no "
                 "derivative along them; add a continuous part to the prior"
             )
-        if self.method.probes is not None and dim < generator.latent.dim:
+        if self.settings.probes is not None and dim < generator.latent.dim:
             raise ParameterError(
                 f"sketches are for latents without categorical parts, and {generator.name!r} has "
                 f"{generator.latent} latents; leave probes out"
             )
-        if self.method.probes is not None and self.method.probes > dim:
+        if self.settings.probes is not None and self.settings.probes > dim:
             raise ParameterError(
                 f"probes must be at most {dim}, the latent dimension of {generator.name!r}, not "
-                f"{self.method.probes}"
+                f"{self.settings.probes}"
             )
-        budget = self.method.memory_budget
+        budget = self.settings.memory_budget
         self._memory = max(budget // 4, budget - _WEIGHT_COPIES * _weight_bytes(generator))
-        fast = self.method.dtype == "bfloat16"
+        fast = self.settings.dtype == "bfloat16"
         self._differentiator = Differentiator(
-            in_precision(generator, self.method.dtype),
+            in_precision(generator, self.settings.dtype),
             memory=self._memory // _TANGENTS_SHARE,
-            num_directions=self.method.probes or dim,
+            num_directions=self.settings.probes or dim,
             plan=plan,
             tangent_dtype=torch.bfloat16 if fast else None,
         )
-        self._directions = _probes(continuous, self.method.probes)
+        self._directions = _probes(continuous, self.settings.probes)
         self._precise: Differentiator | None = None
         self._has_float64 = True
         self._lock = threading.Lock()
         needed = self._differentiator.bytes_needed + self._jacobian_bytes(self._differentiator)
         self._slots = threading.BoundedSemaphore(max(1, self._memory // needed))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Goes to another process as what it is built from, and to that one's own accelerator."""
+        device = self.generator.device.type
+        generator = self.generator if device == "cpu" else copy.deepcopy(self.generator).to("cpu")
+        return _rebuilt, (generator, device, self.settings, self.plan)
 
     @property
     def plan(self) -> JacobianPlan:
@@ -197,10 +207,10 @@ class JacobianSpectra:
         precisely = contextlib.nullcontext() if self.parallel else full_float32()
         with self._slots, precisely, torch.no_grad():
             values = self._all_values(self._differentiator, z, self._values)
-            exact = self.method.dtype != "bfloat16"
+            exact = self.settings.dtype != "bfloat16"
             precision = self._differentiator.generator.dtype
             in_float64 = torch.full([len(z)], exact and precision == torch.float64)
-            if self.method.dtype == "auto" and self.method.probes is None:
+            if self.settings.dtype == "auto" and self.settings.probes is None:
                 unsafe = _is_unsafe(values) & ~in_float64
                 precise = self._float64() if unsafe.any() else None
                 if precise is not None:
@@ -246,9 +256,9 @@ class JacobianSpectra:
                     ) from error
 
     def _values(self, differentiator: Differentiator, z: Tensor) -> Tensor:
-        """Returns what the method asks for at latents (B, M), (B, r), on the CPU."""
+        """Returns what the settings ask for at latents (B, M), (B, r), on the CPU."""
         directions = self._directions
-        top = self.method.probes is not None and self.method.sketch == "top"
+        top = self.settings.probes is not None and self.settings.sketch == "top"
         needed = len(z) * self._jacobian_bytes(differentiator)
         if z.dtype == torch.float64:
             needed *= 3  # what LAPACK takes
@@ -312,6 +322,12 @@ class JacobianSpectra:
         return len(self._directions) * math.prod(self.generator.image.shape) * size
 
 
+def _rebuilt(
+    generator: Generator, device: str, settings: JacobianSettings, plan: JacobianPlan
+) -> JacobianSpectra:
+    return JacobianSpectra(generator.to(device), settings, plan)
+
+
 def _probes(continuous: Tensor, probes: int | None) -> Tensor:
     """Returns orthonormal directions (m, M): all axes, or a random subspace, always the same.
 
@@ -328,11 +344,11 @@ def _probes(continuous: Tensor, probes: int | None) -> Tensor:
 
 
 def in_precision(generator: Generator, dtype: str) -> Generator:
-    """Returns the generator with weights in the precision that a method asks for.
+    """Returns the generator with weights in the precision that is asked for.
 
     Args:
         generator: stays as it is.
-        dtype: see `Method`; "auto" is the precision of the weights, at least float32.
+        dtype: see `JacobianSettings`; "auto" is the precision of the weights, at least float32.
     """
     wanted = {"float32": torch.float32, "float64": torch.float64}.get(dtype, generator.dtype)
     if wanted in (torch.float16, torch.bfloat16):

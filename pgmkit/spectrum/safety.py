@@ -12,15 +12,14 @@ from torch import Tensor
 
 from pgmkit.errors import GeneratorError, PgmkitWarning
 from pgmkit.generator import Generator
-from pgmkit.spectrum.jacobian import JacobianSpectra, Method
+from pgmkit.spectrum.jacobian import JacobianSettings, JacobianSpectra
 from pgmkit.spectrum.spectrum import Spectrum
 
 SAMPLE = 128
 """Latents that both methods are applied to."""
 
 REMOVED = 0.2
-"""Share of latents that LASH removes in its paper; the sets that two methods remove are compared.
-"""
+"""Share of the latents, those of least density, that two methods are to agree on."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +29,10 @@ class Check:
     Args:
         method: the fast method.
         rank_correlation: Spearman's, of each quantity that density estimators use: the log-volume
-            (of a top sketch, that of the largest singular values), the log-density of LASH Eq. 1
-            (not of a top sketch), and the Frobenius norm.
-        removed_overlap: share of the latents that would be removed by both methods: by LASH Eq. 1,
-            or with a top sketch those of largest volume.
+            (of a top sketch, that of the largest singular values), the log-density, which is the
+            log prior less the log-volume (not of a top sketch), and the Frobenius norm.
+        removed_overlap: if as many as `REMOVED` were removed, those of least log-density, or with a
+            top sketch those of largest volume: the share of them that both methods would remove.
         latents: size of the sample.
         threshold: the rank correlation asked for.
         speed: how many times faster than the exact method it was.
@@ -51,24 +50,26 @@ class Check:
     reason: str = ""
 
 
-def choose(generator: Generator, z: Tensor, method: Method) -> tuple[JacobianSpectra, Check | None]:
-    """Returns what computes the spectrum: the method asked for, or the exact one instead of it.
+def choose(
+    generator: Generator, z: Tensor, asked: JacobianSettings
+) -> tuple[JacobianSpectra, Check | None]:
+    """Returns what computes the spectrum: as it is asked for, or exactly instead.
 
     Args:
         generator: G.
         z: the latents (n, M) of the spectrum.
-        method: what the user asks for.
+        asked: what the user asks for.
 
     Returns:
         How spectra are computed, and how a fast method fared; None for an exact one.
     """
-    if not method.is_fast:
-        return JacobianSpectra(generator, method), None
-    exact = JacobianSpectra(generator, method.exact)
+    if not asked.is_fast:
+        return JacobianSpectra(generator, asked), None
+    exact = JacobianSpectra(generator, asked.exact)
     try:
-        fast = JacobianSpectra(generator, method)
+        fast = JacobianSpectra(generator, asked)
     except GeneratorError as error:
-        check = Check(_name(method), {}, 0.0, 0, method.threshold, 0.0, False, str(error))
+        check = Check(_name(asked), {}, 0.0, 0, asked.threshold, 0.0, False, str(error))
     else:
         sample = z[torch.linspace(0, len(z) - 1, min(SAMPLE, len(z))).long()]
         check = compare(fast, exact, sample)
@@ -90,7 +91,7 @@ def compare(fast: JacobianSpectra, exact: JacobianSpectra, z: Tensor) -> Check:
         started = time.perf_counter()
         values = jacobians.compute(z)["singular_values"]
         seconds.append(time.perf_counter() - started)
-        provenance = {"computed": computed(jacobians.method)}
+        provenance = {"computed": computed(jacobians.settings)}
         spectra.append(Spectrum(z, values, log_prior, provenance=provenance))
     sketched, reference = spectra
     top = sketched.known_top_k
@@ -103,7 +104,7 @@ def compare(fast: JacobianSpectra, exact: JacobianSpectra, z: Tensor) -> Check:
     if top is None:
         weights = [log_prior - volume for volume in volumes]
         correlations["log_density"] = _rank_correlation(*weights)
-    threshold = fast.method.threshold
+    threshold = fast.settings.threshold
     worst = min(correlations, key=lambda quantity: correlations[quantity])
     reason = ""
     if not correlations[worst] >= threshold:
@@ -118,7 +119,7 @@ def compare(fast: JacobianSpectra, exact: JacobianSpectra, z: Tensor) -> Check:
             "the time)"
         )
     return Check(
-        _name(fast.method),
+        _name(fast.settings),
         correlations,
         _overlap(*weights),
         len(z),
@@ -129,24 +130,24 @@ def compare(fast: JacobianSpectra, exact: JacobianSpectra, z: Tensor) -> Check:
     )
 
 
-def used_method(method: Method, check: Mapping[str, Any] | None) -> Method:
-    """Returns the method that a recorded check led to."""
-    return method.exact if check is not None and not check["used"] else method
+def settings_used(asked: JacobianSettings, check: Mapping[str, Any] | None) -> JacobianSettings:
+    """Returns the settings that a recorded check led to."""
+    return asked.exact if check is not None and not check["used"] else asked
 
 
-def computed(method: Method) -> dict[str, Any]:
-    """Returns what a method computes, as it is recorded with a spectrum."""
+def computed(settings: JacobianSettings) -> dict[str, Any]:
+    """Returns what settings compute, as it is recorded with a spectrum."""
     return {
-        "dtype": method.dtype,
-        "probes": method.probes,
-        "sketch": method.sketch if method.probes is not None else None,
+        "dtype": settings.dtype,
+        "probes": settings.probes,
+        "sketch": settings.sketch if settings.probes is not None else None,
     }
 
 
-def _name(method: Method) -> str:
-    if method.probes is None:
-        return f"dtype {method.dtype!r}"
-    return f"the {method.sketch} sketch with {method.probes} probes"
+def _name(settings: JacobianSettings) -> str:
+    if settings.probes is None:
+        return f"dtype {settings.dtype!r}"
+    return f"the {settings.sketch} sketch with {settings.probes} probes"
 
 
 def _rank_correlation(left: Tensor, right: Tensor) -> float:

@@ -30,6 +30,7 @@ class Spectrum:
         log_prior: log p(z) (n,), nats, float64.
         provenance: how it was computed.
         float64: which latents were computed in float64, bool (n,); None if that is not known.
+        reused: how many of the latents this process did not compute but read; 0 for a part.
     """
 
     latents: Tensor
@@ -37,6 +38,7 @@ class Spectrum:
     log_prior: Tensor
     provenance: Mapping[str, Any] = field(default_factory=dict)
     float64: Tensor | None = None
+    reused: int = 0
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -110,7 +112,7 @@ class Spectrum:
         """Returns `Σ log σ_i`, the log of √det(JᵀJ), in nats.
 
         Where J is rank-deficient the sum depends on what is done with null directions, and so does
-        the set of latents that LASH removes. Both choices are parameters for that reason.
+        the set of latents that a density removes. Both choices are parameters for that reason.
 
         Args:
             rank_rtol: singular values at or below `rank_rtol · σ_1` count as null, in [0, 1).

@@ -19,7 +19,7 @@ def summarize(spectrum: Spectrum, rank_rtol: float = RANK_RTOL) -> dict[str, Any
 
     Returns:
         The number of latents, their dimension, how many have no finite Jacobian, the share that was
-        computed in float64, the standard deviations of both terms of LASH Eq. 1 and their ratio,
+        computed in float64, the standard deviations of log prior and log-volume and their ratio,
         and quantiles over the latents with a finite Jacobian. Numeric rank and log-volume are those
         at `rank_rtol`.
 
@@ -54,7 +54,9 @@ def summarize(spectrum: Spectrum, rank_rtol: float = RANK_RTOL) -> dict[str, Any
 def term_spread(
     spectrum: Spectrum, *, rank_rtol: float = RANK_RTOL, null: NullTreatment = "floor"
 ) -> dict[str, float]:
-    """Returns the standard deviations of the two terms of LASH Eq. 1, where both are finite.
+    """Returns the standard deviations of log prior and log-volume, where both are finite.
+
+    A log-density is their difference, so the one that spreads more decides the order of latents.
 
     Args:
         spectrum: of n latents.

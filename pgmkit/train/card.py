@@ -35,10 +35,11 @@ def _rows(record: Mapping[str, Any]) -> list[tuple[str, Any]]:
     card.pop("title", None)
     optimizer = ", ".join(f"{key} {value}" for key, value in record.get("optimizer", {}).items())
     measured = [(key, f"{value:.4f}") for key, value in record.get("measured", {}).items()]
+    length = f"{record['epochs']} epochs, " if record.get("epochs") else ""
     return [
         *measured,
         *card.items(),
-        ("recipe", f"{record['epochs']} epochs, batch {record['batch_size']}, Adam {optimizer}"),
+        ("recipe", f"{length}batch {record['batch_size']}, Adam {optimizer}"),
         ("model", f"`{dict(record.get('model', {}))}`"),
         ("seed", record.get("seed", 0)),
         ("steps", f"{record['steps']:,}"),

@@ -1,28 +1,30 @@
 """Unconditional GAN training."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from pgmkit import pictures
+from pgmkit.config import check_count, make_settings
 from pgmkit.errors import ParameterError
 from pgmkit.generator import Generator
-from pgmkit.images import ImageData
-from pgmkit.images.source import ImageSpec
+from pgmkit.images import load_images
+from pgmkit.images.source import ImageSource, ImageSpec
+from pgmkit.learning import Batch, Clock, ranks
+from pgmkit.learning.checkpoints import Part
 from pgmkit.loading.saving import save_generator, terms
-from pgmkit.plugins import build_component, registry
+from pgmkit.plugins import build, installed
 from pgmkit.priors import LatentSpec
 from pgmkit.seeds import random_generator
 from pgmkit.train.card import model_card
-from pgmkit.train.checkpoint import Part
-from pgmkit.train.loop import SNAPSHOTS
+from pgmkit.train.objectives import NonSaturating, Objective
 from pgmkit.train.optimizer import Adam
+from pgmkit.train.settings import SNAPSHOTS, TrainSettings
 
 _GRID_IMAGES = 64
 
@@ -35,39 +37,79 @@ class GANSettings:
         backbone: name of the backbone component.
         backbone_args: its parameters.
         latent: the prior; its dimension is handed to the backbone as `latent_dim`.
-        optimizer: of generator and discriminator alike.
+        optimizer: of the generator, and of the discriminator unless it has its own.
+        discriminator_optimizer: of the discriminator.
+        discriminator_steps: of the discriminator for each of the generator, at least 1; each takes
+            a batch of its own.
     """
 
     backbone: str = "dcgan"
     backbone_args: Mapping[str, Any] = field(default_factory=dict)
     latent: LatentSpec = field(default_factory=lambda: LatentSpec(64))
     optimizer: Adam = field(default_factory=Adam)
+    discriminator_optimizer: Adam | None = None
+    discriminator_steps: int = 1
+
+
+def prepare_gan(settings: TrainSettings, device: torch.device) -> tuple[ImageSource, "GANTask"]:
+    """Returns the training images and the task of a config; `model` is a `GANSettings`.
+
+    Raises:
+        ParameterError: a setting is unknown or outside its range.
+        UnknownNameError: no backbone or generator loader has the name.
+        DataError: the images cannot be read.
+    """
+    if settings.test_fraction is not None:
+        raise ParameterError(
+            f"test_fraction is for classifiers, and the task is {settings.task!r}; leave it out"
+        )
+    model = {"optimizer": settings.optimizer, **settings.model}
+    for name in ("optimizer", "discriminator_optimizer"):
+        if name in model:
+            model[name] = make_settings(Adam, model[name], name)
+    if "latent" in model:
+        model["latent"] = make_settings(LatentSpec, model["latent"], "model.latent")
+    task = GANTask(make_settings(GANSettings, model, "model"), seed=settings.seed, device=device)
+    source = load_images(settings.data, size=settings.image_size)
+    task.check(source)
+    return source, task
 
 
 class GANTask:
-    """One discriminator and one generator step per batch, with the non-saturating loss.
-
-    The loss is that of Goodfellow et al. (2014) in its logit form. The generator step reuses the
-    fake images of the discriminator step.
+    """Steps of the discriminator, then one of the generator, which reuses the last fake images.
 
     Args:
         settings: what is trained.
+        objective: what both minimise.
         seed: of the initial weights and of the sample grid.
         device: where it is trained.
+
+    Raises:
+        ParameterError: a setting is outside its range.
     """
 
-    def __init__(self, settings: GANSettings, *, seed: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        settings: GANSettings,
+        objective: Objective | None = None,
+        *,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        check_count("model.discriminator_steps", settings.discriminator_steps)
         self.settings = settings
+        self.objective = objective or NonSaturating()
         self.device = device
         self.model_args = {"latent_dim": settings.latent.dim, **settings.backbone_args}
-        self.backbone = build_component("backbones", settings.backbone, **self.model_args)
+        self.backbone = build("backbones", settings.backbone, **self.model_args)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             generator, discriminator = self._build_networks()
         self.generator = generator.to(device).to(memory_format=torch.channels_last)
         self.discriminator = discriminator.to(device).to(memory_format=torch.channels_last)
         self.generator_optimizer = settings.optimizer.build(self.generator)
-        self.discriminator_optimizer = settings.optimizer.build(self.discriminator)
+        own = settings.discriminator_optimizer or settings.optimizer
+        self.discriminator_optimizer = own.build(self.discriminator)
         self.grid_latents = settings.latent.sample(
             _GRID_IMAGES, random_generator(seed, "sample grid")
         )
@@ -81,56 +123,54 @@ class GANTask:
     def _build_networks(self) -> tuple[nn.Module, nn.Module]:
         return self.backbone.generator(), self.backbone.discriminator()
 
-    def check(self, data: ImageData) -> None:
+    @property
+    def batches_per_step(self) -> int:
+        """How many batches of images one step takes."""
+        return self.settings.discriminator_steps
+
+    def check(self, source: ImageSource) -> None:
         """Checks that the result can be loaded, and that images are made of the data's shape.
 
         Raises:
             UnknownNameError: no generator loader has the backbone's name.
             ParameterError: the shapes differ.
         """
-        registry().find("generator-loaders", self.settings.backbone)
-        made, held = self._sample_grid().shape[1:], data.images.shape[1:]
+        installed().find("generator-loaders", self.settings.backbone)
+        made, held = tuple(self._sample_grid().shape[1:]), source.image.shape
         if made != held:
             raise ParameterError(
-                f"the generator makes images of {tuple(made)} and the data holds {tuple(held)}; "
+                f"the generator makes images of {made} and the data holds {held}; "
                 "set image_size or the backbone's parameters"
             )
 
-    def step(
-        self, images: Tensor, labels: Tensor | None, random: torch.Generator
-    ) -> dict[str, float]:
-        """Learns from one batch of real images (B, C, H, W) in [-1, 1]."""
+    def step(self, batches: Iterator[Batch], clock: Clock) -> dict[str, Tensor]:
+        """Learns from real images (B, C, H, W) in [-1, 1]."""
+        for _ in range(self.settings.discriminator_steps):
+            real = next(batches)
+            fake = self.generator(self._latents(real.size, clock))
+            discriminator_loss = self._discriminator_step(real.images, fake.detach())
+        return {"discriminator": discriminator_loss, "generator": self._generator_step(fake)}
+
+    def _latents(self, count: int, clock: Clock) -> Tensor:
+        """Returns this process's share of so many latents."""
+        return ranks.share(self.settings.latent.sample(count, clock.random)).to(self.device)
+
+    def _discriminator_step(self, images: Tensor, fake: Tensor) -> Tensor:
         real = images.to(self.device, memory_format=torch.channels_last)
-        z = self.settings.latent.sample(len(real), random).to(self.device)
-        fake = self.generator(z)
-        discriminator_loss = self.discriminator_loss(real, fake.detach())
-        self.discriminator_optimizer.zero_grad()
-        discriminator_loss.backward()
-        self.discriminator_optimizer.step()
+        loss = self.objective.discriminator(self.discriminator(real), self.discriminator(fake))
+        _descend(loss, self.discriminator, self.discriminator_optimizer)
+        return loss.detach()
 
+    def _generator_step(self, fake: Tensor) -> Tensor:
         self.discriminator.requires_grad_(False)
-        generator_loss = self.generator_loss(fake)
-        self.generator_optimizer.zero_grad()
-        generator_loss.backward()
-        self.generator_optimizer.step()
+        loss = self.objective.generator(self.discriminator(fake))
+        _descend(loss, self.generator, self.generator_optimizer)
         self.discriminator.requires_grad_(True)
-        return {
-            "discriminator": discriminator_loss.item(),
-            "generator": generator_loss.item(),
-        }
+        return loss.detach()
 
-    def discriminator_loss(self, real: Tensor, fake: Tensor) -> Tensor:
-        """Returns `-log D(real) - log(1 - D(fake))`, each averaged over its batch."""
-        real_term = functional.softplus(-self.discriminator(real)).mean()
-        return real_term + functional.softplus(self.discriminator(fake)).mean()
-
-    def generator_loss(self, fake: Tensor) -> Tensor:
-        """Returns `-log D(fake)`, averaged."""
-        return functional.softplus(-self.discriminator(fake)).mean()
-
-    def end_epoch(self, epoch: int, folder: Path) -> dict[str, float]:
+    def measure(self, clock: Clock, folder: Path) -> dict[str, float]:
         """Writes a grid of samples from the same latents every time."""
-        path = folder / "samples" / f"epoch-{epoch:03d}.png"
+        path = folder / "samples" / f"step-{clock.step:07d}.png"
         pictures.write_grid(path, self._sample_grid(), (-1.0, 1.0))
         return {}
 
@@ -166,3 +206,10 @@ class GANTask:
         images: Tensor = self.generator(self.grid_latents.to(self.device))
         self.generator.train()
         return images.cpu()
+
+
+def _descend(loss: Tensor, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    optimizer.zero_grad()
+    loss.backward()
+    ranks.average_gradients(module.parameters())
+    optimizer.step()

@@ -1,9 +1,5 @@
-"""Ablations: generators × density estimators × cluster samplers × parameters × seeds.
+"""Ablations: generators × density estimators × partitioners × mappers × parameters × seeds.
 
 All cells of one generator and seed share its spectrum and its class labels. The experiment is that
-of section 5 of the LASH paper; `pgmkit ablate` runs it.
+of section 5 of the LASH paper; `pgmkit ablate` runs it (`pgmkit.jobs.ablate`).
 """
-
-from pgmkit.evaluate.ablation.run import PreparedAblation, prepare, run
-
-__all__ = ["PreparedAblation", "prepare", "run"]

@@ -4,7 +4,7 @@ import math
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,18 +18,18 @@ from pgmkit import files
 from pgmkit.engines import Engine, is_coordinator
 from pgmkit.errors import PgmkitError, first_line
 from pgmkit.evaluate.ablation.measures import MEASURES, Subject
-from pgmkit.evaluate.ablation.plan import Cell, GeneratorSettings, Plan, slug
+from pgmkit.evaluate.ablation.plan import Ablation, Cell, GeneratorSettings, slug
 from pgmkit.evaluate.classifier import Classifier, load_classifier
 from pgmkit.evaluate.extractors import FeatureExtractor, check_extractor, load_extractor
-from pgmkit.evaluate.fidelity import Reference, check_fidelity, load_reference
 from pgmkit.evaluate.metrics import classify_latents
+from pgmkit.evaluate.reference_images import ReferenceImages, check_fidelity, load_reference
 from pgmkit.generator import Generator
-from pgmkit.images import ImageData
+from pgmkit.images import ImageSource
 from pgmkit.loading.generators import load_described
 from pgmkit.machine import machine, thread_limit
 from pgmkit.shattering import ShatteredGenerator, shatter
 from pgmkit.spectrum import Spectrum, load_spectrum
-from pgmkit.spectrum.run import SpectrumSettings
+from pgmkit.spectrum.settings import SpectrumSettings
 
 _PINS = ("repo", "revision", "sha256")
 
@@ -48,16 +48,16 @@ class Models:
 
     generator: Generator
     classifier: Classifier | None = None
-    images: ImageData | None = None
+    images: ImageSource | None = None
     extractor: FeatureExtractor | None = None
     cache: bool = True
 
     @cached_property
-    def reference(self) -> Reference | None:
+    def reference(self) -> ReferenceImages | None:
         """The real images with their features, which are computed here."""
         if self.images is None or self.extractor is None:
             return None
-        return Reference(self.images, self.extractor, cache=self.cache)
+        return ReferenceImages(self.images, self.extractor, cache=self.cache)
 
     def pins(self) -> dict[str, Any]:
         """Returns what identifies the weights of all models, and the real images."""
@@ -127,31 +127,27 @@ class SharedFiles:
         self.name = f"{slug(generator)}-latents-{latents}-seed-{seed}"
         self.spectrum = folder / self.name
         self.record = folder / f"{self.name}.json"
+        self._latents = latents
+        self._seed = seed
         self._classes = folder / f"{self.name}.classes.safetensors"
 
     def compute(
-        self,
-        settings: SpectrumSettings,
-        models: Models,
-        engine: Engine,
-        *,
-        progress: bool,
-        report: Callable[[str], None],
-    ) -> dict[str, float]:
-        """Computes what is missing and returns the seconds that each part took."""
+        self, settings: SpectrumSettings, models: Models, engine: Engine
+    ) -> tuple[dict[str, float], int]:
+        """Computes what is missing; returns the seconds of each part, and blocks taken up."""
         started = time.perf_counter()
         spectrum = settings.compute(
-            models.generator, self.spectrum, engine, progress=progress, report=report
+            models.generator, self._latents, seed=self._seed, out=self.spectrum, engine=engine
         )
         seconds = {"spectrum": round(time.perf_counter() - started, 3)}
         if not is_coordinator(engine) or models.classifier is None:
-            return seconds
+            return seconds, spectrum.reused
         if self.classes(len(spectrum), models) is None:
             started = time.perf_counter()
             classes = classify_latents(models.generator, models.classifier, spectrum.latents)
             files.write_bytes(self._classes, save({"classes": classes}, models.labelled_by()))
             seconds["classes"] = round(time.perf_counter() - started, 3)
-        return seconds
+        return seconds, spectrum.reused
 
     def classes(self, count: int, models: Models) -> Tensor | None:
         """Returns the classes of the latents (count,); None if they are not there or damaged.
@@ -174,18 +170,18 @@ class Measurer:
     It can be sent to another process, which then loads them itself.
 
     Args:
-        plan: the ablation.
+        ablation: the ablation.
         folder: of the spectra.
         models: those that are loaded already, by name of the generator.
     """
 
-    def __init__(self, plan: Plan, folder: Path, models: Mapping[str, Models]) -> None:
-        self._generators = {generator.name: generator for generator in plan.generators}
-        self._measures = plan.measures
-        self._latents = max(plan.latents)
-        self._samples = plan.settings.samples
-        self._cache = plan.cache
-        self._threads = plan.settings.threads
+    def __init__(self, ablation: Ablation, folder: Path, models: Mapping[str, Models]) -> None:
+        self._generators = {generator.name: generator for generator in ablation.generators}
+        self._measures = ablation.measures
+        self._latents = max(ablation.latents)
+        self._samples = ablation.settings.samples
+        self._cache = ablation.spectrum.cache
+        self._threads = ablation.settings.threads
         self._folder = folder
         self._models = dict(models)
         self._shared: tuple[str, Spectrum, Tensor | None] | None = None
@@ -216,18 +212,15 @@ class Measurer:
             PgmkitError: the spectrum or a model cannot be loaded, or the methods refuse.
         """
         spectrum, _ = self._shared_of(cell)
-        density, sampler = dict(cell.density.table), dict(cell.sampler.table)
         with thread_limit(self._threads):
             return shatter(
                 self._models_of(cell).generator,
-                density=density.pop("name"),
-                sampler=sampler.pop("name"),
-                num_clusters=cell.clusters,
+                density=cell.density.table,
+                sampler=cell.sampler.table,
+                clusters=cell.clusters,
                 remove=cell.remove,
                 seed=cell.seed,
                 spectrum=spectrum.first(cell.latents),
-                density_args=density,
-                sampler_args=sampler,
             )
 
     def _measure(self, cell: Cell) -> Result:

@@ -15,9 +15,9 @@ from pgmkit.evaluate.ablation.measures import MEASURES, Metric
 from pgmkit.evaluate.ablation.plan import slug
 from pgmkit.evaluate.ablation.tables import (
     Row,
-    block_axes,
     grouped,
     method_axes,
+    section_axes,
     varying,
 )
 from pgmkit.evaluate.figures import png
@@ -40,7 +40,7 @@ def draw_all(rows: Sequence[Row], measures: Iterable[str]) -> Iterator[tuple[str
                 figure = along_axis(of_generator, axis, measure)
                 if figure is not None:
                     yield f"{slug(generator)}-{measure}-along-{axis}.png", png(figure)
-    axes = [*block_axes(rows), *method_axes(rows)]
+    axes = [*section_axes(rows), *method_axes(rows)]
     for place, cells in grouped(rows, axes).items():
         counted = [(row, measure) for measure in measures for row in cells if row.counted(measure)]
         if counted:

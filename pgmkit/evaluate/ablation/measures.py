@@ -10,9 +10,10 @@ from torch import Tensor
 
 from pgmkit.errors import ParameterError
 from pgmkit.evaluate.classifier import Classifier
-from pgmkit.evaluate.diagnostics import diagnose, stability
-from pgmkit.evaluate.fidelity import Reference, shattering_fidelity
+from pgmkit.evaluate.diagnostics import diagnose, reproducibility
+from pgmkit.evaluate.fidelity import shattering_fidelity
 from pgmkit.evaluate.metrics import ClusterScores, score_known, score_samples
+from pgmkit.evaluate.reference_images import ReferenceImages
 from pgmkit.shattering import ShatteredGenerator
 
 _LATENTS_DIAGNOSED = 5_000
@@ -38,7 +39,7 @@ class Subject:
         *,
         classes: Tensor | None = None,
         classifier: Classifier | None = None,
-        reference: Reference | None = None,
+        reference: ReferenceImages | None = None,
         num_samples: int = 5_000,
     ) -> None:
         self.shattered = shattered
@@ -133,18 +134,18 @@ def measure_samples(subject: Subject) -> dict[str, float | None]:
 
 
 def measure_diagnostics(subject: Subject) -> dict[str, float | None]:
-    """Measures what can be said without labels, but for stability."""
+    """Measures what can be said without labels, but for reproducibility."""
     shattered = subject.shattered
     count = min(subject.num_samples, _LATENTS_DIAGNOSED)
     found = diagnose(shattered, num_latents=count, seed=subject.seed, refit=False)
-    returned = found.cluster_fidelity
+    returned = found.return_rate
     sizes = shattered.cluster_sizes
     shares = [share or 0.0 for share, size in zip(returned.clusters, sizes, strict=True) if size]
     rates = [rate for rate in returned.acceptance_rates or () if rate is not None]
     seconds = returned.seconds_per_accepted
     return {
-        "cluster_fidelity": returned.overall,
-        "worst_cluster": min(shares),
+        "return_rate": returned.overall,
+        "worst_return_rate": min(shares),
         "clusters_without_samples": returned.clusters.count(None),
         "milliseconds_per_accepted": None if seconds is None else 1000 * seconds,
         "acceptance_rate": mean(rates) if rates else None,
@@ -154,9 +155,9 @@ def measure_diagnostics(subject: Subject) -> dict[str, float | None]:
     }
 
 
-def measure_stability(subject: Subject) -> dict[str, float | None]:
+def measure_reproducibility(subject: Subject) -> dict[str, float | None]:
     """Measures whether other seeds find the same clusters; fits the sampler three times."""
-    return _numbers(stability(subject.shattered, seed=subject.seed))
+    return _numbers(reproducibility(subject.shattered, seed=subject.seed))
 
 
 def measure_fidelity(subject: Subject) -> dict[str, float | None]:
@@ -242,8 +243,8 @@ MEASURES = {
         measure_choices,
         "What was chosen without labels",
         {
-            "num_clusters": Metric("Clusters", form=".4g"),
-            "num_clusters_convincing": Metric("Clusters, share of convincing choices", form=".2f"),
+            "clusters": Metric("Clusters", form=".4g"),
+            "clusters_convincing": Metric("Clusters, share of convincing choices", form=".2f"),
             "remove": Metric("Removed mass"),
             "remove_convincing": Metric("Removed mass, share of convincing choices", form=".2f"),
         },
@@ -252,8 +253,8 @@ MEASURES = {
         measure_diagnostics,
         "Clusters and mapper, without labels",
         {
-            "cluster_fidelity": Metric("Cluster fidelity", "high", panel="cluster fidelity"),
-            "worst_cluster": Metric("Cluster fidelity, worst", "high", panel="cluster fidelity"),
+            "return_rate": Metric("Return rate", "high", panel="return rate"),
+            "worst_return_rate": Metric("Return rate, worst", "high", panel="return rate"),
             "clusters_without_samples": Metric("Clusters without samples", "low", ".3g"),
             "acceptance_rate": Metric("Acceptance rate", "high"),
             "milliseconds_per_accepted": Metric("Milliseconds per sample", "low", ".3g"),
@@ -262,12 +263,12 @@ MEASURES = {
             "latent_output_agreement": Metric("Latent-output agreement", "high"),
         },
     ),
-    "stability": Measure(
-        measure_stability,
+    "reproducibility": Measure(
+        measure_reproducibility,
         "Agreement of clusters that other seeds find",
         {
-            "mean": Metric("Stability", "high", panel="stability"),
-            "lowest": Metric("Stability, worst pair", "high", panel="stability"),
+            "mean": Metric("Reproducibility", "high", panel="reproducibility"),
+            "lowest": Metric("Reproducibility, worst pair", "high", panel="reproducibility"),
         },
     ),
     "fidelity": Measure(

@@ -5,24 +5,18 @@ import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pgmkit.config import check_count, component_table, make_settings
-from pgmkit.errors import ParameterError, UnknownNameError, nearest_names
+from pgmkit import defaults
+from pgmkit.config import check_count, make_settings
+from pgmkit.errors import ParameterError, UnknownNameError
 from pgmkit.evaluate.ablation.measures import CHOICES, DEFAULT_MEASURES, MEASURES
 from pgmkit.evaluate.fidelity import check_num_samples
 from pgmkit.machine import available_cores, check_device
-from pgmkit.plugins import build_from_table
-from pgmkit.shattering import check_shatter, sampler_parameters
-from pgmkit.spectrum.run import DEFAULT_ENGINE, SpectrumSettings
-
-OF_SPECTRUM = tuple(
-    f.name
-    for f in fields(SpectrumSettings)
-    if f.name not in ("source", "generator", "device", "latents", "seed", "engine")
-)
-"""Settings of `pgmkit spectrum compute` that an ablation passes on."""
+from pgmkit.plugins import build
+from pgmkit.shattering.algorithm import build_sampler, check_shatter
+from pgmkit.spectrum.settings import SpectrumSettings
 
 _MOST_OF_A_NAME = 40
 
@@ -56,13 +50,17 @@ class GeneratorSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class AblationSettings:
-    """All settings of `pgmkit ablate` but those of the spectrum, as they stand in a config file.
+    """All settings of `pgmkit ablate`, as they stand in a config file.
+
+    What is left out is as in `pgmkit.shatter`.
 
     Args:
         generators: see `GeneratorSettings`; a string is one with that source.
         densities: density estimators: `name`, parameters, and a `label` for tables; a parameter
             written `{ each = [...] }` is an axis.
-        samplers: cluster samplers, in the same way.
+        partitioners: all of them with all mappers, in the same way.
+        mappers: in the same way.
+        samplers: cluster samplers beside these, in the same way.
         latents: number drawn from the prior, one or a list. Smaller numbers take the first latents
             of the spectrum for the largest.
         clusters: k, one or a list; "auto", or a table with that name, as for `pgmkit.shatter`.
@@ -73,34 +71,36 @@ class AblationSettings:
         jobs: cells at the same time, each in a process of its own; 1 is this process, None one per
             available core.
         threads: of each of these processes.
-        engine: where spectra are computed: `name` of the engine and its parameters.
+        spectrum: how spectra are computed; see `SpectrumSettings`.
         device: where generators run, such as "cpu" or "cuda:1"; "auto" is CUDA, then MPS, then the
             CPU.
     """
 
     generators: Any
-    densities: Any
-    samplers: Any = ("kmeans-gmm",)
-    latents: Any = 20_000
-    clusters: Any = 10
-    remove: Any = 0.2
-    seeds: Any = 0
+    densities: Any = (defaults.DENSITY,)
+    partitioners: Any = ()
+    mappers: Any = ()
+    samplers: Any = ()
+    latents: Any = defaults.LATENTS
+    clusters: Any = defaults.CLUSTERS
+    remove: Any = defaults.REMOVE
+    seeds: Any = defaults.SEED
     samples: int = 5_000
     measures: Any = DEFAULT_MEASURES
     jobs: int | None = None
     threads: int = 1
-    engine: Any = DEFAULT_ENGINE
+    spectrum: Mapping[str, Any] = field(default_factory=dict)
     device: str = "auto"
 
 
 @dataclass(frozen=True)
-class Method:
+class Variant:
     """A density estimator or cluster sampler with fixed parameters.
 
     Args:
         label: for tables and figures.
         table: `name` and parameters.
-        varied: those parameters that are axes, with their values here.
+        varied: those parameters that are axes, by column, with their values here.
     """
 
     label: str
@@ -125,8 +125,8 @@ class Cell:
 
     id: str
     generator: str
-    density: Method
-    sampler: Method
+    density: Variant
+    sampler: Variant
     clusters: int | str | Mapping[str, Any]
     remove: float | str | Mapping[str, Any]
     latents: int
@@ -137,9 +137,9 @@ class Cell:
         return {
             "generator": self.generator,
             "density": self.density.label,
-            **{f"density.{name}": value for name, value in self.density.varied.items()},
+            **self.density.varied,
             "sampler": self.sampler.label,
-            **{f"sampler.{name}": value for name, value in self.sampler.varied.items()},
+            **self.sampler.varied,
             "clusters": _in_words(self.clusters),
             "remove": _in_words(self.remove),
             "latents": self.latents,
@@ -148,30 +148,28 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Ablation:
     """An ablation whose settings have been checked; no model is loaded yet.
 
     Args:
         settings: as given, with defaults.
         generators: in order; names that were left out are still empty.
         densities: all that are compared.
-        samplers: all that are compared.
+        samplers: all that are compared, those made of partitioners and mappers first.
         latents: the axis.
         remove: the axis.
         seeds: the axis.
-        spectrum: the settings of the spectrum that were given.
-        engine: name and parameters.
+        spectrum: how spectra are computed.
     """
 
     settings: AblationSettings
     generators: Sequence[GeneratorSettings]
-    densities: Sequence[Method]
-    samplers: Sequence[Method]
+    densities: Sequence[Variant]
+    samplers: Sequence[Variant]
     latents: Sequence[int]
     remove: Sequence[Any]
     seeds: Sequence[int]
-    spectrum: Mapping[str, Any]
-    engine: Mapping[str, Any]
+    spectrum: SpectrumSettings
 
     @property
     def measures(self) -> list[str]:
@@ -186,11 +184,6 @@ class Plan:
         return [measure for measure in self.measures if MEASURES[measure].needs == setting]
 
     @property
-    def cache(self) -> bool:
-        """Whether to keep what took long for other runs."""
-        return self.spectrum_settings(self.generators[0], self.seeds[0]).cache
-
-    @property
     def jobs(self) -> int:
         """How many cells are computed at the same time."""
         return available_cores() if self.settings.jobs is None else self.settings.jobs
@@ -199,13 +192,6 @@ class Plan:
         """Returns the axis of k for one generator."""
         own = generator.clusters
         return axis("clusters", self.settings.clusters if own is None else own)
-
-    def spectrum_settings(self, generator: GeneratorSettings, seed: int) -> SpectrumSettings:
-        """Returns the settings of the spectrum that one generator and seed share."""
-        given = {name: getattr(generator, name) for name in ("source", "generator", "device")}
-        given["engine"] = self.engine
-        values = {**given, "latents": max(self.latents), "seed": seed, **self.spectrum}
-        return make_settings(SpectrumSettings, values, "the config")
 
     def cells(self, pins: Mapping[str, Mapping[str, Any]]) -> list[Cell]:
         """Returns all cells, those of one generator and seed together.
@@ -253,7 +239,7 @@ class Plan:
         return list(found.values())
 
 
-def make_plan(values: Mapping[str, Any]) -> Plan:
+def make_ablation(values: Mapping[str, Any]) -> Ablation:
     """Checks the settings of an ablation, as far as can be told without its generators.
 
     Args:
@@ -262,13 +248,7 @@ def make_plan(values: Mapping[str, Any]) -> Plan:
     Raises:
         PgmkitError: anything is missing, unknown or outside its range.
     """
-    known = [*(f.name for f in fields(AblationSettings)), *OF_SPECTRUM]
-    for key in values:
-        if key not in known:
-            raise ParameterError(f"the config has no setting {key!r}; {nearest_names(key, known)}")
-    spectrum = {key: values[key] for key in OF_SPECTRUM if key in values}
-    own = {key: value for key, value in values.items() if key not in OF_SPECTRUM}
-    settings = make_settings(AblationSettings, own, "the config")
+    settings = make_settings(AblationSettings, values, "the config")
     generators = [
         _on_device(
             make_settings(GeneratorSettings, table, f"generator {number} of the config"),
@@ -276,19 +256,18 @@ def make_plan(values: Mapping[str, Any]) -> Plan:
         )
         for number, table in enumerate(_tables("generators", settings.generators, "source"), 1)
     ]
-    plan = Plan(
+    ablation = Ablation(
         settings=settings,
         generators=generators,
-        densities=_methods("densities", settings.densities),
-        samplers=_methods("samplers", settings.samplers),
+        densities=_variants("densities", settings.densities),
+        samplers=_samplers(settings),
         latents=axis("latents", settings.latents),
         remove=axis("remove", settings.remove),
         seeds=axis("seeds", settings.seeds),
-        spectrum=spectrum,
-        engine=component_table("engine", settings.engine, DEFAULT_ENGINE),
+        spectrum=SpectrumSettings.from_table(settings.spectrum, "the table 'spectrum'"),
     )
-    _check(plan)
-    return plan
+    _check(ablation)
+    return ablation
 
 
 def _on_device(generator: GeneratorSettings, device: str) -> GeneratorSettings:
@@ -327,52 +306,75 @@ def check_names(generators: Sequence[GeneratorSettings]) -> None:
     _check_distinct("generators", "name", [generator.name for generator in generators])
 
 
-def _check(plan: Plan) -> None:
-    settings = plan.settings
+def _check(ablation: Ablation) -> None:
+    settings = ablation.settings
     for name, count in (
         ("samples", settings.samples),
-        ("jobs", plan.jobs),
+        ("jobs", ablation.jobs),
         ("threads", settings.threads),
     ):
         check_count(name, count)
-    for seed in plan.seeds:
+    for seed in ablation.seeds:
         if not isinstance(seed, int) or isinstance(seed, bool):
             raise ParameterError(f"a seed must be a whole number, not {seed!r}")
-    for latents in plan.latents:
+    for latents in ablation.latents:
         check_count("the number of latents", latents)
     for measure in axis("measures", settings.measures):
         if measure not in MEASURES:
             raise UnknownNameError("measure", str(measure), MEASURES)
-    check_names([generator for generator in plan.generators if generator.name])
-    for generator in plan.generators:
-        _check_generator(plan, generator)
-    for density in plan.densities:
-        build_from_table("density-estimators", density.table)
-    plan.spectrum_settings(plan.generators[0], plan.seeds[0]).check()
+    check_names([generator for generator in ablation.generators if generator.name])
+    for generator in ablation.generators:
+        _check_generator(ablation, generator)
+    for density in ablation.densities:
+        build("density-estimators", density.table)
+    ablation.spectrum.check()
 
 
-def _check_generator(plan: Plan, generator: GeneratorSettings) -> None:
+def _check_generator(ablation: Ablation, generator: GeneratorSettings) -> None:
     name = generator.name or generator.source
     for need in ("classifier", "reference"):
-        lacking = plan.needing(need)
+        lacking = ablation.needing(need)
         if lacking and not getattr(generator, need):
             raise ParameterError(
                 f"the generator {name!r} has no {need}, which the measures {', '.join(lacking)} "
                 "need; name one, or leave these measures out"
             )
     for clusters, remove, latents in itertools.product(
-        plan.clusters(generator), plan.remove, plan.latents
+        ablation.clusters(generator), ablation.remove, ablation.latents
     ):
         check_shatter(latents, remove, clusters)
-    for clusters, sampler in itertools.product(plan.clusters(generator), plan.samplers):
-        build_from_table("cluster-samplers", sampler_parameters(clusters, sampler.table))
-        if plan.needing("reference") and isinstance(clusters, int):
-            check_num_samples(plan.settings.samples, clusters)
+    for clusters, sampler in itertools.product(ablation.clusters(generator), ablation.samplers):
+        build_sampler(sampler.table, None, None, clusters)
+        if ablation.needing("reference") and isinstance(clusters, int):
+            check_num_samples(ablation.settings.samples, clusters)
 
 
-def _methods(name: str, value: Any) -> list[Method]:
-    """Returns all methods that a list of tables stands for, each axis of a table multiplied out."""
-    methods = []
+def _samplers(settings: AblationSettings) -> list[Variant]:
+    """Returns all partitioners with all mappers, and the samplers that do both themselves."""
+    samplers = _variants("samplers", settings.samplers) if settings.samplers else []
+    if samplers and not (settings.partitioners or settings.mappers):
+        return samplers
+    partitioners = _variants("partitioners", settings.partitioners or [defaults.PARTITIONER])
+    mappers = _variants("mappers", settings.mappers or [defaults.MAPPER])
+    made = [
+        Variant(
+            partitioner.label if len(mappers) == 1 else f"{partitioner.label} + {mapper.label}",
+            {
+                "name": defaults.SAMPLER,
+                "partitioner": partitioner.table,
+                "mapper": mapper.table,
+            },
+            {**partitioner.varied, **mapper.varied},
+        )
+        for partitioner, mapper in itertools.product(partitioners, mappers)
+    ]
+    return [*made, *samplers]
+
+
+def _variants(name: str, value: Any) -> list[Variant]:
+    """Returns all variants that a list of tables stands for, each axis multiplied out."""
+    kind = {"densities": "density"}.get(name, name.removesuffix("s"))
+    variants = []
     tables = _tables(name, value, "name")
     for number, table in enumerate(tables, 1):
         label, parameters = table.pop("label", table.get("name")), dict(table)
@@ -387,10 +389,11 @@ def _methods(name: str, value: Any) -> list[Method]:
         }
         for values in itertools.product(*varied.values()):
             chosen = dict(zip(varied, values, strict=True))
-            methods.append(Method(label, {**parameters, **chosen}, chosen))
+            columns = {f"{kind}.{key}": value for key, value in chosen.items()}
+            variants.append(Variant(label, {**parameters, **chosen}, columns))
         table["label"] = label
     _check_distinct(name, "label", [str(table["label"]) for table in tables])
-    return methods
+    return variants
 
 
 def _tables(name: str, value: Any, key: str) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ import csv
 import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import mean, stdev
 from typing import Any
 
@@ -50,7 +50,7 @@ class Entry:
         std: over seeds, with n - 1; None of fewer than two numbers.
         count: numbers that there are.
         total: seeds that there should be.
-        best: whether no method of the block is better, to the digits shown.
+        best: whether no method of the section is better, to the digits shown.
     """
 
     mean: float | None
@@ -59,9 +59,34 @@ class Entry:
     total: int
     best: bool = False
 
+    @classmethod
+    def of(cls, values: Sequence[float], total: int | None = None) -> "Entry":
+        """Returns the entry of numbers over seeds, of which there should be `total`."""
+        return cls(
+            mean=mean(values) if values else None,
+            std=stdev(values) if len(values) > 1 else None,
+            count=len(values),
+            total=len(values) if total is None else total,
+        )
+
+    def text(self, form: str = ".4f", *, bold: str = "{}", plus_minus: str = "±") -> str:
+        """Returns mean and deviation, the best in bold, with the share of seeds where some lack.
+
+        Example:
+            >>> Entry.of([0.1, 0.3], 3).text()
+            '0.2000 ± 0.1414 (2/3)'
+        """
+        if self.mean is None:
+            return "–"
+        text = f"{self.mean:{form}}"
+        if self.std is not None:
+            text += f" {plus_minus} {self.std:{form}}"
+        text = bold.format(text) if self.best else text
+        return text if self.count == self.total else f"{text} ({self.count}/{self.total})"
+
 
 @dataclass(frozen=True)
-class Block:
+class Section:
     """The rows of a table that belong to one generator and setting.
 
     Args:
@@ -79,19 +104,19 @@ class Table:
 
     Args:
         measure: its name.
-        caption: what is shown, and what all blocks have in common.
+        caption: what is shown, and what all sections have in common.
         methods: the columns.
-        blocks: one after the other.
+        sections: one after the other.
     """
 
     measure: str
     caption: str
     methods: Sequence[str]
-    blocks: Sequence[Block]
+    sections: Sequence[Section]
 
     @property
     def metrics(self) -> Mapping[str, Metric]:
-        """The metrics of the rows of each block."""
+        """The metrics of the rows of each section."""
         return MEASURES[self.measure].metrics
 
 
@@ -159,8 +184,8 @@ def method_axes(rows: Iterable[Row]) -> list[str]:
     return ["density", *(a for a in varying(rows) if is_of_method(a) and a != "density")]
 
 
-def block_axes(rows: Iterable[Row]) -> list[str]:
-    """Returns the axes that tell blocks apart; the generator always does."""
+def section_axes(rows: Iterable[Row]) -> list[str]:
+    """Returns the axes that tell sections apart; the generator always does."""
     kept = [a for a in varying(rows) if not is_of_method(a) and a not in ("generator", "seed")]
     return ["generator", *kept]
 
@@ -168,21 +193,21 @@ def block_axes(rows: Iterable[Row]) -> list[str]:
 def make_tables(rows: Sequence[Row], measures: Iterable[str]) -> list[Table]:
     """Returns a table of means over seeds for each measure that has metrics to show.
 
-    Blocks for which a measure has nothing to say, though all cells are there, are left out.
+    Sections for which a measure has nothing to say, though all cells are there, are left out.
     """
-    by_method, by_block = method_axes(rows), block_axes(rows)
+    by_method, by_section = method_axes(rows), section_axes(rows)
     methods = list(grouped(rows, by_method))
     tables = []
     for name in measures:
         measure = MEASURES[name]
-        blocks = [
-            _block(title, grouped(block, by_method), methods, name, measure)
-            for title, block in grouped(rows, by_block).items()
-            if any(row.result.error is not None or row.measured(name) for row in block)
+        sections = [
+            _section(title, grouped(section, by_method), methods, name, measure)
+            for title, section in grouped(rows, by_section).items()
+            if any(row.result.error is not None or row.measured(name) for row in section)
         ]
-        if measure.metrics and blocks:
+        if measure.metrics and sections:
             caption = f"{measure.title}. {_common(rows)}"
-            tables.append(Table(name, caption, methods, blocks))
+            tables.append(Table(name, caption, methods, sections))
     return tables
 
 
@@ -194,11 +219,11 @@ def to_markdown(tables: Iterable[Table]) -> str:
             _markdown_line("", "", *map(_markdown, table.methods)),
             "|---|---|" + "---:|" * len(table.methods),
         ]
-        for block in table.blocks:
-            for number, (metric, entries) in enumerate(block.entries.items()):
+        for section in table.sections:
+            for number, (metric, entries) in enumerate(section.entries.items()):
                 shown = table.metrics[metric]
-                cells = [_marked(entry, shown, "**{}**", "±") for entry in entries]
-                title = _markdown(block.title) if number == 0 else ""
+                cells = [entry.text(shown.form, bold="**{}**") for entry in entries]
+                title = _markdown(section.title) if number == 0 else ""
                 lines.append(_markdown_line(title, _markdown(shown.title), *cells))
         parts.append(f"{_markdown(table.caption)}\n\n" + "\n".join(lines) + "\n")
     return "\n".join(parts)
@@ -216,13 +241,16 @@ def to_latex(tables: Iterable[Table]) -> str:
             r"\hline",
             rf"{header} \\",
         ]
-        for block in table.blocks:
+        for section in table.sections:
             lines.append(r"\hline")
-            for number, (metric, entries) in enumerate(block.entries.items()):
+            for number, (metric, entries) in enumerate(section.entries.items()):
                 shown = table.metrics[metric]
-                cells = [_marked(entry, shown, r"\mathbf{{{}}}", r"\pm") for entry in entries]
+                cells = [
+                    entry.text(shown.form, bold=r"\mathbf{{{}}}", plus_minus=r"\pm")
+                    for entry in entries
+                ]
                 cells = [f"${cell}$" if cell != "–" else "--" for cell in cells]
-                title = escape_latex(block.title) if number == 0 else ""
+                title = escape_latex(section.title) if number == 0 else ""
                 lines.append(" & ".join([title, escape_latex(shown.title), *cells]) + r" \\")
         lines += [
             r"\hline",
@@ -245,28 +273,22 @@ def escape_latex(text: str) -> str:
     return "".join(_LATEX.get(character, character) for character in text)
 
 
-def _block(
+def _section(
     title: str,
     found: Mapping[str, Sequence[Row]],
     methods: Sequence[str],
     name: str,
     measure: Measure,
-) -> Block:
+) -> Section:
     entries = {}
     for key, metric in measure.metrics.items():
         line = [_entry(found.get(method, []), f"{name}.{key}") for method in methods]
         entries[key] = _with_best(line, metric)
-    return Block(title, entries)
+    return Section(title, entries)
 
 
 def _entry(rows: Sequence[Row], metric: str) -> Entry:
-    values = [value for row in rows if (value := row.value(metric)) is not None]
-    return Entry(
-        mean=mean(values) if values else None,
-        std=stdev(values) if len(values) > 1 else None,
-        count=len(values),
-        total=len(rows),
-    )
+    return Entry.of([v for row in rows if (v := row.value(metric)) is not None], len(rows))
 
 
 def _with_best(line: Sequence[Entry], metric: Metric) -> list[Entry]:
@@ -274,27 +296,7 @@ def _with_best(line: Sequence[Entry], metric: Metric) -> list[Entry]:
     if metric.best is None or len(means) < 2:
         return list(line)
     best = format(max(means) if metric.best == "high" else min(means), metric.form)
-    return [
-        Entry(
-            e.mean,
-            e.std,
-            e.count,
-            e.total,
-            e.mean is not None and f"{e.mean:{metric.form}}" == best,
-        )
-        for e in line
-    ]
-
-
-def _marked(entry: Entry, metric: Metric, bold: str, plus_minus: str) -> str:
-    """Returns an entry as text, the best in bold, with the share of seeds where some lack."""
-    if entry.mean is None:
-        return "–"
-    text = f"{entry.mean:{metric.form}}"
-    if entry.std is not None:
-        text += f" {plus_minus} {entry.std:{metric.form}}"
-    text = bold.format(text) if entry.best else text
-    return text if entry.count == entry.total else f"{text} ({entry.count}/{entry.total})"
+    return [replace(e, best=e.mean is not None and f"{e.mean:{metric.form}}" == best) for e in line]
 
 
 def _common(rows: Sequence[Row]) -> str:

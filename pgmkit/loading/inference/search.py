@@ -28,7 +28,7 @@ from pgmkit.loading.inference.parts import (
     reorderings,
     unordered,
 )
-from pgmkit.plugins import registry
+from pgmkit.plugins import installed
 
 _LATENTS = 1024
 _MOST_VALUES = 2**23
@@ -441,7 +441,7 @@ def _run(ops: Sequence[Op], x: Tensor) -> tuple[list[float], Tensor]:
 
 def _build(ops: Sequence[Op]) -> nn.Module:
     """Builds the module of ops around their tensors, in eval mode and float32."""
-    factory = registry().find("generator-loaders", "layers").resolve()
+    factory = installed().find("generator-loaders", "layers").resolve()
     with torch.device("meta"):
         module: nn.Module = factory(latent_dim=1, layers=ways.records(ops))
     state = {

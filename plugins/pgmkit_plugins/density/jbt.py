@@ -1,12 +1,11 @@
 """JBT: Jacobian-based truncation."""
 
-from sklearn.base import BaseEstimator
 from torch import Tensor
 
 from pgmkit.spectrum import Spectrum
 
 
-class JBT(BaseEstimator):  # type: ignore[misc]
+class JBT:
     """Weighs a latent by `-log ‖J‖_F` (Tanielian et al. 2020), exactly and not by probes.
 
     The authors estimate the norm with finite differences; it is free once the spectrum is there.

@@ -1,13 +1,12 @@
 """LASH: the density that the generator gives to its own output."""
 
-from sklearn.base import BaseEstimator
 from torch import Tensor
 
 from pgmkit.spectrum import Spectrum
 from pgmkit.spectrum.spectrum import RANK_RTOL, NullTreatment, check_volume
 
 
-class LASH(BaseEstimator):  # type: ignore[misc]
+class LASH:
     """Weighs a latent by the density of its image, `log q(z) = log p(z) - Σ log σ_i(J)`.
 
     Args:

@@ -1,13 +1,12 @@
 """The baseline: no density at all."""
 
 import torch
-from sklearn.base import BaseEstimator
 from torch import Tensor
 
 from pgmkit.spectrum import Spectrum
 
 
-class NoDensity(BaseEstimator):  # type: ignore[misc]
+class NoDensity:
     """Weighs every latent alike, so that what is removed is a random share of the prior.
 
     This is the "original generator" of the LASH paper's tables.

@@ -2,7 +2,6 @@
 
 import math
 
-from sklearn.base import BaseEstimator
 from torch import Tensor
 
 from pgmkit.errors import ParameterError
@@ -10,7 +9,7 @@ from pgmkit.spectrum import Spectrum
 from pgmkit.spectrum.spectrum import RANK_RTOL, check_volume
 
 
-class Polarity(BaseEstimator):  # type: ignore[misc]
+class Polarity:
     """Resamples latents with weights `(Π σ_i)^ρ` over the largest singular values.
 
     Source: Humayun et al. (2022), Eq. 4; the LASH paper takes ρ = -0.1 and does not state k, the
@@ -24,6 +23,7 @@ class Polarity(BaseEstimator):  # type: ignore[misc]
     """
 
     selection = "resample"
+    null = "floor"
 
     def __init__(
         self, rho: float = -0.1, top_k: int | None = 10, rank_rtol: float = RANK_RTOL

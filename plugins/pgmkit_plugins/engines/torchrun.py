@@ -1,14 +1,12 @@
 """Blocks of work in the processes that torchrun starts, on one machine or on many."""
 
-import atexit
-import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar, cast
 
-import torch
 import torch.distributed as dist
 
 from pgmkit.errors import EngineError
+from pgmkit.learning import ranks
 
 Result = TypeVar("Result")
 _Outcome = tuple[int, object, Exception | None]
@@ -28,18 +26,14 @@ class TorchrunEngine:
     """
 
     def __init__(self) -> None:
-        if not dist.is_torchelastic_launched():
+        if not ranks.is_launched():
             raise EngineError(
                 "the engine 'torchrun' runs under torchrun; start the same command as "
                 "torchrun --nproc-per-node 2 -m pgmkit ..."
             )
-        if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        if not dist.is_initialized():
-            dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
-            atexit.register(_leave)
-        self.rank = dist.get_rank()
-        self.world_size = dist.get_world_size()
+        ranks.join()
+        self.rank = ranks.rank()
+        self.world_size = ranks.world_size()
 
     @property
     def coordinator(self) -> bool:
@@ -48,18 +42,7 @@ class TorchrunEngine:
 
     def decide(self, function: Callable[[], Result]) -> Result:
         """Returns `function()` of rank 0 in all processes; its error is raised in all."""
-        answer: list[tuple[Result | None, Exception | None]] = [(None, None)]
-        if self.coordinator:
-            try:
-                answer = [(function(), None)]
-            except Exception as error:
-                answer = [(None, error)]
-        if self.world_size > 1:
-            dist.broadcast_object_list(answer, src=0)
-        value, failure = answer[0]
-        if failure is not None:
-            raise failure
-        return cast(Result, value)
+        return ranks.decide(function)
 
     def map(
         self, function: Callable[[int], Result], blocks: Iterable[int], *, parallel: bool = True
@@ -92,8 +75,3 @@ def _attempt(function: Callable[[int], object], block: int) -> _Outcome:
         return block, function(block), None
     except Exception as error:
         return block, None, error
-
-
-def _leave() -> None:
-    if dist.is_initialized():
-        dist.destroy_process_group()

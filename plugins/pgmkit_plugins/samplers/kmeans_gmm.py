@@ -1,10 +1,18 @@
 """k-means on the latents, then a Gaussian mixture per cluster."""
 
-from pgmkit_plugins.samplers.composed import ComposedSampler
+from pgmkit.sampling import PartitionSampler
 
 
-class KMeansGMM(ComposedSampler):
-    """The cluster sampler of the LASH paper (section 3.2): k-means on latents, and mixtures.
+def kmeans_gmm(
+    num_clusters: int = 10, num_starts: int = 4, num_components: int = 2
+) -> PartitionSampler:
+    """Builds the cluster sampler of the LASH paper (section 3.2).
 
-    Parameters and attributes are those of `ComposedSampler`; `cluster_centers_` are latents (k, M).
+    Args:
+        num_clusters: k, at least 1.
+        num_starts: runs of k-means from different centres, of which the best is kept.
+        num_components: Gaussians per cluster, at least 1.
     """
+    partitioner = {"name": "kmeans", "features": "latents", "num_starts": num_starts}
+    mapper = {"name": "mixture", "num_components": num_components}
+    return PartitionSampler(num_clusters, partitioner, mapper)

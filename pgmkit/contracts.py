@@ -1,0 +1,573 @@
+"""What each kind of component must be, and the checks of what comes out of it.
+
+One Protocol for each kind: a component is whatever has these methods, and there is no class to
+inherit. `check` looks at methods and signatures where a component is built; the functions below it
+call a component, turn what it raises into one error that names it, and check what it returns.
+Everything that follows from these methods the engine derives: parts, guide and margins
+(`pgmkit.partition`), samplers (`pgmkit.sampling`), and what is saved (`pgmkit.states`).
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from pgmkit.components import called, speaking_for
+from pgmkit.errors import PluginError
+
+if TYPE_CHECKING:
+    from pgmkit.generator import Generator
+    from pgmkit.images.source import ImageSource
+    from pgmkit.priors import LatentSpec
+    from pgmkit.spectrum.spectrum import Spectrum
+
+Space = Literal["images", "latents"]
+SPACES: tuple[Space, ...] = ("images", "latents")
+_WHOLE_NUMBERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+class DensityEstimator(Protocol):
+    """Weighs the latents of a spectrum.
+
+    An estimator may have an attribute `selection`: "threshold" (the default) keeps the latents with
+    the largest weights; "resample" draws latents with probability proportional to their weights,
+    without replacement.
+    """
+
+    def log_weights(self, spectrum: "Spectrum") -> Tensor:
+        """Returns log-weights (n,) up to a constant; -inf removes a latent."""
+
+
+@runtime_checkable
+class RankAware(Protocol):
+    """A density estimator that treats small singular values apart, and says which.
+
+    Attributes:
+        rank_rtol: those at or below this share of the largest are small.
+        null: what becomes of them; see `Spectrum.log_volume`.
+    """
+
+    rank_rtol: float
+    null: Literal["floor", "drop"]
+
+
+class Features(Protocol):
+    """Makes points of images, among which parts are sought.
+
+    An attribute `space = "latents"` says that it makes them of latents.
+    """
+
+    def fit(self, source: "ImageSource", *, seed: int) -> object:
+        """Learns what it needs from the images of a source; what it returns is not used."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Returns points (B, d) of images x (B, C, H, W) in [-1, 1]."""
+
+
+class Partitioner(Protocol):
+    """Splits the space of images into parts: the part of an image is its largest logit.
+
+    An attribute `space = "latents"` says that it splits the space of latents instead.
+
+    Attributes:
+        num_partitions: k, as asked for until it is fitted, and as found from then on.
+    """
+
+    num_partitions: int
+
+    def fit(self, source: "ImageSource", *, seed: int) -> object:
+        """Finds the parts of the images of a source; what it returns is not used."""
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Returns logits (B, k) of images x (B, C, H, W) in [-1, 1], or latents (B, M)."""
+
+
+@runtime_checkable
+class Prepares(Protocol):
+    """A partitioner whose `fit` is `prepare` and then `split`, the first for any number of parts.
+
+    The number of parts and the removed mass can be chosen from what the first one returns.
+
+    Attributes:
+        num_partitions: k; may be set before `split`.
+    """
+
+    num_partitions: int
+
+    def prepare(self, source: "ImageSource", *, seed: int) -> Tensor:
+        """Learns all but the parts; returns the points (n, d) among which parts are sought."""
+
+    def make_clusterer(self, num_partitions: int, seed: int) -> Any:
+        """Returns what finds so many parts of these points, with `fit(points)` and `predict`."""
+
+    def split(self, source: "ImageSource", *, seed: int) -> object:
+        """Finds `num_partitions` parts of the images of a source, be they a part of the first."""
+
+
+class Assign(Protocol):
+    """Says in which cluster latents lie; handed to mappers."""
+
+    def __call__(self, latents: Tensor, core: float = 1.0) -> Tensor:
+        """Returns the cluster of each latent (n, M), int64 (n,).
+
+        Args:
+            latents: z.
+            core: share of each cluster, in (0, 1], those that lie the most clearly in it; others
+                get -1.
+        """
+
+
+class Mapper(Protocol):
+    """Draws latents of one cluster."""
+
+    def fit(
+        self,
+        latents: Tensor,
+        labels: Tensor,
+        *,
+        num_clusters: int,
+        assign: Assign,
+        prior: "LatentSpec | None",
+        seed: int,
+    ) -> object:
+        """Learns from latents (n, M), float32, with clusters (n,), int64."""
+
+    def sample(
+        self, n: int, cluster: int, *, assign: Assign, prior: "LatentSpec | None", seed: int
+    ) -> Tensor:
+        """Draws latents (n, M), float32, of one cluster.
+
+        Raises:
+            SamplingError: it does not find as many.
+        """
+
+
+class ClusterSampler(Protocol):
+    """Finds clusters of latents and draws new latents from each.
+
+    Attributes:
+        labels_: cluster of each latent that was fitted, int64 (n,), from 0.
+        num_clusters_: (optional) how many clusters it found, where that is its own choice.
+    """
+
+    labels_: Tensor
+
+    def fit(self, latents: Tensor, *, generator: "Generator | None", seed: int) -> object:
+        """Finds clusters in latents (n, M), float32; what it returns is not used."""
+
+    def predict(self, latents: Tensor) -> Tensor:
+        """Returns the cluster of each latent (n, M), int64 (n,)."""
+
+    def sample(self, n: int, cluster: int, seed: int) -> Tensor:
+        """Draws latents (n, M) from one cluster; see `Mapper.sample`."""
+
+
+@runtime_checkable
+class PreparesClusters(Protocol):
+    """A cluster sampler whose `fit` is `prepare` and then `split`; see `Prepares`.
+
+    Attributes:
+        num_clusters: k; may be set before `split`.
+    """
+
+    num_clusters: int
+
+    def prepare(self, latents: Tensor, *, generator: "Generator | None", seed: int) -> Tensor:
+        """Learns all but the clusters; returns points (n, d) among which they are sought."""
+
+    def make_clusterer(self, num_clusters: int, seed: int) -> Any:
+        """Returns what finds so many clusters of these points."""
+
+    def split(self, latents: Tensor, *, generator: "Generator | None", seed: int) -> object:
+        """Finds the clusters of latents (n, M), be they a part of the first."""
+
+
+class Backbone(Protocol):
+    """Builds the matching networks of a GAN."""
+
+    def generator(self, num_partitions: int | None = None) -> nn.Module:
+        """Returns z (B, M) -> x, or with partitions (z, y) -> x, x in [-1, 1]."""
+
+    def discriminator(self, num_partitions: int | None = None) -> nn.Module:
+        """Returns x -> logits (B,), or with partitions (x, y) -> logits (B,)."""
+
+
+@runtime_checkable
+class Rejects(Protocol):
+    """A mapper or cluster sampler that does not keep all that it draws."""
+
+    def acceptance_rate(self, cluster: int) -> float | None:
+        """Returns the share that it keeps of what it draws of a cluster; None if that is all."""
+
+
+@runtime_checkable
+class HeldOut(Protocol):
+    """A partitioner that learns its parts by heart, and so tells logits of other images, too.
+
+    Attributes:
+        held_out_logits: of images that it did not learn from, (m, k); None if there are none.
+    """
+
+    held_out_logits: Tensor | None
+
+
+@runtime_checkable
+class Binds(Protocol):
+    """What needs its generator again after it was loaded."""
+
+    def bind(self, generator: "Generator") -> None:
+        """Takes the generator whose latents these are."""
+
+
+@runtime_checkable
+class Finds(Protocol):
+    """What has something to tell in reports, once it is fitted."""
+
+    def findings(self) -> Mapping[str, Any]:
+        """Returns plain values by name."""
+
+
+@runtime_checkable
+class Saves(Protocol):
+    """What can be saved, and taken up again by an object with the same parameters."""
+
+    def state(self) -> Mapping[str, Tensor]:
+        """Returns all that was fitted, by name, without that of `parts`."""
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Takes up what `state` returned."""
+
+
+@runtime_checkable
+class Composed(Protocol):
+    """What is made of other components, which are saved and told about with it."""
+
+    @property
+    def parts(self) -> Mapping[str, Any]:
+        """Returns the components by the names of the parameters that name them."""
+
+
+_METHODS: dict[str, tuple[type, tuple[str, ...]]] = {
+    "density-estimators": (DensityEstimator, ("log_weights",)),
+    "features": (Features, ("fit", "__call__")),
+    "partitioners": (Partitioner, ("fit", "logits")),
+    "mappers": (Mapper, ("fit", "sample")),
+    "cluster-samplers": (ClusterSampler, ("fit", "predict", "sample")),
+    "backbones": (Backbone, ("generator", "discriminator")),
+}
+
+
+def check(kind: str, component: Any) -> None:
+    """Checks that an object has the methods of its kind, and that they take what they are given.
+
+    Raises:
+        PluginError: it does not keep the contract.
+    """
+    if kind not in _METHODS:
+        return
+    contract, names = _METHODS[kind]
+    who = called(kind, component)
+    if inspect.isclass(component):
+        raise PluginError(
+            f"the {who} is a class; give an object of it, such as {component.__name__}()"
+        )
+    for name in names:
+        method, wanted = getattr(component, name, None), getattr(contract, name)
+        if not callable(method):
+            raise PluginError(
+                f"the {who} has no method {name}{_shown(wanted)}; see pgmkit.contracts."
+                f"{contract.__name__}"
+            )
+        try:
+            given = inspect.signature(method)
+        except (TypeError, ValueError):  # of C code, which tells nothing
+            continue
+        try:
+            given.bind(*_arguments(wanted)[0], **_arguments(wanted)[1])
+        except TypeError as error:
+            raise PluginError(
+                f"the {who} has {name}{given}, which cannot be called as {name}{_shown(wanted)}: "
+                f"{error}; see pgmkit.contracts.{contract.__name__}"
+            ) from error
+    if kind in ("features", "partitioners") and space_of(component) not in SPACES:
+        raise PluginError(
+            f"the {who} has space = {space_of(component)!r}; it must be one of {', '.join(SPACES)}"
+        )
+    if kind == "partitioners":
+        num_partitions_of(component)
+
+
+def space_of(component: Any) -> str:
+    """Returns what features or a partitioner looks at, "images" or "latents"."""
+    return getattr(component, "space", "images")
+
+
+def num_partitions_of(partitioner: Any) -> int:
+    """Returns k.
+
+    Raises:
+        PluginError: it does not say how many parts it has.
+    """
+    number = getattr(partitioner, "num_partitions", None)
+    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+        raise PluginError(
+            f"the {called('partitioners', partitioner)} has num_partitions = {number!r}; it "
+            "must be a whole number from 1"
+        )
+    return number
+
+
+def fit(kind: str, component: Any, source: "ImageSource", seed: int) -> None:
+    """Fits features or a partitioner to the images of a source."""
+    with speaking_for(called(kind, component), "in fit"):
+        component.fit(source, seed=seed)
+    if kind == "partitioners":
+        num_partitions_of(component)
+
+
+def points_of(features: Features, x: Tensor) -> Tensor:
+    """Returns the points (B, d) that features make of images x (B, C, H, W).
+
+    Raises:
+        PluginError: they fail, or return something else.
+    """
+    who = called("features", features)
+    with speaking_for(who, "on images"):
+        points = features(x)
+    return _checked(points, len(x), None, who, "points")
+
+
+def logits_of(partitioner: Partitioner, x: Tensor) -> Tensor:
+    """Returns the logits (B, k) of images x (B, C, H, W), or of latents (B, M).
+
+    Raises:
+        PluginError: the partitioner fails, or returns something else.
+    """
+    who = called("partitioners", partitioner)
+    with speaking_for(who, "in logits"):
+        logits = partitioner.logits(x)
+    return _checked(logits, len(x), num_partitions_of(partitioner), who, "logits")
+
+
+def held_out_logits_of(partitioner: Partitioner) -> Tensor | None:
+    """Returns logits (m, k) of images that a fitted partitioner did not learn from, if it has any.
+
+    Raises:
+        PluginError: they are something else.
+    """
+    told = partitioner.held_out_logits if isinstance(partitioner, HeldOut) else None
+    if told is None:
+        return None
+    who, count = called("partitioners", partitioner), len(told) if isinstance(told, Tensor) else 0
+    return _checked(told, count, num_partitions_of(partitioner), who, "held_out_logits")
+
+
+def findings_of(kind: str, component: Any) -> dict[str, Any]:
+    """Returns what a fitted component has to tell in reports; nothing for most.
+
+    Raises:
+        PluginError: it fails, or tells what is no plain value.
+    """
+    if not isinstance(component, Finds):
+        return {}
+    who = called(kind, component)
+    with speaking_for(who, "in findings"):
+        found = dict(component.findings())
+    for name, value in found.items():
+        if not isinstance(value, bool | int | float | str):
+            raise PluginError(
+                f"the {who} has {name!r} of {_kind_of(value)} among its findings; they must be "
+                "numbers, texts, true or false"
+            )
+    return found
+
+
+def acceptance_rate_of(kind: str, component: Any, cluster: int) -> float | None:
+    """Returns the share that is kept of what is drawn of a cluster; None if that is all.
+
+    Raises:
+        PluginError: it fails, or is no share.
+    """
+    if not isinstance(component, Rejects):
+        return None
+    who = called(kind, component)
+    with speaking_for(who, "in acceptance_rate"):
+        rate = component.acceptance_rate(cluster)
+    if rate is not None and not (isinstance(rate, int | float) and 0 <= rate <= 1):
+        raise PluginError(
+            f"the {who} has acceptance_rate({cluster}) = {rate!r:.60}; it must be a number from 0 "
+            "to 1, or None"
+        )
+    return rate
+
+
+def prepared_points(partitioner: Prepares, source: "ImageSource", seed: int) -> Tensor:
+    """Returns the points (n, d) among which a partitioner seeks parts, on the CPU."""
+    who = called("partitioners", partitioner)
+    with speaking_for(who, "in prepare"):
+        points = partitioner.prepare(source, seed=seed)
+    return _checked(points, len(source), None, who, "points in prepare").detach().cpu()
+
+
+def split(partitioner: Prepares, source: "ImageSource", seed: int) -> None:
+    """Finds the parts by what `prepared_points` had it learn."""
+    with speaking_for(called("partitioners", partitioner), "in split"):
+        partitioner.split(source, seed=seed)
+    num_partitions_of(partitioner)
+
+
+def fit_mapper(
+    mapper: Mapper,
+    latents: Tensor,
+    labels: Tensor,
+    *,
+    num_clusters: int,
+    assign: Assign,
+    prior: "LatentSpec | None",
+    seed: int,
+) -> None:
+    """Fits a mapper; see `Mapper.fit`."""
+    with speaking_for(called("mappers", mapper), "in fit"):
+        mapper.fit(
+            latents, labels, num_clusters=num_clusters, assign=assign, prior=prior, seed=seed
+        )
+
+
+def drawn_by(
+    mapper: Mapper,
+    n: int,
+    cluster: int,
+    *,
+    assign: Assign,
+    prior: "LatentSpec | None",
+    seed: int,
+) -> Tensor:
+    """Returns latents (n, M), float32, that a mapper draws of one cluster; see `Mapper.sample`.
+
+    Raises:
+        PluginError: it fails, or draws something else.
+    """
+    who = called("mappers", mapper)
+    with speaking_for(who, "in sample"):
+        drawn = mapper.sample(n, cluster, assign=assign, prior=prior, seed=seed)
+    return latents_of(drawn, n, None if prior is None else prior.dim, who)
+
+
+def log_weights_of(estimator: DensityEstimator, spectrum: "Spectrum") -> Tensor:
+    """Returns log-weights (n,), float64 on the CPU, that may be infinite or no numbers.
+
+    Raises:
+        PluginError: the estimator fails, or they are of another shape or type.
+    """
+    who = called("density-estimators", estimator)
+    with speaking_for(who, "in log_weights"):
+        weights = estimator.log_weights(spectrum)
+    if not isinstance(weights, Tensor) or weights.shape != (len(spectrum),):
+        raise PluginError(
+            f"the {who} returns log-weights of {_kind_of(weights)}; they must be a tensor of shape "
+            f"({len(spectrum)},)"
+        )
+    return weights.detach().cpu().double()
+
+
+def clusters_of(
+    found: Any, count: int, who: str, does: str, *, least: int = -1, most: int | None = None
+) -> Tensor:
+    """Returns cluster numbers (n,), int64 on the CPU, that came from a component.
+
+    Args:
+        found: what it returned.
+        count: n.
+        who: what the component is called.
+        does: such as "predicts clusters", for messages.
+        least: the smallest number; -1 belongs to no cluster.
+        most: the number of clusters, if it is known.
+
+    Raises:
+        PluginError: they are of another shape or type, or there are no such clusters.
+    """
+    if (
+        not isinstance(found, Tensor)
+        or found.shape != (count,)
+        or found.dtype not in _WHOLE_NUMBERS
+    ):
+        raise PluginError(
+            f"the {who} {does} of {_kind_of(found)} for {count} latents; they must be a tensor, "
+            f"int64, of shape ({count},)"
+        )
+    clusters = found.detach().cpu().long()
+    low, high = (int(clusters.min()), int(clusters.max())) if count else (0, 0)
+    if low < least or (most is not None and high >= most):
+        raise PluginError(
+            f"the {who} {does} from {low} to {high}; clusters are counted from 0"
+            + (f" to {most - 1}" if most is not None else "")
+        )
+    return clusters
+
+
+def latents_of(drawn: Any, count: int, dim: int | None, who: str) -> Tensor:
+    """Returns latents that a component drew, float32 (n, M) on the CPU.
+
+    Raises:
+        PluginError: they are of another shape or type, or not finite.
+    """
+    width = dim if dim is not None else getattr(drawn, "shape", (0, 0))[-1]
+    wanted = (count, width)
+    if (
+        not isinstance(drawn, Tensor)
+        or drawn.shape != wanted
+        or not drawn.is_floating_point()
+        or not drawn.isfinite().all()
+    ):
+        raise PluginError(
+            f"the {who} draws {_kind_of(drawn)}; it must draw a tensor of finite numbers of shape "
+            f"{wanted}"
+        )
+    return drawn.detach().cpu().float()
+
+
+def _checked(found: Any, count: int, width: int | None, who: str, what: str) -> Tensor:
+    wanted = f"({count}, {'d' if width is None else width})"
+    if (
+        not isinstance(found, Tensor)
+        or found.ndim != 2
+        or len(found) != count
+        or (width is not None and found.shape[1] != width)
+        or not found.is_floating_point()
+    ):
+        raise PluginError(
+            f"the {who} returns {what} of {_kind_of(found)} for {count} images; they must be a "
+            f"tensor of floats of shape {wanted}"
+        )
+    if not found.isfinite().all():
+        raise PluginError(
+            f"the {who} returns {what} that are not finite; check what it was fitted to"
+        )
+    return found
+
+
+def _kind_of(value: Any) -> str:
+    if isinstance(value, Tensor):
+        kind = str(value.dtype).removeprefix("torch.")
+        extra = (
+            ""
+            if value.numel() == 0 or not value.is_floating_point()
+            else ("" if bool(value.isfinite().all()) else ", not all of them finite")
+        )
+        return f"{kind} numbers of shape {tuple(value.shape)}{extra}"
+    shape = getattr(value, "shape", None)
+    return f"type {type(value).__name__}" + (f" and shape {tuple(shape)}" if shape else "")
+
+
+def _arguments(method: Callable[..., Any]) -> tuple[list[str], dict[str, str]]:
+    """Returns how the engine calls a method: placeholders by position and by name."""
+    parameters = [p for n, p in inspect.signature(method).parameters.items() if n != "self"]
+    by_position = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    return by_position, {p.name: p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def _shown(method: Callable[..., Any]) -> str:
+    by_position, by_name = _arguments(method)
+    return f"({', '.join([*by_position, *(f'{name}=...' for name in by_name)])})"

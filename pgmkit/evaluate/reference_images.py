@@ -1,0 +1,231 @@
+"""Real images that generated ones are compared with, and their features, computed only once."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torchvision
+from safetensors.torch import load
+from torch import Tensor
+
+from pgmkit import files, pictures
+from pgmkit.cache import cache_entry, mark_used, publish
+from pgmkit.errors import DataError, ParameterError
+from pgmkit.evaluate.classifier import Classifier
+from pgmkit.evaluate.extractors import FeatureExtractor
+from pgmkit.evaluate.fidelity_scores import (
+    FEWEST,
+    NEIGHBOURS,
+    Features,
+    FidelityScores,
+    check_dimensions,
+    check_enough,
+    compare,
+)
+from pgmkit.generator import Generator
+from pgmkit.images import ImageSource, batches, labels_among, load_images, require_labels
+from pgmkit.loading.weights import serialise
+
+_FILE = "features.safetensors"
+
+_DIGEST = "features.sha256"
+
+
+class ReferenceImages:
+    """Real images with what is computed of them, or with them, only once.
+
+    Args:
+        data: the images; what their labels mean is told as `labels_among` does.
+        extractor: looks at both kinds of images.
+        cache: whether to keep the features, and take up those kept before.
+
+    Raises:
+        ParameterError: there are too few images, or they do not fit the extractor.
+    """
+
+    def __init__(
+        self, data: ImageSource, extractor: FeatureExtractor, *, cache: bool = True
+    ) -> None:
+        self.data = data
+        self.extractor = extractor
+        self._all = reference_features(data, extractor, cache=cache)
+        self._of_class: dict[tuple[int, tuple[str, ...]], Features | None] = {}
+        self._before: dict[tuple[Generator, int, int], FidelityScores] = {}
+
+    def score(self, samples: Features, *, seed: int) -> FidelityScores:
+        """Scores samples against all images."""
+        name = f"all of {self.data.name}"
+        return compare(samples, self._all, self.extractor.name, name, seed=seed)
+
+    def score_by_class(
+        self, samples: Features, classes: Tensor, names: Sequence[str], *, seed: int
+    ) -> FidelityScores:
+        """Scores samples against the images of their most frequent class, if there are enough.
+
+        Args:
+            samples: of n images.
+            classes: of these, (n,).
+            names: of all classes.
+            seed: of the subsets of KID.
+        """
+        majority = int(classes.bincount().argmax())
+        key = (majority, tuple(names))
+        if key not in self._of_class:
+            require_labels(self.data)
+            labels = labels_among(self.data, names, "the classifier")
+            chosen = self._all.features[labels == majority]
+            self._of_class[key] = Features.of(chosen) if len(chosen) >= FEWEST else None
+        known = self._of_class[key]
+        if known is None:
+            return self.score(samples, seed=seed)
+        name = f"class {names[majority]} of {self.data.name}"
+        return compare(samples, known, self.extractor.name, name, seed=seed)
+
+    def score_prior(self, generator: Generator, num_samples: int, *, seed: int) -> FidelityScores:
+        """Scores images of latents from the prior; the same question is answered only once."""
+        key = (generator, num_samples, seed)
+        if key not in self._before:
+            latents = generator.sample_latents(num_samples, seed)
+            samples, _ = look_at(generator, latents, self.extractor, None)
+            self._before[key] = self.score(samples, seed=seed)
+        return self._before[key]
+
+
+def load_reference(source: str, generator: Generator, *, split: str = "train") -> ImageSource:
+    """Loads real images, made of the size of the generator's as `load_images` does it.
+
+    Args:
+        source: see `pgmkit.images.load_images`.
+        generator: whose images they are compared with.
+        split: "train" or "test", where the source has both.
+
+    Raises:
+        DataError: nothing is there, or it does not hold images.
+        ParameterError: the generator makes points.
+    """
+    if generator.image.is_points:
+        raise ParameterError(
+            f"fidelity compares images, and {generator.name!r} makes points; leave it out"
+        )
+    _, height, width = generator.image.shape
+    return load_images(source, split=split, size=(height, width))
+
+
+def check_fidelity(reference: ImageSource, classifier: Classifier | None) -> None:
+    """Checks reference images before anything is loaded or computed.
+
+    Raises:
+        ParameterError: there are too few.
+        DataError: they are of other classes than those of the classifier.
+    """
+    check_enough(reference, "reference images")
+    if reference.labels is None or classifier is None:
+        return
+    whose = f"the classifier {classifier.name!r}"
+    labels = labels_among(reference, classifier.classes, whose)
+    assert labels is not None
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= len(classifier.classes):
+        raise DataError(
+            f"the labels in {reference.name} go from {low} to {high}, and {whose} knows 0 to "
+            f"{len(classifier.classes) - 1}; give another classifier, or none to compare every "
+            "cluster with all images"
+        )
+
+
+def check_features(
+    extractor: FeatureExtractor, generator: Generator, reference: ImageSource
+) -> None:
+    """Checks on black images that an extractor sees both kinds, with as many features.
+
+    Raises:
+        ParameterError: it does not.
+    """
+    shapes = generator.image.shape, reference.image.shape
+    found = [
+        extractor.features(torch.zeros(1, *shape, dtype=torch.uint8)).shape[1] for shape in shapes
+    ]
+    check_dimensions(extractor.name, *found)
+
+
+def reference_features(
+    reference: ImageSource, extractor: FeatureExtractor, *, cache: bool = True
+) -> Features:
+    """Returns the features of reference images, from the cache where it has them.
+
+    An entry depends on the images, on the extractor's weights, code and preparation of images, and
+    on the versions of torch and torchvision; a damaged one is computed again.
+
+    Args:
+        reference: the images.
+        extractor: one without a `version` is never cached.
+        cache: whether to use the cache at all.
+
+    Raises:
+        ParameterError: there are too few images, or they do not fit the extractor.
+    """
+    check_enough(reference, "reference images")
+    if not cache or extractor.version is None:
+        return Features.of(features_of(reference, extractor))
+    summary = reference.summary()
+    determining = {
+        "shape": summary["shape"],
+        "sha256": summary["sha256"],
+        "extractor": extractor.version,
+        "prepared": [
+            extractor.channels,
+            extractor.size,
+            list(extractor.range),
+            extractor.interpolation,
+        ],
+        "neighbours": NEIGHBOURS,
+        "versions": [torch.__version__, torchvision.__version__],
+    }
+    entry = cache_entry("references", determining)
+    found = _read(entry)
+    if found is not None:
+        mark_used(entry)
+        return found
+    found = Features.of(features_of(reference, extractor))
+    data = serialise(vars(found))
+    digest = hashlib.sha256(data).hexdigest()
+
+    def write(folder: Path) -> None:
+        files.write_bytes(folder / _FILE, data)
+        files.write_text(folder / _DIGEST, digest)
+
+    publish(entry, write, len(data), what="set of reference features")
+    return found
+
+
+def look_at(
+    generator: Generator, latents: Tensor, extractor: FeatureExtractor, judge: Classifier | None
+) -> tuple[Features, Tensor | None]:
+    """Returns the features of G(z) and, with a classifier, the classes."""
+    features, classes = [], []
+    for batch in generator.image_batches(latents):
+        images = pictures.to_uint8(batch, generator.image.range)
+        features.append(extractor.features(images))
+        if judge is not None:
+            classes.append(judge.labels(images, (0.0, 255.0)))
+    found = torch.cat(features)
+    check_enough(found, "generated images")
+    return Features.of(found), torch.cat(classes) if classes else None
+
+
+def features_of(images: ImageSource, extractor: FeatureExtractor) -> Tensor:
+    """Returns the features of all images of a source, float32 (n, d)."""
+    found = (pictures.to_uint8(batch, images.image.range) for batch in batches(images))
+    return torch.cat([extractor.features(batch) for batch in found])
+
+
+def _read(entry: Path) -> Features | None:
+    """Returns the features of a cache entry; None if it is not there or not whole."""
+    try:
+        data = (entry / _FILE).read_bytes()
+        if hashlib.sha256(data).hexdigest() == (entry / _DIGEST).read_text():
+            return Features(**load(data))
+    except (OSError, ValueError):
+        pass
+    return None

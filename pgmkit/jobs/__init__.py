@@ -1,0 +1,1 @@
+"""One module per command that runs: checked before it starts, resumable, complete or absent."""

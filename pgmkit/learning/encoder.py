@@ -1,0 +1,120 @@
+"""A small convolutional network that looks at images, for features and for parts."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pgmkit.config import check_count
+from pgmkit.errors import ParameterError
+from pgmkit.images import Deformations, ImageSource, deformed, preset, resized
+from pgmkit.images.source import BATCH
+from pgmkit.seeds import derive_seed
+
+SIDE = 32
+"""Images are looked at in so many pixels squared."""
+
+
+class Encoder(nn.Module):
+    """Four convolutions and a linear layer, each with batch norm.
+
+    Args:
+        image_channels: C.
+        width: channels of the first layer.
+    """
+
+    features = 128
+
+    def __init__(self, image_channels: int, width: int) -> None:
+        super().__init__()
+        final = 4 * width * (SIDE // 8) ** 2
+        self.body = nn.Sequential(
+            *_convolution(image_channels, width, 2),
+            *_convolution(width, 2 * width, 2),
+            *_convolution(2 * width, 2 * width, 1),
+            *_convolution(2 * width, 4 * width, 2),
+            nn.Flatten(),
+            nn.Linear(final, self.features, bias=False),
+            nn.BatchNorm1d(self.features),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Returns features (B, 128) for images (B, C, 32, 32) in [-1, 1]."""
+        features: Tensor = self.body(images)
+        return features
+
+
+def _convolution(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
+    return [
+        nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+    ]
+
+
+def encoder_of(state: dict[str, Tensor]) -> Encoder:
+    """Returns the network that these weights belong to, in eval mode."""
+    first = state["body.0.weight"]
+    encoder = Encoder(first.shape[1], first.shape[0])
+    encoder.load_state_dict(state)
+    return encoder.to(memory_format=torch.channels_last).eval().requires_grad_(False)
+
+
+def looked_at(x: Tensor) -> Tensor:
+    """Returns images x (B, C, H, W) in [-1, 1] as networks look at them, (B, C, 32, 32)."""
+    return resized(x.float(), SIDE).clamp(-1, 1)
+
+
+def image_bytes(source: ImageSource, index: Tensor) -> Tensor:
+    """Returns images of a source as they are looked at, in bytes (n, C, 32, 32) on the CPU."""
+    parts = [looked_at(source.batch(part)) for part in index.split(BATCH)]
+    return torch.cat([part.add(1).mul_(127.5).round_().byte().cpu() for part in parts])
+
+
+def deformations_of(strength: float, flip: bool | None, channels: int) -> Deformations:
+    """Returns the deformations that suit images of so many channels, scaled.
+
+    Args:
+        strength: factor on all of them, at least 0.
+        flip: whether to mirror half of them; None means in colour alone.
+        channels: C of the images.
+    """
+    found = preset("auto", channels).scaled(strength)
+    return found if flip is None else replace(found, flip=flip)
+
+
+def another_version(pixels: Tensor, deformations: Deformations, random: torch.Generator) -> Tensor:
+    """Returns deformed images in [-1, 1] of bytes (B, C, H, W)."""
+    return deformed(pixels.float().div_(127.5).sub_(1), deformations, random)
+
+
+def seeded(build: Any, seed: int, *parts: int | str) -> Any:
+    """Returns what `build` makes with a random state of its own."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, *parts))
+        return build()
+
+
+def check_images(source: ImageSource, who: str) -> None:
+    """Raises ParameterError if a source holds points, where networks look at images."""
+    if source.image.is_points:
+        raise ParameterError(
+            f"{who} looks at images, and these are points; choose another, such as 'kmeans'"
+        )
+
+
+def check_training(
+    steps: Any, batch_size: Any, width: Any, strength: Any, flip: Any, learning_rate: Any
+) -> None:
+    """Raises ParameterError for parameters that networks are not trained with."""
+    check_count("steps", steps)
+    check_count("batch_size", batch_size)
+    check_count("width", width)
+    if not isinstance(strength, int | float) or not 0 <= strength < math.inf:
+        raise ParameterError(f"strength must be at least 0, not {strength!r}")
+    if flip is not None and not isinstance(flip, bool):
+        raise ParameterError(f"flip must be true, false or left out, not {flip!r}")
+    if not isinstance(learning_rate, int | float) or not 0 < learning_rate < math.inf:
+        raise ParameterError(f"learning_rate must be above 0, not {learning_rate!r}")

@@ -1,0 +1,182 @@
+"""Several processes that train one model: those that torchrun started.
+
+Outside torchrun there is one process, and nothing here does anything. Under it all processes run
+the same program. They join when the first loop begins (`join`): over gloo on the CPU and NCCL on
+CUDA, where each process takes the device of its `LOCAL_RANK`. The process of rank 0 is the
+coordinator: it alone takes folders, saves, logs and prints, and the others ask it (`decide`).
+
+Each takes its share of a joint batch (`share`) and learns from the gradients of all
+(`average_gradients`), so that weights stay the same everywhere and are those that one process with
+the joint batch would have, up to rounding. A module wrapped in DistributedDataParallel does the
+same while it goes backward; a task may use either.
+
+Batch norm takes the statistics of a process's own share, as under DistributedDataParallel, and the
+running ones that count, since they are saved, are the coordinator's. So two processes with batch
+norm do not reproduce one; `torch.nn.SyncBatchNorm` does, on CUDA.
+"""
+
+import atexit
+import contextlib
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from typing import TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from pgmkit.errors import EngineError, first_line
+
+Result = TypeVar("Result")
+
+_is_alone: ContextVar[bool] = ContextVar("pgmkit_alone", default=False)
+
+
+def is_launched() -> bool:
+    """Returns whether torchrun started this process; those that it started itself do not count."""
+    return (
+        dist.is_available()
+        and dist.is_torchelastic_launched()
+        and multiprocessing.parent_process() is None
+    )
+
+
+def join() -> None:
+    """Joins the other processes of torchrun, if there are any; all have to do it."""
+    if _is_alone.get() or not is_launched() or dist.is_initialized():
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    atexit.register(_leave)
+
+
+def rank() -> int:
+    """Returns the number of this process, from 0."""
+    return dist.get_rank() if _is_together() else 0
+
+
+def world_size() -> int:
+    """Returns how many processes train one model."""
+    return dist.get_world_size() if _is_together() else 1
+
+
+def is_coordinator() -> bool:
+    """Returns whether this process takes folders, saves, logs and prints."""
+    return rank() == 0
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Lets a process work without the others until the block ends, as if it were the only one.
+
+    What one process does while others wait for it, or have ended, must stand in such a block.
+    """
+    token = _is_alone.set(True)
+    try:
+        yield
+    finally:
+        _is_alone.reset(token)
+
+
+def decide(function: Callable[[], Result]) -> Result:
+    """Returns `function()` of the coordinator in all processes; its error is raised in all."""
+    join()
+    if world_size() == 1:
+        return function()
+    answer: list[tuple[Result | None, Exception | None]] = [(None, None)]
+    if is_coordinator():
+        with alone():
+            try:
+                answer = [(function(), None)]
+            except Exception as error:
+                answer = [(None, error)]
+    with _in_touch():
+        dist.broadcast_object_list(answer, src=0)
+    value, failure = answer[0]
+    if failure is not None:
+        raise failure
+    return cast(Result, value)
+
+
+def share(joint: Tensor) -> Tensor:
+    """Returns this process's part of a joint batch (B, ...): every `world_size()`-th of it."""
+    return joint[rank() :: world_size()]
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Gives each parameter the mean of its gradients in all processes.
+
+    The same parameters must have gradients everywhere. It stands between `backward` and the step
+    of the optimizer.
+    """
+    if world_size() > 1:
+        _average([p.grad for p in parameters if p.grad is not None])
+
+
+def average(values: Mapping[str, float]) -> dict[str, float]:
+    """Returns the means over all processes of numbers by name."""
+    if world_size() == 1:
+        return dict(values)
+    means = torch.tensor(list(values.values()), dtype=torch.float64)
+    _average([means])
+    return dict(zip(values, means.tolist(), strict=True))
+
+
+def largest(number: int) -> int:
+    """Returns the largest of the numbers that the processes give."""
+    if world_size() == 1:
+        return number
+    found = torch.tensor(number)
+    with _in_touch():
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+    return int(found)
+
+
+def from_coordinator(tensors: Sequence[Tensor]) -> None:
+    """Fills tensors, which have the same shapes and types everywhere, with the coordinator's."""
+    with _in_touch():
+        for tensor in tensors:
+            dist.broadcast(tensor, src=0)
+
+
+def _average(tensors: Sequence[Tensor]) -> None:
+    """Replaces tensors by their means over all processes, those of one type in one message."""
+    alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for tensor in tensors:
+        alike.setdefault((tensor.device, tensor.dtype), []).append(tensor)
+    for group in alike.values():
+        joint = torch.cat([tensor.reshape(-1) for tensor in group])
+        with _in_touch():
+            dist.all_reduce(joint)
+        joint /= world_size()
+        sizes = [tensor.numel() for tensor in group]
+        for tensor, part in zip(group, joint.split(sizes), strict=True):
+            tensor.copy_(part.view(tensor.shape))
+
+
+def _is_together() -> bool:
+    return dist.is_available() and dist.is_initialized() and not _is_alone.get()
+
+
+@contextlib.contextmanager
+def _in_touch() -> Iterator[None]:
+    """Says in words that another process has ended.
+
+    Raises:
+        EngineError: it has.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        raise EngineError(
+            f"another process of this run has ended ({first_line(error)}); see what it said, and "
+            "run the same command again"
+        ) from error
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,282 @@
+"""A partitioner that was fitted: its parts, its folder, and the way to both."""
+
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from pgmkit import contracts, defaults, files, pictures
+from pgmkit.components import called, name_of
+from pgmkit.config import check_count
+from pgmkit.errors import LoadError, ParameterError, first_line
+from pgmkit.images.rows import Images
+from pgmkit.images.source import ImageSource, ImageSpec
+from pgmkit.loading.cards import SAMPLES_FILE, partitioner_card
+from pgmkit.loading.folders import FORMAT_VERSION
+from pgmkit.loading.hub import check_push, push_folder
+from pgmkit.loading.references import open_folder, reference_of
+from pgmkit.loading.saving import CARD_FILE
+from pgmkit.loading.weights import read_weights, serialise
+from pgmkit.machine import check_device, machine
+from pgmkit.partition.parts import assign, gathered_logits, guide, margins_of
+from pgmkit.plugins import build
+from pgmkit.states import load_state_of, state_of, table_of, versions_of
+
+PARTITIONER_CONFIG = "partitioner.json"
+PARTITIONER_STATE = "partitioner.safetensors"
+_SCHEMES = ("local-dir:", "hf-hub:")
+_PER_PART = 8
+
+
+@dataclass(frozen=True)
+class FittedPartitioner:
+    """A partitioner with what it was fitted to.
+
+    Args:
+        partitioner: fitted.
+        image: what its images are like.
+        sizes: how many of the fitted images lie in each part.
+        origin: `partitioner` (name and parameters), `data`, `seed`, `findings`, `seconds`, ...
+        samples: some images of each part, (k · 8, C, H, W) in [-1, 1]; None after loading.
+        labels: part of each image that it was fitted to, int64 (n,); None after loading.
+    """
+
+    partitioner: Any
+    image: ImageSpec
+    sizes: list[int]
+    origin: Mapping[str, Any] = field(default_factory=dict)
+    samples: Tensor | None = None
+    labels: Tensor | None = None
+
+    @property
+    def num_partitions(self) -> int:
+        """The number of parts, k."""
+        return contracts.num_partitions_of(self.partitioner)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Returns the logits (B, k) of images x (B, C, H, W) in [-1, 1]."""
+        self.check_images(tuple(x.shape[1:]), "these")
+        return contracts.logits_of(self.partitioner, x)
+
+    def assign(self, x: Tensor) -> Tensor:
+        """Returns the part of each image; see `pgmkit.partition.assign`."""
+        self.check_images(tuple(x.shape[1:]), "these")
+        return assign(self.partitioner, x)
+
+    def guide(self, x: Tensor, part: int | Tensor) -> Tensor:
+        """Returns the guide R_i(x), (B,); see `pgmkit.partition.guide`."""
+        self.check_images(tuple(x.shape[1:]), "these")
+        return guide(self.partitioner, x, part)
+
+    def margins(self, x: Tensor) -> Tensor:
+        """Returns by how much each image lies in its part rather than in another, (B,)."""
+        return margins_of(self.logits(x))
+
+    def check_images(self, shape: tuple[int, ...], whose: str) -> None:
+        """Raises ParameterError unless images have the shape that the parts were found in."""
+        if tuple(shape) != self.image.shape:
+            raise ParameterError(
+                f"the {name_of(self.partitioner)!r} was fitted to images of {self.image.shape}, "
+                f"and the images of {whose!r} are {tuple(shape)}; fit it to images of that size "
+                "(--size)"
+            )
+
+    def with_origin(self, **facts: Any) -> Self:
+        """Returns the same with more in its origin."""
+        return replace(self, origin={**self.origin, **facts})
+
+    def save_pretrained(self, folder: Path | str) -> None:
+        """Writes it as a Hub folder, in safetensors and JSON, with a card and samples.
+
+        Raises:
+            PluginError: it cannot be saved.
+            OutputError: the folder cannot be written.
+        """
+        self._save(Path(folder), None)
+
+    def push_to_hub(
+        self, repository: str, *, private: bool = False, message: str | None = None
+    ) -> str:
+        """Uploads to the Hugging Face Hub as "org/name" and returns the address.
+
+        Raises:
+            LoadError: the Hub is out of reach, or refuses.
+            PluginError: it cannot be saved.
+        """
+        check_push(repository)
+        with tempfile.TemporaryDirectory() as folder:
+            self._save(Path(folder), repository)
+            return push_folder(Path(folder), repository, private=private, message=message)
+
+    def _save(self, folder: Path, repository: str | None) -> None:
+        state = serialise(state_of(self.partitioner))
+        files.remove(folder / PARTITIONER_CONFIG)
+        files.write_bytes(folder / PARTITIONER_STATE, state)
+        if self.samples is not None:
+            pictures.write_rows(
+                folder / SAMPLES_FILE, self.samples, self.image.range, _PER_PART, scale=2
+            )
+        config = {
+            "format_version": FORMAT_VERSION,
+            **self.origin,
+            "image": asdict(self.image),
+            "sizes": self.sizes,
+        }
+        files.write_text(folder / CARD_FILE, partitioner_card(config, repository))
+        # Last, since its presence says that the folder is whole.
+        files.write_json(folder / PARTITIONER_CONFIG, config)
+
+
+def build_partitioner(partitioner: Any, partitions: int | None = None) -> Any:
+    """Returns a partitioner that is named, with so many parts, or the object itself.
+
+    Args:
+        partitioner: a name, a table of `name` and parameters, or an object.
+        partitions: k, at least 1; None is as many as an object or a table has, and else 10.
+
+    Raises:
+        ParameterError: an object or a table has another number of parts.
+    """
+    if partitions is not None:
+        check_count("the number of partitions", partitions)
+    number = {}
+    if isinstance(partitioner, str | Mapping):
+        number = {"num_partitions": defaults.CLUSTERS if partitions is None else partitions}
+    built = build("partitioners", partitioner, **number)
+    if partitions not in (None, contracts.num_partitions_of(built)):
+        raise ParameterError(
+            f"the {called('partitioners', built)} has {built.num_partitions} parts, and "
+            f"{partitions} are asked for; leave the number out, or give a partitioner with as many"
+        )
+    return built
+
+
+def check_fit(partitioner: Any, source: ImageSource) -> None:
+    """Raises ParameterError if a partitioner cannot be fitted to these images."""
+    number = contracts.num_partitions_of(partitioner)
+    if contracts.space_of(partitioner) != "images":
+        raise ParameterError(
+            f"the {name_of(partitioner)!r} looks at latents, and these are images; take other "
+            "features"
+        )
+    if len(source) < number:
+        raise ParameterError(
+            f"{number} partitions need as many images, and there are {len(source)}; ask for fewer"
+        )
+
+
+def fit_partitioner(
+    partitioner: Any,
+    source: ImageSource,
+    *,
+    partitions: int | None = None,
+    seed: int = 0,
+    device: torch.device | str = "auto",
+) -> FittedPartitioner:
+    """Fits a partitioner to the images of a source.
+
+    Args:
+        partitioner: a name, a table of `name` and parameters, or an object.
+        source: such as `pgmkit.images.load_images` returns.
+        partitions: k, at least 1; None is as many as an object has, and else 10.
+        seed: of everything random.
+        device: where networks look at the images of a file or an array; "auto" is CUDA, then MPS,
+            then the CPU. Another source says itself where its images are.
+
+    Raises:
+        ParameterError: a value is outside its range, or there are fewer images than parts.
+        PluginError: the partitioner fails.
+
+    Example:
+        >>> from pgmkit.images import ArrayImages
+        >>> x = torch.cat([torch.full((20, 1, 4, 4), value) for value in (-0.5, 0.5)])
+        >>> fit_partitioner("kmeans", ArrayImages(x, value_range=(-1, 1)), partitions=2).sizes
+        [20, 20]
+    """
+    built = build_partitioner(partitioner, partitions)
+    if isinstance(source, Images):
+        source = source.to(check_device(device))
+    check_fit(built, source)
+    started = time.perf_counter()
+    contracts.fit("partitioners", built, source, seed)
+    labels = gathered_logits(built, source).argmax(dim=1)
+    number = contracts.num_partitions_of(built)
+    findings = contracts.findings_of("partitioners", built)
+    table = table_of(built)
+    origin = {
+        "partitioner": table,
+        "findings": findings,
+        "data": source.summary(),
+        "seed": seed,
+        "seconds": round(time.perf_counter() - started, 2),
+        "device": str(source.device),
+        "versions": versions_of(table),
+        "machine": machine(),
+    }
+    sizes = labels.bincount(minlength=number).tolist()
+    return FittedPartitioner(
+        built, source.image, sizes, origin, _samples(source, labels, number), labels
+    )
+
+
+def is_reference(what: object) -> bool:
+    """Returns whether this is the reference of a fitted partitioner, and no name of a method."""
+    return isinstance(what, str) and what.startswith(_SCHEMES)
+
+
+def load_partitioner(reference: Path | str) -> FittedPartitioner:
+    """Loads what `FittedPartitioner.save_pretrained` wrote.
+
+    Args:
+        reference: a folder, "local-dir:/path", or "hf-hub:org/name[@revision]".
+
+    Raises:
+        LoadError: the folder holds something else, or is damaged.
+        UnknownNameError: no installed plugin offers the partitioner.
+    """
+    text = reference_of(reference)
+    folder = open_folder(text)
+    if folder.fetch(PARTITIONER_CONFIG) is None:
+        raise LoadError(
+            f"{text} holds no partitioner: it has no {PARTITIONER_CONFIG}; fit one with pgmkit "
+            "partition fit"
+        )
+    path = folder.path(PARTITIONER_CONFIG)
+    config = files.read_json(path, text)
+    state = read_weights(folder.path(PARTITIONER_STATE))
+    try:
+        table = dict(config.pop("partitioner"))
+        sizes, image = config.pop("sizes"), config.pop("image")
+        spec = ImageSpec(tuple(image["shape"]), tuple(image["range"]))
+        partitioner = build("partitioners", {"name": table["name"], **table["params"]})
+        load_state_of(partitioner, state)
+        shape = (1, *spec.shape)
+        logits = contracts.logits_of(partitioner, torch.zeros(shape))
+        if not isinstance(sizes, list) or len(sizes) != logits.shape[1]:
+            raise ParameterError(f"it has {logits.shape[1]} parts, and sizes {sizes!r:.60}")
+    except Exception as error:  # of any kind, since both files may be anything
+        if type(error).__name__ == "UnknownNameError":
+            raise
+        raise LoadError(
+            f"{path} is damaged or of another version: {type(error).__name__}: "
+            f"{first_line(error)}; fit the partitioner again"
+        ) from error
+    config.pop("format_version", None)
+    return FittedPartitioner(partitioner, spec, sizes, {"partitioner": table, **config})
+
+
+def _samples(source: ImageSource, labels: Tensor, number: int) -> Tensor:
+    """Returns the first images of each part, (k · 8, C, H, W); blank ones where it has fewer."""
+    shape = source.image.shape
+    blank = torch.full((1, *shape), float(source.image.range[1]))
+    rows = []
+    for part in range(number):
+        index = (labels == part).nonzero().flatten()[:_PER_PART]
+        images = source.batch(index).cpu() if len(index) else blank[:0]
+        rows += [images, blank.expand(_PER_PART - len(index), *shape)]
+    return torch.cat(rows)

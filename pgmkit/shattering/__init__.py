@@ -1,0 +1,6 @@
+"""Shattering: from a generator to one that can be sampled cluster by cluster."""
+
+from pgmkit.shattering.algorithm import check_shatter, shatter
+from pgmkit.shattering.result import SAMPLER_CONFIG, Origin, ShatteredGenerator
+
+__all__ = ["SAMPLER_CONFIG", "Origin", "ShatteredGenerator", "check_shatter", "shatter"]

@@ -1,0 +1,367 @@
+"""Algorithm 1 of the LASH paper: spectrum, density, removal, clusters, mapper."""
+
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from pgmkit import contracts, defaults
+from pgmkit.choosing import (
+    MASS_OPTIONS,
+    NUM_CLUSTERS_OPTIONS,
+    Choice,
+    auto_options,
+    check_num_clusters,
+    check_removed_mass,
+    choose_num_clusters,
+    choose_removed_mass,
+)
+from pgmkit.components import called, check_parameters, name_of, speaking_for
+from pgmkit.config import check_count
+from pgmkit.errors import ParameterError, PluginError
+from pgmkit.generator import Generator
+from pgmkit.partition.fitted import FittedPartitioner, is_reference
+from pgmkit.plugins import build
+from pgmkit.progress import phase
+from pgmkit.selection import check_remove, keep_scores, num_kept, select
+from pgmkit.shattering.result import Origin, ShatteredGenerator
+from pgmkit.spectrum import Spectrum, compute_spectrum
+from pgmkit.spectrum.landmarks import agree, landmarks
+from pgmkit.spectrum.soundness import check_values
+from pgmkit.states import table_of, versions_of
+
+_UNDECIDED = 2
+"""The number of clusters of a sampler whose number is still to be chosen."""
+
+
+def shatter(
+    generator: Generator,
+    density: Any = defaults.DENSITY,
+    partitioner: Any = None,
+    mapper: Any = None,
+    sampler: Any = defaults.SAMPLER,
+    clusters: int | str | Mapping[str, Any] | None = None,
+    remove: float | str | Mapping[str, Any] = defaults.REMOVE,
+    latents: int | None = None,
+    seed: int = defaults.SEED,
+    spectrum: Spectrum | Mapping[str, Any] | None = None,
+) -> ShatteredGenerator:
+    """Shatters a generator: spectrum, density, removal, clusters, mapper (LASH, Algorithm 1).
+
+    A method is a name, a table of `name` and parameters, or an object with the methods of its kind,
+    see `pgmkit.contracts`. Nothing is printed; see `pgmkit.progress.shown`.
+
+    Args:
+        generator: G.
+        density: estimates the density, by which latents are removed.
+        partitioner: finds the clusters in what G makes; "self-trained" by default. A
+            `FittedPartitioner`, or the reference of one ("local-dir:...", "hf-hub:..."), stays as
+            it is.
+        mapper: draws latents of a cluster; "rejection" by default.
+        sampler: does both itself, in their stead; by default it is made of the two.
+        clusters: k, at least 1; 10 by default, or as many as an object has. "auto" chooses it
+            without labels, and so does a table with the name "auto" and options, `criterion` or
+            `candidates`; see `pgmkit.choosing.choose_num_clusters`.
+        remove: fraction of prior mass to remove, in [0, 1); the paper takes 0.2. "auto" or a table,
+            with `candidates` or `max_loss`, chooses it; see `pgmkit.choosing.choose_removed_mass`.
+            If both are chosen, the number of clusters comes first, from all latents.
+        latents: how many to draw from the prior, before removal; 20,000 by default, or as many as
+            `spectrum` has.
+        seed: of everything random.
+        spectrum: one that is there already; or a table of further arguments of `compute_spectrum`.
+
+    Raises:
+        UnknownNameError: no plugin offers a method.
+        ParameterError: a value is outside its range, would be ignored, or there are more clusters
+            than latents.
+        PluginError: a method fails, or does not keep its contract.
+        GeneratorError: the generator breaks its contract, or cannot be differentiated.
+
+    Example:
+        >>> import torch
+        >>> from pgmkit import Generator, ImageSpec, LatentSpec
+        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 16), torch.nn.Tanh())
+        >>> toy = Generator(net, latent=LatentSpec(2), image=ImageSpec((1, 4, 4)), name="toy")
+        >>> m = shatter(toy, partitioner="kmeans", clusters=3, latents=300)
+        >>> m.sample(5, cluster=1).shape
+        torch.Size([5, 1, 4, 4])
+    """
+    count = number_of_latents(latents, spectrum)
+    if clusters is not None:
+        check_shatter(count, remove, clusters)  # before a method complains of the number
+    estimator = build("density-estimators", density)
+    finder = build_sampler(sampler, partitioner, mapper, clusters)
+    wanted = getattr(finder, "num_clusters", defaults.CLUSTERS) if clusters is None else clusters
+    check_shatter(count, remove, wanted)
+    generator.check()
+    check_images(generator, finder)
+    started = time.perf_counter()
+    if isinstance(spectrum, Spectrum):
+        check_spectrum(generator, spectrum)
+    else:
+        spectrum = compute_spectrum(generator, count, seed=seed, **(spectrum or {}))
+    spectrum_done = time.perf_counter()
+    number, mass, choices, prepared = _choose(
+        estimator, finder, generator, spectrum, wanted, remove, seed
+    )
+    if "clusters" in choices:
+        if not hasattr(finder, "num_clusters"):
+            finder = build_sampler(sampler, partitioner, mapper, number)
+        finder.num_clusters = number
+    chosen = time.perf_counter()
+    selection = select(estimator, spectrum, remove=mass, seed=seed)
+    kept = spectrum.latents[selection.kept]
+    with speaking_for(called("cluster-samplers", finder), f"in {'split' if prepared else 'fit'}"):
+        (finder.split if prepared else finder.fit)(kept, generator=generator, seed=seed)
+    done = time.perf_counter()
+    count_found = _count_clusters(finder, number)
+    labels = _labels_of(finder, len(kept), count_found)
+    sizes = labels.bincount(minlength=count_found).tolist()
+    tables = table_of(estimator), table_of(finder)
+    findings = contracts.findings_of("cluster-samplers", finder)
+    origin = Origin(
+        density=tables[0],
+        sampler={**tables[1], **({"findings": findings} if findings else {})},
+        settings={
+            "clusters": len(sizes),
+            "remove": mass,
+            "latents": count,
+            "seed": seed,
+            "device": str(generator.device),
+            **_records(choices),
+        },
+        statistics=selection.statistics,
+        versions=versions_of(*tables),
+    )
+    return ShatteredGenerator(
+        generator,
+        finder,
+        sizes,
+        origin,
+        spectrum=spectrum,
+        selection=selection,
+        seconds={
+            "spectrum": spectrum_done - started,
+            **({"choices": chosen - spectrum_done} if choices else {}),
+            "clusters": done - chosen,
+        },
+    )
+
+
+def build_sampler(sampler: Any, partitioner: Any, mapper: Any, clusters: Any) -> Any:
+    """Returns the cluster sampler that the settings of `shatter` mean.
+
+    Raises:
+        ParameterError: one of them would be ignored.
+        PgmkitError: see `pgmkit.plugins.build`.
+    """
+    given = {"partitioner": partitioner, "mapper": mapper}
+    given = {name: value for name, value in given.items() if value is not None}
+    if not isinstance(sampler, str | Mapping):
+        if given:
+            raise ParameterError(
+                f"{' and '.join(given)} would be ignored, since the sampler is an object; leave "
+                "them out"
+            )
+        built = build("cluster-samplers", sampler)
+        own = getattr(built, "num_clusters", None)
+        if isinstance(clusters, int) and clusters != (own or clusters):
+            raise ParameterError(
+                f"the {called('cluster-samplers', built)} has {own} clusters, and {clusters} are "
+                "asked for; leave the number out"
+            )
+        return built
+    table = {"name": sampler} if isinstance(sampler, str) else dict(sampler)
+    for name in ("num_clusters", *given):
+        if name in table:
+            raise ParameterError(
+                f"{name} stands in the table of the sampler; give the "
+                f"{'number of clusters' if name == 'num_clusters' else name} of the whole run"
+            )
+    if isinstance(clusters, int):
+        given["num_clusters"] = clusters
+    elif _is_method({**given, **table}.get("partitioner", "")):
+        given["num_clusters"] = defaults.CLUSTERS if clusters is None else _UNDECIDED
+    return build("cluster-samplers", {**given, **table})
+
+
+def _is_method(partitioner: Any) -> bool:
+    """Returns whether a partitioner is named, and so has as many parts as are asked for."""
+    if isinstance(partitioner, Mapping):
+        return "num_partitions" not in partitioner
+    return isinstance(partitioner, str) and not is_reference(partitioner)
+
+
+def number_of_latents(latents: int | None, spectrum: Any) -> int:
+    """Returns how many latents are drawn, or were.
+
+    Raises:
+        ParameterError: a spectrum has another number than is asked for, or its table says one, or
+            what `compute_spectrum` does not take.
+    """
+    if isinstance(spectrum, Spectrum):
+        if latents not in (None, len(spectrum)):
+            raise ParameterError(
+                f"latents is {latents}, and the spectrum has {len(spectrum)}; leave latents out, "
+                "or compute a spectrum of as many"
+            )
+        return len(spectrum)
+    if spectrum is not None and not isinstance(spectrum, Mapping):
+        raise ParameterError(
+            "spectrum is a Spectrum or a table of further arguments of compute_spectrum, not "
+            f"{spectrum!r:.80}"
+        )
+    table = dict(spectrum or {})
+    for name in ("latents", "seed", "generator"):
+        if name in table:
+            raise ParameterError(f"{name} stands in the table of the spectrum; give it beside it")
+    check_parameters(compute_spectrum, {"generator": None, **table}, "the table of the spectrum")
+    return defaults.LATENTS if latents is None else latents
+
+
+def check_shatter(latents: int, remove: Any, clusters: Any) -> None:
+    """Checks the numbers that `shatter` takes, or how to choose them, before anything is computed.
+
+    Raises:
+        ParameterError: one of them is outside its range, or too few latents are left to cluster.
+        UnknownNameError: no criterion has the name that is given.
+    """
+    by_clusters, by_mass = _clusters_options(clusters), _mass_options(remove)
+    check_count("the number of latents", latents)
+    if by_clusters is None:
+        check_count("the number of clusters", clusters)
+    if by_mass is None:
+        check_remove(remove)
+    if by_clusters is not None:
+        count = latents if by_mass is not None else num_kept(latents, remove)
+        clusters = check_num_clusters(count, **by_clusters)[-1]
+    if by_mass is not None:
+        remove = check_removed_mass(latents, num_clusters=clusters, **by_mass)[-1]
+    kept = num_kept(latents, remove)
+    if clusters > kept:
+        raise ParameterError(
+            f"{clusters} clusters need as many latents, and remove={remove} leaves {kept} of "
+            f"{latents}; ask for fewer clusters or more latents"
+        )
+
+
+def check_images(generator: Generator, finder: Any) -> None:
+    """Raises ParameterError if a sampler has parts of images of another shape."""
+    fitted = getattr(finder, "fitted", None)
+    if isinstance(fitted, FittedPartitioner):
+        fitted.check_images(generator.image.shape, generator.name)
+
+
+def check_spectrum(generator: Generator, spectrum: Spectrum) -> None:
+    """Checks that a spectrum is that of a generator, as far as is recorded.
+
+    Raises:
+        ParameterError: it was computed for another one.
+        GeneratorError: its latents do not fit, or it is zero or not finite throughout.
+    """
+    recorded, actual = spectrum.provenance.get("generator"), generator.fingerprint()
+    if recorded is not None and recorded != actual:
+        name = spectrum.provenance.get("generator_name", "one without a name")
+        raise ParameterError(
+            f"the spectrum was computed for another generator: {name!r} (fingerprint "
+            f"{recorded[:12]}), not {generator.name!r} ({actual[:12]}); compute it again"
+        )
+    images = spectrum.provenance.get("landmarks")
+    if images is not None and not agree(images, landmarks(generator)):
+        raise ParameterError(
+            f"the spectrum was computed for another generator, one with the same weights and code "
+            f"as {generator.name!r} that makes other images; compute it again"
+        )
+    generator.check_latents(spectrum.latents)
+    check_values(generator, spectrum.latents, spectrum.singular_values, warn=False)
+
+
+def _labels_of(finder: Any, count: int, num_clusters: int) -> Tensor:
+    """Returns the clusters (n,), int64, that a sampler found for the latents it was fitted to."""
+    who = called("cluster-samplers", finder)
+    if not hasattr(finder, "labels_"):
+        raise PluginError(
+            f"the {who} has no labels_ after fit; its fit must set labels_, int64 of shape (n,)"
+        )
+    return contracts.clusters_of(
+        finder.labels_, count, who, "has labels_", least=0, most=num_clusters
+    )
+
+
+def _count_clusters(finder: Any, asked: int) -> int:
+    """Returns how many clusters a fitted sampler has, empty ones included, as far as it says."""
+    number = getattr(finder, "num_clusters_", getattr(finder, "num_clusters", asked))
+    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+        raise PluginError(
+            f"the {called('cluster-samplers', finder)} has num_clusters_ = {number!r} after fit; "
+            "it must be a whole number from 1"
+        )
+    return number
+
+
+def _clusters_options(clusters: Any) -> dict[str, Any] | None:
+    return auto_options("the number of clusters", clusters, NUM_CLUSTERS_OPTIONS)
+
+
+def _mass_options(remove: Any) -> dict[str, Any] | None:
+    return auto_options("remove", remove, MASS_OPTIONS)
+
+
+def _choose(
+    estimator: contracts.DensityEstimator,
+    finder: Any,
+    generator: Generator,
+    spectrum: Spectrum,
+    clusters: Any,
+    remove: Any,
+    seed: int,
+) -> tuple[int, float, dict[str, Choice], bool]:
+    """Returns the number of clusters, the removed mass, and how those were chosen that were.
+
+    The last value says whether the sampler has prepared itself on the way.
+    """
+    by_clusters, by_mass = _clusters_options(clusters), _mass_options(remove)
+    if by_clusters is None and by_mass is None:
+        return clusters, remove, {}, False
+    prepares = isinstance(finder, contracts.PreparesClusters)
+    with phase("choices without labels"):
+        points, make_clusterer = spectrum.latents, None
+        if prepares:
+            with speaking_for(called("cluster-samplers", finder), "in prepare"):
+                points = finder.prepare(spectrum.latents, generator=generator, seed=seed)
+            make_clusterer = finder.make_clusterer
+            if not isinstance(points, Tensor) or points.ndim != 2 or len(points) != len(spectrum):
+                raise PluginError(
+                    f"the {called('cluster-samplers', finder)} prepares points of "
+                    f"{getattr(points, 'shape', type(points).__name__)} for {len(spectrum)} "
+                    f"latents; they must be a tensor of shape ({len(spectrum)}, d)"
+                )
+        elif by_clusters is not None and name_of(finder) == type(finder).__name__:
+            raise ParameterError(
+                f"the number of clusters of {type(finder).__name__} cannot be chosen, since it is "
+                "an object that does not prepare; give the number"
+            )
+        scores = keep_scores(estimator, spectrum, seed=seed)
+        choices = {}
+        if by_clusters is not None:
+            count = len(scores) if by_mass is not None else num_kept(len(scores), remove)
+            count = min(count, int((scores > -math.inf).sum()))
+            kept = scores.argsort(descending=True, stable=True)[:count].sort().values
+            choices["clusters"] = choose_num_clusters(
+                points[kept], **by_clusters, make_clusterer=make_clusterer, seed=seed
+            )
+            clusters = int(choices["clusters"].value)
+        if by_mass is not None:
+            choices["remove"] = choose_removed_mass(
+                points, scores, num_clusters=clusters, **by_mass, seed=seed
+            )
+            remove = choices["remove"].value
+    return clusters, remove, choices, prepares
+
+
+def _records(choices: Mapping[str, Choice]) -> dict[str, Any]:
+    if not choices:
+        return {}
+    return {"chosen": {name: choice.record() for name, choice in choices.items()}}

@@ -1,0 +1,422 @@
+"""The result of shattering: a generator that can be sampled cluster by cluster."""
+
+import copy
+import tempfile
+import warnings
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pgmkit import contracts, files, pictures
+from pgmkit.components import speaking_for
+from pgmkit.config import check_count
+from pgmkit.errors import LoadError, ParameterError, PgmkitWarning, SamplingError, first_line
+from pgmkit.generator import Generator
+from pgmkit.loading.building import Architecture
+from pgmkit.loading.cards import (
+    PER_CLUSTER,
+    SAMPLES_FILE,
+    ShatterFacts,
+    local_paths,
+    shattered_card,
+)
+from pgmkit.loading.folders import FORMAT_VERSION
+from pgmkit.loading.generators import generator_from_folder
+from pgmkit.loading.hub import check_push, push_folder
+from pgmkit.loading.options import GeneratorOptions
+from pgmkit.loading.references import open_folder, reference_of
+from pgmkit.loading.saving import CARD_FILE, published, write_generator
+from pgmkit.loading.weights import read_weights, serialise
+from pgmkit.plugins import build
+from pgmkit.seeds import derive_seed, random_generator
+from pgmkit.selection import Selection
+from pgmkit.spectrum import Spectrum
+from pgmkit.states import load_state_of, state_of
+
+SAMPLER_CONFIG = "sampler.json"
+SAMPLER_STATE = "sampler.safetensors"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a shattered generator was made with; kept when it is saved.
+
+    Args:
+        density: name and parameters of the density estimator.
+        sampler: qualified name and parameters of the cluster sampler, and its `findings`.
+        settings: clusters, remove, latents and seed; under `chosen`, how those were chosen
+            that were to be.
+        statistics: mass kept, effective sample size, numeric rank; see `pgmkit.selection.select`.
+        versions: of pgmkit, torch and the plugins that took part.
+    """
+
+    density: Mapping[str, Any]
+    sampler: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    statistics: Mapping[str, Any]
+    versions: Mapping[str, str]
+
+
+class ShatteredGenerator:
+    """A generator whose clusters can be sampled one by one.
+
+    Args:
+        generator: G, unchanged.
+        sampler: fitted.
+        cluster_sizes: number of kept latents in each cluster.
+        origin: what it was made with.
+        spectrum: of all drawn latents; None after loading.
+        selection: which of them were kept; None after loading.
+        seconds: time taken by each step; empty after loading.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        sampler: contracts.ClusterSampler,
+        cluster_sizes: list[int],
+        origin: Origin,
+        *,
+        spectrum: Spectrum | None = None,
+        selection: Selection | None = None,
+        seconds: Mapping[str, float] | None = None,
+    ) -> None:
+        self.generator = generator
+        self.sampler = sampler
+        self.cluster_sizes = cluster_sizes
+        self.origin = origin
+        self.spectrum = spectrum
+        self.selection = selection
+        self.seconds = dict(seconds or {})
+
+    @property
+    def num_clusters(self) -> int:
+        """The number of clusters, k."""
+        return len(self.cluster_sizes)
+
+    def sample(self, n: int, cluster: int | None = None, seed: int = 0) -> Tensor:
+        """Makes images.
+
+        Args:
+            n: how many, at least 1.
+            cluster: from 0 to k - 1; None mixes the clusters by their sizes.
+            seed: the same seed gives the same images.
+
+        Returns:
+            Images (n, C, H, W) in the generator's range.
+
+        Raises:
+            ParameterError: `n` or `cluster` is outside its range.
+            SamplingError: the cluster is empty, or the sampler cannot draw from it or from one of
+                the mixture.
+        """
+        return self.images(self.sample_latents(n, cluster, seed))
+
+    def sample_latents(self, n: int, cluster: int | None = None, seed: int = 0) -> Tensor:
+        """Draws latents (n, M), float32, for `sample`; arguments and errors are the same."""
+        check_count("the number of samples", n)
+        if cluster is None:
+            drawn, failed = self._drawn(self._clusters(n, seed), seed)
+            if failed:
+                raise next(iter(failed.values()))
+            return drawn
+        if not 0 <= cluster < self.num_clusters:
+            raise ParameterError(
+                f"there is no cluster {cluster}; the clusters are 0 to {self.num_clusters - 1}"
+            )
+        if not self.cluster_sizes[cluster]:
+            raise SamplingError(f"cluster {cluster} is empty: no latent was assigned to it")
+        with self._speaking("in sample"):
+            latents = self.sampler.sample(n, cluster, derive_seed(seed, "sample"))
+        dim = self.generator.latent.dim
+        return self.generator.latent.clamp(contracts.latents_of(latents, n, dim, self._called))
+
+    def draw(self, n: int, cluster: int | None = None, seed: int = 0) -> tuple[Tensor, Tensor]:
+        """Draws latents as `sample_latents` does, but of those clusters alone that can be sampled.
+
+        Where that raises an error because of one cluster, this warns, and what would be of that
+        cluster is missing. The others are the same.
+
+        Returns:
+            Latents (m, M) and the cluster of each (m,), int64; m is 0 to n.
+
+        Raises:
+            ParameterError: `n` or `cluster` is outside its range.
+            SamplingError: of the mixture no cluster can be sampled.
+        """
+        check_count("the number of samples", n)
+        clusters = self._clusters(n, seed) if cluster is None else torch.full((n,), cluster)
+        if cluster is not None:
+            drawn, failed = torch.empty(n, self.generator.latent.dim), {}
+            try:
+                drawn = self.sample_latents(n, cluster, seed)
+            except SamplingError as error:
+                failed = {cluster: error}
+        else:
+            drawn, failed = self._drawn(clusters, seed)
+        for number, why in failed.items():
+            warnings.warn(
+                f"cluster {number} cannot be sampled and is left out: {why}",
+                PgmkitWarning,
+                stacklevel=2,
+            )
+        found = torch.tensor([number not in failed for number in clusters.tolist()])
+        if cluster is None and not found.any():
+            raise next(iter(failed.values()))
+        return drawn[found], clusters[found]
+
+    def _clusters(self, n: int, seed: int) -> Tensor:
+        """Draws cluster numbers (n,) by cluster size."""
+        sizes = torch.tensor(self.cluster_sizes, dtype=torch.float64)
+        return torch.multinomial(
+            sizes, n, replacement=True, generator=random_generator(seed, "clusters")
+        )
+
+    def _drawn(self, clusters: Tensor, seed: int) -> tuple[Tensor, dict[int, SamplingError]]:
+        """Draws from each cluster (n,) and returns latents (n, M) with the clusters that failed."""
+        drawn = torch.empty(len(clusters), self.generator.latent.dim)
+        failed = {}
+        for cluster in clusters.unique().tolist():
+            where = clusters == cluster
+            try:
+                drawn[where] = self.sample_latents(int(where.sum()), cluster, seed)
+            except SamplingError as error:
+                failed[cluster] = error
+        return drawn, failed
+
+    def images_of_each(self, n: int, seed: int = 0) -> list[Tensor]:
+        """Makes images (n, C, H, W) of each cluster, to be looked at.
+
+        They are blank, at the top of the range, where a cluster cannot be sampled, which is warned
+        of; there are then no points.
+        """
+        image, found = self.generator.image, []
+        for cluster in range(self.num_clusters):
+            latents, _ = self.draw(n, cluster, seed)
+            if len(latents):
+                found.append(self.images(latents))
+            elif image.is_points:
+                found.append(torch.empty(0, *image.shape))
+            else:
+                found.append(torch.full((n, *image.shape), float(image.range[1])))
+        return found
+
+    def predict(self, latents: Tensor) -> Tensor:
+        """Returns the cluster of each latent (n, M), int64 (n,)."""
+        self.generator.check_latents(latents)
+        with self._speaking("in predict"):
+            found = self.sampler.predict(latents)
+        return contracts.clusters_of(
+            found, len(latents), self._called, "predicts clusters", most=self.num_clusters
+        )
+
+    @property
+    def _called(self) -> str:
+        return f"cluster-sampler {self.origin.sampler['name']!r}"
+
+    def _speaking(self, doing: str) -> AbstractContextManager[None]:
+        return speaking_for(self._called, doing)
+
+    def images(self, latents: Tensor) -> Tensor:
+        """Returns G(z) for latents (n, M); see `Generator.images`."""
+        return self.generator.images(latents)
+
+    def save_pretrained(self, folder: Path | str) -> None:
+        """Writes generator and sampler as a Hub folder, in safetensors and JSON.
+
+        A generator that no installed component can build, such as a module of your own, is saved
+        too; `from_pretrained` then needs its class. The picture of samples is blank for a cluster
+        that cannot be sampled, and a warning names it.
+
+        Raises:
+            PluginError: the sampler cannot be saved.
+            OutputError: the folder cannot be written.
+        """
+        self._save(Path(folder))
+
+    def _save(
+        self,
+        folder: Path,
+        repository: str | None = None,
+        numbers: Mapping[str, Any] | None = None,
+    ) -> None:
+        state = serialise(state_of(self.sampler))
+        files.remove(folder / SAMPLER_CONFIG)
+        write_generator(folder, self.generator)
+        files.write_bytes(folder / SAMPLER_STATE, state)
+        description = {
+            "format_version": FORMAT_VERSION,
+            "sampler": self.origin.sampler,
+            "density": self.origin.density,
+            "settings": self.origin.settings,
+            "cluster_sizes": self.cluster_sizes,
+            "statistics": self.origin.statistics,
+            "versions": self.origin.versions,
+        }
+        samples = torch.cat(self.images_of_each(PER_CLUSTER))
+        pictures.write_rows(
+            folder / SAMPLES_FILE, samples, self.generator.image.range, PER_CLUSTER, scale=2
+        )
+        files.write_text(folder / CARD_FILE, self._card(repository, numbers))
+        # Last, since its presence says that the folder is whole.
+        files.write_json(folder / SAMPLER_CONFIG, description)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        reference: Path | str,
+        *,
+        architecture: Architecture | None = None,
+        model_args: Mapping[str, Any] | None = None,
+        device: torch.device | str = "auto",
+    ) -> "ShatteredGenerator":
+        """Loads what `save_pretrained` wrote.
+
+        Args:
+            reference: a folder, "local-dir:/path", or "hf-hub:org/name[@revision]".
+            architecture: what builds the generator, where the folder names none; see
+                `pgmkit.load_generator`.
+            model_args: its arguments, where they are not those of the folder.
+            device: where to put the weights; "auto" is CUDA, then MPS, then the CPU.
+
+        Raises:
+            LoadError: the folder is incomplete or damaged.
+            UnknownNameError: no installed plugin offers the sampler or the architecture.
+        """
+        text = reference_of(reference)
+        folder = open_folder(text)
+        if folder.fetch(SAMPLER_CONFIG) is None:
+            raise LoadError(
+                f"{reference} holds no shattered generator: it has no {SAMPLER_CONFIG}. If a run "
+                "was stopped there, run the same pgmkit shatter command again; a generator alone "
+                f"is shattered by pgmkit shatter {folder.reference} -o FOLDER"
+            )
+        generator = generator_from_folder(
+            folder,
+            GeneratorOptions(architecture=architecture, model_args=model_args),
+            device=device,
+        )
+        path = folder.path(SAMPLER_CONFIG)
+        origin, cluster_sizes = _read_description(path, text)
+        state = read_weights(folder.path(SAMPLER_STATE))
+        name = origin.sampler["name"]
+        try:
+            sampler = build("cluster-samplers", {"name": name, **origin.sampler["params"]})
+        except ParameterError as error:
+            raise LoadError(f"{path} is damaged or of another version: {error}") from error
+        try:
+            load_state_of(sampler, state)
+            if isinstance(sampler, contracts.Binds):
+                sampler.bind(generator)
+            # Parts that do not fit show here.
+            two = generator.sample_latents(2, seed=0)
+            contracts.clusters_of(sampler.predict(two), 2, name, "predicts clusters")
+            count = int(getattr(sampler, "num_clusters_", len(cluster_sizes)))
+        except Exception as error:  # of any kind, since the state may be anything
+            raise LoadError(
+                f"{SAMPLER_STATE} of {reference} is damaged or of another version: its cluster "
+                f"sampler {name!r} says {type(error).__name__}: {first_line(error)}; shatter the "
+                "generator again"
+            ) from error
+        if count != len(cluster_sizes):
+            raise LoadError(
+                f"{path} is damaged: it has {len(cluster_sizes)} cluster_sizes, and the cluster "
+                f"sampler has {count} clusters; shatter the generator again"
+            )
+        return cls(generator, sampler, cluster_sizes, origin)
+
+    def push_to_hub(
+        self,
+        repository: str,
+        *,
+        private: bool = False,
+        message: str | None = None,
+        numbers: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Uploads to the Hugging Face Hub as "org/name" and returns the address.
+
+        Paths of this machine stay behind. If a parameter of the sampler is one, it cannot, and a
+        warning says so.
+
+        Args:
+            repository: "org/name"; it is created if it is not there.
+            private: whether a new repository is private.
+            message: of the commit.
+            numbers: what `report.json` says of this result; the card then shows its scores.
+
+        Raises:
+            LoadError: the Hub is out of reach, or refuses.
+            PluginError: the sampler cannot be saved.
+        """
+        check_push(repository)
+        for path in local_paths([self.origin.sampler, self.origin.density]):
+            warnings.warn(
+                f"{repository} names {path}, which others do not have, as a parameter of the "
+                "sampler or the density",
+                PgmkitWarning,
+                stacklevel=2,
+            )
+        shown = copy.copy(self)
+        shown.generator = published(self.generator)
+        with tempfile.TemporaryDirectory() as folder:
+            shown._save(Path(folder), repository, numbers)
+            return push_folder(Path(folder), repository, private=private, message=message)
+
+    def _card(self, repository: str | None, numbers: Mapping[str, Any] | None) -> str:
+        facts = ShatterFacts(
+            self.cluster_sizes,
+            self.origin.density,
+            self.origin.sampler,
+            self.origin.settings,
+            self.origin.statistics,
+            self.origin.versions,
+            numbers,
+        )
+        return shattered_card(self.generator, facts, repository)
+
+    def __repr__(self) -> str:
+        settings, statistics = self.origin.settings, self.origin.statistics
+        rank = statistics["numeric_rank"]
+        return (
+            f"ShatteredGenerator({self.generator.name!r}: {self.num_clusters} clusters of "
+            f"{min(self.cluster_sizes):,} to {max(self.cluster_sizes):,} latents; "
+            f"{self.origin.density['name']} kept {statistics['num_kept']:,} of "
+            f"{settings['latents']:,} (mass {statistics['mass_kept']:.2f}, effective sample "
+            f"size {statistics['effective_sample_size']:,.0f}, numeric rank {rank['smallest']} to "
+            f"{rank['largest']} of {rank['of']}); {self.origin.sampler['name']}, "
+            f"seed {settings['seed']})"
+        )
+
+
+def _read_description(path: Path, where: str) -> tuple[Origin, list[int]]:
+    """Returns what `sampler.json` says of the origin, and the sizes of the clusters.
+
+    Raises:
+        LoadError: it is damaged.
+    """
+    description = files.read_json(path, where)
+    damaged = (
+        f"{SAMPLER_CONFIG} is damaged or of another version: {{}}; shatter the generator again"
+    )
+    for field in ("sampler", "density", "settings", "statistics", "versions"):
+        if not isinstance(description.get(field), Mapping):
+            raise LoadError(damaged.format(f"{field!r} must be a table"))
+    origin = Origin(**{field: description[field] for field in Origin.__dataclass_fields__})
+    for component, part, kind in (
+        (origin.sampler, "name", str),
+        (origin.sampler, "params", Mapping),
+        (origin.density, "name", str),
+    ):
+        if not isinstance(component.get(part), kind):
+            raise LoadError(damaged.format(f"there is no {part!r} in {dict(component)!r:.60}"))
+    sizes = description.get("cluster_sizes")
+    if not isinstance(sizes, list) or not all(type(n) is int and 0 <= n < 2**53 for n in sizes):
+        raise LoadError(damaged.format(f"cluster_sizes are whole numbers, not {sizes!r:.60}"))
+    if not sum(sizes):
+        raise LoadError(damaged.format(f"there is nothing in its clusters, {sizes!r:.60}"))
+    return origin, sizes

@@ -1,0 +1,36 @@
+"""Features: they make points of images, among which parts are sought. One file per method."""
+
+from pgmkit import Component, hookimpl
+
+
+@hookimpl
+def pgmkit_features() -> list[Component]:
+    """Offers what the built-in partitioners look at."""
+    return [
+        Component("latents", "pgmkit_plugins.features.latents:Latents", "the latents themselves"),
+        Component("pixels", "pgmkit_plugins.features.pixels:Pixels", "the pixels, shrunk"),
+        Component(
+            "pca",
+            "pgmkit_plugins.features.pca:PCA",
+            "principal components of the pixels, or of other features",
+        ),
+        Component(
+            "timm",
+            "pgmkit_plugins.features.timm:Timm",
+            "what a timm model sees, with weights from the Hub or a file",
+        ),
+        Component(
+            "network", "pgmkit_plugins.features.network:Network", "what a module of your own sees"
+        ),
+        Component(
+            "classifier",
+            "pgmkit_plugins.features.classifier:OfClassifier",
+            "what a trained classifier sees",
+        ),
+        Component(
+            "contrastive",
+            "pgmkit_plugins.features.contrastive:Contrastive",
+            "learned from the images by contrast, without labels",
+            citation="Chen et al., SimCLR, 2020, with moves of the latent",
+        ),
+    ]

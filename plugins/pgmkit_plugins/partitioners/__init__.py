@@ -1,0 +1,46 @@
+"""Partitioners: they split images, or latents, into parts. One file per method."""
+
+from pgmkit import Component, hookimpl
+
+
+@hookimpl
+def pgmkit_partitioners() -> list[Component]:
+    """Offers partitioners that need no labels."""
+    return [
+        Component(
+            "kmeans",
+            "pgmkit_plugins.partitioners.kmeans:KMeansPartitioner",
+            "the nearest of the centres that k-means finds",
+        ),
+        Component(
+            "mixture",
+            "pgmkit_plugins.partitioners.mixture:MixturePartitioner",
+            "the likeliest of Gaussians with full covariances",
+        ),
+        Component(
+            "clusterer",
+            "pgmkit_plugins.partitioners.clusterer:ClustererPartitioner",
+            "any clusterer with scikit-learn's interface",
+        ),
+        Component(
+            "manifold",
+            "pgmkit_plugins.partitioners.manifold:ManifoldPartitioner",
+            "clusters of a spectral embedding",
+            citation="Ng, Jordan and Weiss, On Spectral Clustering: Analysis and an Algorithm, "
+            "NeurIPS 2001",
+        ),
+        Component(
+            "most-stable",
+            "pgmkit_plugins.partitioners.most_stable:MostStable",
+            "the most stable of several: contrastive, mixture and manifold, or those you name",
+            citation="Lange, Roth, Braun and Buhmann, Stability-Based Validation of Clustering "
+            "Solutions, Neural Computation 2004",
+        ),
+        Component(
+            "self-trained",
+            "pgmkit_plugins.partitioners.self_trained:SelfTrained",
+            "the parts of another partitioner, corrected by a network that learns them",
+            citation="Xie, Luong, Hovy and Le, Self-training with Noisy Student, CVPR 2020, from "
+            "clusters instead of labels",
+        ),
+    ]

@@ -1,0 +1,116 @@
+"""Parts where one of several Gaussians is the likeliest."""
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.mixture import GaussianMixture
+from torch import Tensor
+
+from pgmkit import contracts
+from pgmkit.config import check_count
+from pgmkit.images.source import ImageSource
+from pgmkit.learning.points import gathered_points
+from pgmkit.machine import thread_limit
+from pgmkit.plugins import build
+from pgmkit.seeds import derive_seed
+
+_RIDGE = 1e-3
+
+
+class MixturePartitioner:
+    """The likeliest of Gaussians with full covariances, fitted to points of the images.
+
+    Unlike k-means, a mixture tells classes apart by their spread, too: faces that all look to
+    the front lie close together around their mean, and flowers far around theirs.
+
+    Args:
+        num_partitions: k, at least 1.
+        features: makes points of images, or of latents: a name, a table, or an object.
+        num_starts: fits from different runs of k-means, of which the most likely is kept.
+
+    Attributes:
+        log_weights_: of the Gaussians, (k,), float64, nats.
+        means_: (k, d), float64.
+        precision_factors_: upper factors U of the inverse covariances U·Uᵀ, (k, d, d), float64.
+    """
+
+    def __init__(
+        self, num_partitions: int = 10, features: Any = "pca", num_starts: int = 1
+    ) -> None:
+        check_count("num_partitions", num_partitions)
+        check_count("num_starts", num_starts)
+        self.num_partitions = num_partitions
+        self.features = build("features", features)
+        self.num_starts = num_starts
+        self.space = contracts.space_of(self.features)
+
+    @property
+    def parts(self) -> Mapping[str, Any]:
+        """The features."""
+        return {"features": self.features}
+
+    def fit(self, source: ImageSource, *, seed: int) -> None:
+        """Fits the features, and Gaussians to the points of all images."""
+        self._split(self.prepare(source, seed=seed), seed)
+
+    def prepare(self, source: ImageSource, *, seed: int) -> Tensor:
+        """Fits the features and returns the points (n, d), float64."""
+        contracts.fit("features", self.features, source, seed)
+        return gathered_points(self.features, source)
+
+    def make_clusterer(self, num_partitions: int, seed: int) -> GaussianMixture:
+        """Returns a mixture."""
+        return _Mixture(num_partitions, n_init=self.num_starts, random_state=seed)
+
+    def split(self, source: ImageSource, *, seed: int) -> None:
+        """Fits the Gaussians."""
+        self._split(gathered_points(self.features, source), seed)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Returns the log-density of each Gaussian, in nats less a constant, float64 (B, k)."""
+        points = contracts.points_of(self.features, x).double()
+        parts = (self.log_weights_, self.means_, self.precision_factors_)
+        scores = [
+            log_weight
+            + factor.diagonal().log().sum()
+            - ((points - mean) @ factor).square().sum(dim=1) / 2
+            for log_weight, mean, factor in zip(*(p.to(x.device) for p in parts), strict=True)
+        ]
+        return torch.stack(scores, dim=1)
+
+    def state(self) -> Mapping[str, Tensor]:
+        """Returns the parameters of the Gaussians."""
+        return {
+            "log_weights": self.log_weights_,
+            "means": self.means_,
+            "precision_factors": self.precision_factors_,
+        }
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Takes up what `state` returned."""
+        self.log_weights_, self.means_ = state["log_weights"], state["means"]
+        self.precision_factors_ = state["precision_factors"]
+        self.num_partitions = len(self.means_)
+
+    def _split(self, points: Tensor, seed: int) -> None:
+        mixture = self.make_clusterer(self.num_partitions, derive_seed(seed, "k-means") % 2**32)
+        with thread_limit(1):
+            mixture.fit(points.numpy())
+        self.log_weights_ = torch.from_numpy(np.log(mixture.weights_))
+        self.means_ = torch.from_numpy(mixture.means_)
+        self.precision_factors_ = torch.from_numpy(mixture.precisions_cholesky_)
+
+
+class _Mixture(GaussianMixture):  # type: ignore[misc]
+    """A mixture whose least variance follows the points, and that may stop while it moves."""
+
+    def fit(self, points: Any, y: None = None) -> "_Mixture":
+        self.reg_covar = _RIDGE * float(points.var(axis=0).mean())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            super().fit(points)
+        return self

@@ -1,0 +1,28 @@
+"""What is public: the names of docs/api.md, and no others."""
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+import pgmkit
+
+PAGE = (Path(__file__).parent.parent / "docs" / "api.md").read_text()
+ROWS = dict(re.findall(r"^\| `(pgmkit[\w.]*)` \| (.*) \|$", PAGE, re.MULTILINE))
+
+
+def test_the_names_of_pgmkit_itself_are_on_the_page() -> None:
+    assert re.findall(r"`(\w+)`", ROWS["pgmkit"]) == sorted(pgmkit.__all__, key=str.lower)
+
+
+@pytest.mark.parametrize("module", [name for name in ROWS if name != "pgmkit"])
+def test_public_modules_have_the_names_on_the_page(module: str) -> None:
+    names = re.findall(r"`(\w+)`", ROWS[module])
+    found = importlib.import_module(module)
+    assert names == sorted(names, key=str.lower)
+    for name in names:
+        assert hasattr(found, name), name
+        assert getattr(found, name).__doc__, name
+    if hasattr(found, "__all__"):
+        assert set(found.__all__) == set(names)

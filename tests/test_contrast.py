@@ -1,0 +1,17 @@
+"""The contrastive loss."""
+
+import math
+
+import pytest
+import torch
+
+from pgmkit.learning.contrast import contrastive_loss
+
+
+def test_the_loss_agrees_with_a_case_worked_out_by_hand() -> None:
+    """Two pairs of unit vectors at right angles: each partner has cosine 1, all others 0."""
+    left = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+    loss = contrastive_loss(left, 3 * left, temperature=0.5)
+    assert float(loss) == pytest.approx(math.log(math.exp(2.0) + 2.0) - 2.0)
+    swapped = contrastive_loss(left, left.flip(0), temperature=0.5)
+    assert float(swapped) == pytest.approx(math.log(math.exp(2.0) + 2.0))
