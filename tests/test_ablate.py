@@ -874,7 +874,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "unknown mapper": ({"mappers": ["reject"]}, "did you mean 'rejection'"),
     "parts of a partitioner": (
         {"partitioners": [{"name": "kmeans", "num_partitions": 5}]},
-        "num_partitions = 5 stands in the table of the partitioner",
+        "has 5 parts, and 2 are asked for",
     ),
     "clusters of a sampler": (
         {"samplers": [{"name": "kmeans-gmm", "num_clusters": 3}]},

@@ -464,7 +464,7 @@ def test_load_gives_what_is_there(tmp_path: Path) -> None:
     torch.save(state(), tmp_path / "g.pth")
     generator = pgmkit.load(tmp_path / "g.pth", architecture=Net, **SPECS)
     assert isinstance(generator, pgmkit.Generator)
-    pgmkit.shatter(generator, clusters=2, latents=60).save_pretrained(tmp_path / "out")
+    pgmkit.shatter(generator, sampler="kmeans-gmm", clusters=2, latents=60).save_pretrained(tmp_path / "out")
     shattered = pgmkit.load(tmp_path / "out", architecture=Net)
     assert isinstance(shattered, pgmkit.ShatteredGenerator)
     assert_right(shattered.generator)
@@ -511,7 +511,7 @@ def test_a_program_is_a_generator_and_is_saved_as_it_is(
     write(folder)
     generator, _ = load(folder, architecture=None)
     torch.testing.assert_close(generator(Z), RIGHT(Z))
-    shattered = pgmkit.shatter(generator, clusters=2, latents=60)
+    shattered = pgmkit.shatter(generator, sampler="kmeans-gmm", clusters=2, latents=60)
     server.add("me/nothing", {"README.md": b""})
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_TOKEN", server.token)
@@ -553,7 +553,7 @@ def test_a_decoder_of_diffusers_is_a_generator_and_comes_back(tmp_path: Path) ->
     with torch.no_grad():
         expected = model.decode(z.reshape(3, 2, 4, 4)).sample
     torch.testing.assert_close(generator(z), expected)
-    shattered = pgmkit.shatter(generator, clusters=2, latents=300)
+    shattered = pgmkit.shatter(generator, sampler="kmeans-gmm", clusters=2, latents=300)
     shattered.save_pretrained(tmp_path / "out")
     back = pgmkit.load(tmp_path / "out")
     torch.testing.assert_close(back.generator(z), expected)  # type: ignore[union-attr]
