@@ -432,6 +432,17 @@ def test_every_room_of_the_design_page_exists() -> None:
         assert (ROOT / path).exists(), path
 
 
+def test_the_design_page_lists_the_rooms_in_the_order_in_which_they_import() -> None:
+    text = (ROOT / "docs" / "design.md").read_text()
+    rows = re.findall(r"^    (\w+(?:, \w+)*) {2,}\S", text, flags=re.MULTILINE)
+    listed = [room for row in rows for room in row.split(", ")]
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    (layers,) = [found["layers"] for found in contracts["contracts"] if "layers" in found]
+    level = {room: n for n, layer in enumerate(layers) for room in layer.split(" : ")}
+    assert sorted(listed) == sorted(level)
+    assert [level[room] for room in listed] == sorted(level.values())
+
+
 def test_the_example_config_of_a_shattering_is_valid() -> None:
     path = ROOT / "examples" / "shatter-mnist.toml"
     prepared = prepare(read_toml(path))
