@@ -5,6 +5,8 @@ PARTITIONER = "self-trained"
 MAPPER = "rejection"
 SAMPLER = "partition"
 ENGINE = "local"
+BACKBONE = "dcgan"
+CLASSIFIER = "lash-classifier"
 
 CLUSTERS = 10
 REMOVE = 0.2

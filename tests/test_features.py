@@ -27,7 +27,7 @@ from pgmkit.errors import (
     PluginError,
     UnknownNameError,
 )
-from pgmkit.images import shrunk
+from pgmkit.images import GeneratedImages, shrunk
 from pgmkit.learning.encoder import image_bytes, looked_at
 from pgmkit.learning.pca import leading_eigenvectors, principal_components
 from pgmkit.plugins import build, list_components
@@ -395,7 +395,7 @@ def test_what_a_network_of_ours_sees_is_32_pixels_wide_from_minus_one_to_one(
     seen = looked_at(every(source))
     assert seen.shape == (5, source.image.shape[0], 32, 32)
     assert -1 <= seen.min() <= seen.max() <= 1
-    kept = image_bytes(source, torch.arange(5))
+    kept = image_bytes(source)
     assert kept.dtype == torch.uint8
     torch.testing.assert_close(kept.float() / 127.5 - 1, seen, atol=1 / 255 + 1e-6, rtol=0)
     assert looked_at(torch.full((1, 1, 50, 50), 7.0)).max() == 1
@@ -419,22 +419,24 @@ def _halves(points: Tensor) -> Tensor:
     return torch.from_numpy(KMeans(2, n_init=4, random_state=0).fit_predict(points.numpy()))
 
 
-def test_contrast_moves_latents_only_where_there_are_some() -> None:
-    """Images of a data set are deformed alone, and so are those of latents that may not move."""
-    source, _ = made(40)
+@pytest.mark.parametrize(("move", "made"), [(0.0, [64, 120]), (0.12, [40, 64, 120, 120])])
+def test_contrast_learns_from_more_images_than_there_are_if_a_generator_makes_them(
+    move: float, made: list[int]
+) -> None:
+    """Four times as many, each with a moved one (64 others tell one generator from another)."""
+    generator, count = groups.gated(), list[int]()
+    source = GeneratedImages(generator, generator.sample_latents(40, seed=0))
     stored = Pictures(every(source))
+    generator.module.register_forward_hook(lambda *_: count.append(len(_[2])))
     quick = {"steps": 3, "batch_size": 16, "width": 4}
-    found = {}
-    for name, images, move in (
-        ("moved", source, 0.12),
-        ("still", source, 0.0),
-        ("stored", stored, 0.12),
-    ):
+    found = []
+    for images in (source, stored):
+        count.clear()
         features = build("features", "contrastive", move=move, **quick)
         features.fit(images, seed=0)
-        found[name] = features(every(source))
-    assert torch.equal(found["still"], found["stored"])
-    assert not torch.equal(found["still"], found["moved"])
+        found.append(features(stored.values))
+        assert sorted(count) == (made if images is source else [])
+    assert not torch.equal(*found)
 
 
 def test_too_few_images_to_learn_from_are_refused() -> None:

@@ -60,7 +60,7 @@ def _number_or_auto(number: Callable[[str], float]) -> Callable[[str], float | s
     "--latents", type=int, help=f"Latents to draw, before removal; {defaults.LATENTS} by default."
 )
 @click.option("--seed", type=int, help=f"Of everything random; {defaults.SEED} by default.")
-@click.option("--engine", help="Where the spectrum is computed: local (default), torchrun or ray.")
+@click.option("--engine", help=f"Where the spectrum is computed; {defaults.ENGINE} by default.")
 @generator_options
 @device_option
 @no_cache_option

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pgmkit import progress
+from pgmkit import defaults, progress
 from pgmkit.cli.output import json_option, print_json, print_table
 from pgmkit.cli.settings import (
     OutPath,
@@ -63,12 +63,12 @@ def spectrum() -> None:
 @spectrum.command()
 @click.argument("source", required=False)
 @click.option("-o", "--out", type=OutPath(urls=True), help="Folder or URL of the spectrum.")
-@click.option("--latents", type=int, help="Latents to draw; 20000 by default.")
+@click.option("--latents", type=int, help=f"Latents to draw; {defaults.LATENTS} by default.")
 @click.option("--seed", type=int, help="Of the latents; 0 by default.")
 @click.option("--dtype", help="auto (default), float32, float64 or bfloat16.")
 @click.option("--probes", type=int, help="Directions of a sketch; exact if left out.")
 @click.option("--sketch", help="What the probes are for: volume (default) or top.")
-@click.option("--engine", help="Where blocks are computed: local (default), torchrun or ray.")
+@click.option("--engine", help=f"Where blocks are computed; {defaults.ENGINE} by default.")
 @click.option("--block-size", type=int, help="Latents per block of work; 128 by default.")
 @generator_options
 @device_option

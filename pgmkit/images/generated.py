@@ -87,10 +87,10 @@ class LatentPoints(Images):
 def moved_latents(
     latents: Tensor, prior: "LatentSpec", step: float, random: torch.Generator
 ) -> Tensor:
-    """Returns latents (n, M) moved by a step s in [0, 1) that leaves their prior as it is.
+    """Returns latents (n, M) moved by a step s in [0, 1] that leaves their prior as it is.
 
     For a normal prior that is `z' = √(1 - s²)·z + s·ε`; others are moved as `LatentSpec.to_normal`
-    shows them. Categories stay.
+    shows them. At s = 1 they are drawn anew. Categories stay.
     """
     normal = prior.to_normal(latents)
     fresh = torch.randn(normal.shape, generator=random, dtype=normal.dtype)

@@ -125,11 +125,14 @@ class ImageSource(Protocol):
 
 
 @runtime_checkable
-class Moves(Protocol):
-    """A source whose images come from latents, so that they can move a little along the prior."""
+class Moves(ImageSource, Protocol):
+    """Images that come from latents, so that they can move a little along the prior."""
 
-    def moved(self, step: float, random: torch.Generator) -> ImageSource:
-        """Returns the images of latents that move by a step in [0, 1) within their prior."""
+    def moved(self, step: float, random: torch.Generator) -> Self:
+        """Returns the images of latents that move by a step in [0, 1] within their prior.
+
+        At 1 nothing is left of where they were: the images are new ones.
+        """
 
 
 def require_labels(source: ImageSource) -> Tensor:

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from pgmkit import runs
+from pgmkit import defaults, runs
 from pgmkit.config import check_count, check_known, make_settings
 from pgmkit.engines import decide, is_coordinator
 from pgmkit.generator import Generator
@@ -36,7 +36,7 @@ class Settings:
 
     source: str
     generator: Mapping[str, Any] = field(default_factory=dict)
-    latents: int = 20_000
+    latents: int = defaults.LATENTS
     seed: int = 0
     device: str = "auto"
     spectrum: SpectrumSettings = field(default_factory=SpectrumSettings)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pgmkit.config import check_count
 from pgmkit.errors import ParameterError
 from pgmkit.images import Deformations, ImageSource, deformed, preset, resized
-from pgmkit.images.source import BATCH
+from pgmkit.images.source import batches
 from pgmkit.seeds import derive_seed
 
 SIDE = 32
@@ -67,9 +67,9 @@ def looked_at(x: Tensor) -> Tensor:
     return resized(x.float(), SIDE).clamp(-1, 1)
 
 
-def image_bytes(source: ImageSource, index: Tensor) -> Tensor:
-    """Returns images of a source as they are looked at, in bytes (n, C, 32, 32) on the CPU."""
-    parts = [looked_at(source.batch(part)) for part in index.split(BATCH)]
+def image_bytes(source: ImageSource) -> Tensor:
+    """Returns all images of a source as they are looked at, in bytes (n, C, 32, 32) on the CPU."""
+    parts = [looked_at(x) for x in batches(source)]
     return torch.cat([part.add(1).mul_(127.5).round_().byte().cpu() for part in parts])
 
 
@@ -100,9 +100,7 @@ def seeded(build: Any, seed: int, *parts: int | str) -> Any:
 def check_images(source: ImageSource, who: str) -> None:
     """Raises ParameterError if a source holds points, where networks look at images."""
     if source.image.is_points:
-        raise ParameterError(
-            f"{who} looks at images, and these are points; choose another, such as 'kmeans'"
-        )
+        raise ParameterError(f"{who} looks at images, and these are points; choose another")
 
 
 def check_training(

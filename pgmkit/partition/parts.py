@@ -48,8 +48,7 @@ def guide(partitioner: contracts.Partitioner, x: Tensor, part: int | Tensor) -> 
     if x.requires_grad and torch.is_grad_enabled() and not logits.requires_grad:
         raise ParameterError(
             f"the logits of the {called('partitioners', partitioner)} have no gradient, so they "
-            "guide nothing; take 'self-trained' with it as the base, which learns any parts as a "
-            "network"
+            "guide nothing; make it the base of a partitioner that learns its parts as a network"
         )
     own = logits.gather(1, index[:, None])
     return (logits - own).relu().sum(dim=1)

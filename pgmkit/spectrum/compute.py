@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pgmkit import progress
+from pgmkit import defaults, progress
 from pgmkit.cache import cache_entry, mark_used, publish
 from pgmkit.config import check_count
 from pgmkit.engines import Engine, decide, is_coordinator
@@ -46,7 +46,7 @@ _CHOSEN = ("jacobian", "threads_per_worker", "computed", "check")
 
 def compute_spectrum(
     generator: Generator,
-    latents: int | Tensor = 20_000,
+    latents: int | Tensor = defaults.LATENTS,
     *,
     seed: int = 0,
     out: Path | str | None = None,
@@ -56,7 +56,7 @@ def compute_spectrum(
     min_rank_correlation: float | None = None,
     memory_budget: int = MEMORY_BUDGET,
     block_size: int = BLOCK_SIZE,
-    engine: Engine | str = "local",
+    engine: Engine | str = defaults.ENGINE,
     cache: bool = False,
 ) -> Spectrum:
     """Computes the singular values of ∂G/∂z at many latents.

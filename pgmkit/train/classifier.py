@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pgmkit import files
+from pgmkit import defaults, files
 from pgmkit.config import component_table, make_settings
 from pgmkit.errors import DataError, ParameterError
 from pgmkit.evaluate.classifier import num_classes
@@ -49,10 +49,6 @@ def prepare_classifier(
     return images, task
 
 
-DEFAULT = "lash-classifier"
-"""The component that is trained if `model` has no `name`."""
-
-
 def check_classifier(model: Mapping[str, Any], classes: Any) -> int:
     """Checks what a classifier is built from, and returns its number of classes.
 
@@ -82,7 +78,7 @@ def check_classifier(model: Mapping[str, Any], classes: Any) -> int:
 
 def _built(model: Mapping[str, Any]) -> tuple[nn.Module, str, dict[str, Any], int]:
     """Returns an untrained network, its name, its arguments and how many classes it has."""
-    model_args = component_table("model", model, DEFAULT)
+    model_args = component_table("model", model, defaults.CLASSIFIER)
     name = model_args.pop("name")
     network: nn.Module = build("classifiers", name, **model_args)
     return network, name, model_args, num_classes(network, name)

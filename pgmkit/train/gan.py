@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pgmkit import pictures
+from pgmkit import defaults, pictures
 from pgmkit.config import check_count, make_settings
 from pgmkit.errors import ParameterError
 from pgmkit.generator import Generator
@@ -43,7 +43,7 @@ class GANSettings:
             a batch of its own.
     """
 
-    backbone: str = "dcgan"
+    backbone: str = defaults.BACKBONE
     backbone_args: Mapping[str, Any] = field(default_factory=dict)
     latent: LatentSpec = field(default_factory=lambda: LatentSpec(64))
     optimizer: Adam = field(default_factory=Adam)

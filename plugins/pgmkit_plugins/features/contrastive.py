@@ -27,6 +27,7 @@ from pgmkit.learning.halves import Halves
 from pgmkit.seeds import random_generator
 
 _POOL = 10_000
+_MORE = 4
 _LEAST_IMAGES = 16
 
 
@@ -87,6 +88,9 @@ class Contrastive:
     def fit(self, source: ImageSource, *, seed: int) -> None:
         """Trains the network on at most 10,000 of the images.
 
+        If there are fewer and they come from a generator, it makes more of them: up to four times
+        as many. The network then learns what the generator makes, and not the few by heart.
+
         Raises:
             ParameterError: there are fewer than 16, or they are points.
         """
@@ -97,16 +101,11 @@ class Contrastive:
                 f"{len(source)}"
             )
         random = random_generator(seed, "contrast")
-        chosen = torch.randperm(len(source), generator=random)[:_POOL]
-        everything = torch.arange(len(chosen))
-        here = source.subset(chosen)
-        pool = [image_bytes(here, everything)]
-        if self.move and isinstance(here, Moves):
-            pool.append(image_bytes(here.moved(self.move, random), everything))
+        pool = self._pool(source, random)
         channels = source.image.shape[0]
         encoder, head = seeded(lambda: (Encoder(channels, self.width), _head()), seed, "encoder")
         self.encoder_ = encoder.to(source.device).to(memory_format=torch.channels_last)
-        self.losses_ = self._train(head.to(source.device), torch.stack(pool), seed, source)
+        self.losses_ = self._train(head.to(source.device), pool, seed, source)
         self.encoder_.eval().requires_grad_(False)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -122,6 +121,20 @@ class Contrastive:
         weights = dict(state)
         self.losses_ = weights.pop("losses")
         self.encoder_ = encoder_of(weights)
+
+    def _pool(self, source: ImageSource, random: torch.Generator) -> Tensor:
+        """Returns images in bytes, (1 or 2, n, C, S, S): as they are and, if they can be, moved."""
+        chosen = torch.randperm(len(source), generator=random)[:_POOL]
+        if not isinstance(source, Moves):
+            return image_bytes(source.subset(chosen))[None]
+        more = torch.arange(min(_POOL, _MORE * len(chosen)) - len(chosen)) % len(chosen)
+        here = [source.subset(chosen)]
+        if len(more):
+            here.append(source.subset(chosen[more]).moved(1.0, random))
+        versions = [here]
+        if self.move:
+            versions.append([images.moved(self.move, random) for images in here])
+        return torch.stack([torch.cat([image_bytes(x) for x in version]) for version in versions])
 
     def _train(self, head: nn.Module, pool: Tensor, seed: int, source: ImageSource) -> Tensor:
         count = pool.shape[1]

@@ -175,7 +175,7 @@ class SelfTrained:
         self.num_partitions = contracts.num_partitions_of(self.base)
         chosen = torch.randperm(len(source), generator=random_generator(seed, "self-training"))
         chosen = chosen[:_POOL]
-        pool = image_bytes(source, chosen)
+        pool = image_bytes(source.subset(chosen))
         for turn in range(self.rounds):
             for even in (False, True):
                 name = f"self-training, round {turn + 1}{', evenly' if even else ''}"
