@@ -61,9 +61,9 @@ def shatter(
             it is.
         mapper: draws latents of a cluster; "rejection" by default.
         sampler: does both itself, in their stead; by default it is made of the two.
-        clusters: k, at least 1; 10 by default, or as many as an object has. "auto" chooses it
-            without labels, and so does a table with the name "auto" and options, `criterion` or
-            `candidates`; see `pgmkit.choosing.choose_num_clusters`.
+        clusters: k, at least 1; 10 by default, or as many as an object has or finds. "auto"
+            chooses it without labels, and so does a table with the name "auto" and options,
+            `criterion` or `candidates`; see `pgmkit.choosing.choose_num_clusters`.
         remove: fraction of prior mass to remove, in [0, 1); the paper takes 0.2. "auto" or a table,
             with `candidates` or `max_loss`, chooses it; see `pgmkit.choosing.choose_removed_mass`.
             If both are chosen, the number of clusters comes first, from all latents.
@@ -93,7 +93,11 @@ def shatter(
         check_shatter(count, remove, clusters)  # before a method complains of the number
     estimator = build("density-estimators", density)
     finder = build_sampler(sampler, partitioner, mapper, clusters)
-    wanted = getattr(finder, "num_clusters", defaults.CLUSTERS) if clusters is None else clusters
+    told = clusters
+    if clusters is None:
+        of_others = defaults.CLUSTERS if isinstance(sampler, str | Mapping) else None
+        told = getattr(finder, "num_clusters", of_others)
+    wanted = told or 1  # what an object finds that says no number is counted
     check_shatter(count, remove, wanted)
     generator.check()
     check_images(generator, finder)
@@ -116,9 +120,9 @@ def shatter(
     with speaking_for(called("cluster-samplers", finder), f"in {'split' if prepared else 'fit'}"):
         (finder.split if prepared else finder.fit)(kept, generator=generator, seed=seed)
     done = time.perf_counter()
-    count_found = _count_clusters(finder, number)
-    labels = _labels_of(finder, len(kept), count_found)
-    sizes = labels.bincount(minlength=count_found).tolist()
+    found = _count_clusters(finder, number if told else None)
+    labels = _labels_of(finder, len(kept), found)
+    sizes = labels.bincount(minlength=found or 0).tolist()
     tables = table_of(estimator), table_of(finder)
     findings = contracts.findings_of("cluster-samplers", finder)
     origin = Origin(
@@ -278,7 +282,7 @@ def check_spectrum(generator: Generator, spectrum: Spectrum) -> None:
     check_values(generator, spectrum.latents, spectrum.singular_values, warn=False)
 
 
-def _labels_of(finder: Any, count: int, num_clusters: int) -> Tensor:
+def _labels_of(finder: Any, count: int, num_clusters: int | None) -> Tensor:
     """Returns the clusters (n,), int64, that a sampler found for the latents it was fitted to."""
     who = called("cluster-samplers", finder)
     if not hasattr(finder, "labels_"):
@@ -290,9 +294,11 @@ def _labels_of(finder: Any, count: int, num_clusters: int) -> Tensor:
     )
 
 
-def _count_clusters(finder: Any, asked: int) -> int:
-    """Returns how many clusters a fitted sampler has, empty ones included, as far as it says."""
+def _count_clusters(finder: Any, asked: int | None) -> int | None:
+    """Returns how many clusters a fitted sampler has, empty ones included; None if nobody says."""
     number = getattr(finder, "num_clusters_", getattr(finder, "num_clusters", asked))
+    if number is None:
+        return None
     if not isinstance(number, int) or isinstance(number, bool) or number < 1:
         raise PluginError(
             f"the {called('cluster-samplers', finder)} has num_clusters_ = {number!r} after fit; "
