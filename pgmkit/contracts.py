@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pgmkit.components import called, speaking_for
-from pgmkit.errors import PluginError
+from pgmkit.errors import ParameterError, PluginError
 
 if TYPE_CHECKING:
     from pgmkit.generator import Generator
@@ -241,6 +241,14 @@ class Saves(Protocol):
 
 
 @runtime_checkable
+class Distrusts(Protocol):
+    """What runs code that a parameter names, and refuses to where a folder named it."""
+
+    def distrust(self) -> None:
+        """Is told that the parameters come from a folder that was loaded."""
+
+
+@runtime_checkable
 class Composed(Protocol):
     """What is made of other components, which are saved and told about with it."""
 
@@ -317,6 +325,15 @@ def num_partitions_of(partitioner: Any) -> int:
             "must be a whole number from 1"
         )
     return number
+
+
+def check_number(partitioner: Any, number: int) -> None:
+    """Raises ParameterError unless a partitioner has so many parts."""
+    if num_partitions_of(partitioner) != number:
+        raise ParameterError(
+            f"the {called('partitioners', partitioner)} has {partitioner.num_partitions} parts, "
+            f"and {number} are asked for; leave the number out, or give a partitioner with as many"
+        )
 
 
 def fit(kind: str, component: Any, source: "ImageSource", seed: int) -> None:

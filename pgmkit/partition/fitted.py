@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pgmkit import contracts, defaults, files, pictures
-from pgmkit.components import called, name_of
+from pgmkit.components import name_of
 from pgmkit.config import check_count
 from pgmkit.errors import LoadError, ParameterError, first_line
 from pgmkit.images.rows import Images
@@ -148,11 +148,8 @@ def build_partitioner(partitioner: Any, partitions: int | None = None) -> Any:
     if isinstance(partitioner, str | Mapping):
         number = {"num_partitions": defaults.CLUSTERS if partitions is None else partitions}
     built = build("partitioners", partitioner, **number)
-    if partitions not in (None, contracts.num_partitions_of(built)):
-        raise ParameterError(
-            f"the {called('partitioners', built)} has {built.num_partitions} parts, and "
-            f"{partitions} are asked for; leave the number out, or give a partitioner with as many"
-        )
+    if partitions is not None:
+        contracts.check_number(built, partitions)
     return built
 
 

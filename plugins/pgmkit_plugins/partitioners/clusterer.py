@@ -99,6 +99,7 @@ class ClustererPartitioner:
 
     def split(self, source: ImageSource, *, seed: int) -> None:
         """Clusters the points and learns to assign others."""
+        self._check_not_loaded()
         self._split(gathered_points(self.features, source), seed)
 
     def logits(self, x: Tensor) -> Tensor:
@@ -116,13 +117,15 @@ class ClustererPartitioner:
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Takes up what `state` returned."""
-        self._is_loaded = True
         self.assigner_ = Assigner()
         self.assigner_.load_state(dict(state))
         self.num_partitions = self.assigner_.num_labels
 
+    def distrust(self) -> None:
+        """Refuses to be fitted from now on."""
+        self._is_loaded = True
+
     def _split(self, points: Tensor, seed: int) -> None:
-        self._check_not_loaded()
         state = derive_seed(seed, "k-means") % 2**32
         model = self._build(state)
         chosen = points.numpy()[some_of(len(points), self.max_points, state)]
