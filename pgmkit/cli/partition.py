@@ -18,8 +18,9 @@ from pgmkit.cli.settings import (
     quiet_option,
     set_option,
 )
+from pgmkit.config import IMAGES
 
-_DATA = "Images: an .npz file, a folder or archive of pictures, or torchvision:NAME:ROOT."
+_DATA = f"Images: {IMAGES}."
 _data_options = (
     click.option("--split", help="train (default) or test, where the data have both."),
     click.option("--size", type=int, help="Side to which images are padded or resized."),
@@ -63,7 +64,8 @@ def fit(
     """Fit the partitioner NAME to images, and leave it in OUT as a Hub folder.
 
     NAME is one of `pgmkit components ls partitioners`. A run that was stopped continues.
-    `pgmkit shatter SOURCE --partitioner local-dir:OUT` shatters a generator with it.
+    `pgmkit shatter SOURCE --partitioner local-dir:OUT` shatters a generator with it, and `pgmkit
+    generators push OUT org/name` publishes it.
     """
     check_out(out, dry_run)
     from pgmkit.jobs.partition import prepare
