@@ -435,31 +435,14 @@ def split(partitioner: Prepares, source: "ImageSource", seed: int) -> None:
     num_partitions_of(partitioner)
 
 
-def fit_mapper(
-    mapper: Mapper,
-    latents: Tensor,
-    labels: Tensor,
-    *,
-    num_clusters: int,
-    assign: Assign,
-    prior: "LatentSpec | None",
-    seed: int,
-) -> None:
+def fit_mapper(mapper: Mapper, latents: Tensor, labels: Tensor, **context: Any) -> None:
     """Fits a mapper; see `Mapper.fit`."""
     with speaking_for(called("mappers", mapper), "in fit"):
-        mapper.fit(
-            latents, labels, num_clusters=num_clusters, assign=assign, prior=prior, seed=seed
-        )
+        mapper.fit(latents, labels, **context)
 
 
 def drawn_by(
-    mapper: Mapper,
-    n: int,
-    cluster: int,
-    *,
-    assign: Assign,
-    prior: "LatentSpec | None",
-    seed: int,
+    mapper: Mapper, n: int, cluster: int, *, prior: "LatentSpec | None", **context: Any
 ) -> Tensor:
     """Returns latents (n, M), float32, that a mapper draws of one cluster; see `Mapper.sample`.
 
@@ -468,7 +451,7 @@ def drawn_by(
     """
     who = called("mappers", mapper)
     with speaking_for(who, "in sample"):
-        drawn = mapper.sample(n, cluster, assign=assign, prior=prior, seed=seed)
+        drawn = mapper.sample(n, cluster, prior=prior, **context)
     return latents_of(drawn, n, None if prior is None else prior.dim, who)
 
 

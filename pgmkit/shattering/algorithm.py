@@ -120,9 +120,7 @@ def shatter(
     with speaking_for(called("cluster-samplers", finder), f"in {'split' if prepared else 'fit'}"):
         (finder.split if prepared else finder.fit)(kept, generator=generator, seed=seed)
     done = time.perf_counter()
-    found = _count_clusters(finder, number if told else None)
-    labels = _labels_of(finder, len(kept), found)
-    sizes = labels.bincount(minlength=found or 0).tolist()
+    sizes = _sizes_of(finder, len(kept), number if told else None)
     tables = table_of(estimator), table_of(finder)
     findings = contracts.findings_of("cluster-samplers", finder)
     origin = Origin(
@@ -282,29 +280,29 @@ def check_spectrum(generator: Generator, spectrum: Spectrum) -> None:
     check_values(generator, spectrum.latents, spectrum.singular_values, warn=False)
 
 
-def _labels_of(finder: Any, count: int, num_clusters: int | None) -> Tensor:
-    """Returns the clusters (n,), int64, that a sampler found for the latents it was fitted to."""
+def _sizes_of(finder: Any, count: int, asked: int | None) -> list[int]:
+    """Returns the sizes of the clusters of a fitted sampler, empty ones included where it says so.
+
+    Args:
+        finder: was fitted.
+        count: how many latents it was fitted to.
+        asked: the number of clusters, if it says none itself; None counts those that are there.
+    """
     who = called("cluster-samplers", finder)
+    number = getattr(finder, "num_clusters_", getattr(finder, "num_clusters", asked))
+    if number is not None and (
+        not isinstance(number, int) or isinstance(number, bool) or number < 1
+    ):
+        raise PluginError(
+            f"the {who} has num_clusters_ = {number!r} after fit; it must be a whole number from 1"
+        )
     if not hasattr(finder, "labels_"):
         raise PluginError(
             f"the {who} has no labels_ after fit; its fit must set labels_, int64 of shape (n,)"
         )
-    return contracts.clusters_of(
-        finder.labels_, count, who, "has labels_", least=0, most=num_clusters
-    )
-
-
-def _count_clusters(finder: Any, asked: int | None) -> int | None:
-    """Returns how many clusters a fitted sampler has, empty ones included; None if nobody says."""
-    number = getattr(finder, "num_clusters_", getattr(finder, "num_clusters", asked))
-    if number is None:
-        return None
-    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-        raise PluginError(
-            f"the {called('cluster-samplers', finder)} has num_clusters_ = {number!r} after fit; "
-            "it must be a whole number from 1"
-        )
-    return number
+    labels = contracts.clusters_of(finder.labels_, count, who, "has labels_", least=0, most=number)
+    sizes: list[int] = labels.bincount(minlength=number or 0).tolist()
+    return sizes
 
 
 def _clusters_options(clusters: Any) -> dict[str, Any] | None:

@@ -62,12 +62,7 @@ class ClustererPartitioner(ByVotes):
         self._is_loaded = False
 
     def prepare(self, source: ImageSource, *, seed: int) -> Tensor:
-        """Fits the features and returns the points (n, d), float64.
-
-        Raises:
-            ParameterError: this was loaded, and to fit it again could run code that its folder
-                names.
-        """
+        """Fits the features and returns the points (n, d), float64; see `split`."""
         self._check_not_loaded()
         return super().prepare(source, seed=seed)
 
@@ -76,7 +71,8 @@ class ClustererPartitioner(ByVotes):
 
         Raises:
             PluginError: the class cannot be imported, or is no clusterer.
-            ParameterError: it takes everything for noise; or this was loaded.
+            ParameterError: it takes everything for noise; or this was loaded, and to fit it again
+                could run code that its folder names.
         """
         self._check_not_loaded()
         super().split(source, seed=seed)
