@@ -323,7 +323,9 @@ def check_removed_mass(
     """
     check_count("the number of clusters", num_clusters)
     if num_clusters < 2:
-        raise ParameterError("choosing the removed mass needs at least 2 clusters, not 1")
+        raise ParameterError(
+            "choosing the removed mass needs at least 2 clusters, not 1; give their number"
+        )
     if not isinstance(max_loss, int | float) or not 0 <= max_loss < 1:
         raise ParameterError(f"max_loss is a share in [0, 1), such as 0.1, not {max_loss!r}")
     ordered = _checked_candidates("the removed mass", candidates)

@@ -14,6 +14,12 @@ from pgmkit.files import TOO_DEEP, is_too_deep
 
 Settings = TypeVar("Settings")
 
+IMAGES = (
+    "an .npz file, a folder of images, a zip or tar archive of one, torchvision:NAME:ROOT, "
+    "points:ring or points:grid"
+)
+"""What images are read from; see `pgmkit.images.load_images`."""
+
 _PLAIN_TYPES = {
     bool: "true or false",
     int: "a whole number",

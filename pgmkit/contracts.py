@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pgmkit.components import called, speaking_for
-from pgmkit.errors import PluginError
+from pgmkit.errors import ParameterError, PluginError
 
 if TYPE_CHECKING:
     from pgmkit.generator import Generator
@@ -241,6 +241,14 @@ class Saves(Protocol):
 
 
 @runtime_checkable
+class Distrusts(Protocol):
+    """What runs code that a parameter names, and refuses to where a folder named it."""
+
+    def distrust(self) -> None:
+        """Is told that the parameters come from a folder that was loaded."""
+
+
+@runtime_checkable
 class Composed(Protocol):
     """What is made of other components, which are saved and told about with it."""
 
@@ -317,6 +325,15 @@ def num_partitions_of(partitioner: Any) -> int:
             "must be a whole number from 1"
         )
     return number
+
+
+def check_number(partitioner: Any, number: int) -> None:
+    """Raises ParameterError unless a partitioner has so many parts."""
+    if num_partitions_of(partitioner) != number:
+        raise ParameterError(
+            f"the {called('partitioners', partitioner)} has {partitioner.num_partitions} parts, "
+            f"and {number} are asked for; leave the number out, or give a partitioner with as many"
+        )
 
 
 def fit(kind: str, component: Any, source: "ImageSource", seed: int) -> None:
@@ -418,31 +435,14 @@ def split(partitioner: Prepares, source: "ImageSource", seed: int) -> None:
     num_partitions_of(partitioner)
 
 
-def fit_mapper(
-    mapper: Mapper,
-    latents: Tensor,
-    labels: Tensor,
-    *,
-    num_clusters: int,
-    assign: Assign,
-    prior: "LatentSpec | None",
-    seed: int,
-) -> None:
+def fit_mapper(mapper: Mapper, latents: Tensor, labels: Tensor, **context: Any) -> None:
     """Fits a mapper; see `Mapper.fit`."""
     with speaking_for(called("mappers", mapper), "in fit"):
-        mapper.fit(
-            latents, labels, num_clusters=num_clusters, assign=assign, prior=prior, seed=seed
-        )
+        mapper.fit(latents, labels, **context)
 
 
 def drawn_by(
-    mapper: Mapper,
-    n: int,
-    cluster: int,
-    *,
-    assign: Assign,
-    prior: "LatentSpec | None",
-    seed: int,
+    mapper: Mapper, n: int, cluster: int, *, prior: "LatentSpec | None", **context: Any
 ) -> Tensor:
     """Returns latents (n, M), float32, that a mapper draws of one cluster; see `Mapper.sample`.
 
@@ -451,7 +451,7 @@ def drawn_by(
     """
     who = called("mappers", mapper)
     with speaking_for(who, "in sample"):
-        drawn = mapper.sample(n, cluster, assign=assign, prior=prior, seed=seed)
+        drawn = mapper.sample(n, cluster, prior=prior, **context)
     return latents_of(drawn, n, None if prior is None else prior.dim, who)
 
 

@@ -7,6 +7,7 @@ import torch
 
 from pgmkit.errors import LoadError, ParameterError
 from pgmkit.generator import Generator
+from pgmkit.loading.folders import PARTITIONER_CONFIG
 from pgmkit.loading.generators import generator_from_folder
 from pgmkit.loading.options import GeneratorOptions
 from pgmkit.loading.references import open_folder, reference_of
@@ -38,7 +39,7 @@ def load(
     given = GeneratorOptions.from_table(options, "pgmkit.load")
     folder = open_folder(reference_of(reference))
     if folder.fetch(SAMPLER_CONFIG) is None:
-        if folder.fetch(RUN_FILE) is not None:
+        if folder.fetch(RUN_FILE) is not None and folder.fetch(PARTITIONER_CONFIG) is None:
             raise LoadError(
                 f"{reference} holds a run that was stopped: it has no {SAMPLER_CONFIG}; run the "
                 "same pgmkit shatter command again"

@@ -5,9 +5,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from pgmkit.components import arguments_of, name_of, origin_of, parameters_of, speaking_for
-from pgmkit.contracts import Composed, Saves
+from pgmkit.contracts import Composed, Distrusts, Saves
 from pgmkit.errors import PluginError
 
 
@@ -62,7 +63,7 @@ def state_of(component: Any) -> dict[str, Tensor]:
     if reason is not None:
         raise PluginError(f"this cannot be saved: {reason}")
     with speaking_for(repr(name_of(component)), "in state"):
-        own = component.state() if isinstance(component, Saves) else component.state_dict()
+        own = component.state() if isinstance(component, Saves) else _tensors_of(component)
     for name, value in own.items():
         if not isinstance(value, Tensor):
             raise PluginError(
@@ -75,16 +76,56 @@ def state_of(component: Any) -> dict[str, Tensor]:
     return state
 
 
+def _tensors_of(module: nn.Module) -> Mapping[str, Tensor]:
+    """Returns the tensors of a module; raises PluginError if a fresh one has no place for them."""
+    state, origin = module.state_dict(), origin_of(module)
+    assert origin is not None
+    fresh = origin.build(**arguments_of(module))
+    places = {name for name, _ in fresh.named_modules(remove_duplicate=False)}
+    for name in state:
+        if name.rpartition(".")[0] not in places:
+            raise PluginError(
+                f"this cannot be saved: {name!r} of {name_of(module)!r} is of a network that it "
+                "makes in fit; make it in __init__, or offer state() and load_state()"
+            )
+    return state
+
+
 def load_state_of(component: Any, state: Mapping[str, Tensor]) -> None:
     """Takes up what `state_of` returned, in a component that was built with the same parameters."""
+    _distrust(component)
+    of_parts = tuple(f"{name}." for name in parts_of(component))
+    own = {name: value for name, value in state.items() if not name.startswith(of_parts)}
     if isinstance(component, Saves):
-        of_parts = tuple(f"{name}." for name in parts_of(component))
-        component.load_state({n: v for n, v in state.items() if not n.startswith(of_parts)})
+        component.load_state(own)
     else:
-        names = component.state_dict().keys()
-        component.load_state_dict({name: state[name] for name in names})
+        _make_room(component, own)
+        component.load_state_dict({name: state[name] for name in component.state_dict()})
     for name, part in parts_of(component).items():
         load_state_of(part, without_prefix(f"{name}.", state))
+
+
+def _distrust(component: Any) -> None:
+    """Tells a component, and all that it was built with, that a folder names its parameters."""
+    if isinstance(component, Distrusts):
+        component.distrust()
+    for name in arguments_of(component):
+        value = getattr(component, name, None)
+        for part in value if isinstance(value, list) else [value]:
+            if origin_of(part) is not None:
+                _distrust(part)
+
+
+def _make_room(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Registers the tensors of a module that `fit` makes, or gives another shape or type."""
+    for name, value in state.items():
+        place, _, leaf = name.rpartition(".")
+        owner = module.get_submodule(place)
+        known = getattr(owner, leaf, None)
+        if not isinstance(known, nn.Parameter):
+            owner.register_buffer(leaf, value)
+        elif not is_lazy(known):
+            known.data = value
 
 
 def table_of(component: Any) -> dict[str, Any]:

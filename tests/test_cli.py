@@ -24,7 +24,9 @@ from tiny import (
 )
 
 import pgmkit
-from pgmkit.errors import UnknownNameError
+from pgmkit.config import IMAGES
+from pgmkit.errors import DataError, UnknownNameError
+from pgmkit.images import load_images
 
 SMALL = ("--latents", 200, "--clusters", 3, "--sampler", "kmeans-gmm")
 
@@ -67,6 +69,17 @@ def result(tiny: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert finished.code == 0, finished.stderr
     out.with_name("stdout.json").write_text(finished.stdout)
     return out
+
+
+@pytest.mark.parametrize(
+    "words", [("partition", "fit"), ("partition", "plot"), "train", "evaluate"]
+)
+def test_the_help_names_all_that_images_are_read_from(words: str | tuple[str, ...]) -> None:
+    finished = run_pgmkit(*([words] if isinstance(words, str) else words), "--help")
+    assert IMAGES in " ".join(finished.stdout.split())
+    assert "zip or tar archive" in IMAGES
+    with pytest.raises(DataError, match=re.escape(f"give {IMAGES}")):
+        load_images("nothing.txt")
 
 
 def one_error(finished: Finished) -> str:

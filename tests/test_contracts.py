@@ -481,6 +481,35 @@ def test_labels_of_cluster_samplers_are_checked(attributes: dict[str, Any], said
     assert said in message
 
 
+class Thirds:
+    """A cluster sampler that says nowhere how many clusters it finds."""
+
+    sample = Sides.sample
+
+    def fit(self, latents: Tensor, *, generator: object, seed: int) -> None:
+        self.labels_ = self.predict(latents)
+
+    def predict(self, latents: Tensor) -> Tensor:
+        return (latents[:, 0] > -0.5).long() + (latents[:, 0] > 0.5).long()
+
+
+@pytest.mark.parametrize(("clusters", "count"), [(None, 3), (3, 3), (5, 5)])
+def test_what_a_sampler_finds_is_counted_where_nobody_says_a_number(
+    clusters: int | None, count: int
+) -> None:
+    sampler = Thirds()
+    sizes = shatter(sampler=sampler, clusters=clusters).cluster_sizes
+    assert sizes == sampler.labels_.bincount(minlength=count).tolist()
+    assert len(sizes) == count
+    few = shatter(sampler=sampler, clusters=clusters, spectrum=spectrum_of().first(6))
+    assert sum(few.cluster_sizes) == 6
+
+
+def test_the_number_of_clusters_is_asked_for_where_it_is_needed() -> None:
+    said = complaint(lambda: shatter(sampler=Thirds(), remove="auto"), ParameterError)
+    assert said == "choosing the removed mass needs at least 2 clusters, not 1; give their number"
+
+
 def test_a_cluster_sampler_that_fails_is_named() -> None:
     message = complaint(lambda: shatter(sampler=variant(Sides, fit=raises)))
     assert message.startswith(
@@ -783,6 +812,8 @@ def pgmkit_features():
         Component("scaled", "MODULE:Scaled"),
         Component("forgetful", "MODULE:Forgetful"),
         Component("careless", "MODULE:Careless"),
+        Component("shaped", "MODULE:Shaped"),
+        Component("late", "MODULE:Late"),
     ]
 
 class Linear(torch.nn.Module):
@@ -797,6 +828,32 @@ class Linear(torch.nn.Module):
 
     def forward(self, x):
         return self.layer(x.flatten(1))
+
+# Fit gives its tensors their shape and type, and makes one of them.
+class Shaped(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.empty(0))
+        self.register_buffer("scale", None)
+        self.weight = torch.nn.Parameter(torch.empty(0), requires_grad=False)
+
+    def fit(self, source, *, seed):
+        x = source.batch(torch.arange(len(source))).flatten(1)
+        self.mean, self.scale = x.mean(dim=0).double(), x.std(dim=0)
+        self.weight = torch.nn.Parameter(x[:3], requires_grad=False)
+        self.register_buffer("last", x[-1])
+
+    def forward(self, x):
+        rows = ((x.flatten(1) - self.mean) / (1 + self.scale)).float()
+        return rows @ self.weight.T + (self.last * rows).sum(dim=1, keepdim=True)
+
+# Its network is made in fit, so one that is built anew has no place for the weights.
+class Late(torch.nn.Module):
+    def fit(self, source, *, seed):
+        self.layer = torch.nn.Linear(64, 3)
+
+    def forward(self, x):
+        return self.layer(x.flatten(1)).detach()
 
 class Scaled:
     def __init__(self, features="linear"):
@@ -868,6 +925,30 @@ def test_a_result_of_a_plugin_s_features_is_saved_and_comes_back(tmp_path: Path)
     latents = spectrum_of().latents
     assert torch.equal(loaded.predict(latents), shattered.predict(latents))
     assert shattered.origin.versions["acme-features"] == "1.0"
+
+
+@pytest.mark.usefixtures("composed")
+def test_a_module_whose_tensors_get_their_shape_in_fit_comes_back(tmp_path: Path) -> None:
+    images = GeneratedImages(generator_of(), spectrum_of().latents)
+    fitted = pgmkit.fit_partitioner({"name": "kmeans", "features": "shaped"}, images, partitions=2)
+    fitted.save_pretrained(tmp_path)
+    loaded = pgmkit.load_partitioner(tmp_path)
+    x = generator_of().images(spectrum_of().latents)
+    assert torch.equal(loaded.logits(x), fitted.logits(x))
+    features = loaded.partitioner.features
+    assert features.state_dict().keys() == {"mean", "scale", "weight", "last"}
+    assert not features.weight.requires_grad
+
+
+@pytest.mark.usefixtures("composed")
+def test_a_module_whose_network_is_made_in_fit_says_why_it_is_not_saved(tmp_path: Path) -> None:
+    images = GeneratedImages(generator_of(), spectrum_of().latents)
+    fitted = pgmkit.fit_partitioner({"name": "kmeans", "features": "late"}, images, partitions=2)
+    assert complaint(lambda: fitted.save_pretrained(tmp_path / "parts")) == (
+        "this cannot be saved: 'layer.weight' of 'acme-features:late' is of a network that it "
+        "makes in fit; make it in __init__, or offer state() and load_state()"
+    )
+    assert not (tmp_path / "parts").exists()
 
 
 NETWORK = {"rounds": 1, "steps": 5, "batch_size": 16, "width": 4}
@@ -1052,7 +1133,7 @@ def test_the_example_of_partitioners_finds_dark_and_bright() -> None:
         ("halves", "the partitioner 'my-plugin:halves' does not tell the points among which"),
         (
             {"name": "most-stable", "candidates": ["halves"]},
-            "'my-plugin:halves', which is the most stable, does not tell its points",
+            "'my-plugin:halves', one of the candidates, does not tell its points",
         ),
         (
             {"name": "self-trained", "base": "halves"},
@@ -1080,6 +1161,17 @@ def test_the_example_of_partitioners_is_a_candidate_of_most_stable() -> None:
     findings = both.sampler.findings()
     assert findings["chosen"] == "my-plugin:halves"
     assert torch.equal(both.sampler.labels_, bright)
+
+
+@pytest.mark.usefixtures("examples")
+@pytest.mark.parametrize("fixed", ["halves", {"name": "halves"}, Signs()], ids=str)
+@pytest.mark.parametrize("outer", ["most-stable", "self-trained"])
+def test_parts_of_a_fixed_number_are_no_others(outer: str, fixed: Any) -> None:
+    """Neither a candidate nor a base is taken to have another number than it has."""
+    parameters = {"candidates": [fixed, "kmeans"]} if outer == "most-stable" else {"base": fixed}
+    partitioner = {"name": outer, **parameters}
+    message = complaint(lambda: shatter(partitioner=partitioner, clusters=5), ParameterError)
+    assert " has 2 parts, and 5 are asked for; leave the number out" in message
 
 
 @pytest.mark.usefixtures("examples")

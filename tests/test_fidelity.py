@@ -28,22 +28,24 @@ from pgmkit.errors import (
 from pgmkit.evaluate.classifier import Classifier, load_classifier
 from pgmkit.evaluate.extractors import FeatureExtractor, load_extractor
 from pgmkit.evaluate.fidelity import fidelity, shattering_fidelity
-from pgmkit.evaluate.fidelity_scores import Features, compare, manifold_scores
+from pgmkit.evaluate.fidelity_scores import FeatureStatistics, compare, manifold_scores
 from pgmkit.evaluate.reference_images import ReferenceImages, reference_features
 from pgmkit.images import ArrayImages
 
 
-def normal(count: int, dim: int, seed: int, shift: float = 0.0, scale: float = 1.0) -> Features:
+def normal(
+    count: int, dim: int, seed: int, shift: float = 0.0, scale: float = 1.0
+) -> FeatureStatistics:
     values = np.random.default_rng(seed).normal(shift, scale, (count, dim))
-    return Features.of(torch.from_numpy(values))
+    return FeatureStatistics.of(torch.from_numpy(values))
 
 
-def exactly(count: int, dim: int, seed: int, shift: float, scale: float) -> Features:
+def exactly(count: int, dim: int, seed: int, shift: float, scale: float) -> FeatureStatistics:
     """Points whose mean and covariance are exactly those that are asked for."""
     values = np.random.default_rng(seed).normal(size=(count, dim))
     values -= values.mean(axis=0)
     factor = np.linalg.cholesky(np.linalg.inv(np.cov(values, rowvar=False)))
-    return Features.of(torch.from_numpy(values @ factor * scale + shift))
+    return FeatureStatistics.of(torch.from_numpy(values @ factor * scale + shift))
 
 
 def test_identical_sets_are_at_distance_zero() -> None:
@@ -72,7 +74,7 @@ def test_the_kernel_distance_is_that_of_the_formula() -> None:
     kernel = {name: (product / 3 + 1) ** 3 for name, product in whole.items()}
     within = [(kernel[n].sum() - kernel[n].trace()) / (40 * 39) for n in ("xx", "yy")]
     expected = float(sum(within) - 2 * kernel["xy"].mean())
-    scores = compare(Features.of(x), Features.of(y), "points", "y")
+    scores = compare(FeatureStatistics.of(x), FeatureStatistics.of(y), "points", "y")
     error = 4 * scores.kid_std / np.sqrt(100)
     assert scores.kid == pytest.approx(expected, abs=error)
     assert scores.kid_subset_size == 20
@@ -107,7 +109,7 @@ def test_ties_are_ties_whatever_the_rounding() -> None:
     steps = torch.arange(4, dtype=torch.float64) / 3
     lattice = torch.cartesian_prod(steps, steps, steps) + 1000
     order = torch.randperm(64, generator=torch.Generator().manual_seed(0))
-    a, b = Features.of(lattice[order]), Features.of(lattice)
+    a, b = FeatureStatistics.of(lattice[order]), FeatureStatistics.of(lattice)
     radii = (b.radii * 9).round()
     assert set(radii.flatten().tolist()) == {1, 2}
     inside = (torch.cdist(lattice, lattice).square() * 9).round() < radii[:, 1]

@@ -353,6 +353,7 @@ def test_objects_of_one_s_own_cannot_be_saved(tmp_path: Path) -> None:
         "Own is an object of your own": {
             "name": "self-trained",
             "base": Own(),
+            "num_partitions": 2,
             "steps": 2,
             **SMALL,
         },

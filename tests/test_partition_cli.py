@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from tiny import Finished, environment, every_file, run_pgmkit, write_tiny_generator
 
 import pgmkit
-from pgmkit.errors import ParameterError
+from pgmkit.errors import LoadError, ParameterError
 from pgmkit.evaluate.partitions import partition_scores
 from pgmkit.images import load_images
 from pgmkit.jobs import partition as job
@@ -201,6 +201,24 @@ def test_points_are_fitted_assigned_and_drawn(tmp_path: Path) -> None:
     assert run_pgmkit("partition", "plot", out, "--data", data, "-o", picture).code == 0
     with Image.open(picture) as drawn:
         assert drawn.width > drawn.height / 8
+
+
+def test_a_single_part_is_everything_and_nothing_is_learned(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the default method; and it comes back."""
+
+    def fail(*arguments: object, **more: object) -> None:
+        pytest.fail("learned, or judged")
+
+    monkeypatch.setattr("pgmkit_plugins.partitioners.self_trained.minimise", fail)
+    monkeypatch.setattr("pgmkit_plugins.partitioners.most_stable.MostStable.fit", fail)
+    job.prepare({"data": str(inputs / "labelled.npz"), "partitions": 1}).run(tmp_path)
+    loaded = load_partitioner(tmp_path)
+    assert loaded.sizes == [60]
+    assert loaded.origin["partitioner"]["name"] == "pgmkit:self-trained"
+    x = load_images(str(inputs / "small.npz"), size=16).batch(torch.arange(3))
+    assert loaded.partitioner.logits(x).shape == (3, 1)
 
 
 def test_the_json_of_a_fit_is_what_info_tells(inputs: Path, tmp_path: Path) -> None:
@@ -408,6 +426,22 @@ def test_a_folder_of_something_else_is_told(inputs: Path, parts: Path, tmp_path:
     assert "damaged or of another version" in one_error(run_pgmkit("partition", "info", damaged))
 
 
+def test_a_partitioner_in_the_place_of_a_generator_is_told(parts: Path, tmp_path: Path) -> None:
+    said = "holds a partitioner and no generator; see pgmkit partition info, and give it to pgmkit"
+    for words in (
+        ("generators", "info", parts),
+        ("generators", "push", parts, "me/parts", "--latent", "8"),
+        ("shatter", f"local-dir:{parts}", "-o", tmp_path / "out"),
+        ("sample", parts, "-n", "1", "-o", tmp_path / "out.png"),
+    ):
+        assert said in one_error(run_pgmkit(*words)), words
+    for load in (pgmkit.load, pgmkit.load_generator):
+        with pytest.raises(LoadError, match=said):
+            load(str(parts))
+    inspected = run_pgmkit("generators", "inspect", parts)
+    assert said in inspected.stdout
+
+
 def test_a_partitioner_of_images_shatters_a_generator_and_stays_as_it_is(
     inputs: Path, parts: Path, tmp_path: Path
 ) -> None:
@@ -458,11 +492,16 @@ def test_a_partitioner_goes_to_the_hub_and_comes_back(
     server: HubServer, parts: Path, inputs: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", server.token)
-    address = load_partitioner(parts).push_to_hub("me/parts", private=True)
-    assert address.endswith("me/parts")
+    again = load_partitioner(parts).push_to_hub("me/again")
+    assert again.endswith("me/again")
+    finished = run_pgmkit("generators", "push", parts, "me/parts", "--private")
+    assert finished.code == 0, finished.stderr
+    assert finished.stdout.strip().endswith("me/parts")
     assert server.repositories["me/parts"].private
     pushed = server.files("me/parts")
     assert pushed[STATE] == (parts / STATE).read_bytes()
+    assert pushed["samples.png"] == (parts / "samples.png").read_bytes()
+    assert pushed.keys() == {*server.files("me/again"), "samples.png"}
     card = pushed["README.md"].decode()
     assert "hf-hub:me/parts" in card
     assert str(parts) not in card

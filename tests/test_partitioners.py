@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from pgmkit import contracts
 from pgmkit.choosing import Choice
 from pgmkit.errors import ParameterError, PgmkitWarning, PluginError, UnknownNameError
-from pgmkit.partition import assign, fit_partitioner
+from pgmkit.partition import assign, fit_partitioner, load_partitioner
 from pgmkit.plugins import build, list_components
-from pgmkit.states import load_state_of, state_of
+from pgmkit.states import load_state_of, state_of, table_of
 from pgmkit_plugins.partitioners.manifold import spectral_embedding
 from pgmkit_plugins.partitioners.self_trained import SelfTrained
 
@@ -407,6 +407,17 @@ def test_self_training_takes_the_number_of_parts_of_its_base() -> None:
     assert learned.findings()["base agreement"] > 0.9
 
 
+@pytest.mark.parametrize("outer", ["most-stable", "self-trained"])
+@pytest.mark.parametrize("form", ["table", "object"])
+def test_what_is_nested_has_as_many_parts_as_are_asked_for(outer: str, form: str) -> None:
+    inner: Any = {"name": "kmeans", "num_partitions": 3}
+    inner = build("partitioners", inner) if form == "object" else inner
+    parameters = {"candidates": ["mixture", inner]} if outer == "most-stable" else {"base": inner}
+    with pytest.raises(ParameterError, match="kmeans' has 3 parts, and 4 are asked for; leave"):
+        fit_partitioner({"name": outer, **parameters}, pictures(60)[0], partitions=4)
+    assert inner == {"name": "kmeans", "num_partitions": 3} or inner.num_partitions == 3
+
+
 @quiet
 def test_a_small_part_is_learned_again_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
     source, latents = made(600)
@@ -603,6 +614,33 @@ def test_a_candidate_that_tells_no_points_is_fitted_to_halves() -> None:
         kept.prepare(source, seed=0)
 
 
+@quiet
+@pytest.mark.parametrize("rest", [["mixture"], [Fixed(torch.arange(60), 2)]], ids=["built", "own"])
+def test_a_candidate_may_find_another_number_of_parts(rest: list[Any]) -> None:
+    source, group = pictures(300)
+    own_number = Case("clusterer with a number of its own").table
+    kept = build("partitioners", "most-stable", num_partitions=2, candidates=[own_number, *rest])
+    kept.fit(source, seed=0)
+    assert kept.num_partitions == K
+    assert contracts.logits_of(kept, every(source)).shape == (300, K)
+    assert agreement(parts(kept, source), group) > 0.95
+    if rest == ["mixture"]:
+        table = table_of(kept)
+        again = build("partitioners", {"name": table["name"], **table["params"]})
+        load_state_of(again, state_of(kept))
+        assert torch.equal(again.logits(every(source)), kept.logits(every(source)))
+
+
+def test_candidates_are_split_after_they_were_prepared() -> None:
+    source, _ = pictures(60)
+    kept = Case("most-stable").build(2)
+    for _ in range(2):
+        with pytest.raises(ParameterError, match="call prepare first"):
+            kept.split(source, seed=0)
+        kept.fit(source, seed=0)
+        kept.num_partitions = 2
+
+
 HDBSCAN = Case("clusterer with a number of its own").table
 
 
@@ -708,6 +746,45 @@ def test_what_is_loaded_imports_no_clusterer(
         with pytest.raises(ParameterError, match="was loaded is not fitted again"):
             call(source, seed=0)
     assert "trap" not in sys.modules
+
+
+@quiet
+@pytest.mark.parametrize(
+    ("outer", "of"),
+    [
+        ({"name": "self-trained", "rounds": 1, **QUICK, "steps": 1}, "base"),
+        ({"name": "most-stable"}, "candidates"),
+    ],
+    ids=["self-trained", "most-stable"],
+)
+@pytest.mark.parametrize("depth", [1, 2])
+def test_what_was_not_saved_of_a_loaded_one_imports_no_clusterer(
+    outer: dict[str, Any], of: str, depth: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a base nor a candidate that was not kept runs code that the folder names."""
+    (tmp_path / "snare.py").write_text("raise SystemExit('ran code of the folder')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    inner: Any = {"name": "clusterer", "features": "pixels"}
+    for _ in range(depth - 1):
+        inner = {"name": "self-trained", "rounds": 1, **QUICK, "steps": 1, "base": inner}
+    plain = {"name": "kmeans", "features": "pixels"}
+    table = {**outer, of: inner if of == "base" else [plain, inner]}
+    source = pictures(60)[0]
+    fit_partitioner(table, source, partitions=2).save_pretrained(tmp_path / "parts")
+    config = tmp_path / "parts" / "partitioner.json"
+    written = config.read_text()
+    assert "sklearn.cluster:AgglomerativeClustering" in written
+    config.write_text(written.replace("sklearn.cluster:Agglomerative", "snare:Agglomerative"))
+    loaded = load_partitioner(tmp_path / "parts").partitioner
+    unsaved = loaded.base if of == "base" else loaded.candidates[1]
+    innermost = unsaved if depth == 1 else unsaved.base
+    for one in (innermost, unsaved, *([loaded] if of == "base" else [])):
+        for call in (one.fit, one.prepare, one.split):
+            with pytest.raises(ParameterError, match="was loaded is not fitted again"):
+                call(source, seed=0)
+    with pytest.raises(ParameterError, match="call prepare first" if of != "base" else "loaded"):
+        loaded.split(source, seed=0)
+    assert "snare" not in sys.modules
 
 
 @pytest.mark.parametrize("name", ["clusterer", "manifold"])

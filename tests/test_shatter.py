@@ -10,6 +10,7 @@ from tiny import let_no_sample_of_cluster_1_be_drawn
 from torch import Tensor, nn
 
 import pgmkit
+from pgmkit import defaults
 from pgmkit.errors import (
     GeneratorError,
     LoadError,
@@ -19,6 +20,7 @@ from pgmkit.errors import (
     SamplingError,
 )
 from pgmkit.evaluate.metrics import cluster_scores
+from pgmkit.images import GeneratedImages
 from pgmkit.plugins import build
 from pgmkit.seeds import derive_seed
 
@@ -250,6 +252,33 @@ def test_by_default_a_partitioner_sees_images_and_draws_are_rejected(
         assert 0 < shattered.sampler.acceptance_rate(cluster) <= 1
     found = shattered.sampler.partitioner.logits((shattered.images(spectrum.latents) / 3).float())
     assert torch.equal(found.argmax(dim=1), shattered.predict(spectrum.latents))
+
+
+def test_a_single_cluster_is_everything_and_nothing_is_learned(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By the default method, on the shipped generator."""
+
+    def fail(*arguments: object, **more: object) -> None:
+        pytest.fail("learned, or judged")
+
+    monkeypatch.setattr("pgmkit_plugins.partitioners.self_trained.minimise", fail)
+    monkeypatch.setattr("pgmkit_plugins.features.contrastive.minimise", fail)
+    monkeypatch.setattr("pgmkit_plugins.partitioners.most_stable.choose_num_clusters", fail)
+    monkeypatch.setattr("pgmkit_plugins.partitioners.most_stable.refitted_stability", fail)
+    generator = pgmkit.load_generator("mnist-dcgan", device="cpu")
+    latents = generator.sample_latents(200, seed=0)
+    values = torch.ones(200, generator.latent.dim, dtype=torch.float64)
+    given = pgmkit.Spectrum(latents, values, generator.log_prior(latents))
+    shattered = pgmkit.shatter(generator, density="none", remove=0, clusters=1, spectrum=given)
+    assert shattered.cluster_sizes == [200]
+    assert shattered.origin.sampler["params"]["partitioner"]["name"] == "pgmkit:self-trained"
+    assert (shattered.predict(shattered.sample_latents(20, cluster=0)) == 0).all()
+    fitted = pgmkit.fit_partitioner(
+        defaults.PARTITIONER, GeneratedImages(generator, latents), partitions=1, device="cpu"
+    )
+    assert fitted.sizes == [200]
+    assert fitted.logits(generator.images(latents)).shape == (200, 1)
 
 
 def test_draws_of_clusters_that_fail_are_missing_and_the_rest_is_the_same(

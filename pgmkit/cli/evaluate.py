@@ -9,12 +9,13 @@ import click
 from pgmkit.cli.output import json_option, print_json, print_table, scores_line
 from pgmkit.cli.settings import OutPath, device_option, quiet_option
 from pgmkit.cli.sources import generator_options, needed_source
+from pgmkit.config import IMAGES
 
 
 @click.command()
 @click.argument("source", required=False)
 @click.option("--classifier", help="Reference of a classifier, for scores against its classes.")
-@click.option("--reference", help="Real images: an .npz file, a folder, or torchvision:NAME:ROOT.")
+@click.option("--reference", help=f"Real images: {IMAGES}.")
 @click.option(
     "--split",
     type=click.Choice(["train", "test"]),

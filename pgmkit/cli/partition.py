@@ -18,18 +18,15 @@ from pgmkit.cli.settings import (
     quiet_option,
     set_option,
 )
+from pgmkit.config import IMAGES
 
-_DATA = "Images: an .npz file, a folder or archive of pictures, or torchvision:NAME:ROOT."
-_data_options = (
-    click.option("--split", help="train (default) or test, where the data have both."),
-    click.option("--size", type=int, help="Side to which images are padded or resized."),
-)
+_DATA = f"Images: {IMAGES}."
 
 
 def _with_data(command: Any) -> Any:
-    for option in reversed(_data_options):
-        command = option(command)
-    return command
+    split = click.option("--split", help="train (default) or test, where the data have both.")
+    size = click.option("--size", type=int, help="Side to which images are padded or resized.")
+    return split(size(command))
 
 
 @click.group()
@@ -63,7 +60,8 @@ def fit(
     """Fit the partitioner NAME to images, and leave it in OUT as a Hub folder.
 
     NAME is one of `pgmkit components ls partitioners`. A run that was stopped continues.
-    `pgmkit shatter SOURCE --partitioner local-dir:OUT` shatters a generator with it.
+    `pgmkit shatter SOURCE --partitioner local-dir:OUT` shatters a generator with it, and `pgmkit
+    generators push OUT org/name` publishes it.
     """
     check_out(out, dry_run)
     from pgmkit.jobs.partition import prepare
@@ -102,16 +100,8 @@ def assign(
 ) -> None:
     """Say in which part of PARTITIONER (a folder or hf-hub:org/name) each image lies."""
     from pgmkit import files
-    from pgmkit.images import load_images
-    from pgmkit.jobs.partition import assign_images
-    from pgmkit.machine import check_device
-    from pgmkit.partition import load_partitioner
 
-    fitted = load_partitioner(partitioner)
-    where = check_device(device or "auto")
-    source = load_images(data, split=split or "train", size=size).to(where)
-    with progress.shown(not quiet):
-        found = assign_images(fitted, source)
+    fitted, _, found = _assigned(partitioner, data, split, size, device, quiet)
     parts, margins = found["parts"].tolist(), found["margins"].tolist()
     sizes = found["parts"].bincount(minlength=fitted.num_partitions).tolist()
     if out is not None:
@@ -161,8 +151,24 @@ def plot(
     quiet: bool,
 ) -> None:
     """Draw the images that lie the most clearly in each part of PARTITIONER, one row for each."""
+    from pgmkit.jobs.partition import draw
+
+    fitted, source, found = _assigned(partitioner, data, split, size, device, quiet)
+    draw(out, source, found["parts"], found["margins"], fitted.num_partitions, count)
+    click.echo(out)
+
+
+def _assigned(
+    partitioner: str,
+    data: str,
+    split: str | None,
+    size: int | None,
+    device: str | None,
+    quiet: bool,
+) -> tuple[Any, Any, Mapping[str, Any]]:
+    """Returns the partitioner, the images, and in which parts they are."""
     from pgmkit.images import load_images
-    from pgmkit.jobs.partition import assign_images, draw
+    from pgmkit.jobs.partition import assign_images
     from pgmkit.machine import check_device
     from pgmkit.partition import load_partitioner
 
@@ -170,9 +176,7 @@ def plot(
     where = check_device(device or "auto")
     source = load_images(data, split=split or "train", size=size).to(where)
     with progress.shown(not quiet):
-        found = assign_images(fitted, source)
-    draw(out, source, found["parts"], found["margins"], fitted.num_partitions, count)
-    click.echo(out)
+        return fitted, source, assign_images(fitted, source)
 
 
 def _print(numbers: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ from pgmkit import files
 from pgmkit.cli.output import json_option, print_json
 from pgmkit.cli.sources import generator_options, needed_source
 from pgmkit.errors import LoadError
+from pgmkit.loading.folders import PARTITIONER_CONFIG
 from pgmkit.loading.hub import check_push
 from pgmkit.loading.references import open_folder
 
@@ -30,9 +31,10 @@ def push(
     message: str | None,
     as_json: bool,
 ) -> None:
-    """Publish SOURCE, a generator or the result of pgmkit shatter, on the Hub as REPOSITORY.
+    """Publish SOURCE on the Hub as REPOSITORY.
 
-    SOURCE is a folder or anything else that loads; REPOSITORY is org/name, and is created if it is
+    SOURCE is a generator, or what pgmkit shatter or pgmkit partition fit wrote: a folder or
+    anything else that loads; REPOSITORY is org/name, and is created if it is
     not there. It gets a model card with pictures, numbers and a recipe. Before, log in with
     hf auth login.
     """
@@ -41,14 +43,20 @@ def push(
         raise click.UsageError("Missing argument 'REPOSITORY': org/name.")
     check_push(repository)
     from pgmkit.generator import Generator
+    from pgmkit.loading.cards import SAMPLES_FILE
     from pgmkit.models import load
+    from pgmkit.partition import load_partitioner
 
-    model = load(source, **(generator or {}))
-    if isinstance(model, Generator):
-        address = model.push_to_hub(repository, private=private, message=message)
+    folder = open_folder(source)
+    model: Any
+    more: dict[str, Any] = {}
+    if generator is None and folder.weights is None and folder.fetch(PARTITIONER_CONFIG):
+        model, more = load_partitioner(source), {"picture": folder.fetch(SAMPLES_FILE)}
     else:
-        numbers = _numbers(source, model.cluster_sizes)
-        address = model.push_to_hub(repository, private=private, message=message, numbers=numbers)
+        model = load(source, **(generator or {}))
+        if not isinstance(model, Generator):
+            more = {"numbers": _numbers(source, model.cluster_sizes)}
+    address = model.push_to_hub(repository, private=private, message=message, **more)
     if as_json:
         print_json({"source": source, "repository": repository, "address": address})
     else:

@@ -16,11 +16,12 @@ from pgmkit.cli.settings import (
     quiet_option,
     set_option,
 )
+from pgmkit.config import IMAGES
 
 
 @click.command()
 @click.argument("config", type=click.Path(path_type=Path))
-@click.option("--data", required=True, help="An .npz file, a folder, or torchvision:NAME:ROOT.")
+@click.option("--data", required=True, help=f"Images: {IMAGES}.")
 @click.option("-o", "--out", type=OutPath(), help="Output folder.")
 @device_option
 @set_option

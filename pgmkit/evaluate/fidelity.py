@@ -11,7 +11,7 @@ from pgmkit.evaluate.classifier import Classifier
 from pgmkit.evaluate.extractors import FeatureExtractor, load_extractor
 from pgmkit.evaluate.fidelity_scores import (
     FEWEST,
-    Features,
+    FeatureStatistics,
     FidelityScores,
     check_enough,
     compare,
@@ -76,7 +76,7 @@ def fidelity(
     check_enough(samples, "generated images")
     loaded = load_extractor(extractor, device)
     known = reference_features(against, loaded, cache=cache)
-    found = Features.of(features_of(samples, loaded))
+    found = FeatureStatistics.of(features_of(samples, loaded))
     scores = compare(found, known, loaded.name, f"all of {against.name}", seed=seed)
     warn_of_few([scores])
     return scores

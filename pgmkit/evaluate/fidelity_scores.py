@@ -76,7 +76,7 @@ class FidelityScores:
 
 
 @dataclass(frozen=True)
-class Features:
+class FeatureStatistics:
     """Features of images with what is computed of them alone.
 
     Args:
@@ -93,7 +93,7 @@ class Features:
     radii: Tensor
 
     @classmethod
-    def of(cls, features: Tensor) -> "Features":
+    def of(cls, features: Tensor) -> "FeatureStatistics":
         """Takes features (n, d), n at least `FEWEST`, and computes all else in float64."""
         from torch_fidelity.metric_fid import fid_features_to_statistics
 
@@ -112,7 +112,12 @@ class Features:
 
 
 def compare(
-    samples: Features, reference: Features, extractor: str, name: str, *, seed: int = 0
+    samples: FeatureStatistics,
+    reference: FeatureStatistics,
+    extractor: str,
+    name: str,
+    *,
+    seed: int = 0,
 ) -> FidelityScores:
     """Scores features of samples against those of references.
 
@@ -161,7 +166,9 @@ def compare(
     )
 
 
-def manifold_scores(samples: Features, reference: Features) -> tuple[float, float, float, float]:
+def manifold_scores(
+    samples: FeatureStatistics, reference: FeatureStatistics
+) -> tuple[float, float, float, float]:
     """Returns precision, recall, density and coverage.
 
     The manifold of points is a union of balls, each reaching to the k-th nearest other point.

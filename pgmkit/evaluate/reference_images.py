@@ -17,7 +17,7 @@ from pgmkit.evaluate.extractors import FeatureExtractor
 from pgmkit.evaluate.fidelity_scores import (
     FEWEST,
     NEIGHBOURS,
-    Features,
+    FeatureStatistics,
     FidelityScores,
     check_dimensions,
     check_enough,
@@ -50,16 +50,16 @@ class ReferenceImages:
         self.data = data
         self.extractor = extractor
         self._all = reference_features(data, extractor, cache=cache)
-        self._of_class: dict[tuple[int, tuple[str, ...]], Features | None] = {}
+        self._of_class: dict[tuple[int, tuple[str, ...]], FeatureStatistics | None] = {}
         self._before: dict[tuple[Generator, int, int], FidelityScores] = {}
 
-    def score(self, samples: Features, *, seed: int) -> FidelityScores:
+    def score(self, samples: FeatureStatistics, *, seed: int) -> FidelityScores:
         """Scores samples against all images."""
         name = f"all of {self.data.name}"
         return compare(samples, self._all, self.extractor.name, name, seed=seed)
 
     def score_by_class(
-        self, samples: Features, classes: Tensor, names: Sequence[str], *, seed: int
+        self, samples: FeatureStatistics, classes: Tensor, names: Sequence[str], *, seed: int
     ) -> FidelityScores:
         """Scores samples against the images of their most frequent class, if there are enough.
 
@@ -75,7 +75,7 @@ class ReferenceImages:
             require_labels(self.data)
             labels = labels_among(self.data, names, "the classifier")
             chosen = self._all.features[labels == majority]
-            self._of_class[key] = Features.of(chosen) if len(chosen) >= FEWEST else None
+            self._of_class[key] = FeatureStatistics.of(chosen) if len(chosen) >= FEWEST else None
         known = self._of_class[key]
         if known is None:
             return self.score(samples, seed=seed)
@@ -151,7 +151,7 @@ def check_features(
 
 def reference_features(
     reference: ImageSource, extractor: FeatureExtractor, *, cache: bool = True
-) -> Features:
+) -> FeatureStatistics:
     """Returns the features of reference images, from the cache where it has them.
 
     An entry depends on the images, on the extractor's weights, code and preparation of images, and
@@ -167,7 +167,7 @@ def reference_features(
     """
     check_enough(reference, "reference images")
     if not cache or extractor.version is None:
-        return Features.of(features_of(reference, extractor))
+        return FeatureStatistics.of(features_of(reference, extractor))
     summary = reference.summary()
     determining = {
         "shape": summary["shape"],
@@ -187,7 +187,7 @@ def reference_features(
     if found is not None:
         mark_used(entry)
         return found
-    found = Features.of(features_of(reference, extractor))
+    found = FeatureStatistics.of(features_of(reference, extractor))
     data = serialise(vars(found))
     digest = hashlib.sha256(data).hexdigest()
 
@@ -201,7 +201,7 @@ def reference_features(
 
 def look_at(
     generator: Generator, latents: Tensor, extractor: FeatureExtractor, judge: Classifier | None
-) -> tuple[Features, Tensor | None]:
+) -> tuple[FeatureStatistics, Tensor | None]:
     """Returns the features of G(z) and, with a classifier, the classes."""
     features, classes = [], []
     for batch in generator.image_batches(latents):
@@ -211,7 +211,7 @@ def look_at(
             classes.append(judge.labels(images, (0.0, 255.0)))
     found = torch.cat(features)
     check_enough(found, "generated images")
-    return Features.of(found), torch.cat(classes) if classes else None
+    return FeatureStatistics.of(found), torch.cat(classes) if classes else None
 
 
 def features_of(images: ImageSource, extractor: FeatureExtractor) -> Tensor:
@@ -220,12 +220,12 @@ def features_of(images: ImageSource, extractor: FeatureExtractor) -> Tensor:
     return torch.cat([extractor.features(batch) for batch in found])
 
 
-def _read(entry: Path) -> Features | None:
+def _read(entry: Path) -> FeatureStatistics | None:
     """Returns the features of a cache entry; None if it is not there or not whole."""
     try:
         data = (entry / _FILE).read_bytes()
         if hashlib.sha256(data).hexdigest() == (entry / _DIGEST).read_text():
-            return Features(**load(data))
+            return FeatureStatistics(**load(data))
     except (OSError, ValueError):
         pass
     return None

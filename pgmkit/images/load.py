@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from pgmkit.config import IMAGES
 from pgmkit.errors import DataError
 from pgmkit.images.archive import SUFFIXES, Archive
 from pgmkit.images.folder import Folder, load_tree
@@ -77,9 +78,6 @@ def check_source(reference: str) -> None:
     if is_folder and reference:
         return
     if not path.name.lower().endswith((".npz", *SUFFIXES)) or (there and not is_file):
-        raise DataError(
-            f"there are no images at {reference!r}; give an .npz file, a folder of images or an "
-            "archive of one, torchvision:NAME:ROOT, points:ring or points:grid"
-        )
+        raise DataError(f"there are no images at {reference!r}; give {IMAGES}")
     if not there:
         raise DataError(f"there are no images at {reference}; check the path")

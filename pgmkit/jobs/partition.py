@@ -11,15 +11,15 @@ from torch import Tensor
 
 from pgmkit import defaults, files, pictures, progress, runs
 from pgmkit.components import name_of
-from pgmkit.config import check_count, make_settings, with_names
+from pgmkit.config import IMAGES, check_count, make_settings, with_names
 from pgmkit.errors import ParameterError
 from pgmkit.evaluate.partitions import score_partition
 from pgmkit.images import check_source, load_images
 from pgmkit.images.source import ImageSource
 from pgmkit.learning import keeping
+from pgmkit.loading.folders import PARTITIONER_CONFIG
 from pgmkit.machine import check_device
 from pgmkit.partition.fitted import (
-    PARTITIONER_CONFIG,
     FittedPartitioner,
     build_partitioner,
     check_fit,
@@ -138,7 +138,7 @@ def prepare(values: Mapping[str, Any]) -> Job:
         PgmkitError: anything is missing, unknown or outside its range.
     """
     if "data" not in values:
-        raise ParameterError("no images are given; name a file, a folder or torchvision:NAME:ROOT")
+        raise ParameterError(f"no images are given; name {IMAGES}")
     values = with_names(values, partitioner=defaults.PARTITIONER)
     return Job(make_settings(PartitionSettings, values, "the config"))
 

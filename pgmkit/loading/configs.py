@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pgmkit.errors import LoadError, nearest_names
-from pgmkit.loading.folders import CONFIG_FILE, ModelFolder
+from pgmkit.loading.folders import CONFIG_FILE, PARTITIONER_CONFIG, ModelFolder
 
 FIELDS: Mapping[str, tuple[type, str]] = {
     "architecture": (str, "a string"),
@@ -64,6 +64,11 @@ def read_config(folder: ModelFolder) -> FolderConfig:
     config = folder.config()
     where = f"{CONFIG_FILE} of {folder.reference}"
     if not any(name in config for name in _OURS):
+        if folder.weights is None and folder.fetch(PARTITIONER_CONFIG) is not None:
+            raise LoadError(
+                f"{folder.reference} holds a partitioner and no generator; see pgmkit partition "
+                "info, and give it to pgmkit shatter as --partitioner"
+            )
         others = {name: value for name, value in config.items() if name not in _OF_OTHERS}
         return FolderConfig({}, others, where)
     ours = {name: config[name] for name in FIELDS if config.get(name) is not None}

@@ -1,5 +1,6 @@
 """A partitioner that was fitted: its parts, its folder, and the way to both."""
 
+import shutil
 import tempfile
 import time
 from collections.abc import Mapping
@@ -11,13 +12,13 @@ import torch
 from torch import Tensor
 
 from pgmkit import contracts, defaults, files, pictures
-from pgmkit.components import called, name_of
+from pgmkit.components import name_of
 from pgmkit.config import check_count
 from pgmkit.errors import LoadError, ParameterError, first_line
 from pgmkit.images.rows import Images
 from pgmkit.images.source import ImageSource, ImageSpec
 from pgmkit.loading.cards import SAMPLES_FILE, partitioner_card
-from pgmkit.loading.folders import FORMAT_VERSION
+from pgmkit.loading.folders import FORMAT_VERSION, PARTITIONER_CONFIG
 from pgmkit.loading.hub import check_push, push_folder
 from pgmkit.loading.references import open_folder, reference_of
 from pgmkit.loading.saving import CARD_FILE
@@ -27,7 +28,6 @@ from pgmkit.partition.parts import assign, gathered_logits, guide, margins_of
 from pgmkit.plugins import build
 from pgmkit.states import load_state_of, state_of, table_of, versions_of
 
-PARTITIONER_CONFIG = "partitioner.json"
 PARTITIONER_STATE = "partitioner.safetensors"
 _SCHEMES = ("local-dir:", "hf-hub:")
 _PER_PART = 8
@@ -100,9 +100,20 @@ class FittedPartitioner:
         self._save(Path(folder), None)
 
     def push_to_hub(
-        self, repository: str, *, private: bool = False, message: str | None = None
+        self,
+        repository: str,
+        *,
+        private: bool = False,
+        message: str | None = None,
+        picture: Path | None = None,
     ) -> str:
         """Uploads to the Hugging Face Hub as "org/name" and returns the address.
+
+        Args:
+            repository: "org/name"; it is created if it is not there.
+            private: whether a new repository is private.
+            message: of the commit.
+            picture: of samples, for the card of one that was loaded.
 
         Raises:
             LoadError: the Hub is out of reach, or refuses.
@@ -111,6 +122,8 @@ class FittedPartitioner:
         check_push(repository)
         with tempfile.TemporaryDirectory() as folder:
             self._save(Path(folder), repository)
+            if self.samples is None and picture is not None:
+                shutil.copyfile(picture, Path(folder) / SAMPLES_FILE)
             return push_folder(Path(folder), repository, private=private, message=message)
 
     def _save(self, folder: Path, repository: str | None) -> None:
@@ -148,11 +161,8 @@ def build_partitioner(partitioner: Any, partitions: int | None = None) -> Any:
     if isinstance(partitioner, str | Mapping):
         number = {"num_partitions": defaults.CLUSTERS if partitions is None else partitions}
     built = build("partitioners", partitioner, **number)
-    if partitions not in (None, contracts.num_partitions_of(built)):
-        raise ParameterError(
-            f"the {called('partitioners', built)} has {built.num_partitions} parts, and "
-            f"{partitions} are asked for; leave the number out, or give a partitioner with as many"
-        )
+    if partitions is not None:
+        contracts.check_number(built, partitions)
     return built
 
 

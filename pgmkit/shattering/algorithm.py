@@ -61,9 +61,9 @@ def shatter(
             it is.
         mapper: draws latents of a cluster; "rejection" by default.
         sampler: does both itself, in their stead; by default it is made of the two.
-        clusters: k, at least 1; 10 by default, or as many as an object has. "auto" chooses it
-            without labels, and so does a table with the name "auto" and options, `criterion` or
-            `candidates`; see `pgmkit.choosing.choose_num_clusters`.
+        clusters: k, at least 1; 10 by default, or as many as an object has or finds. "auto"
+            chooses it without labels, and so does a table with the name "auto" and options,
+            `criterion` or `candidates`; see `pgmkit.choosing.choose_num_clusters`.
         remove: fraction of prior mass to remove, in [0, 1); the paper takes 0.2. "auto" or a table,
             with `candidates` or `max_loss`, chooses it; see `pgmkit.choosing.choose_removed_mass`.
             If both are chosen, the number of clusters comes first, from all latents.
@@ -93,7 +93,11 @@ def shatter(
         check_shatter(count, remove, clusters)  # before a method complains of the number
     estimator = build("density-estimators", density)
     finder = build_sampler(sampler, partitioner, mapper, clusters)
-    wanted = getattr(finder, "num_clusters", defaults.CLUSTERS) if clusters is None else clusters
+    told = clusters
+    if clusters is None:
+        of_others = defaults.CLUSTERS if isinstance(sampler, str | Mapping) else None
+        told = getattr(finder, "num_clusters", of_others)
+    wanted = told or 1  # what an object finds that says no number is counted
     check_shatter(count, remove, wanted)
     generator.check()
     check_images(generator, finder)
@@ -116,9 +120,7 @@ def shatter(
     with speaking_for(called("cluster-samplers", finder), f"in {'split' if prepared else 'fit'}"):
         (finder.split if prepared else finder.fit)(kept, generator=generator, seed=seed)
     done = time.perf_counter()
-    count_found = _count_clusters(finder, number)
-    labels = _labels_of(finder, len(kept), count_found)
-    sizes = labels.bincount(minlength=count_found).tolist()
+    sizes = _sizes_of(finder, len(kept), number if told else None)
     tables = table_of(estimator), table_of(finder)
     findings = contracts.findings_of("cluster-samplers", finder)
     origin = Origin(
@@ -278,27 +280,29 @@ def check_spectrum(generator: Generator, spectrum: Spectrum) -> None:
     check_values(generator, spectrum.latents, spectrum.singular_values, warn=False)
 
 
-def _labels_of(finder: Any, count: int, num_clusters: int) -> Tensor:
-    """Returns the clusters (n,), int64, that a sampler found for the latents it was fitted to."""
+def _sizes_of(finder: Any, count: int, asked: int | None) -> list[int]:
+    """Returns the sizes of the clusters of a fitted sampler, empty ones included where it says so.
+
+    Args:
+        finder: was fitted.
+        count: how many latents it was fitted to.
+        asked: the number of clusters, if it says none itself; None counts those that are there.
+    """
     who = called("cluster-samplers", finder)
+    number = getattr(finder, "num_clusters_", getattr(finder, "num_clusters", asked))
+    if number is not None and (
+        not isinstance(number, int) or isinstance(number, bool) or number < 1
+    ):
+        raise PluginError(
+            f"the {who} has num_clusters_ = {number!r} after fit; it must be a whole number from 1"
+        )
     if not hasattr(finder, "labels_"):
         raise PluginError(
             f"the {who} has no labels_ after fit; its fit must set labels_, int64 of shape (n,)"
         )
-    return contracts.clusters_of(
-        finder.labels_, count, who, "has labels_", least=0, most=num_clusters
-    )
-
-
-def _count_clusters(finder: Any, asked: int) -> int:
-    """Returns how many clusters a fitted sampler has, empty ones included, as far as it says."""
-    number = getattr(finder, "num_clusters_", getattr(finder, "num_clusters", asked))
-    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-        raise PluginError(
-            f"the {called('cluster-samplers', finder)} has num_clusters_ = {number!r} after fit; "
-            "it must be a whole number from 1"
-        )
-    return number
+    labels = contracts.clusters_of(finder.labels_, count, who, "has labels_", least=0, most=number)
+    sizes: list[int] = labels.bincount(minlength=number or 0).tolist()
+    return sizes
 
 
 def _clusters_options(clusters: Any) -> dict[str, Any] | None:

@@ -14,7 +14,7 @@ class Network:
     """What a module of your own sees; it is put into eval mode in place.
 
     It cannot be saved, since it could not be built again; features of your own that can are a
-    plugin of thirty lines, see docs/plugins.md.
+    plugin of thirty lines, see docs/hooks.md.
 
     Args:
         module: maps images (B, C, H, W) in [-1, 1] to features (B, ...); wrap it if it wants

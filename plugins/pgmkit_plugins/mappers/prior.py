@@ -1,6 +1,7 @@
 """The generator's prior, for proposals."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -17,16 +18,7 @@ class PriorMapper:
     removed mass included.
     """
 
-    def fit(
-        self,
-        latents: Tensor,
-        labels: Tensor,
-        *,
-        num_clusters: int,
-        assign: Assign,
-        prior: LatentSpec | None,
-        seed: int,
-    ) -> None:
+    def fit(self, latents: Tensor, labels: Tensor, **context: Any) -> None:
         """Learns nothing."""
 
     def sample(

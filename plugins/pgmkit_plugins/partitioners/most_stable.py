@@ -37,7 +37,8 @@ class MostStable:
 
     Args:
         num_partitions: k, at least 1.
-        candidates: partitioners by name, as tables or objects, the preferred first.
+        candidates: partitioners by name, as tables or objects with as many parts, the preferred
+            first.
 
     Attributes:
         chosen_: the partitioner that was kept, fitted.
@@ -61,7 +62,14 @@ class MostStable:
                 f"{candidates!r}"
             )
         self.num_partitions = num_partitions
-        self.candidates = [self._build(candidate) for candidate in candidates]
+        self.candidates = []
+        for candidate in candidates:
+            given = (
+                {"num_partitions": num_partitions} if isinstance(candidate, str | Mapping) else {}
+            )
+            self.candidates.append(build("partitioners", candidate, **given))
+            if not given:  # a table may be the record of one that found another number
+                contracts.check_number(self.candidates[-1], num_partitions)
         self.space = contracts.space_of(self.candidates[0])
         if any(contracts.space_of(built) != self.space for built in self.candidates):
             raise ParameterError("candidates must all look at images, or all at latents")
@@ -85,15 +93,16 @@ class MostStable:
         """Chooses the candidate that is the most stable at k; returns its points (n, d).
 
         Raises:
-            ParameterError: it does not tell them.
+            ParameterError: one of them does not tell its points.
         """
+        for candidate in self.candidates:
+            if not isinstance(candidate, contracts.Prepares):
+                raise ParameterError(
+                    f"the {called('partitioners', candidate)}, one of the candidates, does not "
+                    "tell its points, so nothing can be chosen by them; give the number of "
+                    "clusters and the removed mass, or other candidates"
+                )
         self._begin(source, seed)
-        if self._index not in self._points:
-            raise ParameterError(
-                f"the {called('partitioners', self.chosen_)}, which is the most stable, does not "
-                "tell its points, so nothing can be chosen by them; give the number of clusters "
-                "and the removed mass, or other candidates"
-            )
         return self._points[self._index]
 
     def make_clusterer(self, num_partitions: int, seed: int) -> Any:
@@ -102,15 +111,19 @@ class MostStable:
 
     def split(self, source: ImageSource, *, seed: int) -> None:
         """Finds the parts by the kept candidate, chosen again if k was set to another number."""
+        if self._source is None:
+            raise ParameterError("the candidates have no points to be split; call prepare first")
         if self._judged_at != self.num_partitions:
-            self._choose()
+            self._choose(self._source)
         self._points, self._source = {}, None
-        self.chosen_.num_partitions = self.num_partitions
         if isinstance(self.chosen_, contracts.Prepares):
             contracts.split(self.chosen_, source, seed)
         else:
             contracts.fit("partitioners", self.chosen_, source, seed)
-        self.num_partitions = self.chosen_.num_partitions
+        self.num_partitions = contracts.num_partitions_of(self.chosen_)
+        for candidate in self.candidates:
+            if isinstance(candidate, contracts.Prepares):
+                candidate.num_partitions = self.num_partitions  # if another number was found
         self.held_out_logits = getattr(self.chosen_, "held_out_logits", None)
 
     def logits(self, x: Tensor) -> Tensor:
@@ -139,13 +152,10 @@ class MostStable:
 
     def _begin(self, source: ImageSource, seed: int) -> None:
         """Chooses the candidate for these images."""
+        for candidate in self.candidates:
+            contracts.check_number(candidate, self.num_partitions)
         self._points, self._source, self._seed = {}, source, seed
-        self._choose()
-
-    def _build(self, candidate: Any) -> Any:
-        if isinstance(candidate, str | Mapping):
-            return build("partitioners", candidate, num_partitions=self.num_partitions)
-        return build("partitioners", candidate)
+        self._choose(source)
 
     def _names(self) -> list[str]:
         names = [_told(built) for built in self.candidates]
@@ -154,11 +164,11 @@ class MostStable:
             for number, name in enumerate(names, start=1)
         ]
 
-    def _choose(self) -> None:
+    def _choose(self, source: ImageSource) -> None:
         """Takes the candidate that is stable enough at k."""
         stability = torch.full((len(self.candidates),), math.nan, dtype=torch.float64)
         for index in range(len(self.candidates)):
-            stability[index] = self._stability(index)
+            stability[index] = self._stability(index, source)
             known = stability[: index + 1].nan_to_num()
             first = int((known >= known.max() - _NEAR).int().argmax())
             if stability[index].isnan() or known[first] >= 1 - _NEAR:
@@ -166,12 +176,11 @@ class MostStable:
         self.stability_, self._index, self._judged_at = stability, first, self.num_partitions
         self.chosen_ = self.candidates[first]
 
-    def _stability(self, index: int) -> float:
-        candidate, k, source = self.candidates[index], self.num_partitions, self._source
-        assert source is not None
-        candidate.num_partitions = k
+    def _stability(self, index: int, source: ImageSource) -> float:
+        candidate, k = self.candidates[index], self.num_partitions
         if not isinstance(candidate, contracts.Prepares):
             return refitted_stability(candidate, source, seed=self._seed)
+        candidate.num_partitions = k
         if index not in self._points:
             self._points[index] = contracts.prepared_points(candidate, source, self._seed)
         points = self._points[index]

@@ -50,7 +50,7 @@ class SelfTrained:
 
     Args:
         num_partitions: k, at least 1; a single part is everything, and nothing is learned.
-        base: the other partitioner: a name, a table, or an object.
+        base: the other partitioner: a name, a table, or an object with as many parts.
         rounds: how often a network learns, at least 1.
         steps: of training in each round, at least 1.
         batch_size: images per step, at least 4.
@@ -84,6 +84,7 @@ class SelfTrained:
         given = {"num_partitions": num_partitions} if isinstance(base, str | Mapping) else {}
         self.num_partitions = num_partitions
         self.base = build("partitioners", base, **given)
+        contracts.check_number(self.base, num_partitions)
         if contracts.space_of(self.base) != "images":
             raise ParameterError("the base of self-trained must look at images, not at latents")
         self.rounds = rounds
@@ -97,7 +98,7 @@ class SelfTrained:
 
     def fit(self, source: ImageSource, *, seed: int) -> None:
         """Fits the base, and the network to its parts."""
-        if self._fit_single(source):
+        if self._is_single():
             return
         check_images(source, "the partitioner 'self-trained'")
         contracts.fit("partitioners", self.base, source, seed)
@@ -118,11 +119,11 @@ class SelfTrained:
 
     def split(self, source: ImageSource, *, seed: int) -> None:
         """Finds the base's parts, and fits the network to them."""
-        if self._fit_single(source):
-            return
-        self.base.num_partitions = self.num_partitions
-        contracts.split(self._prepares(), source, seed)
-        self._learn(source, seed)
+        base = self._prepares()
+        base.num_partitions = self.num_partitions
+        if not self._is_single():
+            contracts.split(base, source, seed)
+            self._learn(source, seed)
 
     def logits(self, x: Tensor) -> Tensor:
         """Returns the logits of the network, float32 (B, k)."""
@@ -156,8 +157,8 @@ class SelfTrained:
             self.network_.load_state_dict(weights)
             self.network_.eval().requires_grad_(False)
 
-    def _fit_single(self, source: ImageSource) -> bool:
-        """Whether there is a single part, which is everything."""
+    def _is_single(self) -> bool:
+        """Returns whether there is a single part, which is everything, and then forgets others."""
         if self.num_partitions == 1:
             self.network_ = None
         return self.num_partitions == 1
