@@ -1,6 +1,7 @@
 """Mixtures that are fitted again to their own draws."""
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from pgmkit.seeds import derive_seed
 from pgmkit_plugins.mappers.mixture import MixtureMapper
 
 
-class RefinedMapper(MixtureMapper):
+class RefinedMapper:
     """A Gaussian mixture per cluster, fitted again to those of its own draws that land in it.
 
     Each round draws from every mixture, keeps what is assigned to the cluster that it was drawn
@@ -30,7 +31,7 @@ class RefinedMapper(MixtureMapper):
         check_count("rounds", rounds)
         if not 0 < draws < math.inf:
             raise ParameterError(f"draws must be a number above 0, not {draws!r}")
-        super().__init__(num_components)
+        self._mixture = MixtureMapper(num_components)
         self.rounds = rounds
         self.draws = draws
 
@@ -45,7 +46,7 @@ class RefinedMapper(MixtureMapper):
         seed: int,
     ) -> None:
         """Fits a mixture to each cluster, then refines it; see `pgmkit.contracts.Mapper`."""
-        super().fit(
+        self._mixture.fit(
             latents, labels, num_clusters=num_clusters, assign=assign, prior=prior, seed=seed
         )
         own = latents.detach().cpu()
@@ -55,7 +56,7 @@ class RefinedMapper(MixtureMapper):
             for cluster, size in enumerate(sizes):
                 if not size:
                     continue
-                drawn = self.sample(
+                drawn = self._mixture.sample(
                     math.ceil(self.draws * size),
                     cluster,
                     assign=assign,
@@ -65,10 +66,24 @@ class RefinedMapper(MixtureMapper):
                 landed = drawn[assign(drawn) == cluster].to(own.dtype)
                 points.append(landed)
                 clusters.append(torch.full((len(landed),), cluster))
-            self.fit_again(
+            self._mixture.fit_again(
                 torch.cat(points),
                 torch.cat(clusters),
                 num_clusters,
                 prior,
                 derive_seed(seed, "refit", turn),
             )
+
+    def sample(
+        self, n: int, cluster: int, *, assign: Assign, prior: LatentSpec | None, seed: int
+    ) -> Tensor:
+        """Draws latents (n, M), float32, from the mixture of one cluster."""
+        return self._mixture.sample(n, cluster, assign=assign, prior=prior, seed=seed)
+
+    def state(self) -> Mapping[str, Tensor]:
+        """Returns the mixtures."""
+        return self._mixture.state()
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Takes up what `state` returned."""
+        self._mixture.load_state(state)

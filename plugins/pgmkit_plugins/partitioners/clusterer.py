@@ -11,18 +11,22 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
+from pgmkit import contracts
+from pgmkit.choosing import make_kmeans
 from pgmkit.components import check_parameters
+from pgmkit.config import check_count
 from pgmkit.errors import ParameterError, PluginError
 from pgmkit.images.source import ImageSource
-from pgmkit.learning.points import check_max_points, some_of
+from pgmkit.learning.assigner import Assigner
+from pgmkit.learning.points import check_max_points, gathered_points, some_of
 from pgmkit.machine import thread_limit
+from pgmkit.plugins import build
 from pgmkit.seeds import derive_seed
-from pgmkit_plugins.partitioners.of_points import ByVotes
 
 _COUNTS = ("n_clusters", "n_components")
 
 
-class ClustererPartitioner(ByVotes):
+class ClustererPartitioner:
     """Clusters points of the images by a class with `fit_predict(points) -> labels`.
 
     The class gets `num_partitions` as its `n_clusters` or `n_components`; if it has neither, it
@@ -38,6 +42,10 @@ class ClustererPartitioner(ByVotes):
         features: makes points of images, or of latents: a name, a table, or an object.
         max_points: how many points are clustered, at least `num_partitions`; many clusterers need
             memory that grows with its square.
+
+    Attributes:
+        assigner_: assigns new points.
+        held_out_logits: of points that it did not learn from, float64 (m, k).
     """
 
     def __init__(
@@ -48,7 +56,7 @@ class ClustererPartitioner(ByVotes):
         features: Any = "pca",
         max_points: int = 10_000,
     ) -> None:
-        super().__init__(num_partitions, features)
+        check_count("num_partitions", num_partitions)
         check_max_points(max_points, num_partitions)
         module, _, attribute = clusterer.partition(":")
         if not module or not attribute:
@@ -56,26 +64,62 @@ class ClustererPartitioner(ByVotes):
                 "clusterer is written 'module:Class', such as "
                 f"'sklearn.cluster:AgglomerativeClustering', not {clusterer!r}"
             )
+        self.num_partitions = num_partitions
         self.clusterer_args = clusterer_args
+        self.features = build("features", features)
         self.max_points = max_points
+        self.space = contracts.space_of(self.features)
         self.clusterer = clusterer
         self._is_loaded = False
 
-    def prepare(self, source: ImageSource, *, seed: int) -> Tensor:
-        """Fits the features and returns the points (n, d), float64; see `split`."""
-        self._check_not_loaded()
-        return super().prepare(source, seed=seed)
+    @property
+    def parts(self) -> Mapping[str, Any]:
+        """The features, and what assigns new points."""
+        return {"features": self.features}
 
-    def split(self, source: ImageSource, *, seed: int) -> None:
-        """Clusters the points and learns to assign others.
+    def fit(self, source: ImageSource, *, seed: int) -> None:
+        """Fits the features, clusters the points, and learns to assign others.
 
         Raises:
             PluginError: the class cannot be imported, or is no clusterer.
             ParameterError: it takes everything for noise; or this was loaded, and to fit it again
                 could run code that its folder names.
         """
+        self._split(self.prepare(source, seed=seed), seed)
+
+    def prepare(self, source: ImageSource, *, seed: int) -> Tensor:
+        """Fits the features and returns the points (n, d), float64."""
         self._check_not_loaded()
-        super().split(source, seed=seed)
+        contracts.fit("features", self.features, source, seed)
+        return gathered_points(self.features, source)
+
+    def make_clusterer(self, num_partitions: int, seed: int) -> Any:
+        """Returns k-means, since most clusterers cannot assign other points."""
+        return make_kmeans(num_partitions, seed)
+
+    def split(self, source: ImageSource, *, seed: int) -> None:
+        """Clusters the points and learns to assign others."""
+        self._check_not_loaded()
+        self._split(gathered_points(self.features, source), seed)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Returns the votes for each part, (B, k), float64; they have no gradient."""
+        points = contracts.points_of(self.features, x)
+        return self.assigner_.scores(points).to(x.device)
+
+    def findings(self) -> Mapping[str, Any]:
+        """Returns how well other images are assigned."""
+        return {"agreement": round(self.assigner_.agreement_, 4)}
+
+    def state(self) -> Mapping[str, Tensor]:
+        """Returns what assigns new points."""
+        return self.assigner_.state()
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Takes up what `state` returned."""
+        self.assigner_ = Assigner()
+        self.assigner_.load_state(dict(state))
+        self.num_partitions = self.assigner_.num_labels
 
     def distrust(self) -> None:
         """Refuses to be fitted from now on."""
@@ -100,7 +144,9 @@ class ClustererPartitioner(ByVotes):
                     "strict, or give it more"
                 )
         inside = torch.from_numpy(chosen[known]), torch.from_numpy(labels[known].astype(np.int64))
-        self._learn(*inside, seed)
+        self.assigner_ = Assigner().fit(*inside, derive_seed(seed, "assign"))
+        self.held_out_logits = self.assigner_.held_out_scores_
+        self.num_partitions = self.assigner_.num_labels
 
     def _check_not_loaded(self) -> None:
         if self._is_loaded:

@@ -8,13 +8,16 @@ from sklearn.cluster import KMeans
 from torch import Tensor
 
 from pgmkit import contracts
+from pgmkit.choosing import make_kmeans
 from pgmkit.config import check_count
+from pgmkit.images.source import ImageSource
+from pgmkit.learning.points import gathered_points
 from pgmkit.machine import thread_limit
+from pgmkit.plugins import build
 from pgmkit.seeds import derive_seed
-from pgmkit_plugins.partitioners.of_points import OfPoints
 
 
-class KMeansPartitioner(OfPoints):
+class KMeansPartitioner:
     """The nearest of the centres that k-means finds in points of the images.
 
     Args:
@@ -29,9 +32,34 @@ class KMeansPartitioner(OfPoints):
     def __init__(
         self, num_partitions: int = 10, features: Any = "pca", num_starts: int = 4
     ) -> None:
-        super().__init__(num_partitions, features)
+        check_count("num_partitions", num_partitions)
         check_count("num_starts", num_starts)
+        self.num_partitions = num_partitions
+        self.features = build("features", features)
         self.num_starts = num_starts
+        self.space = contracts.space_of(self.features)
+
+    @property
+    def parts(self) -> Mapping[str, Any]:
+        """The features."""
+        return {"features": self.features}
+
+    def fit(self, source: ImageSource, *, seed: int) -> None:
+        """Fits the features, and finds centres among the points of all images."""
+        self._split(self.prepare(source, seed=seed), seed)
+
+    def prepare(self, source: ImageSource, *, seed: int) -> Tensor:
+        """Fits the features and returns the points (n, d), float64."""
+        contracts.fit("features", self.features, source, seed)
+        return gathered_points(self.features, source)
+
+    def make_clusterer(self, num_partitions: int, seed: int) -> KMeans:
+        """Returns k-means."""
+        return make_kmeans(num_partitions, seed)
+
+    def split(self, source: ImageSource, *, seed: int) -> None:
+        """Finds the centres."""
+        self._split(gathered_points(self.features, source), seed)
 
     def logits(self, x: Tensor) -> Tensor:
         """Returns the distances to all centres, negative, float64 (B, k)."""

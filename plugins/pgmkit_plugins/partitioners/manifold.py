@@ -1,6 +1,7 @@
 """Parts of a spectral embedding, which follows the manifold that the images lie on."""
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,14 +16,16 @@ from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
 from pgmkit import contracts
+from pgmkit.choosing import make_kmeans
 from pgmkit.config import check_count
 from pgmkit.errors import UnknownNameError
 from pgmkit.images.source import ImageSource
+from pgmkit.learning.assigner import Assigner
 from pgmkit.learning.pca import leading_eigenvectors
 from pgmkit.learning.points import check_max_points, gathered_points, some_of
 from pgmkit.machine import thread_limit
+from pgmkit.plugins import build
 from pgmkit.seeds import derive_seed
-from pgmkit_plugins.partitioners.of_points import ByVotes
 
 Array = npt.NDArray[np.float64]
 
@@ -30,7 +33,7 @@ CLUSTERERS = ("mixture", "kmeans")
 _RIDGE = 1e-4
 
 
-class ManifoldPartitioner(ByVotes):
+class ManifoldPartitioner:
     """Clusters of a spectral embedding of points of the images (Ng, Jordan and Weiss 2001).
 
     Points are embedded in few dimensions, so that they stay near their nearest neighbours, and
@@ -45,6 +48,10 @@ class ManifoldPartitioner(ByVotes):
         features: makes points of images, or of latents: a name, a table, or an object.
         max_points: how many points are embedded, at least `num_partitions`.
         num_starts: runs of k-means, of which the best is kept; a mixture starts from it.
+
+    Attributes:
+        assigner_: assigns new points.
+        held_out_logits: of points that it did not learn from, float64 (m, k).
     """
 
     def __init__(
@@ -57,19 +64,27 @@ class ManifoldPartitioner(ByVotes):
         max_points: int = 20_000,
         num_starts: int = 4,
     ) -> None:
-        super().__init__(num_partitions, features)
+        check_count("num_partitions", num_partitions)
         check_max_points(max_points, num_partitions)
         if clusterer not in CLUSTERERS:
             raise UnknownNameError("clusterer", clusterer, CLUSTERERS)
         check_count("num_neighbors", num_neighbors)
         check_count("embedding_dims", embedding_dims)
         check_count("num_starts", num_starts)
+        self.num_partitions = num_partitions
         self.num_neighbors = num_neighbors
         self.embedding_dims = embedding_dims
+        self.features = build("features", features)
         self.max_points = max_points
         self.num_starts = num_starts
+        self.space = contracts.space_of(self.features)
         self.clusterer = clusterer
         self._known: tuple[Array, Array] | None = None
+
+    @property
+    def parts(self) -> Mapping[str, Any]:
+        """The features."""
+        return {"features": self.features}
 
     def fit(self, source: ImageSource, *, seed: int) -> None:
         """Fits the features, embeds the points, finds clusters and learns to assign others."""
@@ -84,6 +99,10 @@ class ManifoldPartitioner(ByVotes):
             self._known = points, self._embed(points)
         return torch.from_numpy(self._known[1])
 
+    def make_clusterer(self, num_partitions: int, seed: int) -> KMeans:
+        """Returns k-means."""
+        return make_kmeans(num_partitions, seed)
+
     def split(self, source: ImageSource, *, seed: int) -> None:
         """Embeds the points again if they are others, finds clusters and learns to assign."""
         points = gathered_points(self.features, source).numpy()
@@ -94,7 +113,30 @@ class ManifoldPartitioner(ByVotes):
             is_known = known is not None and np.array_equal(known[0], chosen)
             embedded = known[1] if is_known and known is not None else self._embed(chosen)
             labels = self._cluster(embedded, state)
-        self._learn(torch.from_numpy(chosen), torch.from_numpy(labels), seed)
+        self.assigner_ = Assigner().fit(
+            torch.from_numpy(chosen), torch.from_numpy(labels), derive_seed(seed, "assign")
+        )
+        self.held_out_logits = self.assigner_.held_out_scores_
+        self.num_partitions = self.assigner_.num_labels
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Returns the votes for each part, (B, k), float64; they have no gradient."""
+        points = contracts.points_of(self.features, x)
+        return self.assigner_.scores(points).to(x.device)
+
+    def findings(self) -> Mapping[str, Any]:
+        """Returns how well other images are assigned."""
+        return {"agreement": round(self.assigner_.agreement_, 4)}
+
+    def state(self) -> Mapping[str, Tensor]:
+        """Returns what assigns new points."""
+        return self.assigner_.state()
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Takes up what `state` returned."""
+        self.assigner_ = Assigner()
+        self.assigner_.load_state(dict(state))
+        self.num_partitions = self.assigner_.num_labels
 
     def _embed(self, points: Array) -> Array:
         neighbors = min(self.num_neighbors, len(points) - 1)

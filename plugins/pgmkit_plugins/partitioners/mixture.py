@@ -12,14 +12,16 @@ from torch import Tensor
 
 from pgmkit import contracts
 from pgmkit.config import check_count
+from pgmkit.images.source import ImageSource
+from pgmkit.learning.points import gathered_points
 from pgmkit.machine import thread_limit
+from pgmkit.plugins import build
 from pgmkit.seeds import derive_seed
-from pgmkit_plugins.partitioners.of_points import OfPoints
 
 _RIDGE = 1e-3
 
 
-class MixturePartitioner(OfPoints):
+class MixturePartitioner:
     """The likeliest of Gaussians with full covariances, fitted to points of the images.
 
     Unlike k-means, a mixture tells classes apart by their spread, too: faces that all look to
@@ -39,13 +41,34 @@ class MixturePartitioner(OfPoints):
     def __init__(
         self, num_partitions: int = 10, features: Any = "pca", num_starts: int = 1
     ) -> None:
-        super().__init__(num_partitions, features)
+        check_count("num_partitions", num_partitions)
         check_count("num_starts", num_starts)
+        self.num_partitions = num_partitions
+        self.features = build("features", features)
         self.num_starts = num_starts
+        self.space = contracts.space_of(self.features)
+
+    @property
+    def parts(self) -> Mapping[str, Any]:
+        """The features."""
+        return {"features": self.features}
+
+    def fit(self, source: ImageSource, *, seed: int) -> None:
+        """Fits the features, and Gaussians to the points of all images."""
+        self._split(self.prepare(source, seed=seed), seed)
+
+    def prepare(self, source: ImageSource, *, seed: int) -> Tensor:
+        """Fits the features and returns the points (n, d), float64."""
+        contracts.fit("features", self.features, source, seed)
+        return gathered_points(self.features, source)
 
     def make_clusterer(self, num_partitions: int, seed: int) -> GaussianMixture:
         """Returns a mixture."""
         return _Mixture(num_partitions, n_init=self.num_starts, random_state=seed)
+
+    def split(self, source: ImageSource, *, seed: int) -> None:
+        """Fits the Gaussians."""
+        self._split(gathered_points(self.features, source), seed)
 
     def logits(self, x: Tensor) -> Tensor:
         """Returns the log-density of each Gaussian, in nats less a constant, float64 (B, k)."""
