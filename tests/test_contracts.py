@@ -1164,7 +1164,9 @@ def test_the_example_of_partitioners_is_a_candidate_of_most_stable() -> None:
 
 
 @pytest.mark.usefixtures("examples")
-@pytest.mark.parametrize("fixed", ["halves", {"name": "halves"}, Signs()], ids=["name", "table", "object"])
+@pytest.mark.parametrize(
+    "fixed", ["halves", {"name": "halves"}, Signs()], ids=["name", "table", "object"]
+)
 @pytest.mark.parametrize("outer", ["most-stable", "self-trained"])
 def test_parts_of_a_fixed_number_are_no_others(outer: str, fixed: Any) -> None:
     """Neither a candidate nor a base is taken to have another number than it has."""

@@ -175,7 +175,9 @@ def test_nothing_is_guided_by_logits_without_a_gradient() -> None:
     x = every(source)[:5]
     assert guide(manifold.partitioner, x, 0).shape == (5,)
     x.requires_grad_()
-    with pytest.raises(ParameterError, match=r"'pgmkit:manifold' have no gradient.*make it the base"):
+    with pytest.raises(
+        ParameterError, match=r"'pgmkit:manifold' have no gradient.*make it the base"
+    ):
         guide(manifold.partitioner, x, 0)
     with pytest.raises(ParameterError, match="no gradient"):
         manifold.guide(x, 0)
