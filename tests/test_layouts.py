@@ -464,7 +464,9 @@ def test_load_gives_what_is_there(tmp_path: Path) -> None:
     torch.save(state(), tmp_path / "g.pth")
     generator = pgmkit.load(tmp_path / "g.pth", architecture=Net, **SPECS)
     assert isinstance(generator, pgmkit.Generator)
-    pgmkit.shatter(generator, sampler="kmeans-gmm", clusters=2, latents=60).save_pretrained(tmp_path / "out")
+    pgmkit.shatter(generator, sampler="kmeans-gmm", clusters=2, latents=60).save_pretrained(
+        tmp_path / "out"
+    )
     shattered = pgmkit.load(tmp_path / "out", architecture=Net)
     assert isinstance(shattered, pgmkit.ShatteredGenerator)
     assert_right(shattered.generator)

@@ -341,7 +341,9 @@ def test_the_snippet_of_a_network_of_one_s_own_names_its_class(
 def test_a_network_of_one_s_own_is_pushed_from_the_command_line(
     server: HubServer, own: Generator, tmp_path: Path
 ) -> None:
-    pgmkit.shatter(own, partitioner="kmeans", clusters=2, latents=40).save_pretrained(tmp_path / "split")
+    pgmkit.shatter(own, partitioner="kmeans", clusters=2, latents=40).save_pretrained(
+        tmp_path / "split"
+    )
     arguments = ("generators", "push", tmp_path / "split", "me/split")
     assert run_pgmkit(*arguments).code == 1
     done = run_pgmkit(*arguments, "--architecture", "flat_network:Flat")

@@ -119,9 +119,8 @@ def open_repository(name: str, reference: str) -> ModelFolder:
     return ModelFolder(
         reference,
         opened.fetch,
-        lambda: sorted(opened.sizes()),
+        opened.sizes,
         {"repo": repository, "revision": opened.revision},
-        sizes=opened.sizes,
     )
 
 

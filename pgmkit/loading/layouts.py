@@ -3,7 +3,7 @@
 import re
 from pathlib import Path, PurePosixPath
 
-from pgmkit.errors import LoadError, nearest_names
+from pgmkit.errors import LoadError, listed, nearest_names
 from pgmkit.loading.checkpoints import natural
 from pgmkit.loading.folders import (
     WEIGHT_SUFFIXES,
@@ -70,9 +70,9 @@ def _likeliest(folder: ModelFolder) -> tuple[str, str]:
     names = folder.names()
     there = weight_files(names)
     if not there:
-        held = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
         raise LoadError(
-            f"{folder.reference} has no weights: it holds {held or 'no files'}, and weights end in "
+            f"{folder.reference} has no weights: it holds {listed(names, 8) or 'no files'}, and "
+            f"weights end in "
             f"{', '.join(WEIGHT_SUFFIXES)}; name another folder or repository"
         )
     own = [name for name in there if not _OTHER_FILES.search(_stem(name))] or there

@@ -21,7 +21,7 @@ from pgmkit.loading.inference import Inferred, infer
 from pgmkit.loading.layouts import find_weights
 from pgmkit.loading.options import AUTO, GeneratorOptions, as_image, as_latent
 from pgmkit.loading.programs import LOADERS as PROGRAMS
-from pgmkit.loading.programs import kind_of_file, load_program, program_signature
+from pgmkit.loading.programs import kind_of_file, load_program
 from pgmkit.loading.weights import read_checkpoint
 from pgmkit.plugins import installed
 from pgmkit.priors import LatentSpec
@@ -230,9 +230,9 @@ def _program(
     _refuse(options, "a program", ("key", "prefix", "model_args"))
     latent, image = _said_specs(config, options)
     notes: list[str] = []
+    module = load_program(path)
     if latent is None:
-        inputs = program_signature(path).inputs
-        shape = (inputs[0].shape if inputs else None) or ()
+        shape: tuple[int | None, ...] = getattr(module, "latent_shape", ())
         sizes = [size for size in shape[1:] if size != 1]
         if len(sizes) != 1 or sizes[0] is None:
             raise LoadError(
@@ -241,7 +241,6 @@ def _program(
             )
         latent = LatentSpec(sizes[0])
         notes.append(f"took latents for {sizes[0]} normal dimensions, as the program takes {shape}")
-    module = load_program(path)
     image = image or _seen_image(module, latent, folder, notes)
     return Network(module, latent, image, path, config, notes)
 

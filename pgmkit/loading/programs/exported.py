@@ -97,6 +97,11 @@ class Exported(nn.Module):
         for name, weight in weights.items():
             _register(self, name, weight, trained=name in parameters)
 
+    @property
+    def latent_shape(self) -> tuple[int | None, ...]:
+        """Shape of latents as the program takes them; see `shape`."""
+        return self._shape
+
     def forward(self, z: Tensor) -> Any:
         """Returns what the program returns for latents z, in batches and a shape of its own."""
         return run_in_shape(self._run, z, self._shape, self._where)
@@ -199,7 +204,7 @@ def load_exported(path: Path) -> nn.Module:
             ) from error
 
 
-def read_graph(archive: Archive, path: Path) -> tuple[str, dict[str, Any]]:
+def _read_graph(archive: Archive, path: Path) -> tuple[str, dict[str, Any]]:
     """Returns name and contents of the model in a .pt2 archive.
 
     Raises:
@@ -224,7 +229,7 @@ def read_graph(archive: Archive, path: Path) -> tuple[str, dict[str, Any]]:
 
 
 def _read(archive: Archive, path: Path) -> Exported:
-    name, model = read_graph(archive, path)
+    name, model = _read_graph(archive, path)
     graph, signature = model["graph_module"]["graph"], model["graph_module"]["signature"]
     listed = {
         **_listed(archive, "weights", f"{name}_weights_config.json"),
@@ -374,33 +379,6 @@ def _tensor(data: bytes, meta: Mapping[str, Any], name: str, path: Path) -> Tens
 def _number(kind: str, value: Any) -> Any:
     """JSON has no infinity, which is written as a string."""
     return float(value) if kind == "as_float" else value
-
-
-def read_signature(archive: Archive, path: Path) -> tuple[list[tuple[Any, ...]], ...]:
-    """Returns name, shape and type of the graph's inputs and outputs; None is any size.
-
-    Raises:
-        LoadError: the archive is damaged.
-    """
-    _, model = read_graph(archive, path)
-    try:
-        graph, signature = model["graph_module"]["graph"], model["graph_module"]["signature"]
-        inputs = [s["user_input"] for s in signature["input_specs"] if "user_input" in s]
-        outputs = [s["user_output"] for s in signature["output_specs"] if "user_output" in s]
-        return (
-            [_described(spec, graph["tensor_values"]) for spec in inputs],
-            [_described(spec, graph["tensor_values"]) for spec in outputs],
-        )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise LoadError(
-            f"the exported program {path} is not as torch.export writes it; export it again"
-        ) from error
-
-
-def _described(spec: Mapping[str, Any], values: Mapping[str, Any]) -> tuple[Any, ...]:
-    name = next(iter(spec["arg"].values()))["name"]
-    meta = values[name]
-    return name, _shape(meta), str(_TYPES.get(meta["dtype"], "")).removeprefix("torch.")
 
 
 def _shape(meta: Mapping[str, Any]) -> tuple[int | None, ...]:
