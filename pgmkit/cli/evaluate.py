@@ -108,6 +108,7 @@ def _print_summary(numbers: Mapping[str, Any]) -> None:
 
 def _print_fidelity(fidelity: Mapping[str, Any]) -> None:
     """Prints one row for each set of samples, with numbers of images and extractor."""
+    shares = ("precision", "recall", "density", "coverage")
     parts = {"before": fidelity["before"], "after": fidelity["after"]}
     parts |= {f"cluster {index}": part for index, part in enumerate(fidelity["clusters"])}
     rows = [
@@ -115,7 +116,7 @@ def _print_fidelity(fidelity: Mapping[str, Any]) -> None:
             name,
             f"{part['fid']:.2f}",
             f"{part['kid']:.4f} ± {part['kid_std']:.4f}",
-            *(f"{part[key]:.3f}" for key in ("precision", "recall", "density", "coverage")),
+            *(f"{part[key]:.3f}" for key in shares),
             f"{part['num_samples']:,}",
             f"{part['num_reference']:,}, {part['reference']}",
         )
@@ -124,20 +125,7 @@ def _print_fidelity(fidelity: Mapping[str, Any]) -> None:
     ]
     first = fidelity["before"]
     click.echo(f"fidelity by {first['num_features']:,} features of {first['extractor']}")
-    print_table(
-        rows,
-        (
-            "",
-            "FID",
-            "KID",
-            "precision",
-            "recall",
-            "density",
-            "coverage",
-            "samples",
-            "references",
-        ),
-    )
+    print_table(rows, ("", "FID", "KID", *shares, "samples", "references"))
 
 
 def _short(value: float | None, factor: float = 1) -> str:

@@ -7,17 +7,15 @@ from typing import Any
 import click
 
 from pgmkit import defaults, progress
-from pgmkit.cli.output import json_option, print_json, print_table, scores_line
+from pgmkit.cli.output import print_json, print_table, scores_line
 from pgmkit.cli.settings import (
     OutPath,
     check_out,
     config_option,
     device_option,
-    dry_run_option,
     gather_settings,
     no_cache_option,
-    quiet_option,
-    set_option,
+    run_options,
 )
 from pgmkit.cli.sources import generator_options
 
@@ -67,10 +65,7 @@ def _number_or_auto(number: Callable[[str], float]) -> Callable[[str], float | s
 @click.option("--classifier", help="Classifier for the scores, such as mnist-classifier.")
 @click.option("--spectrum", help="Folder of a spectrum to use; computed if left out.")
 @config_option
-@set_option
-@dry_run_option
-@quiet_option
-@json_option
+@run_options
 def shatter(
     source: str | None,
     out: Path | None,

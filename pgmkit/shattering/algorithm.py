@@ -22,11 +22,12 @@ from pgmkit.components import called, check_parameters, name_of, speaking_for
 from pgmkit.config import check_count
 from pgmkit.errors import ParameterError, PluginError
 from pgmkit.generator import Generator
+from pgmkit.loading.cards import Origin
 from pgmkit.partition.fitted import FittedPartitioner, is_reference
 from pgmkit.plugins import build
 from pgmkit.progress import phase
 from pgmkit.selection import check_remove, keep_scores, num_kept, select
-from pgmkit.shattering.result import Origin, ShatteredGenerator
+from pgmkit.shattering.result import ShatteredGenerator
 from pgmkit.spectrum import Spectrum, compute_spectrum
 from pgmkit.spectrum.landmarks import agree, landmarks
 from pgmkit.spectrum.soundness import check_values
