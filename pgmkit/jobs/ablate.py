@@ -180,8 +180,8 @@ def _share(job: Job, missing: Sequence[Cell], out: Path, engine: Engine) -> list
                 from_cache = reused > 0 and not begun
                 told = {"seconds": seconds, "from_cache": from_cache, "continued": begun}
                 files.write_json(shared.record, told)
-            took = _seconds(sum(seconds.values()))
-            progress.tell(f"{shared.name}: spectrum and classes in {took}")
+            took = sum(seconds.values())
+            progress.tell(f"{shared.name}: spectrum and classes in {took:.1f} s")
     return ready
 
 
@@ -226,11 +226,7 @@ def _line(result: Result) -> str:
     noted = f"; warned: {'; '.join(result.warnings)}" if result.warnings else ""
     if result.error is not None:
         return f"failed: {result.error}{noted}"
-    return f"{_seconds(result.seconds.get('total', 0.0))}{noted}"
-
-
-def _seconds(seconds: float) -> str:
-    return f"{seconds:.1f} s"
+    return f"{result.seconds.get('total', 0.0):.1f} s{noted}"
 
 
 def _path(out: Path, cell: Cell) -> Path:

@@ -166,7 +166,9 @@ def describe(row: Row, axes: Iterable[str]) -> str:
     for axis in axes:
         if axis in columns:
             plain = axis in ("generator", *_PARTS_OF_METHODS)
-            words.append(str(columns[axis]) if plain else f"{_short(axis)} {columns[axis]}")
+            words.append(
+                str(columns[axis]) if plain else f"{axis.rpartition('.')[2]} {columns[axis]}"
+            )
     return ", ".join(words)
 
 
@@ -282,13 +284,12 @@ def _section(
 ) -> Section:
     entries = {}
     for key, metric in measure.metrics.items():
-        line = [_entry(found.get(method, []), f"{name}.{key}") for method in methods]
+        line = []
+        for rows in (found.get(method, []) for method in methods):
+            values = [row.value(f"{name}.{key}") for row in rows]
+            line.append(Entry.of([v for v in values if v is not None], len(rows)))
         entries[key] = _with_best(line, metric)
     return Section(title, entries)
-
-
-def _entry(rows: Sequence[Row], metric: str) -> Entry:
-    return Entry.of([v for row in rows if (v := row.value(metric)) is not None], len(rows))
 
 
 def _with_best(line: Sequence[Entry], metric: Metric) -> list[Entry]:
@@ -313,10 +314,6 @@ def _common(rows: Sequence[Row]) -> str:
     over = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else f"seed {first.seed}"
     text = "; ".join(filter(None, [", ".join(shared), over]))
     return f"{text[0].upper()}{text[1:]}."
-
-
-def _short(axis: str) -> str:
-    return axis.rpartition(".")[2]
 
 
 def _union(mappings: Iterable[Mapping[str, Any]]) -> list[str]:
