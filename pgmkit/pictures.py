@@ -103,9 +103,7 @@ def write_rows(
     for row in range(len(parts)):
         middle = int((row + 0.5) * picture.height / len(parts))
         draw.text((4, middle - 6), str(row), fill="black")
-    buffer = io.BytesIO()
-    canvas.save(buffer, format="PNG", optimize=True)
-    files.write_bytes(path, buffer.getvalue())
+    files.write_bytes(path, png(np.asarray(canvas)))
 
 
 def write_images(

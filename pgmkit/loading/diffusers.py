@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pgmkit import files
-from pgmkit.errors import LoadError, PluginError, first_line
+from pgmkit.errors import LoadError, PluginError, first_line, listed
 from pgmkit.images.source import ImageSpec
 from pgmkit.loading.folders import CONFIG_FILE, ModelFolder
 from pgmkit.loading.weights import INDEX_SUFFIX, read_weights, shards_of
@@ -234,16 +234,11 @@ def _check_config(config: Mapping[str, Any], weights: Mapping[str, Tensor], wher
     found = [tuple(map(int, match.groups())) for match in map(counted.match, weights) if match]
     blocks = max((block for block, _ in found), default=-1) + 1
     layers = max((layer for _, layer in found), default=-1)
-    wanted = {
-        "block_out_channels": blocks,
-        "up_block_types": blocks,
-        "down_block_types": blocks,
-    }
-    for key, count in wanted.items():
+    for key in ("block_out_channels", "up_block_types", "down_block_types"):
         value = config.get(key)
-        if not isinstance(value, list) or not value or len(value) != count:
+        if not isinstance(value, list) or not value or len(value) != blocks:
             told = f"{len(value)} entries" if isinstance(value, list) else f"{value!r:.40}"
-            raise LoadError(f"{key!r} in {where} has {told} where the weights have {count} blocks")
+            raise LoadError(f"{key!r} in {where} has {told} where the weights have {blocks} blocks")
     if config.get("layers_per_block", 1) != layers:
         raise LoadError(
             f"'layers_per_block' in {where} is {config.get('layers_per_block')!r:.40} where the "
@@ -294,10 +289,9 @@ def _fill(module: nn.Module, prefix: str, weights: Mapping[str, Tensor], where: 
     other = {n for n in expected.keys() & own.keys() if expected[n].shape != own[n].shape}
     for what, names in (("missing", missing), ("unknown", unknown), ("of another shape", other)):
         if names:
-            shown = ", ".join(prefix + name for name in sorted(names)[:3])
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            shown = listed([prefix + name for name in sorted(names)], 3)
             raise LoadError(
-                f"the weights beside {where} do not fit its arguments: {what}: {shown}{more}; "
+                f"the weights beside {where} do not fit its arguments: {what}: {shown}; "
                 "fetch config and weights again, from one revision"
             )
     module.load_state_dict(own, assign=True)

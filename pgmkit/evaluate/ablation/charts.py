@@ -140,8 +140,7 @@ def _draw_line(
 
 
 def _label(axes: Axes, axis: str, title: str, metrics: Mapping[str, Metric]) -> None:
-    axes.set_xlabel(axis)
-    axes.set_ylabel(title)
+    axes.set(xlabel=axis, ylabel=title)
     axes.spines[["top", "right"]].set_visible(False)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=axis in _WHOLE))
     if len(metrics) > 1:

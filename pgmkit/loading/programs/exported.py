@@ -144,7 +144,10 @@ class Exported(nn.Module):
         """Returns what an argument of the graph stands for."""
         ((kind, value),) = argument.items()
         if kind in _AS_THEY_ARE:
-            return [float(v) for v in value] if kind == "as_floats" else _number(kind, value)
+            # JSON has no infinity, which is written as a string.
+            if kind == "as_floats":
+                return [float(v) for v in value]
+            return float(value) if kind == "as_float" else value
         if kind == "as_none":
             return None
         if kind in _BY_NAME:
@@ -170,9 +173,7 @@ class Exported(nn.Module):
 
     def _look_up(self, value: Mapping[str, Any], values: Mapping[str, Any]) -> Any:
         name = value.get("as_name", value.get("name"))
-        if name is not None:
-            return values[name]
-        return next(iter(value.values()))
+        return next(iter(value.values())) if name is None else values[name]
 
 
 def _register(module: nn.Module, name: str, weight: Tensor, *, trained: bool) -> None:
@@ -374,11 +375,6 @@ def _tensor(data: bytes, meta: Mapping[str, Any], name: str, path: Path) -> Tens
         raise LoadError(
             f"{name!r:.60} in {path} has fewer bytes than its shape needs; export it again"
         ) from error
-
-
-def _number(kind: str, value: Any) -> Any:
-    """JSON has no infinity, which is written as a string."""
-    return float(value) if kind == "as_float" else value
 
 
 def _shape(meta: Mapping[str, Any]) -> tuple[int | None, ...]:
