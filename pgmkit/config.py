@@ -134,12 +134,7 @@ def check_known(values: Iterable[str], known: Sequence[str], where: str) -> None
 
 
 def component_table(name: str, value: Any, default: str) -> dict[str, Any]:
-    """Returns a component's table; `density = "lash"` is short for one with that `name`.
-
-    Args:
-        name: of the setting.
-        value: a name, or a table with parameters that may have a `name`.
-        default: the component that a table without a name means.
+    """Returns a table with a `name`, the default one without; `density = "lash"` is short for one.
 
     Raises:
         ParameterError: it is neither.

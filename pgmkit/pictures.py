@@ -84,15 +84,7 @@ def write_grid(
 def write_rows(
     path: Path, images: Tensor, value_range: tuple[float, float], columns: int, scale: int = 1
 ) -> None:
-    """Writes one PNG of images (N, C, H, W), or points (N, d), in rows that are numbered from 0.
-
-    Args:
-        path: where to.
-        images: in `value_range`.
-        value_range: lowest and highest value.
-        columns: images, or points, in a row.
-        scale: how many times each pixel is enlarged.
-    """
+    """Writes one PNG of images (N, C, H, W), or points (N, d), in rows that are numbered from 0."""
     parts = [grid(part, columns) for part in to_uint8(images, value_range).split(columns)]
     picture = Image.fromarray(np.concatenate(parts))
     picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.BOX)

@@ -71,12 +71,7 @@ def singular_values(spectrum: Spectrum) -> bytes:
 
 
 def choice(record: Mapping[str, Any], what: str) -> bytes:
-    """Draws a criterion over its candidates, with the chosen one, and what removal leaves.
-
-    Args:
-        record: of a `pgmkit.choosing.Choice`.
-        what: the value that was chosen.
-    """
+    """Draws the criterion of a `Choice` over its candidates, the chosen one and what is left."""
     figure, axes = _axes()
     candidates, value = record["candidates"], record["value"]
     axes.errorbar(

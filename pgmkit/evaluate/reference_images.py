@@ -61,14 +61,7 @@ class ReferenceImages:
     def score_by_class(
         self, samples: Features, classes: Tensor, names: Sequence[str], *, seed: int
     ) -> FidelityScores:
-        """Scores samples against the images of their most frequent class, if there are enough.
-
-        Args:
-            samples: of n images.
-            classes: of these, (n,).
-            names: of all classes.
-            seed: of the subsets of KID.
-        """
+        """Scores samples, of classes (n,), against images of the most frequent, if enough."""
         majority = int(classes.bincount().argmax())
         key = (majority, tuple(names))
         if key not in self._of_class:
@@ -93,12 +86,7 @@ class ReferenceImages:
 
 
 def load_reference(source: str, generator: Generator, *, split: str = "train") -> ImageSource:
-    """Loads real images, made of the size of the generator's as `load_images` does it.
-
-    Args:
-        source: see `pgmkit.images.load_images`.
-        generator: whose images they are compared with.
-        split: "train" or "test", where the source has both.
+    """Loads real images (see `load_images`), made of the size of the generator's.
 
     Raises:
         DataError: nothing is there, or it does not hold images.
@@ -155,12 +143,8 @@ def reference_features(
     """Returns the features of reference images, from the cache where it has them.
 
     An entry depends on the images, on the extractor's weights, code and preparation of images, and
-    on the versions of torch and torchvision; a damaged one is computed again.
-
-    Args:
-        reference: the images.
-        extractor: one without a `version` is never cached.
-        cache: whether to use the cache at all.
+    on the versions of torch and torchvision; a damaged one is computed again. An extractor without
+    a `version` is never cached.
 
     Raises:
         ParameterError: there are too few images, or they do not fit the extractor.

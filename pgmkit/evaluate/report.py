@@ -99,12 +99,7 @@ def check_numbers(numbers: Mapping[str, Any]) -> None:
 
 
 def write_report(folder: Path, shattered: ShatteredGenerator, numbers: Mapping[str, Any]) -> Path:
-    """Writes `report.html`, `report.json` and the PNGs of a fresh result into `folder`.
-
-    Args:
-        folder: where to.
-        shattered: what `pgmkit.shatter` returned.
-        numbers: what `describe` returned.
+    """Writes report.html, report.json and PNGs of a fresh result and what `describe` says of it.
 
     Returns:
         The path of `report.html`.

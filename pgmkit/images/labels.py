@@ -25,10 +25,6 @@ def number_names(names: Iterable[str], where: str) -> dict[str, int]:
     Numbers stand for themselves. Other names are numbered from 0 in natural order, in which the
     numbers within them count: a2 comes before a10.
 
-    Args:
-        names: of all classes.
-        where: what holds them, for messages.
-
     Raises:
         DataError: two names are one number.
     """

@@ -38,12 +38,6 @@ def unpacked(
     It is kept in the cache, as long as the other file is not changed. What is larger than the cache
     goes into a temporary file without a name, which ends when nobody reads it any more.
 
-    Args:
-        path: the compressed file.
-        part: which part of it.
-        num_bytes: size of what is unpacked.
-        write: unpacks it.
-
     Raises:
         ParameterError: there is not enough disk space.
     """

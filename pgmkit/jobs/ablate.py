@@ -38,9 +38,6 @@ ABLATION_FILE = "ablation.json"
 class Job:
     """An ablation whose settings have been checked and whose models are loaded.
 
-    Args:
-        ablation: settings and axes.
-
     Attributes:
         ablation: the same; every generator has its name.
         models: by name of the generator.
@@ -102,9 +99,6 @@ class Job:
         are tried again. With several `jobs` this starts processes, so a script calls it under
         `if __name__ == "__main__":`.
 
-        Args:
-            out: the output folder.
-
         Returns:
             What `ablation.json` holds; None where another process of the engine is to tell.
 
@@ -129,10 +123,7 @@ class Job:
 
 
 def prepare(values: Mapping[str, Any]) -> Job:
-    """Checks all settings and loads the models; writes nothing.
-
-    Args:
-        values: see `pgmkit.evaluate.ablation.plan.AblationSettings`.
+    """Checks all settings (`AblationSettings`) and loads the models; writes nothing.
 
     Raises:
         PgmkitError: anything is missing, unknown or outside its range.

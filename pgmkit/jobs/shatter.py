@@ -84,9 +84,6 @@ class ShatterSettings:
 class Job:
     """A shattering whose settings have been checked and whose models are loaded.
 
-    Args:
-        settings: as they were given.
-
     Raises:
         PgmkitError: anything is missing, unknown or outside its range.
     """
@@ -188,9 +185,6 @@ class Job:
         A run with the same settings that was stopped continues with what it has finished; one that
         is complete is read back. Where several processes run the same command, one of them does all
         this and the others only compute their share of the spectrum and return None.
-
-        Args:
-            out: the output folder.
 
         Raises:
             OutputError: `out` holds something else, is in use, or cannot be written.
@@ -303,10 +297,7 @@ class Job:
 
 
 def prepare(values: Mapping[str, Any]) -> Job:
-    """Checks all settings and loads the models; writes nothing.
-
-    Args:
-        values: see `ShatterSettings`.
+    """Checks all settings (`ShatterSettings`) and loads the models; writes nothing.
 
     Raises:
         PgmkitError: anything is missing, unknown or outside its range.

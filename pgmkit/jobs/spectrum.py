@@ -85,10 +85,7 @@ class Job:
 
 
 def prepare(values: Mapping[str, Any]) -> Job:
-    """Checks all settings and loads the generator; writes nothing.
-
-    Args:
-        values: see `Settings`.
+    """Checks all settings (`Settings`) and loads the generator; writes nothing.
 
     Raises:
         PgmkitError: anything is missing, unknown or outside its range.

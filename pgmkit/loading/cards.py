@@ -156,11 +156,7 @@ def plain(text: object) -> str:
 
 
 def public(value: Any) -> Any:
-    """Returns a record without paths of this machine, passwords and tokens; None if none is left.
-
-    Args:
-        value: as JSON has it.
-    """
+    """Returns a record without paths of this machine, passwords and tokens; None if empty."""
     if isinstance(value, Mapping):
         kept = {str(name): public(part) for name, part in value.items()}
         return {name: part for name, part in kept.items() if part is not None} or None
@@ -326,11 +322,7 @@ def _settings(origin: Origin) -> dict[str, Any]:
 
 
 def shortened_table(kind: str, table: Mapping[str, Any]) -> Any:
-    """Returns what says the same as a component's record in fewer words.
-
-    Args:
-        kind: of the component.
-        table: `name` and `params`, as `pgmkit.states.table_of` has them.
+    """Returns what says the same as a component's `name` and `params` in fewer words.
 
     Returns:
         The name alone where all parameters are what they are by default, or else a table.
@@ -402,12 +394,7 @@ def _literal(value: Any) -> str:
 
 
 def partitioner_card(config: Mapping[str, Any], repository: str | None = None) -> str:
-    """Returns the card of a fitted partitioner.
-
-    Args:
-        config: what its `partitioner.json` holds.
-        repository: "org/name" on the Hub, or None.
-    """
+    """Returns the card of a fitted partitioner, by what its `partitioner.json` holds."""
     table, data, sizes = config["partitioner"], public(config["data"]) or {}, config["sizes"]
     shape = "×".join(map(str, config["image"]["shape"]))
     facts = {

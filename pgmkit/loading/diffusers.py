@@ -83,16 +83,7 @@ class DiffusersDecoder(nn.Module):
 
 @dataclass(frozen=True)
 class FoundDecoder:
-    """A decoder with what its folder says of it.
-
-    Args:
-        module: with its weights, in eval mode.
-        latent: the prior.
-        image: what comes out.
-        path: the weight file.
-        arguments: what `build_decoder` builds it with.
-        notes: what was assumed.
-    """
+    """A decoder with its weights, what its folder says of it, and notes of what was assumed."""
 
     module: nn.Module
     latent: LatentSpec
@@ -103,12 +94,7 @@ class FoundDecoder:
 
 
 def is_diffusers(folder: ModelFolder, config: Mapping[str, Any]) -> bool:
-    """Whether a folder is one of the diffusers library: an autoencoder, or a pipeline with one.
-
-    Args:
-        folder: the open folder.
-        config: what its `config.json` holds; empty if there is none.
-    """
+    """Whether a folder is one of the diffusers library: an autoencoder, or a pipeline with one."""
     if config:
         return "_diffusers_version" in config or config.get("_class_name") in _CLASSES
     index = folder.fetch(_PIPELINE_FILE)
@@ -157,11 +143,7 @@ def read_decoder(folder: ModelFolder, *, sides: Sequence[int] | None = None) -> 
 
 
 def build_decoder(config: dict[str, Any], sides: list[int] | None = None) -> DiffusersDecoder:
-    """Builds a decoder without its weights.
-
-    Args:
-        config: the `config.json` of the autoencoder.
-        sides: height and width of the images, instead of the config's.
+    """Builds a decoder without its weights; sides of images go before those in the config.
 
     Raises:
         PluginError: the extra `pgmkit[diffusers]` is not installed.

@@ -102,12 +102,7 @@ def check_source(values: Mapping[str, Any]) -> None:
 
 
 def pinned(generator: Generator, table: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the table that a generator was loaded with and what identifies the generator.
-
-    Args:
-        generator: what `load_described` returned.
-        table: what it was given.
-    """
+    """Returns the table that a generator was loaded with and what identifies the generator."""
     provenance = generator.provenance
     known: dict[str, Any] = {
         key: provenance[key] for key in ("revision", "sha256") if key in provenance

@@ -99,14 +99,10 @@ def refuse_token(reference: str) -> None:
 
 
 def open_repository(name: str, reference: str) -> ModelFolder:
-    """Opens a repository of the Hub; files are fetched when they are asked for.
+    """Opens "org/name[@revision]" of the Hub; files are fetched when they are asked for.
 
     All files are of one commit, that which the revision had when the repository was opened. Without
     a network they come from the Hub's cache; `names` then lists what is known of the commit.
-
-    Args:
-        name: "org/name" or "org/name@revision".
-        reference: as the user wrote it, for messages.
 
     Raises:
         LoadError: repository or revision is not there, or the Hub is out of reach.
@@ -483,15 +479,9 @@ def check_push(repository: str) -> None:
 def push_folder(
     folder: Path, repository: str, *, private: bool = False, message: str | None = None
 ) -> str:
-    """Uploads a model folder to the Hub in one commit and returns its address.
+    """Uploads a model folder to "org/name" in one commit and returns its address.
 
     Hidden files and spectra stay behind. What the repository holds under other names stays there.
-
-    Args:
-        folder: a folder that `save_pretrained` or `pgmkit train` wrote.
-        repository: "org/name"; it is created if it is not there.
-        private: whether a new repository is private.
-        message: of the commit.
 
     Raises:
         LoadError: the Hub is out of reach, or refuses.

@@ -95,12 +95,8 @@ def inspect(folder: ModelFolder, options: GeneratorOptions) -> Inspection:
 def observe(generator: Generator, z: Tensor, images: Tensor) -> list[str]:
     """Tells what images depend on: the latent and each of its dimensions, chance, their batch.
 
-    Takes a few seconds at most.
-
-    Args:
-        generator: whose images they are.
-        z: latents (N, latent.dim), N at least 4.
-        images: what it made of them, (N, C, H, W).
+    Latents z (N, latent.dim) are at least 4, and the images what it made of them. Takes a few
+    seconds at most.
 
     Returns:
         One sentence each.

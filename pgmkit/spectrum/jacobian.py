@@ -185,13 +185,10 @@ class JacobianSpectra:
         return self._differentiator.parallel
 
     def compute(self, z: Tensor) -> dict[str, Tensor]:
-        """Returns the singular values of J for each latent.
+        """Returns the singular values of J for each latent z (B, M).
 
         From the Jacobian product on, everything is float64. Where memory runs out, it goes on
         with fewer latents or directions at a time.
-
-        Args:
-            z: latents (B, M).
 
         Returns:
             `singular_values` (B, r), descending, float64: r = min(M, C·H·W), or the number of

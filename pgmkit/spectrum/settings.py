@@ -44,10 +44,6 @@ class SpectrumSettings:
     def from_table(cls, table: Mapping[str, Any], where: str) -> Self:
         """Returns the settings of a table.
 
-        Args:
-            table: by name.
-            where: what holds it, for errors.
-
         Raises:
             ParameterError: a setting is unknown or of another type.
         """
@@ -87,15 +83,7 @@ class SpectrumSettings:
         out: Path | str | None,
         engine: Engine,
     ) -> Spectrum:
-        """Computes a spectrum; see `compute_spectrum`.
-
-        Args:
-            generator: G.
-            latents: their number, or z (n, M).
-            seed: of latents that are drawn.
-            out: the folder, or None to keep no blocks.
-            engine: what `build_engine` returned.
-        """
+        """Computes a spectrum by what `build_engine` returned; see `compute_spectrum`."""
         names = [f.name for f in fields(SpectrumSettings) if f.name != "engine"]
         own = {name: getattr(self, name) for name in names}
         return compute_spectrum(generator, latents, seed=seed, out=out, engine=engine, **own)

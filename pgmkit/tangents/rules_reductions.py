@@ -11,12 +11,9 @@ from pgmkit.tangents.tape import UnsupportedModuleError
 
 
 def _reduction_rule(position: int) -> Rule:
-    """Functions of groups of values along dimensions, one result for each group.
+    """Functions of groups of values along the dimensions at `position`, one result for each.
 
     As each value counts for one result only, one reverse pass gives all slopes.
-
-    Args:
-        position: where the dimensions stand among the arguments.
     """
 
     def push(call: Application) -> Dual:

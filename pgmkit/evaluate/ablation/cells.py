@@ -111,12 +111,6 @@ class Result:
 class SharedFiles:
     """The files of what all cells of one generator and seed share.
 
-    Args:
-        folder: `spectra` in the output folder.
-        generator: name.
-        latents: number of them.
-        seed: of the latents.
-
     Attributes:
         name: of all these files.
         spectrum: folder of the spectrum.
@@ -267,10 +261,6 @@ class Measurer:
 
 def load_models(settings: GeneratorSettings, *, cache: bool = True) -> Models:
     """Loads a generator with its classifier, reference images and feature extractor.
-
-    Args:
-        settings: names all of them.
-        cache: whether to keep the features of reference images.
 
     Raises:
         PgmkitError: one of them cannot be loaded, or they do not fit together.

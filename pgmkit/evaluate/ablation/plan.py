@@ -240,10 +240,7 @@ class Ablation:
 
 
 def make_ablation(values: Mapping[str, Any]) -> Ablation:
-    """Checks the settings of an ablation, as far as can be told without its generators.
-
-    Args:
-        values: see `AblationSettings` and `SpectrumSettings`.
+    """Checks the settings of an ablation (`AblationSettings`), as far as it can without generators.
 
     Raises:
         PgmkitError: anything is missing, unknown or outside its range.

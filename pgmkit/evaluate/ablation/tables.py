@@ -87,12 +87,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Section:
-    """The rows of a table that belong to one generator and setting.
-
-    Args:
-        title: names them.
-        entries: for each metric one entry per method.
-    """
+    """The rows of a table of one generator and setting: for each metric one entry per method."""
 
     title: str
     entries: Mapping[str, Sequence[Entry]]
