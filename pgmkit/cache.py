@@ -132,7 +132,7 @@ def _make_room(root: Path, limit: float) -> None:
     """
     parts = [root / part for part in _PARTS if (root / part).is_dir()]
     found = (path for part in parts for path in part.iterdir() if path.is_dir())
-    entries = sorted(found, key=_used)
+    entries = sorted(found, key=lambda entry: entry.stat().st_mtime)
     sizes = {entry: _size(entry) for entry in entries}
     excess = sum(sizes.values()) - limit
     for entry, size in sizes.items():
@@ -144,10 +144,6 @@ def _make_room(root: Path, limit: float) -> None:
 
 def _size(entry: Path) -> int:
     return sum(path.stat().st_size for path in entry.glob("*"))
-
-
-def _used(entry: Path) -> float:
-    return entry.stat().st_mtime
 
 
 def _limit() -> float:

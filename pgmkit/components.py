@@ -231,17 +231,13 @@ def parameters_of(component: Any) -> dict[str, Any]:
     return dict(_plain(arguments_of(component)))
 
 
-def _is_plain(value: Any) -> bool:
-    return value is None or isinstance(value, bool | int | float | str)
-
-
 def _plain(value: Any) -> Any:
     """Returns what JSON can hold; objects are told as tables, or by the name of their class."""
     if isinstance(value, Mapping):
         return {str(key): _plain(part) for key, part in value.items()}
     if isinstance(value, list | tuple | set):
         return [_plain(part) for part in value]
-    if _is_plain(value):
+    if value is None or isinstance(value, bool | int | float | str):
         return value
     name = name_of(value)
     return name if origin_of(value) is None else {"name": name, **parameters_of(value)}
@@ -336,12 +332,9 @@ def _check_value(parameter: inspect.Parameter, value: Any, what: str) -> None:
         annotation = bool if isinstance(default, bool) else Any
     if default is None:  # many write `size: int = None`
         annotation = annotation | None if isinstance(annotation, type | UnionType) else annotation
-    if not fits(value, annotation) and not _is_same(value, default):
+    is_default = type(value) is type(default) and bool(value == default)
+    if not fits(value, annotation) and not is_default:
         raise ParameterError(f"{what} takes {parameter.name} = {mismatch(value, annotation)}")
-
-
-def _is_same(value: Any, default: Any) -> bool:
-    return type(value) is type(default) and bool(value == default)
 
 
 def check_kind(kind: str) -> str:

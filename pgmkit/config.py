@@ -200,7 +200,8 @@ def mismatch(value: Any, annotation: Any) -> str:
     quoted = isinstance(value, str) and fits(_parse_value(value.lower(), ""), annotation)
     advice = "; write it without quotes" if quoted else ""
     if get_origin(annotation) is Literal and isinstance(value, str):
-        advice = f"; {nearest_names(value, filter(_is_text, get_args(annotation)))}"
+        words = [word for word in get_args(annotation) if isinstance(word, str)]
+        advice = f"; {nearest_names(value, words)}"
     return f"{_called(annotation)}, not {shortened(repr(value), 60)}{advice}"
 
 
@@ -230,10 +231,6 @@ def _called(annotation: Any) -> str:
     if parts and parts[0] is not Any:
         return f"a list, each part {_called(parts[0])}"
     return "a list"
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
 
 
 def _parse_value(text: str, name: str) -> Any:

@@ -71,14 +71,10 @@ def png(picture: npt.NDArray[np.uint8], scale: int = 1) -> bytes:
 
 
 def write_grid(
-    path: Path,
-    images: Tensor,
-    value_range: tuple[float, float],
-    columns: int = 8,
-    scale: int = 1,
+    path: Path, images: Tensor, value_range: tuple[float, float], scale: int = 1
 ) -> None:
     """Writes images (N, C, H, W) as one PNG grid."""
-    files.write_bytes(path, png(grid(to_uint8(images, value_range), columns), scale))
+    files.write_bytes(path, png(grid(to_uint8(images, value_range)), scale))
 
 
 def write_rows(

@@ -10,6 +10,7 @@ from typing import Any
 
 from pgmkit import defaults, files, progress, runs
 from pgmkit.config import make_settings, with_names
+from pgmkit.contracts import Binds
 from pgmkit.engines import decide, is_coordinator
 from pgmkit.errors import LoadError, PgmkitNote, PgmkitWarning
 from pgmkit.evaluate.classifier import Classifier, load_classifier
@@ -100,7 +101,9 @@ class Job:
         if settings.clusters is not None:  # before a method complains of the number
             check_shatter(self._latents, settings.remove, settings.clusters)
         estimator = build("density-estimators", settings.density)
-        sampler = self._sampler()
+        sampler = build_sampler(
+            settings.sampler, settings.partitioner, settings.mapper, settings.clusters
+        )
         self._clusters = (
             settings.clusters
             if settings.clusters is not None
@@ -258,7 +261,8 @@ class Job:
         estimator = build("density-estimators", self.settings.density)
         remove = float(saved.origin.settings["remove"])
         selection = select(estimator, spectrum, remove=remove, seed=self.settings.seed)
-        saved.sampler.bind(self.generator) if hasattr(saved.sampler, "bind") else None
+        if isinstance(saved.sampler, Binds):
+            saved.sampler.bind(self.generator)
         return ShatteredGenerator(
             self.generator,
             saved.sampler,
@@ -266,12 +270,6 @@ class Job:
             saved.origin,
             spectrum=spectrum,
             selection=selection,
-        )
-
-    def _sampler(self) -> Any:
-        settings = self.settings
-        return build_sampler(
-            settings.sampler, settings.partitioner, settings.mapper, settings.clusters
         )
 
     def _check_memory(self) -> None:

@@ -383,14 +383,13 @@ def _program(generator: Generator, origin: Origin, reference: str) -> str:
         f'g = pgmkit.load_generator("{reference}"{_argument(generator)})',
         "m = pgmkit.shatter(",
         "    g,",
-        *(f"    {name}={_literal(value)}," for name, value in _settings(origin).items()),
+        *(
+            f"    {name}={json.dumps(value) if isinstance(value, str) else repr(value)},"
+            for name, value in _settings(origin).items()
+        ),
         ")",
     ]
     return _script(generator, lines)
-
-
-def _literal(value: Any) -> str:
-    return json.dumps(value) if isinstance(value, str) else repr(value)
 
 
 def partitioner_card(config: Mapping[str, Any], repository: str | None = None) -> str:

@@ -131,7 +131,7 @@ def shatter(
             "latents": count,
             "seed": seed,
             "device": str(generator.device),
-            **_records(choices),
+            **({"chosen": {n: c.record() for n, c in choices.items()}} if choices else {}),
         },
         statistics=selection.statistics,
         versions=versions_of(*tables),
@@ -360,9 +360,3 @@ def _choose(
             )
             remove = choices["remove"].value
     return clusters, remove, choices, prepares
-
-
-def _records(choices: Mapping[str, Choice]) -> dict[str, Any]:
-    if not choices:
-        return {}
-    return {"chosen": {name: choice.record() for name, choice in choices.items()}}

@@ -246,13 +246,11 @@ def make_ablation(values: Mapping[str, Any]) -> Ablation:
         PgmkitError: anything is missing, unknown or outside its range.
     """
     settings = make_settings(AblationSettings, values, "the config")
-    generators = [
-        _on_device(
-            make_settings(GeneratorSettings, table, f"generator {number} of the config"),
-            settings.device,
-        )
-        for number, table in enumerate(_tables("generators", settings.generators, "source"), 1)
-    ]
+    generators = []
+    for number, table in enumerate(_tables("generators", settings.generators, "source"), 1):
+        made = make_settings(GeneratorSettings, table, f"generator {number} of the config")
+        device = str(check_device(made.device or settings.device))
+        generators.append(replace(made, device=device))
     ablation = Ablation(
         settings=settings,
         generators=generators,
@@ -265,11 +263,6 @@ def make_ablation(values: Mapping[str, Any]) -> Ablation:
     )
     _check(ablation)
     return ablation
-
-
-def _on_device(generator: GeneratorSettings, device: str) -> GeneratorSettings:
-    """Returns the settings with the device that is meant."""
-    return replace(generator, device=str(check_device(generator.device or device)))
 
 
 def axis(name: str, value: Any) -> list[Any]:
