@@ -14,7 +14,9 @@ from pgmkit.cli.sources import generator_options, needed_source
 @click.command()
 @click.argument("source", required=False)
 @click.option("--classifier", help="Reference of a classifier, for scores against its classes.")
-@click.option("--reference", help="Real images: an .npz file, a folder, or torchvision:NAME:ROOT.")
+@click.option(
+    "--reference", "data", help="Real images: an .npz file, a folder, or torchvision:NAME:ROOT."
+)
 @click.option(
     "--split",
     type=click.Choice(["train", "test"]),
@@ -29,7 +31,7 @@ from pgmkit.cli.sources import generator_options, needed_source
     help="Features for fidelity: inception, classifier:NAME or timm:NAME; @FILE names weights.",
 )
 @click.option(
-    "-n", "--num", "count", default=10_000, show_default=True, help="Samples for each score."
+    "-n", "--num", "num_samples", default=10_000, show_default=True, help="Samples for each score."
 )
 @click.option("--seed", default=0, show_default=True, help="The same seed gives the same numbers.")
 @device_option
@@ -40,18 +42,12 @@ from pgmkit.cli.sources import generator_options, needed_source
 @json_option
 def evaluate(
     source: str | None,
-    classifier: str | None,
-    reference: str | None,
-    split: str,
-    extractor: str,
-    count: int,
-    seed: int,
     device: str | None,
     no_cache: bool,
     out: Path | None,
-    generator: dict[str, Any] | None,
     quiet: bool,
     as_json: bool,
+    **how: Any,
 ) -> None:
     """Evaluate SOURCE, a folder that `pgmkit shatter` wrote or a reference."""
     from pgmkit import files
@@ -62,18 +58,8 @@ def evaluate(
     if out is not None and out.is_dir():
         raise OutputError(f"{out} is a folder; give a file, such as {out / 'evaluation.json'}")
     with shown(not quiet):
-        numbers = run(
-            needed_source(source),
-            generator=generator or {},
-            classifier=classifier,
-            data=reference,
-            split=split,
-            extractor=extractor,
-            num_samples=count,
-            seed=seed,
-            device=device or "auto",
-            cache=not no_cache,
-        )
+        source = needed_source(source)
+        numbers = run(source, device=device or "auto", cache=not no_cache, **how)
     if out is not None:
         files.write_json(out, numbers)
     if as_json:
