@@ -27,19 +27,7 @@ Image = ImageSpec | Mapping[str, Any] | tuple[int, ...] | list[int] | str
 class GeneratorOptions:
     """What goes before anything that a model folder says; None leaves it to the folder.
 
-    Args:
-        architecture: a class or function that builds the network, the name of a component,
-            "package.module:Class", or "auto" to infer the network from its weights.
-        latent: the prior: a `LatentSpec`, a table with its arguments, a number of normal
-            dimensions, or a string such as "100" or "uniform:100".
-        image: what comes out: an `ImageSpec`, a table with its arguments, a shape (C, H, W), or a
-            string such as "3x64x64" or "3x64x64:0,1", with the range of values.
-        model_args: arguments of the architecture.
-        weights: the weight file, relative to the folder.
-        key: the entry of the weight file that holds the generator, such as "g_ema".
-        prefix: what the names of the generator's weights begin with, such as "module.".
-        recalibrate: whether to estimate the statistics of batch norms anew; see
-            `pgmkit.loading.batch_norm.recalibrate`.
+    The fields are arguments of `pgmkit.load_generator`, where they are told.
 
     Raises:
         ParameterError: a value is of another form.
@@ -98,7 +86,7 @@ class GeneratorOptions:
 
 
 def as_latent(value: Any, where: str) -> LatentSpec:
-    """Returns a prior however it was said; see `GeneratorOptions`.
+    """Returns a prior however it was said; see `pgmkit.load_generator`.
 
     Raises:
         ParameterError: it is none.
@@ -119,7 +107,7 @@ def as_latent(value: Any, where: str) -> LatentSpec:
 
 
 def as_image(value: Any, where: str) -> ImageSpec:
-    """Returns an image spec however it was said; see `GeneratorOptions`.
+    """Returns an image spec however it was said; see `pgmkit.load_generator`.
 
     Raises:
         ParameterError: it is none.
