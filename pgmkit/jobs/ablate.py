@@ -114,7 +114,10 @@ class Job:
             if not leads:
                 return None
             _compute(self, ready, out)
-            rows = [Row(cell, _read(out, cell) or _lost(cell, out)) for cell in self.cells]
+            rows = []
+            for cell in self.cells:
+                gone = LoadError(f"{_path(out, cell)} is gone; run the same command again")
+                rows.append(Row(cell, _read(out, cell) or failure(gone)))
             tables = make_tables(rows, self.ablation.measures)
             summary = _summary(self, rows, tables, len(missing), out)
             summary["seconds"]["run"] = round(time.perf_counter() - started, 2)
@@ -234,10 +237,6 @@ def _read(out: Path, cell: Cell) -> Result | None:
         return Result(**files.read_json(_path(out, cell), str(out)))
     except (LoadError, TypeError):
         return None
-
-
-def _lost(cell: Cell, out: Path) -> Result:
-    return failure(LoadError(f"{_path(out, cell)} is gone; run the same command again"))
 
 
 def _summary(

@@ -33,6 +33,7 @@ from pgmkit.shattering.algorithm import (
 )
 from pgmkit.spectrum import Spectrum, compute_spectrum, load_spectrum
 from pgmkit.spectrum.blocks import MANIFEST_FILE
+from pgmkit.spectrum.compute import check_size
 from pgmkit.spectrum.jacobian import JacobianSpectra
 from pgmkit.spectrum.settings import SpectrumSettings
 from pgmkit.states import table_of, why_not_saved
@@ -134,7 +135,7 @@ class Job:
         if self._given is not None:
             check_spectrum(self.generator, self._given)
         else:
-            self._spectrum.check_size(self.generator, self._latents)
+            check_size(self.generator, self._latents, self._spectrum.probes)
         self._check_memory()
         self._seconds = {"loading": time.perf_counter() - started}
 

@@ -18,7 +18,8 @@ from pgmkit import files
 from pgmkit.errors import LoadError, PluginError, first_line, listed
 from pgmkit.images.source import ImageSpec
 from pgmkit.loading.folders import CONFIG_FILE, ModelFolder
-from pgmkit.loading.weights import INDEX_SUFFIX, read_weights, shards_of
+from pgmkit.loading.layouts import fetched
+from pgmkit.loading.weights import INDEX_SUFFIX, read_weights
 from pgmkit.machine import check_memory
 from pgmkit.priors import LatentSpec
 
@@ -191,13 +192,8 @@ def _config(folder: ModelFolder) -> tuple[dict[str, Any], str]:
 
 def _weight_file(folder: ModelFolder, place: str) -> Path:
     for name in _WEIGHTS:
-        path = folder.fetch(place + name)
-        if path is None:
-            continue
-        if name.endswith(INDEX_SUFFIX):
-            for shard in shards_of(path):
-                folder.path(place + shard)
-        return path
+        if folder.fetch(place + name) is not None:
+            return fetched(folder, place + name)
     raise LoadError(
         f"{folder.reference} has no weights; it needs {place}{_WEIGHTS[0]} (or .bin, or shards)"
     )

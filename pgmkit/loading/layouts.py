@@ -50,12 +50,12 @@ def find_weights(folder: ModelFolder, named: str | None, *, sure: bool = True) -
             raise LoadError(
                 f"the weights of {folder.reference} must be a file in it, not {named!r:.60}"
             )
-        return _fetched(folder, _found(folder, named)), ""
+        return fetched(folder, _found(folder, named)), ""
     for name in _USUAL_FILES:
         if folder.fetch(name) is not None:
-            return _fetched(folder, name), "" if sure else _averaged_beside(folder, name)
+            return fetched(folder, name), "" if sure else _averaged_beside(folder, name)
     name, note = _likeliest(folder)
-    return _fetched(folder, name), note
+    return fetched(folder, name), note
 
 
 def weight_files(names: list[str]) -> list[str]:
@@ -117,7 +117,7 @@ def _found(folder: ModelFolder, named: str) -> str:
     raise LoadError(f"{folder.reference} has no file {named!r}; {nearest_names(named, there)}")
 
 
-def _fetched(folder: ModelFolder, name: str) -> Path:
+def fetched(folder: ModelFolder, name: str) -> Path:
     """Returns the local path of a file, with the shards that it may name."""
     path = folder.path(name)
     if name.endswith(INDEX_SUFFIX):

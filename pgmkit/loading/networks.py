@@ -35,18 +35,11 @@ _LATENT_NAMES = ("latent_dim", "z_dim", "nz", "dim_z", "latent_size", "z_size", 
 
 @dataclass(frozen=True)
 class Network:
-    """A module with its weights, and what was found out about it on the way.
+    """A module with its weights, prior and images, and what was found out about it on the way.
 
-    Args:
-        module: with its weights.
-        latent: the prior.
-        image: what comes out.
-        path: the weight file.
-        config: what the folder says.
-        notes: what nobody had said and was found or guessed, one sentence each.
-        architecture: the component that builds it; None for a class of the user's or a program.
-        arguments: what builds it is called with.
-        record: further facts for the provenance.
+    Notes are what nobody had said and was found or guessed, one sentence each. The architecture is
+    the component that builds it, None for a class of the user's or a program; the record holds
+    further facts for the provenance.
     """
 
     module: nn.Module

@@ -12,7 +12,7 @@ from pgmkit.config import make_settings, with_names
 from pgmkit.engines import Engine
 from pgmkit.generator import Generator
 from pgmkit.plugins import build
-from pgmkit.spectrum.compute import BLOCK_SIZE, check_block_size, check_size, compute_spectrum
+from pgmkit.spectrum.compute import BLOCK_SIZE, check_block_size, compute_spectrum
 from pgmkit.spectrum.jacobian import MEMORY_BUDGET, JacobianSettings
 from pgmkit.spectrum.spectrum import Spectrum
 
@@ -64,10 +64,6 @@ class SpectrumSettings:
         return JacobianSettings(
             self.dtype, self.probes, self.sketch, self.min_rank_correlation, self.memory_budget
         )
-
-    def check_size(self, generator: Generator, latents: int) -> None:
-        """Raises ParameterError unless memory holds the spectrum of so many latents."""
-        check_size(generator, latents, self.probes)
 
     def build_engine(self) -> Engine:
         """Builds the engine."""

@@ -110,17 +110,10 @@ class Variant:
 
 @dataclass(frozen=True)
 class Cell:
-    """One point of the cross product.
+    """One point of the cross product; its latents are the first so many of the spectrum.
 
-    Args:
-        id: readable, and different wherever results may be; also the name of its file.
-        generator: name.
-        density: with its parameters.
-        sampler: with its parameters.
-        clusters: k, or how it is chosen.
-        remove: fraction of prior mass to remove, or how it is chosen.
-        latents: the first so many of the spectrum.
-        seed: of everything random.
+    Its id is readable, and different wherever results may be; also the name of its file. Clusters
+    and remove may say how they are chosen.
     """
 
     id: str
@@ -151,15 +144,8 @@ class Cell:
 class Ablation:
     """An ablation whose settings have been checked; no model is loaded yet.
 
-    Args:
-        settings: as given, with defaults.
-        generators: in order; names that were left out are still empty.
-        densities: all that are compared.
-        samplers: all that are compared, those made of partitioners and mappers first.
-        latents: the axis.
-        remove: the axis.
-        seeds: the axis.
-        spectrum: how spectra are computed.
+    Names of generators that were left out are still empty. Samplers that are made of partitioners
+    and mappers come first.
     """
 
     settings: AblationSettings

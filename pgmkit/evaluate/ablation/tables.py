@@ -3,7 +3,7 @@
 import csv
 import io
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import mean, stdev
 from typing import Any
@@ -109,10 +109,13 @@ class Table:
     methods: Sequence[str]
     sections: Sequence[Section]
 
-    @property
-    def metrics(self) -> Mapping[str, Metric]:
-        """The metrics of the rows of each section."""
-        return MEASURES[self.measure].metrics
+    def lines(self) -> Iterator[tuple[str, Metric, Sequence[Entry]]]:
+        """Yields metrics with their entries, section by section, the first with its title."""
+        for section in self.sections:
+            title = section.title
+            for metric, entries in section.entries.items():
+                yield title, MEASURES[self.measure].metrics[metric], entries
+                title = ""
 
 
 def records(rows: Iterable[Row]) -> list[dict[str, Any]]:
@@ -216,12 +219,9 @@ def to_markdown(tables: Iterable[Table]) -> str:
             _markdown_line("", "", *map(_markdown, table.methods)),
             "|---|---|" + "---:|" * len(table.methods),
         ]
-        for section in table.sections:
-            for number, (metric, entries) in enumerate(section.entries.items()):
-                shown = table.metrics[metric]
-                cells = [entry.text(shown.form, bold="**{}**") for entry in entries]
-                title = _markdown(section.title) if number == 0 else ""
-                lines.append(_markdown_line(title, _markdown(shown.title), *cells))
+        for title, shown, entries in table.lines():
+            cells = [entry.text(shown.form, bold="**{}**") for entry in entries]
+            lines.append(_markdown_line(_markdown(title), _markdown(shown.title), *cells))
         parts.append(f"{_markdown(table.caption)}\n\n" + "\n".join(lines) + "\n")
     return "\n".join(parts)
 
@@ -238,17 +238,15 @@ def to_latex(tables: Iterable[Table]) -> str:
             r"\hline",
             rf"{header} \\",
         ]
-        for section in table.sections:
-            lines.append(r"\hline")
-            for number, (metric, entries) in enumerate(section.entries.items()):
-                shown = table.metrics[metric]
-                cells = [
-                    entry.text(shown.form, bold=r"\mathbf{{{}}}", plus_minus=r"\pm")
-                    for entry in entries
-                ]
-                cells = [f"${cell}$" if cell != "–" else "--" for cell in cells]
-                title = escape_latex(section.title) if number == 0 else ""
-                lines.append(" & ".join([title, escape_latex(shown.title), *cells]) + r" \\")
+        for title, shown, entries in table.lines():
+            told = (
+                entry.text(shown.form, bold=r"\mathbf{{{}}}", plus_minus=r"\pm")
+                for entry in entries
+            )
+            cells = [f"${cell}$" if cell != "–" else "--" for cell in told]
+            lines += [r"\hline"] if title else []
+            line = " & ".join([escape_latex(title), escape_latex(shown.title), *cells])
+            lines.append(rf"{line} \\")
         lines += [
             r"\hline",
             r"\end{tabular}",

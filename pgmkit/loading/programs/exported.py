@@ -64,15 +64,8 @@ class Step:
 class Exported(nn.Module):
     """Takes the steps of an exported program on latents.
 
-    Args:
-        steps: in order.
-        weights: parameters, buffers and constants by their name in the state dict.
-        parameters: which of them are parameters.
-        names: of weights in the state dict, by their name in the graph.
-        latents: the name of the input in the graph.
-        outputs: what is returned, as the file puts it; more than one value are a tuple.
-        shape: of latents as the program takes them, the number of latents first; None is any.
-        where: the file, for messages.
+    Weights are parameters, buffers and constants by their name in the state dict, which `names`
+    gives for the names in the graph; shapes have the number of latents first, and None for any.
     """
 
     def __init__(
