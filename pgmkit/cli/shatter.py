@@ -118,15 +118,10 @@ def _spectrum(
 
 def _print_summary(out: Path, numbers: dict[str, Any]) -> None:
     from pgmkit.choosing import describe_choice
+    from pgmkit.loading.cards import kept_in_words
 
-    statistics, rank = numbers["statistics"], numbers["statistics"]["numeric_rank"]
     click.echo(numbers["generator"])
-    click.echo(
-        f"{numbers['density']['name']} kept {statistics['num_kept']:,} of "
-        f"{statistics['num_latents']:,} latents (mass {statistics['mass_kept']:.3f}, effective "
-        f"sample size {statistics['effective_sample_size']:,.0f}, numeric rank "
-        f"{rank['smallest']} to {rank['largest']} of {rank['of']})"
-    )
+    click.echo(f"{numbers['density']['name']} kept {kept_in_words(numbers['statistics'])}")
     for name, choice in numbers["settings"].get("chosen", {}).items():
         click.echo(describe_choice(name, choice))
     if findings := numbers["sampler"].get("findings"):

@@ -62,6 +62,17 @@ class Origin:
     versions: Mapping[str, str]
 
 
+def kept_in_words(statistics: Mapping[str, Any]) -> str:
+    """Returns how many latents a density estimator kept, with what that says of them."""
+    rank = statistics["numeric_rank"]
+    return (
+        f"{statistics['num_kept']:,} of {statistics['num_latents']:,} latents (mass "
+        f"{statistics['mass_kept']:.3f}, effective sample size "
+        f"{statistics['effective_sample_size']:,.0f}, numeric rank {rank['smallest']} to "
+        f"{rank['largest']} of {rank['of']})"
+    )
+
+
 def card_header(license_name: Any, pipeline_tag: str, tags: Sequence[str] = ()) -> list[str]:
     """Returns the lines with which the Hub expects a model card to begin.
 
@@ -281,14 +292,9 @@ def _clusters(sizes: Sequence[int], numbers: Mapping[str, Any]) -> list[str]:
 
 def _recipe(generator: Generator, origin: Origin, repository: str | None) -> list[str]:
     """Returns how the clusters were made, and how to make them again."""
-    statistics, settings = origin.statistics, origin.settings
-    rank = statistics["numeric_rank"]
     said = (
-        f"Of {settings['latents']:,} latents, `{_code(origin.density['name'])}` kept "
-        f"{statistics['num_kept']:,}: mass {statistics['mass_kept']:.3f}, effective sample size "
-        f"{statistics['effective_sample_size']:,.0f}, numeric rank {rank['smallest']} to "
-        f"{rank['largest']} of {rank['of']}. `{_code(origin.sampler['name'])}` found the clusters "
-        "among them."
+        f"`{_code(origin.density['name'])}` kept {kept_in_words(origin.statistics)}. "
+        f"`{_code(origin.sampler['name'])}` found the clusters among them."
     )
     versions = ", ".join(f"{name} {version}" for name, version in origin.versions.items())
     lines = ["## Recipe", "", said, "", f"Made with {plain(versions)}.", ""]

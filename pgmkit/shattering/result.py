@@ -21,6 +21,7 @@ from pgmkit.loading.cards import (
     PER_CLUSTER,
     SAMPLES_FILE,
     Origin,
+    kept_in_words,
     local_paths,
     shattered_card,
 )
@@ -344,16 +345,12 @@ class ShatteredGenerator:
             return push_folder(Path(folder), repository, private=private, message=message)
 
     def __repr__(self) -> str:
-        settings, statistics = self.origin.settings, self.origin.statistics
-        rank = statistics["numeric_rank"]
+        origin = self.origin
         return (
             f"ShatteredGenerator({self.generator.name!r}: {self.num_clusters} clusters of "
             f"{min(self.cluster_sizes):,} to {max(self.cluster_sizes):,} latents; "
-            f"{self.origin.density['name']} kept {statistics['num_kept']:,} of "
-            f"{settings['latents']:,} (mass {statistics['mass_kept']:.2f}, effective sample "
-            f"size {statistics['effective_sample_size']:,.0f}, numeric rank {rank['smallest']} to "
-            f"{rank['largest']} of {rank['of']}); {self.origin.sampler['name']}, "
-            f"seed {settings['seed']})"
+            f"{origin.density['name']} kept {kept_in_words(origin.statistics)}; "
+            f"{origin.sampler['name']}, seed {origin.settings['seed']})"
         )
 
 
