@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from pgmkit.config import check_known, in_toml, make_settings
-from pgmkit.errors import LoadError, ParameterError
+from pgmkit.config import in_toml, make_settings
+from pgmkit.errors import LoadError, ParameterError, nearest_names
 from pgmkit.images.source import ImageSpec
 from pgmkit.loading.building import Architecture
 from pgmkit.priors import LatentSpec
@@ -76,7 +76,12 @@ class GeneratorOptions:
         Raises:
             ParameterError: a key is unknown, or a value is of another form.
         """
-        check_known(table, [field.name for field in fields(cls)], where)
+        known = [field.name for field in fields(cls)]
+        for name in table:
+            if name not in known:
+                raise ParameterError(
+                    f"{where} has no option {name!r}; {nearest_names(str(name), known)}"
+                )
         return cls(**table)
 
 
