@@ -20,7 +20,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from pgmkit import files
 from pgmkit.errors import OutputError, ParameterError, PgmkitWarning
@@ -30,6 +30,8 @@ DEFAULT_SIZE = 2.0
 
 
 Part = Literal["spectra", "references", "unpacked"]
+_FILE = "content"
+_DIGEST = "content.sha256"
 _PARTS: tuple[Part, ...] = ("spectra", "references", "unpacked")
 
 
@@ -88,6 +90,31 @@ def publish(entry: Path, write: Callable[[Path], None], num_bytes: int, *, what:
         )
 
 
+def kept_file(entry: Path) -> tuple[Path, str] | None:
+    """Returns what `publish_file` put into an entry, and its SHA-256; None if it is not whole."""
+    try:
+        digest = (entry / _DIGEST).read_text()
+        if files.sha256(entry / _FILE) != digest:
+            return None
+    except OSError:
+        return None
+    mark_used(entry)
+    return entry / _FILE, digest
+
+
+def publish_file(
+    entry: Path, write: Callable[[IO[bytes]], object], num_bytes: int, *, what: str
+) -> None:
+    """Puts what `write` writes, and its checksum, into an entry; see `publish`."""
+
+    def put(folder: Path) -> None:
+        with (folder / _FILE).open("xb") as file:
+            write(file)
+        files.write_text(folder / _DIGEST, files.sha256(folder / _FILE))
+
+    publish(entry, put, num_bytes, what=what)
+
+
 def _root() -> Path:
     if named := os.environ.get("PGMKIT_CACHE"):
         return Path(named)
@@ -132,7 +159,7 @@ def _make_room(root: Path, limit: float) -> None:
     """
     parts = [root / part for part in _PARTS if (root / part).is_dir()]
     found = (path for part in parts for path in part.iterdir() if path.is_dir())
-    entries = sorted(found, key=_used)
+    entries = sorted(found, key=lambda entry: entry.stat().st_mtime)
     sizes = {entry: _size(entry) for entry in entries}
     excess = sum(sizes.values()) - limit
     for entry, size in sizes.items():
@@ -144,10 +171,6 @@ def _make_room(root: Path, limit: float) -> None:
 
 def _size(entry: Path) -> int:
     return sum(path.stat().st_size for path in entry.glob("*"))
-
-
-def _used(entry: Path) -> float:
-    return entry.stat().st_mtime
 
 
 def _limit() -> float:

@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import UnionType
@@ -24,7 +24,6 @@ from pgmkit.errors import (
     ParameterError,
     PgmkitError,
     PluginError,
-    UnknownNameError,
     first_line,
     nearest_names,
     shortened,
@@ -231,17 +230,13 @@ def parameters_of(component: Any) -> dict[str, Any]:
     return dict(_plain(arguments_of(component)))
 
 
-def _is_plain(value: Any) -> bool:
-    return value is None or isinstance(value, bool | int | float | str)
-
-
 def _plain(value: Any) -> Any:
     """Returns what JSON can hold; objects are told as tables, or by the name of their class."""
     if isinstance(value, Mapping):
         return {str(key): _plain(part) for key, part in value.items()}
     if isinstance(value, list | tuple | set):
         return [_plain(part) for part in value]
-    if _is_plain(value):
+    if value is None or isinstance(value, bool | int | float | str):
         return value
     name = name_of(value)
     return name if origin_of(value) is None else {"name": name, **parameters_of(value)}
@@ -336,58 +331,9 @@ def _check_value(parameter: inspect.Parameter, value: Any, what: str) -> None:
         annotation = bool if isinstance(default, bool) else Any
     if default is None:  # many write `size: int = None`
         annotation = annotation | None if isinstance(annotation, type | UnionType) else annotation
-    if not fits(value, annotation) and not _is_same(value, default):
+    is_default = type(value) is type(default) and bool(value == default)
+    if not fits(value, annotation) and not is_default:
         raise ParameterError(f"{what} takes {parameter.name} = {mismatch(value, annotation)}")
-
-
-def _is_same(value: Any, default: Any) -> bool:
-    return type(value) is type(default) and bool(value == default)
-
-
-def check_kind(kind: str) -> str:
-    """Returns `kind` if it is one of `KINDS`.
-
-    Raises:
-        UnknownNameError: it is not.
-    """
-    if kind not in KINDS:
-        raise UnknownNameError("kind of component", kind, KINDS)
-    return kind
-
-
-def find_component(
-    candidates: Iterable[RegisteredComponent], kind: str, name: str, hint: str = ""
-) -> RegisteredComponent:
-    """Picks one component by its short or qualified name; pgmkit's own have the short ones.
-
-    Args:
-        candidates: components of that kind.
-        kind: the kind, for the messages.
-        name: "name" or "distribution:name".
-        hint: what to add if there is none.
-
-    Raises:
-        UnknownNameError: none has the name.
-        PluginError: several have it; the message names their owners.
-    """
-    components = list(candidates)
-    found = [c for c in components if c.is_named(name)]
-    # A plugin cannot change what a name of pgmkit means; its own has its distribution in front.
-    found = [c for c in found if c.distribution == OWN_DISTRIBUTION] or found
-    if not found:
-        raise UnknownNameError(singular(kind), name, [c.name for c in components], hint)
-    if len(found) > 1:
-        owners = sorted({c.plugin for c in found})
-        choices = sorted({c.qualified_name for c in found})
-        advice = (
-            f"write {' or '.join(map(repr, choices))}"
-            if len(choices) > 1
-            else f"disable one of them with PGMKIT_DISABLE_PLUGINS={owners[0]}"
-        )
-        raise PluginError(
-            f"the {singular(kind)} {name!r} is offered by {' and by '.join(owners)}; {advice}"
-        )
-    return found[0]
 
 
 def _is_installed(requirement: str) -> bool:

@@ -140,12 +140,7 @@ def check_known(values: Iterable[str], known: Sequence[str], where: str) -> None
 
 
 def component_table(name: str, value: Any, default: str) -> dict[str, Any]:
-    """Returns a component's table; `density = "lash"` is short for one with that `name`.
-
-    Args:
-        name: of the setting.
-        value: a name, or a table with parameters that may have a `name`.
-        default: the component that a table without a name means.
+    """Returns a table with a `name`, the default one without; `density = "lash"` is short for one.
 
     Raises:
         ParameterError: it is neither.
@@ -211,7 +206,8 @@ def mismatch(value: Any, annotation: Any) -> str:
     quoted = isinstance(value, str) and fits(_parse_value(value.lower(), ""), annotation)
     advice = "; write it without quotes" if quoted else ""
     if get_origin(annotation) is Literal and isinstance(value, str):
-        advice = f"; {nearest_names(value, filter(_is_text, get_args(annotation)))}"
+        words = [word for word in get_args(annotation) if isinstance(word, str)]
+        advice = f"; {nearest_names(value, words)}"
     return f"{_called(annotation)}, not {shortened(repr(value), 60)}{advice}"
 
 
@@ -241,10 +237,6 @@ def _called(annotation: Any) -> str:
     if parts and parts[0] is not Any:
         return f"a list, each part {_called(parts[0])}"
     return "a list"
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
 
 
 def _parse_value(text: str, name: str) -> Any:

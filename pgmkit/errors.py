@@ -5,7 +5,7 @@ the message alone and exits with 1; `PGMKIT_DEBUG=1` adds the traceback.
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 _MOST_NAMES = 20
 _MOST_OF_A_NAME = 200
@@ -79,6 +79,17 @@ def nearest_names(name: str, known: Iterable[str]) -> str:
     shown = ", ".join(map(repr, names[:_MOST_NAMES]))
     more = len(names) - _MOST_NAMES
     return f"there is {shown}" if more <= 0 else f"there are {shown} and {more:,} more"
+
+
+def listed(names: Sequence[str], most: int) -> str:
+    """Returns names with commas between, the first few if they are many.
+
+    Example:
+        >>> listed(["a", "b", "c"], 2)
+        'a, b and 1 more'
+    """
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{', '.join(names[:most])}{more}"
 
 
 def first_line(error: BaseException) -> str:

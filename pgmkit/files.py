@@ -105,11 +105,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path, where: str) -> dict[str, Any]:
-    """Reads a JSON object.
-
-    Args:
-        path: the file.
-        where: the folder or reference that it belongs to, for messages.
+    """Reads a JSON object; `where` is the folder or reference that it belongs to, for messages.
 
     Raises:
         LoadError: it cannot be read or is no JSON object.
@@ -129,11 +125,7 @@ def read_json(path: Path, where: str) -> dict[str, Any]:
 
 
 def parse_json(data: bytes | str, what: str) -> Any:
-    """Parses JSON that may come from anybody: what is too large or too deep is refused.
-
-    Args:
-        data: in UTF-8.
-        what: the file, for messages.
+    """Parses JSON, UTF-8, that may come from anybody: what is too large or too deep is refused.
 
     Raises:
         LoadError: it is not JSON, or is beyond what any file of pgmkit has.

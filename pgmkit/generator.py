@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pgmkit import identity
-from pgmkit.errors import GeneratorError, ParameterError, PgmkitWarning, first_line
+from pgmkit.errors import GeneratorError, ParameterError, PgmkitWarning, first_line, listed
 from pgmkit.forms import as_images, range_complaint
 from pgmkit.images.source import ImageSpec
 from pgmkit.machine import check_memory
@@ -283,10 +283,9 @@ class Generator:
         ]
         if not damaged:
             return ""
-        more = f" and {len(damaged) - 3} more" if len(damaged) > 3 else ""
         return (
-            f": infinite or no numbers are among the weights {', '.join(damaged[:3])}{more}; "
-            "fetch or train them again"
+            f": infinite or no numbers are among the weights {listed(damaged, 3)}; fetch or train "
+            "them again"
         )
 
     def fingerprint(self) -> str:

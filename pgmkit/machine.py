@@ -156,7 +156,8 @@ def check_device(name: torch.device | str) -> torch.device:
         ParameterError: there is none on this machine.
     """
     if name == "auto":
-        return torch.device(_best_device())
+        name = "mps" if torch.backends.mps.is_available() else "cpu"
+        return torch.device("cuda" if torch.cuda.is_available() else name)
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
@@ -177,12 +178,6 @@ def full_float32() -> Iterator[None]:
         yield
     finally:
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
-
-
-def _best_device() -> str:
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def seconds_for(function: Callable[[], object], device: torch.device) -> float:

@@ -71,28 +71,16 @@ def png(picture: npt.NDArray[np.uint8], scale: int = 1) -> bytes:
 
 
 def write_grid(
-    path: Path,
-    images: Tensor,
-    value_range: tuple[float, float],
-    columns: int = 8,
-    scale: int = 1,
+    path: Path, images: Tensor, value_range: tuple[float, float], scale: int = 1
 ) -> None:
     """Writes images (N, C, H, W) as one PNG grid."""
-    files.write_bytes(path, png(grid(to_uint8(images, value_range), columns), scale))
+    files.write_bytes(path, png(grid(to_uint8(images, value_range)), scale))
 
 
 def write_rows(
     path: Path, images: Tensor, value_range: tuple[float, float], columns: int, scale: int = 1
 ) -> None:
-    """Writes one PNG of images (N, C, H, W), or points (N, d), in rows that are numbered from 0.
-
-    Args:
-        path: where to.
-        images: in `value_range`.
-        value_range: lowest and highest value.
-        columns: images, or points, in a row.
-        scale: how many times each pixel is enlarged.
-    """
+    """Writes one PNG of images (N, C, H, W), or points (N, d), in rows that are numbered from 0."""
     parts = [grid(part, columns) for part in to_uint8(images, value_range).split(columns)]
     picture = Image.fromarray(np.concatenate(parts))
     picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.BOX)
@@ -103,9 +91,7 @@ def write_rows(
     for row in range(len(parts)):
         middle = int((row + 0.5) * picture.height / len(parts))
         draw.text((4, middle - 6), str(row), fill="black")
-    buffer = io.BytesIO()
-    canvas.save(buffer, format="PNG", optimize=True)
-    files.write_bytes(path, buffer.getvalue())
+    files.write_bytes(path, png(np.asarray(canvas)))
 
 
 def write_images(

@@ -22,12 +22,10 @@ from pgmkit.components import (
     OWN_DISTRIBUTION,
     Component,
     RegisteredComponent,
-    check_kind,
-    find_component,
     singular,
     stdout_to_stderr,
 )
-from pgmkit.errors import ParameterError, PluginError, nearest_names, shortened
+from pgmkit.errors import ParameterError, PluginError, UnknownNameError, nearest_names, shortened
 
 _ALARM_SECONDS = 3.0
 _MOST_SECONDS = 30.0
@@ -95,7 +93,8 @@ class InstalledPlugins:
         Raises:
             UnknownNameError: there is no such kind.
         """
-        check_kind(kind)
+        if kind not in KINDS:
+            raise UnknownNameError("kind of component", kind, KINDS)
         return [component for component in self.components if component.kind == kind]
 
     def offers(self, kind: str, name: str) -> bool:
@@ -103,7 +102,7 @@ class InstalledPlugins:
         return any(component.is_named(name) for component in self.of_kind(kind))
 
     def find(self, kind: str, name: str) -> RegisteredComponent:
-        """Returns the component called `name` or `distribution:name`.
+        """Returns the component called `name` or `distribution:name`; pgmkit's own have the names.
 
         Raises:
             UnknownNameError: there is none; plugins that failed or are disabled are named, since
@@ -117,7 +116,22 @@ class InstalledPlugins:
             hint = f"these plugins failed to load: {', '.join(failed)}; see pgmkit plugins ls"
         elif disabled:
             hint = f"these plugins are disabled: {', '.join(disabled)}; see PGMKIT_DISABLE_PLUGINS"
-        return find_component(self.of_kind(kind), kind, name, hint)
+        offered = self.of_kind(kind)
+        found = [c for c in offered if c.is_named(name)]
+        # A plugin cannot change what a name of pgmkit means; its own has its distribution in front.
+        found = [c for c in found if c.distribution == OWN_DISTRIBUTION] or found
+        if not found:
+            raise UnknownNameError(singular(kind), name, [c.name for c in offered], hint)
+        if len(found) > 1:
+            owners = sorted({c.plugin for c in found})
+            choices = sorted({c.qualified_name for c in found})
+            advice = f"disable one of them with PGMKIT_DISABLE_PLUGINS={owners[0]}"
+            if len(choices) > 1:
+                advice = f"write {' or '.join(map(repr, choices))}"
+            raise PluginError(
+                f"the {singular(kind)} {name!r} is offered by {' and by '.join(owners)}; {advice}"
+            )
+        return found[0]
 
     def _load(
         self,

@@ -49,7 +49,11 @@ def check_place(path: Path) -> None:
     """
     try:
         path.exists()
-        found = [parent for parent in path.absolute().parents if _is_result(parent)]
+        found = [
+            parent
+            for parent in path.absolute().parents
+            if any((parent / name).is_file() for name in RESULT_FILES)
+        ]
     except OSError as error:
         raise OutputError(
             f"cannot write to {shortened(str(path), 100)}: {files.remedied(error)}"
@@ -58,10 +62,6 @@ def check_place(path: Path) -> None:
         raise OutputError(
             f"{path} lies in {found[0]}, which holds a result of pgmkit; choose a place outside"
         )
-
-
-def _is_result(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in RESULT_FILES)
 
 
 def record(folder: Path, settings: Mapping[str, Any], *, device: str = "") -> None:

@@ -345,7 +345,7 @@ def test_other_weights_or_code_are_another_version(weights: Path, tmp_path: Path
     assert load_extractor(nn.Identity()).version is None
 
 
-@pytest.mark.parametrize("file", ["features.safetensors", "features.sha256"])
+@pytest.mark.parametrize("file", ["content", "content.sha256"])
 @pytest.mark.parametrize("damage", ["missing", "truncated", "bit flipped"])
 def test_a_damaged_entry_is_computed_again_and_mended(file: str, damage: str) -> None:
     data = ArrayImages(images(20), name="data")

@@ -187,7 +187,7 @@ def test_recalibration_says_what_moved_and_is_never_done_unasked(
 
 def test_the_suggested_command_has_every_option_that_was_given(wild: Path) -> None:
     given = ["--architecture", "dcgan", "--latent", "uniform:64", "--image", "1x32x32:0,1"]
-    given += ["--model-args", "{channels = [256, 128, 64]}", "--weights", "netG.pth"]
+    given += ["--model-args", "{ channels = [256, 128, 64] }", "--weights", "netG.pth"]
     found = run_pgmkit("generators", "inspect", wild, *given, "--recalibrate")
     (line,) = [line for line in found.stdout.splitlines() if "pgmkit shatter" in line]
     words = shlex.split(line)

@@ -389,7 +389,7 @@ def test_a_card_tells_the_numbers_of_the_removal(server: HubServer, result: Path
     shattered = ShatteredGenerator.from_pretrained(result)
     shattered.push_to_hub("me/tiny")
     statistics, text = shattered.origin.statistics, card(server)
-    assert f"Of 60 latents, `pgmkit:lash` kept {statistics['num_kept']}" in text
+    assert f"`pgmkit:lash` kept {statistics['num_kept']} of 60 latents" in text
     assert f"mass {statistics['mass_kept']:.3f}" in text
     assert f"effective sample size {statistics['effective_sample_size']:,.0f}" in text
 

@@ -325,9 +325,9 @@ def test_what_is_compressed_is_unpacked_once_and_again_after_a_change(
         patch.setattr("shutil.copyfileobj", lambda *arguments: pytest.fail("unpacked again"))
         load_images(path)
     for entry in entries:  # a damaged entry is known and mended
-        data = bytearray((entry / "unpacked").read_bytes())
+        data = bytearray((entry / "content").read_bytes())
         data[len(data) // 2] ^= 1
-        (entry / "unpacked").write_bytes(data)
+        (entry / "content").write_bytes(data)
     assert np.array_equal(seen(load_images(path)), PIXELS.transpose(0, 3, 1, 2))
     np.savez_compressed(path, images=255 - PIXELS)
     assert np.array_equal(seen(load_images(path)), 255 - PIXELS.transpose(0, 3, 1, 2))

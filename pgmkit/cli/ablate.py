@@ -6,16 +6,14 @@ from typing import Any
 import click
 
 from pgmkit import progress
-from pgmkit.cli.output import json_option, print_json
+from pgmkit.cli.output import print_json
 from pgmkit.cli.settings import (
     OutPath,
     check_out,
     device_option,
-    dry_run_option,
     gather_settings,
     no_cache_option,
-    quiet_option,
-    set_option,
+    run_options,
 )
 
 SOME_FAILED = 3
@@ -29,10 +27,7 @@ SOME_FAILED = 3
 )
 @device_option
 @no_cache_option
-@set_option
-@dry_run_option
-@quiet_option
-@json_option
+@run_options
 def ablate(
     config: Path,
     out: Path | None,

@@ -3,7 +3,7 @@
 import click
 
 from pgmkit.cli.output import json_option, print_json, print_table
-from pgmkit.components import KINDS, RegisteredComponent, check_kind
+from pgmkit.components import KINDS, RegisteredComponent
 from pgmkit.plugins import list_components
 
 
@@ -17,7 +17,7 @@ def components() -> None:
 @json_option
 def list_all(kind: str | None, as_json: bool) -> None:
     """List components, of all kinds or of one KIND such as density-estimators."""
-    kinds = list(KINDS) if kind is None else [check_kind(kind)]
+    kinds = list(KINDS) if kind is None else [kind]
     found = [component for each in kinds for component in list_components(each)]
     if as_json:
         print_json(

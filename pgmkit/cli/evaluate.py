@@ -15,7 +15,7 @@ from pgmkit.config import IMAGES
 @click.command()
 @click.argument("source", required=False)
 @click.option("--classifier", help="Reference of a classifier, for scores against its classes.")
-@click.option("--reference", help=f"Real images: {IMAGES}.")
+@click.option("--reference", "data", help=f"Real images: {IMAGES}.")
 @click.option(
     "--split",
     type=click.Choice(["train", "test"]),
@@ -30,7 +30,7 @@ from pgmkit.config import IMAGES
     help="Features for fidelity: inception, classifier:NAME or timm:NAME; @FILE names weights.",
 )
 @click.option(
-    "-n", "--num", "count", default=10_000, show_default=True, help="Samples for each score."
+    "-n", "--num", "num_samples", default=10_000, show_default=True, help="Samples for each score."
 )
 @click.option("--seed", default=0, show_default=True, help="The same seed gives the same numbers.")
 @device_option
@@ -41,18 +41,12 @@ from pgmkit.config import IMAGES
 @json_option
 def evaluate(
     source: str | None,
-    classifier: str | None,
-    reference: str | None,
-    split: str,
-    extractor: str,
-    count: int,
-    seed: int,
     device: str | None,
     no_cache: bool,
     out: Path | None,
-    generator: dict[str, Any] | None,
     quiet: bool,
     as_json: bool,
+    **how: Any,
 ) -> None:
     """Evaluate SOURCE, a folder that `pgmkit shatter` wrote or a reference."""
     from pgmkit import files
@@ -63,18 +57,8 @@ def evaluate(
     if out is not None and out.is_dir():
         raise OutputError(f"{out} is a folder; give a file, such as {out / 'evaluation.json'}")
     with shown(not quiet):
-        numbers = run(
-            needed_source(source),
-            generator=generator or {},
-            classifier=classifier,
-            data=reference,
-            split=split,
-            extractor=extractor,
-            num_samples=count,
-            seed=seed,
-            device=device or "auto",
-            cache=not no_cache,
-        )
+        source = needed_source(source)
+        numbers = run(source, device=device or "auto", cache=not no_cache, **how)
     if out is not None:
         files.write_json(out, numbers)
     if as_json:
@@ -109,6 +93,7 @@ def _print_summary(numbers: Mapping[str, Any]) -> None:
 
 def _print_fidelity(fidelity: Mapping[str, Any]) -> None:
     """Prints one row for each set of samples, with numbers of images and extractor."""
+    shares = ("precision", "recall", "density", "coverage")
     parts = {"before": fidelity["before"], "after": fidelity["after"]}
     parts |= {f"cluster {index}": part for index, part in enumerate(fidelity["clusters"])}
     rows = [
@@ -116,7 +101,7 @@ def _print_fidelity(fidelity: Mapping[str, Any]) -> None:
             name,
             f"{part['fid']:.2f}",
             f"{part['kid']:.4f} ± {part['kid_std']:.4f}",
-            *(f"{part[key]:.3f}" for key in ("precision", "recall", "density", "coverage")),
+            *(f"{part[key]:.3f}" for key in shares),
             f"{part['num_samples']:,}",
             f"{part['num_reference']:,}, {part['reference']}",
         )
@@ -125,20 +110,7 @@ def _print_fidelity(fidelity: Mapping[str, Any]) -> None:
     ]
     first = fidelity["before"]
     click.echo(f"fidelity by {first['num_features']:,} features of {first['extractor']}")
-    print_table(
-        rows,
-        (
-            "",
-            "FID",
-            "KID",
-            "precision",
-            "recall",
-            "density",
-            "coverage",
-            "samples",
-            "references",
-        ),
-    )
+    print_table(rows, ("", "FID", "KID", *shares, "samples", "references"))
 
 
 def _short(value: float | None, factor: float = 1) -> str:

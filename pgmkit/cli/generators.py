@@ -1,6 +1,8 @@
 """`pgmkit generators`."""
 
+import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,12 +66,7 @@ def info(reference: str, as_json: bool) -> None:
 @generators.command("inspect")
 @click.argument("source", metavar="REFERENCE", required=False)
 @generator_options
-@click.option(
-    "-o",
-    "--out",
-    type=OutPath(),
-    help="Where to write a grid of 64 samples, .png.",
-)
+@click.option("-o", "--out", type=OutPath(), help="Where to write a grid of 64 samples, .png.")
 @json_option
 def inspect(
     source: str | None, generator: dict[str, Any] | None, out: Path | None, as_json: bool
@@ -106,18 +103,17 @@ def _tell(found: "Inspection", out: Path | None) -> None:
     if found.generator is not None:
         rows.append(("generator", repr(found.generator)))
     print_table(rows, ("field", "value"))
-    sizes = [f"{name}  {_size(size)}".rstrip() for name, size in found.files]
+    sizes = [name if size is None else f"{name}  {size:,} bytes" for name, size in found.files]
     _section(f"files ({len(found.files)})", sizes)
-    values = f"{sum(_numel(shape) for _, shape, _ in found.entries):,} values"
+    values = f"{sum(math.prod(shape) for _, shape, _ in found.entries):,} values"
     types = ", ".join(sorted({dtype for _, _, dtype in found.entries}))
     tensors = [f"{name}  {'×'.join(map(str, shape)) or 'one'}" for name, shape, _ in found.entries]
     _section(f"tensors ({len(found.entries)}, {values}, {types})", tensors)
     _section("found and guessed", found.notes)
     far = [drift for drift in found.norms if drift.is_far]
     if far:
-        advice = "they look stale; --recalibrate estimates them anew"
         _section(f"batch norm: statistics of {len(far)} of {len(found.norms)} layers", far)
-        click.echo(f"  {advice}")
+        click.echo("  they look stale; --recalibrate estimates them anew")
     elif found.norms:
         _section("batch norm", [f"statistics of all {len(found.norms)} layers fit the prior"])
     _section("images", found.behaviour)
@@ -143,8 +139,6 @@ def _section(title: str, lines: Any) -> None:
 
 
 def _record(found: "Inspection") -> dict[str, Any]:
-    from dataclasses import asdict
-
     return {
         "reference": found.reference,
         "weights": found.weights,
@@ -176,14 +170,3 @@ def _facts(config: Mapping[str, Any]) -> dict[str, str]:
         "image": "×".join(map(str, shape)) if isinstance(shape, list) else "?",
         "license": str(config.get("license", "-")),
     }
-
-
-def _size(size: int | None) -> str:
-    return "" if size is None else f"{size:,} bytes"
-
-
-def _numel(shape: tuple[int, ...]) -> int:
-    count = 1
-    for side in shape:
-        count *= side
-    return count

@@ -13,10 +13,9 @@ from pgmkit.cli.settings import (
     check_out,
     config_option,
     device_option,
-    dry_run_option,
     gather_settings,
     quiet_option,
-    set_option,
+    run_options,
 )
 from pgmkit.config import IMAGES
 
@@ -24,8 +23,8 @@ _DATA = f"Images: {IMAGES}."
 
 
 def _with_data(command: Any) -> Any:
-    split = click.option("--split", help="train (default) or test, where the data have both.")
     size = click.option("--size", type=int, help="Side to which images are padded or resized.")
+    split = click.option("--split", help="train (default) or test, where the data have both.")
     return split(size(command))
 
 
@@ -43,10 +42,7 @@ def partition() -> None:
 @_with_data
 @device_option
 @config_option
-@set_option
-@dry_run_option
-@quiet_option
-@json_option
+@run_options
 def fit(
     name: str | None,
     out: Path | None,
@@ -88,20 +84,11 @@ def fit(
 @device_option
 @quiet_option
 @json_option
-def assign(
-    partitioner: str,
-    data: str,
-    out: Path | None,
-    split: str | None,
-    size: int | None,
-    device: str | None,
-    quiet: bool,
-    as_json: bool,
-) -> None:
+def assign(partitioner: str, out: Path | None, as_json: bool, **where: Any) -> None:
     """Say in which part of PARTITIONER (a folder or hf-hub:org/name) each image lies."""
     from pgmkit import files
 
-    fitted, _, found = _assigned(partitioner, data, split, size, device, quiet)
+    fitted, _, found = _assigned(partitioner, **where)
     parts, margins = found["parts"].tolist(), found["margins"].tolist()
     sizes = found["parts"].bincount(minlength=fitted.num_partitions).tolist()
     if out is not None:
@@ -140,33 +127,25 @@ def info(partitioner: str, as_json: bool) -> None:
 @_with_data
 @device_option
 @quiet_option
-def plot(
-    partitioner: str,
-    data: str,
-    out: Path,
-    count: int,
-    split: str | None,
-    size: int | None,
-    device: str | None,
-    quiet: bool,
-) -> None:
+def plot(partitioner: str, out: Path, count: int, **where: Any) -> None:
     """Draw the images that lie the most clearly in each part of PARTITIONER, one row for each."""
     from pgmkit.jobs.partition import draw
 
-    fitted, source, found = _assigned(partitioner, data, split, size, device, quiet)
+    fitted, source, found = _assigned(partitioner, **where)
     draw(out, source, found["parts"], found["margins"], fitted.num_partitions, count)
     click.echo(out)
 
 
 def _assigned(
     partitioner: str,
+    *,
     data: str,
     split: str | None,
     size: int | None,
     device: str | None,
     quiet: bool,
-) -> tuple[Any, Any, Mapping[str, Any]]:
-    """Returns the partitioner, the images, and in which parts they are."""
+) -> tuple[Any, Any, dict[str, Any]]:
+    """Returns a fitted partitioner, the images that options name, and where these lie."""
     from pgmkit.images import load_images
     from pgmkit.jobs.partition import assign_images
     from pgmkit.machine import check_device
@@ -180,14 +159,13 @@ def _assigned(
 
 
 def _print(numbers: Mapping[str, Any]) -> None:
+    from pgmkit.loading.cards import shares
+
     table = numbers.get("partitioner")
     if table:
         findings = ", ".join(f"{k} {v}" for k, v in numbers.get("findings", {}).items())
         click.echo(f"{table['name']}{': ' if findings else ''}{findings}\n")
-    sizes = numbers["sizes"]
-    total = max(1, sum(sizes))
-    rows = [(str(i), f"{size:,}", f"{size / total:.1%}") for i, size in enumerate(sizes)]
-    print_table(rows, ("part", "images", "share"))
+    print_table(shares(numbers["sizes"]), ("part", "images", "share"))
     scores = numbers.get("scores")
     if scores:
         click.echo(

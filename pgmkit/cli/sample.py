@@ -72,15 +72,8 @@ def sample(
         picture.unlink()
     write_images(out, images, frozen.image.range, latents=latents)
     if as_json:
-        print_json(
-            {
-                "out": str(out),
-                "num": count,
-                "cluster": cluster,
-                "seed": seed,
-                "device": str(frozen.device),
-            }
-        )
+        told = {"out": str(out), "num": count, "cluster": cluster, "seed": seed}
+        print_json({**told, "device": str(frozen.device)})
     else:
         click.echo(out)
 

@@ -1,15 +1,17 @@
 """Settings from a config file, flags and `--set`, in that order."""
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
+from pgmkit.cli.output import json_option
 from pgmkit.config import apply_overrides, read_toml
 from pgmkit.errors import PgmkitNote
 
+_Command = Callable[..., Any]
 _CHOSEN = ("clusters", "remove")
 """Settings that may be the name of a way to choose them, which is short for a table with it."""
 
@@ -72,6 +74,13 @@ quiet_option = click.option(
     callback=_quieten,
     help="Say nothing on stderr but warnings and errors.",
 )
+
+
+def run_options(command: _Command) -> _Command:
+    """Adds what every command that runs by settings takes behind its own options."""
+    for option in (json_option, quiet_option, dry_run_option, set_option):
+        command = option(command)
+    return command
 
 
 def gather_settings(

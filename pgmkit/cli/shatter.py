@@ -7,17 +7,15 @@ from typing import Any
 import click
 
 from pgmkit import defaults, progress
-from pgmkit.cli.output import json_option, print_json, print_table, scores_line
+from pgmkit.cli.output import print_json, print_table, scores_line
 from pgmkit.cli.settings import (
     OutPath,
     check_out,
     config_option,
     device_option,
-    dry_run_option,
     gather_settings,
     no_cache_option,
-    quiet_option,
-    set_option,
+    run_options,
 )
 from pgmkit.cli.sources import generator_options
 
@@ -67,10 +65,7 @@ def _number_or_auto(number: Callable[[str], float]) -> Callable[[str], float | s
 @click.option("--classifier", help="Classifier for the scores, such as mnist-classifier.")
 @click.option("--spectrum", help="Folder of a spectrum to use; computed if left out.")
 @config_option
-@set_option
-@dry_run_option
-@quiet_option
-@json_option
+@run_options
 def shatter(
     source: str | None,
     out: Path | None,
@@ -123,15 +118,10 @@ def _spectrum(
 
 def _print_summary(out: Path, numbers: dict[str, Any]) -> None:
     from pgmkit.choosing import describe_choice
+    from pgmkit.loading.cards import kept_in_words
 
-    statistics, rank = numbers["statistics"], numbers["statistics"]["numeric_rank"]
     click.echo(numbers["generator"])
-    click.echo(
-        f"{numbers['density']['name']} kept {statistics['num_kept']:,} of "
-        f"{statistics['num_latents']:,} latents (mass {statistics['mass_kept']:.3f}, effective "
-        f"sample size {statistics['effective_sample_size']:,.0f}, numeric rank "
-        f"{rank['smallest']} to {rank['largest']} of {rank['of']})"
-    )
+    click.echo(f"{numbers['density']['name']} kept {kept_in_words(numbers['statistics'])}")
     for name, choice in numbers["settings"].get("chosen", {}).items():
         click.echo(describe_choice(name, choice))
     if findings := numbers["sampler"].get("findings"):

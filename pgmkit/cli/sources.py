@@ -23,6 +23,7 @@ _OPTIONS = (
     ("--key", "KEY", "The entry of the weight file that holds the generator, such as g_ema."),
     ("--prefix", "PREFIX", "What names of the generator's weights begin with, such as module."),
 )
+_NAMES = [option.removeprefix("--").replace("-", "_") for option, *_ in _OPTIONS]
 _TABLES = ("latent", "image", "model_args")
 _Command = Callable[..., Any]
 
@@ -35,7 +36,7 @@ def generator_options(command: _Command) -> _Command:
 
     @functools.wraps(command)
     def wrapped(*args: Any, generator_file: Path | None, recalibrate: bool, **given: Any) -> Any:
-        flags = {name: given.pop(name) for name in [_parameter(option[0]) for option in _OPTIONS]}
+        flags = {name: given.pop(name) for name in _NAMES}
         table = {} if generator_file is None else read_toml(generator_file)
         source = table.pop("source", None)
         if source is not None and given.get("source") is None:
@@ -65,10 +66,6 @@ def needed_source(source: str | None) -> str:
     if source is None:
         raise click.UsageError("Missing argument 'SOURCE'.")
     return source
-
-
-def _parameter(option: str) -> str:
-    return option.removeprefix("--").replace("-", "_")
 
 
 def _value(name: str, text: str) -> Any:

@@ -13,11 +13,9 @@ from pgmkit.cli.settings import (
     check_out,
     config_option,
     device_option,
-    dry_run_option,
     gather_settings,
     no_cache_option,
-    quiet_option,
-    set_option,
+    run_options,
 )
 from pgmkit.cli.sources import generator_options
 from pgmkit.errors import LoadError, ParameterError
@@ -74,10 +72,7 @@ def spectrum() -> None:
 @device_option
 @no_cache_option
 @config_option
-@set_option
-@dry_run_option
-@quiet_option
-@json_option
+@run_options
 def compute(
     out: Path | str | None,
     no_cache: bool,

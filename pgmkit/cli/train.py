@@ -6,15 +6,13 @@ from typing import Any
 import click
 
 from pgmkit import progress
-from pgmkit.cli.output import json_option, print_json
+from pgmkit.cli.output import print_json
 from pgmkit.cli.settings import (
     OutPath,
     check_out,
     device_option,
-    dry_run_option,
     gather_settings,
-    quiet_option,
-    set_option,
+    run_options,
 )
 from pgmkit.config import IMAGES
 
@@ -24,10 +22,7 @@ from pgmkit.config import IMAGES
 @click.option("--data", required=True, help=f"Images: {IMAGES}.")
 @click.option("-o", "--out", type=OutPath(), help="Output folder.")
 @device_option
-@set_option
-@dry_run_option
-@quiet_option
-@json_option
+@run_options
 def train(
     config: Path,
     out: Path | None,

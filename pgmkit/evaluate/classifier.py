@@ -89,10 +89,7 @@ class Classifier:
 
 
 def load_classifier(reference: str) -> Classifier:
-    """Loads a classifier from the registry, a local folder or the Hub.
-
-    Args:
-        reference: as for `pgmkit.load_generator`.
+    """Loads a classifier; references are as for `pgmkit.load_generator`.
 
     Raises:
         UnknownNameError: no registry entry has the name.
@@ -122,11 +119,7 @@ def load_classifier(reference: str) -> Classifier:
 
 
 def num_classes(module: nn.Module, name: str) -> int:
-    """Returns how many classes a network knows.
-
-    Args:
-        module: what a component built.
-        name: of the component, for messages.
+    """Returns how many classes a network knows that the component `name` built.
 
     Raises:
         PluginError: it does not say so.

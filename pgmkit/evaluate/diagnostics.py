@@ -256,11 +256,6 @@ def return_rate(
 ) -> ReturnRate:
     """Asks the mapper for samples of each cluster and the clusterer where they belong.
 
-    Args:
-        shattered: fresh or loaded.
-        num_samples: from each cluster, at least 1.
-        seed: of the samples.
-
     Raises:
         ParameterError: `num_samples` is below 1.
         SamplingError: no cluster can be sampled.

@@ -119,14 +119,7 @@ def compare(
     *,
     seed: int = 0,
 ) -> FidelityScores:
-    """Scores features of samples against those of references.
-
-    Args:
-        samples: of at least `FEWEST` generated images.
-        reference: of at least `FEWEST` real images.
-        extractor: its name.
-        name: of the reference.
-        seed: of the subsets of KID.
+    """Scores features of samples against those of references, at least `FEWEST` of each.
 
     Raises:
         ParameterError: their dimensions differ.
@@ -174,10 +167,6 @@ def manifold_scores(
     The manifold of points is a union of balls, each reaching to the k-th nearest other point.
     Precision and recall (Kynkäänniemi et al. 2019, equation 1) count the surface of a ball; density
     and coverage (Naeem et al. 2020, equations 3 and 4) do not, as in the code of their paper.
-
-    Args:
-        samples: of n images.
-        reference: of m images.
     """
     x = samples.features.double() - reference.mean
     y = reference.features.double() - reference.mean

@@ -31,8 +31,7 @@ def cluster_sizes(sizes: Sequence[int], names: Sequence[str]) -> bytes:
     figure, axes = _axes()
     axes.bar(range(len(sizes)), sizes, color=_BLUE)
     axes.set_xticks(range(len(sizes)), names, rotation=90 if len(sizes) > 12 else 0)
-    axes.set_xlabel("cluster")
-    axes.set_ylabel("kept latents")
+    axes.set(xlabel="cluster", ylabel="kept latents")
     return png(figure)
 
 
@@ -52,8 +51,7 @@ def log_density(selection: Selection, name: str) -> bytes:
     )
     if selection.cut is not None:
         axes.axvline(selection.cut, color=_RED, label=f"cut at {selection.cut:.4g}")
-    axes.set_xlabel(f"log-weight of {name}, nats")
-    axes.set_ylabel("latents")
+    axes.set(xlabel=f"log-weight of {name}, nats", ylabel="latents")
     axes.legend(frameon=False)
     return png(figure)
 
@@ -73,26 +71,19 @@ def singular_values(spectrum: Spectrum) -> bytes:
 
 
 def choice(record: Mapping[str, Any], what: str) -> bytes:
-    """Draws a criterion over its candidates, with the chosen one, and what removal leaves.
-
-    Args:
-        record: of a `pgmkit.choosing.Choice`.
-        what: the value that was chosen.
-    """
+    """Draws the criterion of a `Choice` over its candidates, the chosen one and what is left."""
     figure, axes = _axes()
     candidates, value = record["candidates"], record["value"]
     axes.errorbar(
         candidates, record["mean"], record["std"], color=_BLUE, marker=".", capsize=2, linewidth=1
     )
     axes.axvline(value, color=_RED, label=f"chosen: {value:g}")
-    axes.set_xlabel(what)
-    axes.set_ylabel(str(record["criterion"]))
+    axes.set(xlabel=what, ylabel=str(record["criterion"]))
     axes.legend(frameon=False, loc="lower right")
     if record["diversity"]:
         left = axes.twinx()
         left.plot(candidates, record["diversity"], color=_GREY, linestyle="--")
-        left.set_ylabel("share of clusters left")
-        left.set_ylim(0, 1.05)
+        left.set(ylabel="share of clusters left", ylim=(0, 1.05))
         left.spines["top"].set_visible(False)
     return png(figure)
 
@@ -148,15 +139,13 @@ def _draw_singular_values(axes: Axes, spectrum: Spectrum) -> None:
     axes.fill_between(index, low, high, color=_GREY, label="5 to 95 % of latents")
     axes.plot(index, middle, color=_BLUE, label="median")
     axes.set_yscale("log")
-    axes.set_xlabel("index i")
-    axes.set_ylabel("singular value σ of the Jacobian")
+    axes.set(xlabel="index i", ylabel="singular value σ of the Jacobian")
 
 
 def _draw_volume(axes: Axes, spectrum: Spectrum, rank_rtol: float) -> None:
     volume = spectrum.log_volume(rank_rtol=rank_rtol, top_k=spectrum.known_top_k)
     axes.hist(volume[volume.isfinite()].numpy(), bins=_bins(len(volume)), color=_BLUE)
-    axes.set_xlabel("log-volume Σ log σ, nats")
-    axes.set_ylabel("latents")
+    axes.set(xlabel="log-volume Σ log σ, nats", ylabel="latents")
 
 
 def _draw_condition(axes: Axes, spectrum: Spectrum) -> None:
@@ -168,8 +157,10 @@ def _draw_condition(axes: Axes, spectrum: Spectrum) -> None:
         axes.hist(usable.numpy(), bins=list(edges), color=_BLUE)
     axes.set_xscale("log")
     infinite = len(condition) - len(usable)
-    axes.set_xlabel("condition number" + (f" ({infinite:,} infinite)" if infinite else ""))
-    axes.set_ylabel("latents")
+    axes.set(
+        xlabel="condition number" + (f" ({infinite:,} infinite)" if infinite else ""),
+        ylabel="latents",
+    )
 
 
 def _bins(count: int) -> int:
@@ -184,8 +175,7 @@ def _draw_rank(axes: Axes, spectrum: Spectrum, rank_rtol: float) -> None:
     axes.bar(present.numpy(), counts[present].numpy(), width=0.9, color=_BLUE)
     axes.set_xlim(min(int(present.min()), largest - 4) - 1, largest + 1)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-    axes.set_xlabel(f"numeric rank of {largest}, at {rank_rtol:g}")
-    axes.set_ylabel("latents")
+    axes.set(xlabel=f"numeric rank of {largest}, at {rank_rtol:g}", ylabel="latents")
 
 
 def _draw_terms(axes: Axes, spectrum: Spectrum, rank_rtol: float) -> None:
@@ -198,8 +188,7 @@ def _draw_terms(axes: Axes, spectrum: Spectrum, rank_rtol: float) -> None:
         f"std {spread['std_log_prior']:.3g} (prior) : {spread['std_log_volume']:.3g} (volume)",
         fontsize="medium",
     )
-    axes.set_xlabel("log prior log p(z), nats")
-    axes.set_ylabel("log-volume, nats")
+    axes.set(xlabel="log prior log p(z), nats", ylabel="log-volume, nats")
 
 
 def _axes() -> tuple[Figure, Axes]:

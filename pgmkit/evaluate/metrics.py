@@ -123,7 +123,8 @@ def score_latents(shattered: ShatteredGenerator, classifier: Classifier) -> Clus
     """
     latents = kept_latents(shattered)
     classes = classify_latents(shattered.generator, classifier, latents)
-    return _score_kept(shattered, classes, classifier.classes)
+    labels = torch.as_tensor(shattered.sampler.labels_)
+    return cluster_scores(labels, classes, shattered.num_clusters, classifier.classes)
 
 
 def score_known(
@@ -151,7 +152,8 @@ def score_known(
             f"classes must hold one number for each of the {len(shattered.spectrum)} latents of "
             f"the spectrum, kept or not, so they cannot have the shape {tuple(classes.shape)}"
         )
-    return _score_kept(shattered, classes[shattered.selection.kept], class_names)
+    labels, kept = torch.as_tensor(shattered.sampler.labels_), classes[shattered.selection.kept]
+    return cluster_scores(labels, kept, shattered.num_clusters, class_names)
 
 
 def score_samples(
@@ -182,13 +184,6 @@ def kept_latents(shattered: ShatteredGenerator) -> Tensor:
     if shattered.spectrum is None or shattered.selection is None:
         raise ParameterError("the kept latents are not saved; score a fresh result, or samples")
     return shattered.spectrum.latents[shattered.selection.kept]
-
-
-def _score_kept(
-    shattered: ShatteredGenerator, classes: Tensor, class_names: Sequence[str]
-) -> ClusterScores:
-    labels = torch.as_tensor(shattered.sampler.labels_)
-    return cluster_scores(labels, classes, shattered.num_clusters, class_names)
 
 
 def _entropy(counts: Tensor) -> Tensor:

@@ -1,16 +1,15 @@
 """Real images that generated ones are compared with, and their features, computed only once."""
 
-import hashlib
+import contextlib
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 import torchvision
 from safetensors.torch import load
 from torch import Tensor
 
-from pgmkit import files, pictures
-from pgmkit.cache import cache_entry, mark_used, publish
+from pgmkit import pictures
+from pgmkit.cache import cache_entry, kept_file, publish_file
 from pgmkit.errors import DataError, ParameterError
 from pgmkit.evaluate.classifier import Classifier
 from pgmkit.evaluate.extractors import FeatureExtractor
@@ -26,10 +25,6 @@ from pgmkit.evaluate.fidelity_scores import (
 from pgmkit.generator import Generator
 from pgmkit.images import ImageSource, batches, labels_among, load_images, require_labels
 from pgmkit.loading.weights import serialise
-
-_FILE = "features.safetensors"
-
-_DIGEST = "features.sha256"
 
 
 class ReferenceImages:
@@ -61,14 +56,7 @@ class ReferenceImages:
     def score_by_class(
         self, samples: FeatureStatistics, classes: Tensor, names: Sequence[str], *, seed: int
     ) -> FidelityScores:
-        """Scores samples against the images of their most frequent class, if there are enough.
-
-        Args:
-            samples: of n images.
-            classes: of these, (n,).
-            names: of all classes.
-            seed: of the subsets of KID.
-        """
+        """Scores samples, of classes (n,), against images of the most frequent, if enough."""
         majority = int(classes.bincount().argmax())
         key = (majority, tuple(names))
         if key not in self._of_class:
@@ -93,12 +81,7 @@ class ReferenceImages:
 
 
 def load_reference(source: str, generator: Generator, *, split: str = "train") -> ImageSource:
-    """Loads real images, made of the size of the generator's as `load_images` does it.
-
-    Args:
-        source: see `pgmkit.images.load_images`.
-        generator: whose images they are compared with.
-        split: "train" or "test", where the source has both.
+    """Loads real images (see `load_images`), made of the size of the generator's.
 
     Raises:
         DataError: nothing is there, or it does not hold images.
@@ -155,12 +138,8 @@ def reference_features(
     """Returns the features of reference images, from the cache where it has them.
 
     An entry depends on the images, on the extractor's weights, code and preparation of images, and
-    on the versions of torch and torchvision; a damaged one is computed again.
-
-    Args:
-        reference: the images.
-        extractor: one without a `version` is never cached.
-        cache: whether to use the cache at all.
+    on the versions of torch and torchvision; a damaged one is computed again. An extractor without
+    a `version` is never cached.
 
     Raises:
         ParameterError: there are too few images, or they do not fit the extractor.
@@ -183,19 +162,13 @@ def reference_features(
         "versions": [torch.__version__, torchvision.__version__],
     }
     entry = cache_entry("references", determining)
-    found = _read(entry)
-    if found is not None:
-        mark_used(entry)
-        return found
+    with contextlib.suppress(OSError):
+        if kept := kept_file(entry):
+            return FeatureStatistics(**load(kept[0].read_bytes()))
     found = FeatureStatistics.of(features_of(reference, extractor))
     data = serialise(vars(found))
-    digest = hashlib.sha256(data).hexdigest()
-
-    def write(folder: Path) -> None:
-        files.write_bytes(folder / _FILE, data)
-        files.write_text(folder / _DIGEST, digest)
-
-    publish(entry, write, len(data), what="set of reference features")
+    what = "set of reference features"
+    publish_file(entry, lambda file: file.write(data), len(data), what=what)
     return found
 
 
@@ -218,14 +191,3 @@ def features_of(images: ImageSource, extractor: FeatureExtractor) -> Tensor:
     """Returns the features of all images of a source, float32 (n, d)."""
     found = (pictures.to_uint8(batch, images.image.range) for batch in batches(images))
     return torch.cat([extractor.features(batch) for batch in found])
-
-
-def _read(entry: Path) -> FeatureStatistics | None:
-    """Returns the features of a cache entry; None if it is not there or not whole."""
-    try:
-        data = (entry / _FILE).read_bytes()
-        if hashlib.sha256(data).hexdigest() == (entry / _DIGEST).read_text():
-            return FeatureStatistics(**load(data))
-    except (OSError, ValueError):
-        pass
-    return None

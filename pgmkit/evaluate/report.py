@@ -4,7 +4,7 @@ import base64
 import html
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -36,27 +36,6 @@ figure { margin: 0 } figcaption { margin-bottom: .25rem } img { max-width: 100% 
 """
 
 
-@dataclass(frozen=True)
-class Cluster:
-    """One line of the summary.
-
-    Args:
-        index: from 0.
-        name: "cluster 3", or with a classifier "cluster 3, mostly 7".
-        size: kept latents.
-        share: of all kept latents, in [0, 1].
-        purity: share of the most frequent class, or None without a classifier.
-        class_entropy: of the classes in it, nats, or None without a classifier.
-    """
-
-    index: int
-    name: str
-    size: int
-    share: float
-    purity: float | None
-    class_entropy: float | None
-
-
 def describe(
     shattered: ShatteredGenerator,
     classifier: Classifier | None = None,
@@ -83,21 +62,17 @@ def describe(
         scores["mapper samples"] = score_samples(shattered, classifier, count, seed)
     return {
         "generator": repr(shattered.generator),
-        "density": dict(shattered.origin.density),
-        "sampler": dict(shattered.origin.sampler),
-        "settings": dict(shattered.origin.settings),
-        "statistics": dict(shattered.origin.statistics),
+        **asdict(shattered.origin),
         "spectrum": {
             **(spectrum or {}),
             "settings": dict(shattered.spectrum.provenance) if shattered.spectrum else {},
         },
-        "clusters": [asdict(c) for c in _clusters(shattered, scores.get("kept latents"))],
+        "clusters": _clusters(shattered, scores.get("kept latents")),
         "classifier": None
         if classifier is None
         else {"name": classifier.name, **classifier.measured},
         "scores": {protocol: asdict(score) for protocol, score in scores.items()},
         "seconds": {k: round(v, 2) for k, v in {**shattered.seconds, **(seconds or {})}.items()},
-        "versions": dict(shattered.origin.versions),
         "device": str(shattered.generator.device),
         "machine": machine(),
     }
@@ -124,12 +99,7 @@ def check_numbers(numbers: Mapping[str, Any]) -> None:
 
 
 def write_report(folder: Path, shattered: ShatteredGenerator, numbers: Mapping[str, Any]) -> Path:
-    """Writes `report.html`, `report.json` and the PNGs of a fresh result into `folder`.
-
-    Args:
-        folder: where to.
-        shattered: what `pgmkit.shatter` returned.
-        numbers: what `describe` returned.
+    """Writes report.html, report.json and PNGs of a fresh result and what `describe` says of it.
 
     Returns:
         The path of `report.html`.
@@ -164,19 +134,18 @@ def write_report(folder: Path, shattered: ShatteredGenerator, numbers: Mapping[s
     return folder / "report.html"
 
 
-def _clusters(shattered: ShatteredGenerator, scores: ClusterScores | None) -> list[Cluster]:
+def _clusters(shattered: ShatteredGenerator, scores: ClusterScores | None) -> list[dict[str, Any]]:
+    """Returns for each cluster what it is called, its size and, with scores, its classes."""
     total = sum(shattered.cluster_sizes)
     return [
-        Cluster(
-            index=index,
-            name=f"cluster {index}, mostly {scores.majority[index]}"
-            if scores
-            else f"cluster {index}",
-            size=size,
-            share=size / total,
-            purity=scores.purity[index] if scores else None,
-            class_entropy=scores.cluster_entropy[index] if scores else None,
-        )
+        {
+            "index": index,
+            "name": f"cluster {index}" + (f", mostly {scores.majority[index]}" if scores else ""),
+            "size": size,
+            "share": size / total,
+            "purity": scores.purity[index] if scores else None,
+            "class_entropy": scores.cluster_entropy[index] if scores else None,
+        }
         for index, size in enumerate(shattered.cluster_sizes)
     ]
 

@@ -41,13 +41,10 @@ _BROKEN = (
 
 
 class Archive:
-    """A zip or tar archive as a tree of files; see `pgmkit.images.folder.Tree`.
+    """A zip or tar archive, by its content, as a tree of files; see `pgmkit.images.folder.Tree`.
 
     One folder that holds all pictures, as archives of a folder have it, is not part of their names.
     A tar that is compressed as a whole is unpacked once, into the cache or a temporary file.
-
-    Args:
-        path: the archive; its content says which kind it is.
 
     Raises:
         DataError: it is damaged, or holds what no archive of pictures does: paths that lead out

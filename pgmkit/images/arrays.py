@@ -65,12 +65,7 @@ class ArrayImages(Images):
 
 
 class PointRows:
-    """Points (N, d), as they are.
-
-    Args:
-        points: float.
-        shown: part of the plane that pictures show.
-    """
+    """Points (N, d), as they are; pictures show a part of the plane."""
 
     device = torch.device("cpu")
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pgmkit.errors import DataError, nearest_names
+from pgmkit.errors import DataError, listed, nearest_names
 
 _LONGEST_NUMBER = 9
 _MOST_NAMED = 3
@@ -24,10 +24,6 @@ def number_names(names: Iterable[str], where: str) -> dict[str, int]:
 
     Numbers stand for themselves. Other names are numbered from 0 in natural order, in which the
     numbers within them count: a2 comes before a10.
-
-    Args:
-        names: of all classes.
-        where: what holds them, for messages.
 
     Raises:
         DataError: two names are one number.
@@ -74,13 +70,12 @@ def as_labels(labels: Any, count: int, where: str) -> tuple[Tensor, dict[int, st
 
 def strangers_said(strangers: Sequence[str], names: Sequence[str], source: str, whose: str) -> str:
     """Returns what to say of classes of `source` that are not among the `names` of `whose`."""
-    said = ", ".join(repr(name) for name in strangers[:_MOST_NAMED])
-    more = f" and {len(strangers) - _MOST_NAMED} more" if len(strangers) > _MOST_NAMED else ""
+    said = listed([*map(repr, strangers)], _MOST_NAMED)
     near = nearest_names(strangers[0], names)
     asked = near if near.startswith("did you mean") else f"{near}."
     called = "class" if len(strangers) == 1 else "classes"
     return (
-        f"{source} has the {called} {said}{more}, which {whose} does not know; {asked} Name the "
+        f"{source} has the {called} {said}, which {whose} does not know; {asked} Name the "
         "classes of the images as it does"
     )
 

@@ -35,15 +35,7 @@ _PARTS = ("train", "split", "background", "classes", "version", "image_set")
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set as a source names it.
-
-    Args:
-        name: of the class.
-        factory: the class.
-        root: the folder that it lies in.
-        values: parameters of its own.
-        parameters: all that it takes, by name.
-    """
+    """A data set as a source names it: its class, its folder, and parameters, given and taken."""
 
     name: str
     factory: Callable[..., Any]

@@ -18,13 +18,7 @@ _ON_THEIR_SIDES = (5, 6, 7, 8)
 
 
 def opaque(images: Any, where: str, places: Iterable[int]) -> Any:
-    """Returns arrays (N, H, W, C) of grey or RGB and alpha on white, without the alpha.
-
-    Args:
-        images: bytes, C is 2 or 4.
-        where: what holds them, for messages.
-        places: their numbers in it.
-    """
+    """Returns byte arrays (N, H, W, C) of grey or RGB and alpha on white, without the alpha."""
     pictures = (Image.fromarray(np.ascontiguousarray(image)) for image in images)
     named = zip(pictures, places, strict=True)
     found = [np.asarray(plain(picture, f"image {place} of {where}")) for picture, place in named]
@@ -184,13 +178,7 @@ def _not_plain(name: str, error: Exception) -> DataError:
 
 
 def check_array(array: Any, where: str, allowed: str = "B H") -> None:
-    """Raises DataError unless an array is bytes or 16 bits of images (N, ...).
-
-    Args:
-        array: anything with a type and a shape.
-        where: what holds it, for messages.
-        allowed: numpy's letters of types.
-    """
+    """Raises DataError unless an array of images (N, ...) is of a type among numpy's letters."""
     if array.dtype.char not in allowed or array.ndim not in (3, 4) or 0 in array.shape:
         raise DataError(
             f"the images in {where} are {array.dtype} of shape {array.shape}; they must be uint8 "
@@ -248,10 +236,6 @@ def is_deep(picture: Image.Image) -> bool:
 
 def check_depth(levels: Iterable[Any], where: str) -> None:
     """Refuses images of 16 bits that were bytes before: divided by 257 they are all black.
-
-    Args:
-        levels: arrays of bytes, of which no more are looked at than it takes.
-        where: what holds the images, for messages.
 
     Raises:
         DataError: some are 1 and none is more.

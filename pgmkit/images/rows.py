@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol, Self
 
@@ -161,12 +162,8 @@ def kept(rows: Rows, bytes_per_value: int = 1) -> Rows:
     """Returns rows that are kept in memory once they were read, if they are small enough."""
     free = machine.available_memory()
     limit = KEPT if free is None else min(KEPT, free // 2)
-    return KeptRows(rows) if size_of(rows, bytes_per_value) <= limit else rows
-
-
-def size_of(rows: Rows, bytes_per_value: int = 1) -> int:
-    """Returns how many bytes all rows are."""
-    return len(rows) * torch.Size(rows.image.shape).numel() * bytes_per_value
+    size = len(rows) * math.prod(rows.image.shape) * bytes_per_value
+    return KeptRows(rows) if size <= limit else rows
 
 
 def looked_into(count: int, num_bytes: int) -> list[int]:

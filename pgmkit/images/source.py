@@ -76,36 +76,27 @@ def _is_range(value: Any) -> bool:
 
 @runtime_checkable
 class ImageSource(Protocol):
-    """Images in order, of one shape, that need not lie in memory: files, points, or G(z).
-
-    Attributes:
-        name: where they came from, for logs, cards and messages.
-        image: shape, (C, H, W) or (d,), and range of what `batch` returns; the range is (-1, 1) for
-            images.
-        device: where `batch` puts them, and where networks that look at them belong.
-        labels: class numbers (n,), int64, for scores and for the eye alone; None without any.
-        classes: names by class number; None where they are but numbers.
-    """
+    """Images in order, of one shape, that need not lie in memory: files, points, or G(z)."""
 
     @property
     def name(self) -> str:
-        """Where they came from."""
+        """Where they came from, for logs, cards and messages."""
 
     @property
     def image(self) -> ImageSpec:
-        """What the images are like."""
+        """Shape, (C, H, W) or (d,), and range of what `batch` returns; (-1, 1) for images."""
 
     @property
     def device(self) -> torch.device:
-        """Where they are put."""
+        """Where `batch` puts them, and where networks that look at them belong."""
 
     @property
     def labels(self) -> Tensor | None:
-        """Their classes, if known."""
+        """Class numbers (n,), int64, for scores and for the eye alone; None without any."""
 
     @property
     def classes(self) -> Mapping[int, str] | None:
-        """Names of the classes, if they have names."""
+        """Names by class number; None where they are but numbers."""
 
     def __len__(self) -> int:
         """Returns how many there are."""

@@ -1,5 +1,6 @@
 """Files as memory, and what is compressed in them unpacked once so that any part can be read."""
 
+import contextlib
 import hashlib
 import mmap
 import tempfile
@@ -7,12 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
-from pgmkit import files
-from pgmkit.cache import cache_entry, mark_used, publish
+from pgmkit.cache import cache_entry, kept_file, publish_file
 from pgmkit.machine import check_disk
-
-_FILE = "unpacked"
-_DIGEST = "unpacked.sha256"
 
 
 def mapped(file: IO[bytes]) -> mmap.mmap:
@@ -38,12 +35,6 @@ def unpacked(
     It is kept in the cache, as long as the other file is not changed. What is larger than the cache
     goes into a temporary file without a name, which ends when nobody reads it any more.
 
-    Args:
-        path: the compressed file.
-        part: which part of it.
-        num_bytes: size of what is unpacked.
-        write: unpacks it.
-
     Raises:
         ParameterError: there is not enough disk space.
     """
@@ -55,32 +46,16 @@ def unpacked(
         "part": part,
     }
     entry = cache_entry("unpacked", settings)
-    if (found := _opened(entry)) is not None:
-        mark_used(entry)
-        return found
-
-    def put(folder: Path) -> None:
-        with (folder / _FILE).open("xb") as file:
-            write(file)
-        files.write_text(folder / _DIGEST, files.sha256(folder / _FILE))
-
-    publish(entry, put, num_bytes, what=f"unpacked {path.name}")
-    if (found := _opened(entry)) is not None:
-        return found
+    found = kept_file(entry)
+    if found is None:
+        publish_file(entry, write, num_bytes, what=f"unpacked {path.name}")
+        found = kept_file(entry)
+    with contextlib.suppress(OSError):  # somebody else may clear the cache
+        if found is not None:
+            return mapped(found[0].open("rb")), found[1]
     check_disk(num_bytes, Path(tempfile.gettempdir()), f"the unpacked contents of {path}")
     file = tempfile.TemporaryFile()  # noqa: SIM115  # it is closed once it is mapped
     write(file)
     file.seek(0)
     digest = hashlib.file_digest(file, "sha256").hexdigest()
     return mapped(file), digest
-
-
-def _opened(entry: Path) -> tuple[mmap.mmap, str] | None:
-    """Returns what lies in the cache; None if it is not there or not whole."""
-    try:
-        digest = (entry / _DIGEST).read_text()
-        if files.sha256(entry / _FILE) == digest:
-            return mapped((entry / _FILE).open("rb")), digest
-    except OSError:
-        pass
-    return None

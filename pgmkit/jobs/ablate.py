@@ -38,9 +38,6 @@ ABLATION_FILE = "ablation.json"
 class Job:
     """An ablation whose settings have been checked and whose models are loaded.
 
-    Args:
-        ablation: settings and axes.
-
     Attributes:
         ablation: the same; every generator has its name.
         models: by name of the generator.
@@ -102,9 +99,6 @@ class Job:
         are tried again. With several `jobs` this starts processes, so a script calls it under
         `if __name__ == "__main__":`.
 
-        Args:
-            out: the output folder.
-
         Returns:
             What `ablation.json` holds; None where another process of the engine is to tell.
 
@@ -120,7 +114,10 @@ class Job:
             if not leads:
                 return None
             _compute(self, ready, out)
-            rows = [Row(cell, _read(out, cell) or _lost(cell, out)) for cell in self.cells]
+            rows = []
+            for cell in self.cells:
+                gone = LoadError(f"{_path(out, cell)} is gone; run the same command again")
+                rows.append(Row(cell, _read(out, cell) or failure(gone)))
             tables = make_tables(rows, self.ablation.measures)
             summary = _summary(self, rows, tables, len(missing), out)
             summary["seconds"]["run"] = round(time.perf_counter() - started, 2)
@@ -129,10 +126,7 @@ class Job:
 
 
 def prepare(values: Mapping[str, Any]) -> Job:
-    """Checks all settings and loads the models; writes nothing.
-
-    Args:
-        values: see `pgmkit.evaluate.ablation.plan.AblationSettings`.
+    """Checks all settings (`AblationSettings`) and loads the models; writes nothing.
 
     Raises:
         PgmkitError: anything is missing, unknown or outside its range.
@@ -180,8 +174,8 @@ def _share(job: Job, missing: Sequence[Cell], out: Path, engine: Engine) -> list
                 from_cache = reused > 0 and not begun
                 told = {"seconds": seconds, "from_cache": from_cache, "continued": begun}
                 files.write_json(shared.record, told)
-            took = _seconds(sum(seconds.values()))
-            progress.tell(f"{shared.name}: spectrum and classes in {took}")
+            took = sum(seconds.values())
+            progress.tell(f"{shared.name}: spectrum and classes in {took:.1f} s")
     return ready
 
 
@@ -226,11 +220,7 @@ def _line(result: Result) -> str:
     noted = f"; warned: {'; '.join(result.warnings)}" if result.warnings else ""
     if result.error is not None:
         return f"failed: {result.error}{noted}"
-    return f"{_seconds(result.seconds.get('total', 0.0))}{noted}"
-
-
-def _seconds(seconds: float) -> str:
-    return f"{seconds:.1f} s"
+    return f"{result.seconds.get('total', 0.0):.1f} s{noted}"
 
 
 def _path(out: Path, cell: Cell) -> Path:
@@ -247,10 +237,6 @@ def _read(out: Path, cell: Cell) -> Result | None:
         return Result(**files.read_json(_path(out, cell), str(out)))
     except (LoadError, TypeError):
         return None
-
-
-def _lost(cell: Cell, out: Path) -> Result:
-    return failure(LoadError(f"{_path(out, cell)} is gone; run the same command again"))
 
 
 def _summary(

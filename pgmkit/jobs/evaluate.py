@@ -108,9 +108,7 @@ def evaluate(
         lap("fidelity")
     return {
         "generator": repr(shattered.generator),
-        "density": dict(shattered.origin.density),
-        "sampler": dict(shattered.origin.sampler),
-        "settings": dict(shattered.origin.settings),
+        **{name: part for name, part in asdict(shattered.origin).items() if name != "statistics"},
         "evaluation": {
             "source": source,
             "split": None if images is None else split,
@@ -124,7 +122,6 @@ def evaluate(
         "fidelity": fidelity,
         "seconds": seconds,
         "device": str(where),
-        "versions": dict(shattered.origin.versions),
         "machine": machine(),
     }
 

@@ -59,9 +59,6 @@ class PartitionSettings:
 class Job:
     """A fit whose settings have been checked and whose images are at hand.
 
-    Args:
-        settings: as they were given.
-
     Raises:
         PgmkitError: anything is missing, unknown or outside its range.
     """
@@ -93,9 +90,6 @@ class Job:
 
     def run(self, out: Path) -> dict[str, Any]:
         """Fits into `out`; a run that was stopped continues, a complete one is read back.
-
-        Args:
-            out: the output folder.
 
         Returns:
             Sizes of the parts, scores where the images have labels, and how it was made.
@@ -129,10 +123,7 @@ class Job:
 
 
 def prepare(values: Mapping[str, Any]) -> Job:
-    """Checks all settings and opens the images; writes nothing.
-
-    Args:
-        values: see `PartitionSettings`.
+    """Checks all settings (`PartitionSettings`) and opens the images; writes nothing.
 
     Raises:
         PgmkitError: anything is missing, unknown or outside its range.
@@ -172,13 +163,7 @@ def draw(
 ) -> None:
     """Draws the images that lie the most clearly in each part, one row for each, as a PNG.
 
-    Args:
-        path: of the picture.
-        source: n images.
-        parts: of each, (n,).
-        margins: of each, (n,); see `pgmkit.partition.margins_of`.
-        number: of parts.
-        count: images in a row.
+    Parts and margins (see `pgmkit.partition.margins_of`) are those of the images, (n,).
     """
     check_count("the number of images of each part", count)
     rows = []

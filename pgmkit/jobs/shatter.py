@@ -10,6 +10,7 @@ from typing import Any
 
 from pgmkit import defaults, files, progress, runs
 from pgmkit.config import make_settings, with_names
+from pgmkit.contracts import Binds
 from pgmkit.engines import decide, is_coordinator
 from pgmkit.errors import LoadError, PgmkitNote, PgmkitWarning
 from pgmkit.evaluate.classifier import Classifier, load_classifier
@@ -32,6 +33,7 @@ from pgmkit.shattering.algorithm import (
 )
 from pgmkit.spectrum import Spectrum, compute_spectrum, load_spectrum
 from pgmkit.spectrum.blocks import MANIFEST_FILE
+from pgmkit.spectrum.compute import check_size
 from pgmkit.spectrum.jacobian import JacobianSpectra
 from pgmkit.spectrum.settings import SpectrumSettings
 from pgmkit.states import table_of, why_not_saved
@@ -84,9 +86,6 @@ class ShatterSettings:
 class Job:
     """A shattering whose settings have been checked and whose models are loaded.
 
-    Args:
-        settings: as they were given.
-
     Raises:
         PgmkitError: anything is missing, unknown or outside its range.
     """
@@ -103,7 +102,9 @@ class Job:
         if settings.clusters is not None:  # before a method complains of the number
             check_shatter(self._latents, settings.remove, settings.clusters)
         estimator = build("density-estimators", settings.density)
-        sampler = self._sampler()
+        sampler = build_sampler(
+            settings.sampler, settings.partitioner, settings.mapper, settings.clusters
+        )
         self._clusters = (
             settings.clusters
             if settings.clusters is not None
@@ -134,7 +135,7 @@ class Job:
         if self._given is not None:
             check_spectrum(self.generator, self._given)
         else:
-            self._spectrum.check_size(self.generator, self._latents)
+            check_size(self.generator, self._latents, self._spectrum.probes)
         self._check_memory()
         self._seconds = {"loading": time.perf_counter() - started}
 
@@ -188,9 +189,6 @@ class Job:
         A run with the same settings that was stopped continues with what it has finished; one that
         is complete is read back. Where several processes run the same command, one of them does all
         this and the others only compute their share of the spectrum and return None.
-
-        Args:
-            out: the output folder.
 
         Raises:
             OutputError: `out` holds something else, is in use, or cannot be written.
@@ -264,7 +262,8 @@ class Job:
         estimator = build("density-estimators", self.settings.density)
         remove = float(saved.origin.settings["remove"])
         selection = select(estimator, spectrum, remove=remove, seed=self.settings.seed)
-        saved.sampler.bind(self.generator) if hasattr(saved.sampler, "bind") else None
+        if isinstance(saved.sampler, Binds):
+            saved.sampler.bind(self.generator)
         return ShatteredGenerator(
             self.generator,
             saved.sampler,
@@ -272,12 +271,6 @@ class Job:
             saved.origin,
             spectrum=spectrum,
             selection=selection,
-        )
-
-    def _sampler(self) -> Any:
-        settings = self.settings
-        return build_sampler(
-            settings.sampler, settings.partitioner, settings.mapper, settings.clusters
         )
 
     def _check_memory(self) -> None:
@@ -303,10 +296,7 @@ class Job:
 
 
 def prepare(values: Mapping[str, Any]) -> Job:
-    """Checks all settings and loads the models; writes nothing.
-
-    Args:
-        values: see `ShatterSettings`.
+    """Checks all settings (`ShatterSettings`) and loads the models; writes nothing.
 
     Raises:
         PgmkitError: anything is missing, unknown or outside its range.

@@ -13,6 +13,7 @@ from pgmkit.loading.generators import check_source, load_described, pinned
 from pgmkit.loading.options import GeneratorOptions
 from pgmkit.machine import check_device
 from pgmkit.spectrum.blocks import MANIFEST_FILE
+from pgmkit.spectrum.compute import check_size
 from pgmkit.spectrum.settings import SpectrumSettings
 from pgmkit.spectrum.spectrum import Spectrum
 
@@ -85,10 +86,7 @@ class Job:
 
 
 def prepare(values: Mapping[str, Any]) -> Job:
-    """Checks all settings and loads the generator; writes nothing.
-
-    Args:
-        values: see `Settings`.
+    """Checks all settings (`Settings`) and loads the generator; writes nothing.
 
     Raises:
         PgmkitError: anything is missing, unknown or outside its range.
@@ -104,7 +102,7 @@ def prepare(values: Mapping[str, Any]) -> Job:
     settings.check()
     device = check_device(settings.device)
     generator = load_described(settings.source, settings.generator, device=device)
-    settings.spectrum.check_size(generator, settings.latents)
+    check_size(generator, settings.latents, settings.spectrum.probes)
     return Job(settings, generator)
 
 

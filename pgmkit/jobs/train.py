@@ -25,13 +25,7 @@ _NOT_ON_RECORD = ("device", "save_steps", "save_minutes")
 
 @dataclass(frozen=True)
 class Job:
-    """A training whose settings have been checked, with its images and networks.
-
-    Args:
-        settings: all of them.
-        source: the training images.
-        task: what is trained.
-    """
+    """A training whose settings have been checked, with its images and what is trained."""
 
     settings: TrainSettings
     source: ImageSource
@@ -104,10 +98,7 @@ class Job:
 
 
 def prepare(values: Mapping[str, Any]) -> Job:
-    """Checks all settings, reads the images and builds the networks; writes nothing.
-
-    Args:
-        values: see `TrainSettings`.
+    """Checks all settings (`TrainSettings`), reads the images, builds networks; writes nothing.
 
     Raises:
         ParameterError: a setting is unknown or outside its range.

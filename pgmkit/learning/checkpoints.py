@@ -88,12 +88,7 @@ class Saved:
 
 
 class Checkpoints:
-    """The checkpoints of one loop.
-
-    Args:
-        folder: where they lie.
-        identity: plain values that tell what is trained from all else.
-    """
+    """The checkpoints of one loop, whose identity tells what is trained from all else."""
 
     def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
         self.folder = folder
@@ -129,11 +124,7 @@ class Checkpoints:
         return None
 
     def save(self, parts: Mapping[str, Part], header: Mapping[str, Any]) -> None:
-        """Writes a checkpoint and removes all but the one before.
-
-        Args:
-            parts: what is saved.
-            header: plain values, among them the number of steps, `step`.
+        """Writes a checkpoint and removes all but the one before; the header has the `step`.
 
         Raises:
             OutputError: it cannot be written.

@@ -10,12 +10,7 @@ from pgmkit import files
 
 
 class Log:
-    """Rows of numbers by step; those later than the step that a run continues from are dropped.
-
-    Args:
-        path: the file.
-        step: the step.
-    """
+    """Rows of numbers by step; those later than the step that a run continues from are dropped."""
 
     def __init__(self, path: Path, step: int) -> None:
         self.path = path

@@ -354,9 +354,6 @@ class _Run:
 class _Interrupts:
     """Holds back the first Ctrl-C or SIGTERM until the step is done; a second one acts at once.
 
-    Args:
-        wanted: whether to do so.
-
     Attributes:
         received: the numbers of signals that were received.
     """

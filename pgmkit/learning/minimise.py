@@ -26,8 +26,6 @@ def minimise(
     seed: int,
     name: str,
     identity: Mapping[str, Any] | None = None,
-    save_steps: int | None = None,
-    save_minutes: float | None = 5.0,
 ) -> Tensor:
     """Trains by AdamW, with one cycle of the learning rate and of the first moment's decay.
 
@@ -45,23 +43,13 @@ def minimise(
         seed: of the run.
         name: of the loop; see `pgmkit.learning.learn`.
         identity: what tells it from all else; the numbers here are added.
-        save_steps: steps between checkpoints, if any are kept; None for none.
-        save_minutes: minutes between them; None for none.
 
     Returns:
         The loss of every step, float64 (steps,), on the CPU.
     """
     task = _Minimised(loss, learning, steps, learning_rate, weight_decay)
     told = {**(identity or {}), "learning_rate": learning_rate, "weight_decay": weight_decay}
-    learn(
-        task,
-        steps=steps,
-        seed=seed,
-        name=name,
-        identity=told,
-        save_steps=save_steps,
-        save_minutes=save_minutes,
-    )
+    learn(task, steps=steps, seed=seed, name=name, identity=told)
     return task.losses.double().cpu()
 
 

@@ -54,13 +54,12 @@ class Drift:
         )
 
 
-def drifts(generator: Generator, num_latents: int = 256, seed: int = 0) -> list[Drift]:
+def drifts(generator: Generator, num_latents: int = 256) -> list[Drift]:
     """Compares the statistics that batch norms hold with those of images from the prior.
 
     Args:
         generator: stays as it is.
         num_latents: at least 2.
-        seed: of the latents.
 
     Returns:
         One for each batch norm that holds statistics, in the order of layers; none if there is no
@@ -69,19 +68,18 @@ def drifts(generator: Generator, num_latents: int = 256, seed: int = 0) -> list[
     norms = _norms(generator.module)
     seen: dict[str, Statistics] = {}
     with _inputs(norms, seen), torch.no_grad():
-        generator(generator.sample_latents(num_latents, seed))
+        generator(generator.sample_latents(num_latents, seed=0))
     return [
         _drift(name, norm, _held(norm), seen[name]) for name, norm in norms.items() if name in seen
     ]
 
 
-def recalibrate(generator: Generator, num_latents: int = NUM_LATENTS, seed: int = 0) -> list[Drift]:
+def recalibrate(generator: Generator, num_latents: int = NUM_LATENTS) -> list[Drift]:
     """Replaces the statistics of all batch norms by those of images from the prior, in place.
 
     Args:
         generator: is left in eval mode.
         num_latents: averaged over, in batches of 128.
-        seed: of the latents.
 
     Returns:
         How far each layer's statistics have moved, in the order of layers.
@@ -95,7 +93,7 @@ def recalibrate(generator: Generator, num_latents: int = NUM_LATENTS, seed: int 
         norm.train()
     try:
         with torch.no_grad():
-            for batch in generator.sample_latents(num_latents, seed).split(_BATCH):
+            for batch in generator.sample_latents(num_latents, seed=0).split(_BATCH):
                 if len(batch) == _BATCH or num_latents < _BATCH:
                     generator(batch)
     finally:

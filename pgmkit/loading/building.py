@@ -67,12 +67,6 @@ def build(
 
     The state of torch's global random generator stays as it was.
 
-    Args:
-        factory: what `find_architecture` returned.
-        arguments: of the factory, by name.
-        where: what gives the arguments, for messages.
-        weights: by name; they bound sizes and numbers.
-
     Raises:
         ParameterError: the arguments do not fit the factory.
         LoadError: they ask for much more than the weights fill, or it builds no module.

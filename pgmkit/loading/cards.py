@@ -43,26 +43,34 @@ _LICENSES = {
 
 
 @dataclass(frozen=True)
-class ShatterFacts:
-    """What a card tells of a shattered generator.
+class Origin:
+    """What a shattered generator was made with; kept when it is saved.
 
     Args:
-        cluster_sizes: number of kept latents in each cluster.
         density: name and parameters of the density estimator.
-        sampler: qualified name and parameters of the cluster sampler.
-        settings: clusters, remove, latents and seed.
-        statistics: of the removal.
+        sampler: qualified name and parameters of the cluster sampler, and its `findings`.
+        settings: clusters, remove, latents and seed; under `chosen`, how those were chosen
+            that were to be.
+        statistics: mass kept, effective sample size, numeric rank; see `pgmkit.selection.select`.
         versions: of pgmkit, torch and the plugins that took part.
-        numbers: what `report.json` of the same result says, with the scores; None if there is none.
     """
 
-    cluster_sizes: Sequence[int]
     density: Mapping[str, Any]
     sampler: Mapping[str, Any]
     settings: Mapping[str, Any]
     statistics: Mapping[str, Any]
     versions: Mapping[str, str]
-    numbers: Mapping[str, Any] | None = None
+
+
+def kept_in_words(statistics: Mapping[str, Any]) -> str:
+    """Returns how many latents a density estimator kept, with what that says of them."""
+    rank = statistics["numeric_rank"]
+    return (
+        f"{statistics['num_kept']:,} of {statistics['num_latents']:,} latents (mass "
+        f"{statistics['mass_kept']:.3f}, effective sample size "
+        f"{statistics['effective_sample_size']:,.0f}, numeric rank {rank['smallest']} to "
+        f"{rank['largest']} of {rank['of']})"
+    )
 
 
 def card_header(license_name: Any, pipeline_tag: str, tags: Sequence[str] = ()) -> list[str]:
@@ -111,9 +119,22 @@ def generator_card(generator: Generator, repository: str | None = None) -> str:
     return "\n".join(lines)
 
 
-def shattered_card(generator: Generator, facts: ShatterFacts, repository: str | None = None) -> str:
-    """Returns the card of a shattered generator; see `generator_card`."""
-    count, sizes = len(facts.cluster_sizes), list(facts.cluster_sizes)
+def shattered_card(
+    generator: Generator,
+    origin: Origin,
+    sizes: Sequence[int],
+    repository: str | None = None,
+    numbers: Mapping[str, Any] | None = None,
+) -> str:
+    """Returns the card of a shattered generator; see `generator_card`.
+
+    Args:
+        generator: G.
+        origin: what it was made with.
+        sizes: number of kept latents in each cluster.
+        repository: "org/name" on the Hub, or None.
+        numbers: what `report.json` of the same result says, with the scores; None if there is none.
+    """
     use = [
         f'm = pgmkit.load("{_reference(repository)}"{_argument(generator)})',
         f"images = m.sample(16, cluster={sizes.index(max(sizes))})  # {_shape(generator, 16)}",
@@ -124,15 +145,15 @@ def shattered_card(generator: Generator, facts: ShatterFacts, repository: str | 
             _PIPELINE,
             [*_tags(generator), "latent-shattering", "conditional-image-generation"],
         ),
-        f"# {plain(generator.name)}, shattered into {count} clusters",
+        f"# {plain(generator.name)}, shattered into {len(sizes)} clusters",
         "",
         f"![{PER_CLUSTER} samples of each cluster]({SAMPLES_FILE})",
         "",
         f"Each row of the picture shows {PER_CLUSTER} samples of the cluster of its number.",
         "",
         *_use(generator, use),
-        *_clusters(facts),
-        *_recipe(generator, facts, repository),
+        *_clusters(sizes, numbers or {}),
+        *_recipe(generator, origin, repository),
         *_weights(generator),
     ]
     return "\n".join(lines)
@@ -146,11 +167,7 @@ def plain(text: object) -> str:
 
 
 def public(value: Any) -> Any:
-    """Returns a record without paths of this machine, passwords and tokens; None if none is left.
-
-    Args:
-        value: as JSON has it.
-    """
+    """Returns a record without paths of this machine, passwords and tokens; None if empty."""
     if isinstance(value, Mapping):
         kept = {str(name): public(part) for name, part in value.items()}
         return {name: part for name, part in kept.items() if part is not None} or None
@@ -249,12 +266,15 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [*(f"| {' | '.join(line)} |" for line in lines), ""]
 
 
-def _clusters(facts: ShatterFacts) -> list[str]:
+def shares(sizes: Sequence[int]) -> list[list[str]]:
+    """Returns the rows of a table of parts: number, size and share of each."""
+    total = max(1, sum(sizes))
+    return [[str(i), f"{size:,}", f"{size / total:.1%}"] for i, size in enumerate(sizes)]
+
+
+def _clusters(sizes: Sequence[int], numbers: Mapping[str, Any]) -> list[str]:
     """Returns the table of clusters, with what the report knows of the same clusters."""
-    sizes, total = facts.cluster_sizes, max(1, sum(facts.cluster_sizes))
-    rows = [[str(i), f"{size:,}", f"{size / total:.1%}"] for i, size in enumerate(sizes)]
-    header = ["cluster", "latents", "share"]
-    numbers = facts.numbers or {}
+    rows, header = shares(sizes), ["cluster", "latents", "share"]
     known = numbers.get("clusters") if numbers.get("scores") else None
     if known:
         header += ["mostly", "purity"]
@@ -270,68 +290,54 @@ def _clusters(facts: ShatterFacts) -> list[str]:
     return ["## Clusters", "", *_table(header, rows), *(said if scores else [])]
 
 
-def _recipe(generator: Generator, facts: ShatterFacts, repository: str | None) -> list[str]:
+def _recipe(generator: Generator, origin: Origin, repository: str | None) -> list[str]:
     """Returns how the clusters were made, and how to make them again."""
-    statistics, settings = facts.statistics, facts.settings
-    rank = statistics["numeric_rank"]
     said = (
-        f"Of {settings['latents']:,} latents, `{_code(facts.density['name'])}` kept "
-        f"{statistics['num_kept']:,}: mass {statistics['mass_kept']:.3f}, effective sample size "
-        f"{statistics['effective_sample_size']:,.0f}, numeric rank {rank['smallest']} to "
-        f"{rank['largest']} of {rank['of']}. `{_code(facts.sampler['name'])}` found the clusters "
-        "among them."
+        f"`{_code(origin.density['name'])}` kept {kept_in_words(origin.statistics)}. "
+        f"`{_code(origin.sampler['name'])}` found the clusters among them."
     )
-    versions = ", ".join(f"{name} {version}" for name, version in facts.versions.items())
+    versions = ", ".join(f"{name} {version}" for name, version in origin.versions.items())
     lines = ["## Recipe", "", said, "", f"Made with {plain(versions)}.", ""]
-    if ":" not in str(facts.density["name"]):
+    if ":" not in str(origin.density["name"]):
         return [*lines, "The density estimator is an object of its author's own.", ""]
     lines += ["The same again, from the weights here:", ""]
     if generator.architecture is not None:
-        lines += _block(_command(facts, _reference(repository)), "bash")
-    return [*lines, *_block(_program(generator, facts, _reference(repository)), "python")]
+        lines += _block(_command(origin, _reference(repository)), "bash")
+    return [*lines, *_block(_program(generator, origin, _reference(repository)), "python")]
 
 
 def _code(text: object) -> str:
     return "".join(c for c in str(text) if c.isprintable() and c != "`")
 
 
-def _settings(facts: ShatterFacts) -> dict[str, Any]:
+def _settings(origin: Origin) -> dict[str, Any]:
     """Returns the settings that make the same again: those of `shatter` that matter, in order."""
-    sampler = shortened_table("cluster-samplers", facts.sampler)
+    sampler = shortened_table("cluster-samplers", origin.sampler)
     if isinstance(sampler, str):
         sampler = {"name": sampler}
     sampler.pop("num_clusters", None)
     of_parts = {name: sampler.pop(name) for name in ("partitioner", "mapper") if name in sampler}
     named: Any = sampler if len(sampler) > 1 else sampler["name"]
     return {
-        "density": shortened_table("density-estimators", facts.density),
+        "density": shortened_table("density-estimators", origin.density),
         **({} if named == defaults.SAMPLER else {"sampler": named}),
         **of_parts,
-        "clusters": facts.sampler["params"].get("num_clusters", facts.settings["clusters"]),
-        **{name: facts.settings[name] for name in ("remove", "latents", "seed")},
+        "clusters": origin.sampler["params"].get("num_clusters", origin.settings["clusters"]),
+        **{name: origin.settings[name] for name in ("remove", "latents", "seed")},
     }
 
 
 def shortened_table(kind: str, table: Mapping[str, Any]) -> Any:
-    """Returns what says the same as a component's record in fewer words.
-
-    Args:
-        kind: of the component.
-        table: `name` and `params`, as `pgmkit.states.table_of` has them.
+    """Returns what says the same as a component's `name` and `params` in fewer words.
 
     Returns:
         The name alone where all parameters are what they are by default, or else a table.
     """
     name = str(table["name"]).removeprefix(f"{OWN_DISTRIBUTION}:")
-    try:
-        known = inspect.signature(installed().find(kind, table["name"]).resolve()).parameters
-        usual = {parameter: p.default for parameter, p in known.items()}
-    except (PgmkitError, ValueError, TypeError):
-        usual = {}
-    changed = {}
+    usual, changed = _parameters(kind, table["name"]), {}
     for parameter, value in table["params"].items():
         short = _shortened_value(value)
-        if parameter not in usual or _as_json(usual[parameter]) != _as_json(short):
+        if parameter not in usual or _as_json(usual[parameter].default) != _as_json(short):
             changed[parameter] = short
     return {"name": name, **changed} if changed else name
 
@@ -340,7 +346,11 @@ def _shortened_value(value: Any) -> Any:
     if isinstance(value, Mapping) and isinstance(value.get("name"), str):
         rest = {name: part for name, part in value.items() if name != "name"}
         for kind in KINDS:
-            if installed().offers(kind, value["name"]) and _takes(kind, value["name"], rest):
+            # A component of another kind may have its name, and other parameters.
+            if (
+                installed().offers(kind, value["name"])
+                and rest.keys() <= _parameters(kind, value["name"]).keys()
+            ):
                 short = shortened_table(kind, {"name": value["name"], "params": rest})
                 # How many parts there are is said by the number of clusters.
                 if isinstance(short, dict):
@@ -350,23 +360,22 @@ def _shortened_value(value: Any) -> Any:
     return value
 
 
-def _takes(kind: str, name: str, parameters: Mapping[str, Any]) -> bool:
-    """Returns whether a component has these parameters; one of another kind may have its name."""
+def _parameters(kind: str, name: str) -> Mapping[str, inspect.Parameter]:
+    """Returns the parameters of a component by name; none where that cannot be told."""
     try:
-        known = inspect.signature(installed().find(kind, name).resolve()).parameters
+        return inspect.signature(installed().find(kind, name).resolve()).parameters
     except (PgmkitError, ValueError, TypeError):
-        return False
-    return all(parameter in known for parameter in parameters)
+        return {}
 
 
 def _as_json(value: Any) -> Any:
     return json.loads(json.dumps(value, default=str))
 
 
-def _command(facts: ShatterFacts, reference: str) -> str:
+def _command(origin: Origin, reference: str) -> str:
     words = ["pgmkit", "shatter", reference, "-o", "shattered"]
     overrides = []
-    for name, value in _settings(facts).items():
+    for name, value in _settings(origin).items():
         table = value if isinstance(value, dict) else {"name": value}
         words += [f"--{name}", str(table["name"])]
         for parameter, part in table.items():
@@ -375,32 +384,24 @@ def _command(facts: ShatterFacts, reference: str) -> str:
     return shlex.join([*words, *overrides])
 
 
-def _program(generator: Generator, facts: ShatterFacts, reference: str) -> str:
+def _program(generator: Generator, origin: Origin, reference: str) -> str:
     lines = [
         f'g = pgmkit.load_generator("{reference}"{_argument(generator)})',
         "m = pgmkit.shatter(",
         "    g,",
-        *(f"    {name}={_literal(value)}," for name, value in _settings(facts).items()),
+        *(
+            f"    {name}={json.dumps(value) if isinstance(value, str) else repr(value)},"
+            for name, value in _settings(origin).items()
+        ),
         ")",
     ]
     return _script(generator, lines)
 
 
-def _literal(value: Any) -> str:
-    return json.dumps(value) if isinstance(value, str) else repr(value)
-
-
 def partitioner_card(config: Mapping[str, Any], repository: str | None = None) -> str:
-    """Returns the card of a fitted partitioner.
-
-    Args:
-        config: what its `partitioner.json` holds.
-        repository: "org/name" on the Hub, or None.
-    """
+    """Returns the card of a fitted partitioner, by what its `partitioner.json` holds."""
     table, data, sizes = config["partitioner"], public(config["data"]) or {}, config["sizes"]
     shape = "×".join(map(str, config["image"]["shape"]))
-    total = max(1, sum(sizes))
-    rows = [(str(i), f"{size:,}", f"{size / total:.1%}") for i, size in enumerate(sizes)]
     facts = {
         "partitioner": json.dumps(shortened_table("partitioners", table)),
         **{f"found: {name}": value for name, value in config.get("findings", {}).items()},
@@ -430,7 +431,7 @@ def partitioner_card(config: Mapping[str, Any], repository: str | None = None) -
         *_block("\n".join(use), "python"),
         "## Parts",
         "",
-        *_table(("part", "images", "share"), rows),
+        *_table(("part", "images", "share"), shares(sizes)),
         "## Recipe",
         "",
         *_table(("", ""), [(plain(name), plain(value)) for name, value in facts.items()]),

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pgmkit.errors import LoadError, nearest_names
+from pgmkit.errors import LoadError, listed, nearest_names
 from pgmkit.loading.weights import tensors_in, told
 
 _DEEPEST = 4
@@ -439,10 +439,7 @@ def _type(value: Tensor) -> str:
 
 def _listed(what: str, names: Iterable[str]) -> list[str]:
     ordered = sorted(names)
-    if not ordered:
-        return []
-    more = f" and {len(ordered) - 3} more" if len(ordered) > 3 else ""
-    return [f"{what}: {', '.join(ordered[:3])}{more}"]
+    return [f"{what}: {listed(ordered, 3)}"] if ordered else []
 
 
 def _is(kind: re.Pattern[str], name: str) -> bool:

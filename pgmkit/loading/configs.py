@@ -4,22 +4,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pgmkit.config import fits, mismatch
 from pgmkit.errors import LoadError, nearest_names
 from pgmkit.loading.folders import CONFIG_FILE, PARTITIONER_CONFIG, ModelFolder
 
-FIELDS: Mapping[str, tuple[type, str]] = {
-    "architecture": (str, "a string"),
-    "model_args": (dict, "an object"),
-    "latent": (dict, "an object"),
-    "image": (dict, "an object"),
-    "weights": (str, "a string"),
-    "weights_key": (str, "a string"),
-    "weights_prefix": (str, "a string"),
-    "name": (str, "a string"),
-    "license": (str, "a string"),
-    "paper": (str, "a string"),
-    "provenance": (dict, "an object"),
-    "format_version": (int, "a whole number"),
+FIELDS: Mapping[str, type] = {
+    **dict.fromkeys(("architecture", "weights", "weights_key", "weights_prefix"), str),
+    **dict.fromkeys(("model_args", "latent", "image", "provenance"), dict),
+    **dict.fromkeys(("name", "license", "paper"), str),
+    "format_version": int,
 }
 """What `config.json` of a generator may hold, with the types."""
 
@@ -73,8 +66,7 @@ def read_config(folder: ModelFolder) -> FolderConfig:
         return FolderConfig({}, others, where)
     ours = {name: config[name] for name in FIELDS if config.get(name) is not None}
     for name, value in ours.items():
-        kind, called = FIELDS[name]
-        if not isinstance(value, kind):
-            raise LoadError(f"{name!r} in {where} must be {called}, not {value!r:.60}")
+        if not fits(value, FIELDS[name]):
+            raise LoadError(f"{name!r} in {where} must be {mismatch(value, FIELDS[name])}")
     others = {k: v for k, v in config.items() if k not in FIELDS and k not in _OF_OTHERS}
     return FolderConfig(ours, others, where)

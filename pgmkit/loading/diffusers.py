@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from pgmkit import files
-from pgmkit.errors import LoadError, PluginError, first_line
+from pgmkit.errors import LoadError, PluginError, first_line, listed
 from pgmkit.images.source import ImageSpec
 from pgmkit.loading.folders import CONFIG_FILE, ModelFolder
-from pgmkit.loading.weights import INDEX_SUFFIX, read_weights, shards_of
+from pgmkit.loading.layouts import fetched
+from pgmkit.loading.weights import INDEX_SUFFIX, read_weights
 from pgmkit.machine import check_memory
 from pgmkit.priors import LatentSpec
 
@@ -83,16 +84,7 @@ class DiffusersDecoder(nn.Module):
 
 @dataclass(frozen=True)
 class FoundDecoder:
-    """A decoder with what its folder says of it.
-
-    Args:
-        module: with its weights, in eval mode.
-        latent: the prior.
-        image: what comes out.
-        path: the weight file.
-        arguments: what `build_decoder` builds it with.
-        notes: what was assumed.
-    """
+    """A decoder with its weights, what its folder says of it, and notes of what was assumed."""
 
     module: nn.Module
     latent: LatentSpec
@@ -103,12 +95,7 @@ class FoundDecoder:
 
 
 def is_diffusers(folder: ModelFolder, config: Mapping[str, Any]) -> bool:
-    """Whether a folder is one of the diffusers library: an autoencoder, or a pipeline with one.
-
-    Args:
-        folder: the open folder.
-        config: what its `config.json` holds; empty if there is none.
-    """
+    """Whether a folder is one of the diffusers library: an autoencoder, or a pipeline with one."""
     if config:
         return "_diffusers_version" in config or config.get("_class_name") in _CLASSES
     index = folder.fetch(_PIPELINE_FILE)
@@ -157,11 +144,7 @@ def read_decoder(folder: ModelFolder, *, sides: Sequence[int] | None = None) -> 
 
 
 def build_decoder(config: dict[str, Any], sides: list[int] | None = None) -> DiffusersDecoder:
-    """Builds a decoder without its weights.
-
-    Args:
-        config: the `config.json` of the autoencoder.
-        sides: height and width of the images, instead of the config's.
+    """Builds a decoder without its weights; sides of images go before those in the config.
 
     Raises:
         PluginError: the extra `pgmkit[diffusers]` is not installed.
@@ -209,13 +192,8 @@ def _config(folder: ModelFolder) -> tuple[dict[str, Any], str]:
 
 def _weight_file(folder: ModelFolder, place: str) -> Path:
     for name in _WEIGHTS:
-        path = folder.fetch(place + name)
-        if path is None:
-            continue
-        if name.endswith(INDEX_SUFFIX):
-            for shard in shards_of(path):
-                folder.path(place + shard)
-        return path
+        if folder.fetch(place + name) is not None:
+            return fetched(folder, place + name)
     raise LoadError(
         f"{folder.reference} has no weights; it needs {place}{_WEIGHTS[0]} (or .bin, or shards)"
     )
@@ -234,16 +212,11 @@ def _check_config(config: Mapping[str, Any], weights: Mapping[str, Tensor], wher
     found = [tuple(map(int, match.groups())) for match in map(counted.match, weights) if match]
     blocks = max((block for block, _ in found), default=-1) + 1
     layers = max((layer for _, layer in found), default=-1)
-    wanted = {
-        "block_out_channels": blocks,
-        "up_block_types": blocks,
-        "down_block_types": blocks,
-    }
-    for key, count in wanted.items():
+    for key in ("block_out_channels", "up_block_types", "down_block_types"):
         value = config.get(key)
-        if not isinstance(value, list) or not value or len(value) != count:
+        if not isinstance(value, list) or not value or len(value) != blocks:
             told = f"{len(value)} entries" if isinstance(value, list) else f"{value!r:.40}"
-            raise LoadError(f"{key!r} in {where} has {told} where the weights have {count} blocks")
+            raise LoadError(f"{key!r} in {where} has {told} where the weights have {blocks} blocks")
     if config.get("layers_per_block", 1) != layers:
         raise LoadError(
             f"'layers_per_block' in {where} is {config.get('layers_per_block')!r:.40} where the "
@@ -294,10 +267,9 @@ def _fill(module: nn.Module, prefix: str, weights: Mapping[str, Tensor], where: 
     other = {n for n in expected.keys() & own.keys() if expected[n].shape != own[n].shape}
     for what, names in (("missing", missing), ("unknown", unknown), ("of another shape", other)):
         if names:
-            shown = ", ".join(prefix + name for name in sorted(names)[:3])
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            shown = listed([prefix + name for name in sorted(names)], 3)
             raise LoadError(
-                f"the weights beside {where} do not fit its arguments: {what}: {shown}{more}; "
+                f"the weights beside {where} do not fit its arguments: {what}: {shown}; "
                 "fetch config and weights again, from one revision"
             )
     module.load_state_dict(own, assign=True)

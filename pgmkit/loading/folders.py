@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pgmkit import files
-from pgmkit.errors import LoadError, in_words, shortened
+from pgmkit.errors import LoadError, in_words, listed, shortened
 
 FORMAT_VERSION = 1
 _MOST_FILES = 10_000
@@ -33,19 +33,21 @@ class ModelFolder:
     Args:
         reference: as the user wrote it.
         fetch: gives the local path of a file, or None if the folder has no such file.
-        names: lists all files, sub-folders included, as paths with "/" relative to the folder.
+        sizes: gives the size in bytes of each file, sub-folders included, by its path with "/"
+            relative to the folder, without fetching any.
         provenance: what pins the folder: its repository and revision on the Hub.
         weights: the weight file that the reference named; None if it named the whole folder.
-        sizes: gives the size in bytes of each file that `names` lists, by its path, without
-            fetching any.
     """
 
     reference: str
     fetch: Callable[[str], Path | None]
-    names: Callable[[], list[str]]
+    sizes: Callable[[], Mapping[str, int]]
     provenance: Mapping[str, Any] = field(default_factory=dict)
     weights: str | None = None
-    sizes: Callable[[], Mapping[str, int]] = dict
+
+    def names(self) -> list[str]:
+        """Returns the paths of all files, in order."""
+        return sorted(self.sizes())
 
     def path(self, name: str) -> Path:
         """Returns the local path of a file.
@@ -55,13 +57,9 @@ class ModelFolder:
         """
         path = self.fetch(name)
         if path is None:
-            raise LoadError(f"{self.reference} has no file {name}; {self._there()}")
+            held = listed(self.names(), 8) or "no files"
+            raise LoadError(f"{self.reference} has no file {name}; it holds {held}")
         return path
-
-    def _there(self) -> str:
-        names = self.names()
-        more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-        return f"it holds {', '.join(names[:8]) or 'no files'}{more}"
 
     def config(self) -> dict[str, Any]:
         """Returns the contents of `config.json`; an empty dictionary if the folder has none.
@@ -108,7 +106,7 @@ def open_local_folder(path: Path, reference: str) -> ModelFolder:
                 for file in islice(_files_below(path), _MOST_FILES)
             }
 
-    return ModelFolder(reference, fetch, lambda: sorted(sizes()), sizes=sizes)
+    return ModelFolder(reference, fetch, sizes)
 
 
 def sub_folder(folder: ModelFolder, name: str) -> ModelFolder:
@@ -122,9 +120,8 @@ def sub_folder(folder: ModelFolder, name: str) -> ModelFolder:
     return ModelFolder(
         folder.reference,
         lambda path: folder.fetch(start + path),
-        lambda: [path.removeprefix(start) for path in folder.names() if path.startswith(start)],
+        sizes,
         {**folder.provenance, "folder": name},
-        sizes=sizes,
     )
 
 

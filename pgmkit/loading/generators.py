@@ -45,8 +45,10 @@ def load_generator(
             cache are honoured.
         architecture: a class or function that builds the network with `model_args`; the name of a
             component; "package.module:Class"; or "auto", which infers it from the weights.
-        latent: the prior: a spec, a table of its arguments, or a number of normal dimensions.
-        image: what comes out: a spec, a table of its arguments, or a shape (C, H, W).
+        latent: the prior: a spec, a table of its arguments, a number of normal dimensions, or a
+            string such as "100" or "uniform:100".
+        image: what comes out: a spec, a table of its arguments, a shape (C, H, W), or a string such
+            as "3x64x64" or "3x64x64:0,1", with the range of values.
         model_args: arguments of the architecture.
         weights: the weight file, relative to the folder.
         key: the entry of the weight file that holds the generator, such as "g_ema".
@@ -102,12 +104,7 @@ def check_source(values: Mapping[str, Any]) -> None:
 
 
 def pinned(generator: Generator, table: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the table that a generator was loaded with and what identifies the generator.
-
-    Args:
-        generator: what `load_described` returned.
-        table: what it was given.
-    """
+    """Returns the table that a generator was loaded with and what identifies the generator."""
     provenance = generator.provenance
     known: dict[str, Any] = {
         key: provenance[key] for key in ("revision", "sha256") if key in provenance

@@ -7,7 +7,7 @@ import itertools
 import json
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,14 +99,10 @@ def refuse_token(reference: str) -> None:
 
 
 def open_repository(name: str, reference: str) -> ModelFolder:
-    """Opens a repository of the Hub; files are fetched when they are asked for.
+    """Opens "org/name[@revision]" of the Hub; files are fetched when they are asked for.
 
     All files are of one commit, that which the revision had when the repository was opened. Without
     a network they come from the Hub's cache; `names` then lists what is known of the commit.
-
-    Args:
-        name: "org/name" or "org/name@revision".
-        reference: as the user wrote it, for messages.
 
     Raises:
         LoadError: repository or revision is not there, or the Hub is out of reach.
@@ -119,9 +115,8 @@ def open_repository(name: str, reference: str) -> ModelFolder:
     return ModelFolder(
         reference,
         opened.fetch,
-        lambda: sorted(opened.sizes()),
+        opened.sizes,
         {"repo": repository, "revision": opened.revision},
-        sizes=opened.sizes,
     )
 
 
@@ -325,7 +320,9 @@ def _forget(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _worded(action: str, name: str, revision: str) -> Iterator[None]:
+def _worded(
+    action: str, name: str, revision: str = "main", *, pushing: bool = False
+) -> Iterator[None]:
     """Says what the Hub's client raises in one line, without passwords and tokens.
 
     Nothing is chained to the error, since the client's own words hold whole addresses.
@@ -335,13 +332,15 @@ def _worded(action: str, name: str, revision: str) -> Iterator[None]:
     except LoadError:
         raise
     except Exception as error:
-        worded = _words(error, action, name, revision)
+        worded = _words(error, action, name, revision, pushing)
         if worded is None:
             raise
         raise LoadError(worded) from None
 
 
-def _words(error: BaseException, action: str, name: str, revision: str) -> str | None:
+def _words(
+    error: BaseException, action: str, name: str, revision: str, pushing: bool
+) -> str | None:
     """Returns the line for an error; None if it is not one of the Hub's client."""
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -353,9 +352,13 @@ def _words(error: BaseException, action: str, name: str, revision: str) -> str |
         RevisionNotFoundError,
     )
 
+    outer = error
     # The client wraps what happened to an upload, and to a question that its cache cannot answer.
     while isinstance(error, LocalEntryNotFoundError | RuntimeError) and error.__cause__:
         error = error.__cause__
+    answered = isinstance(error, HfHubHTTPError) and getattr(error, "response", None) is not None
+    if pushing and answered:
+        return f"{action}: {_answer(error, *_of_push(name))}"
     if isinstance(error, Fault):
         return f"{action}: {error}"
     if isinstance(error, OfflineModeIsEnabled):
@@ -377,8 +380,8 @@ def _words(error: BaseException, action: str, name: str, revision: str) -> str |
             f"there is no repository {name!r} on {endpoint()}, or it is private; check the name, "
             "or log in with a token (hf auth login)"
         )
-    if isinstance(error, HfHubHTTPError) and getattr(error, "response", None) is not None:
-        return f"{action}: {endpoint()} answers {_status_words(error)}"
+    if answered:
+        return f"{action}: {_answer(error, _OF_FETCH, 'check HF_ENDPOINT, or try again later')}"
     if type(error).__name__ == "FileMetadataError" or isinstance(error, json.JSONDecodeError):
         return (
             f"{action}: {endpoint()} answers, but not as a Hub does; perhaps the network "
@@ -388,21 +391,42 @@ def _words(error: BaseException, action: str, name: str, revision: str) -> str |
         return f"{action}: {fault_of(error)}"
     if isinstance(error, OSError):
         return _disk_words(error, action)
-    return f"{action}: {scrubbed(str(error))}" if isinstance(error, ValueError) else None
+    if isinstance(error, ValueError):
+        return f"{action}: {scrubbed(str(error))}"
+    if pushing and isinstance(outer, RuntimeError):
+        return f"{action}: {scrubbed(str(outer))}; push it again"
+    return None
 
 
-def _status_words(error: Any) -> str:
-    status = error.response.status_code
-    said = scrubbed(error.server_message or "")
-    said = f" ({said})" if said else ""
+_OF_FETCH = {
+    401: "it asks for a token, and the one that you have, if any, is wrong or has expired; log "
+    "in with a token (hf auth login), or correct HF_TOKEN",
+    403: "access is refused; ask its owner for access, use a token that has it "
+    "(hf auth login), or check whether the network blocks the Hub",
+    404: "it knows no such address, so it is no Hub; check HF_ENDPOINT",
+}
+"""What helps against an answer, by its status."""
+
+
+def _of_push(repository: str) -> tuple[dict[int, str], str]:
+    """Returns what helps against the answers to a push, and against any other."""
+    owner, write = repository.partition("/")[0], "a token that may write"
     known = {
-        401: "it asks for a token, and the one that you have, if any, is wrong or has expired; log "
-        "in with a token (hf auth login), or correct HF_TOKEN",
-        403: "access is refused; ask its owner for access, use a token that has it "
-        "(hf auth login), or check whether the network blocks the Hub",
-        404: "it knows no such address, so it is no Hub; check HF_ENDPOINT",
+        401: f"there is no token, or a wrong one; log in with {write} (hf auth login)",
+        403: f"your token may not write to {owner!r}; use {write} (hf auth login), or push to a "
+        "name of your own",
+        404: f"{endpoint()} has no such repository for you; log in with {write} (hf auth login), "
+        "and check HF_ENDPOINT",
+        409: "somebody else changed it at the same time; push it again",
+        413: "it is too large for this Hub; push a smaller generator",
     }
-    return f"HTTP {status}{said}: {known.get(status, 'check HF_ENDPOINT, or try again later')}"
+    return known, "correct what it says, or try again later"
+
+
+def _answer(error: Any, known: Mapping[int, str], otherwise: str) -> str:
+    status, said = error.response.status_code, scrubbed(error.server_message or "")
+    said = f" ({said})" if said else ""
+    return f"{endpoint()} answers HTTP {status}{said}: {known.get(status, otherwise)}"
 
 
 def _disk_words(error: OSError, action: str) -> str:
@@ -455,15 +479,9 @@ def check_push(repository: str) -> None:
 def push_folder(
     folder: Path, repository: str, *, private: bool = False, message: str | None = None
 ) -> str:
-    """Uploads a model folder to the Hub in one commit and returns its address.
+    """Uploads a model folder to "org/name" in one commit and returns its address.
 
     Hidden files and spectra stay behind. What the repository holds under other names stays there.
-
-    Args:
-        folder: a folder that `save_pretrained` or `pgmkit train` wrote.
-        repository: "org/name"; it is created if it is not there.
-        private: whether a new repository is private.
-        message: of the commit.
 
     Raises:
         LoadError: the Hub is out of reach, or refuses.
@@ -471,7 +489,12 @@ def push_folder(
     check_push(repository)
     from huggingface_hub import HfApi
 
-    with _worded_push(repository), guarded(), warnings.catch_warnings():
+    action = f"cannot push to {repository!r}"
+    with (
+        _worded(action, repository, pushing=True),
+        guarded(),
+        warnings.catch_warnings(),
+    ):
         # The client uploads in a way that its HTTP library would like to see no more.
         warnings.simplefilter("ignore", DeprecationWarning)
         api = HfApi()
@@ -483,44 +506,3 @@ def push_folder(
             commit_message=message or "Upload with pgmkit",
         )
     return f"{endpoint()}/{repository}"
-
-
-@contextlib.contextmanager
-def _worded_push(repository: str) -> Iterator[None]:
-    from huggingface_hub.errors import HfHubHTTPError
-
-    action = f"cannot push to {repository!r}"
-    try:
-        yield
-    except LoadError:
-        raise
-    except Exception as error:
-        cause = error.__cause__ if isinstance(error, RuntimeError) else error
-        if isinstance(cause, HfHubHTTPError) and getattr(cause, "response", None) is not None:
-            worded: str | None = f"{action}: {_refused(cause, repository)}"
-        else:
-            worded = _words(error, action, repository, "main")
-        if worded is None and isinstance(error, RuntimeError):
-            worded = f"{action}: {scrubbed(str(error))}; push it again"
-        if worded is None:
-            raise
-        raise LoadError(worded) from None
-
-
-def _refused(error: Any, repository: str) -> str:
-    status = error.response.status_code
-    said = scrubbed(error.server_message or "")
-    said = f" ({said})" if said else ""
-    owner = repository.partition("/")[0]
-    write = "a token that may write"
-    known = {
-        401: f"there is no token, or a wrong one; log in with {write} (hf auth login)",
-        403: f"your token may not write to {owner!r}; use {write} (hf auth login), or push to a "
-        "name of your own",
-        404: f"{endpoint()} has no such repository for you; log in with {write} (hf auth login), "
-        "and check HF_ENDPOINT",
-        409: "somebody else changed it at the same time; push it again",
-        413: "it is too large for this Hub; push a smaller generator",
-    }
-    what = known.get(status, "correct what it says, or try again later")
-    return f"{endpoint()} answers HTTP {status}{said}: {what}"

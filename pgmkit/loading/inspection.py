@@ -1,8 +1,9 @@
 """What can be told of a reference before it is used: files, weights, guesses, and what it makes."""
 
+import contextlib
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -78,24 +79,24 @@ def inspect(folder: ModelFolder, options: GeneratorOptions) -> Inspection:
     found = Inspection(folder.reference)
     sizes = folder.sizes()
     found.files = [(name, sizes.get(name)) for name in folder.names()]
-    _attempt(found, lambda: _read_config(found, folder))
-    _attempt(found, lambda: _read_weights(found, folder, options))
+    with _noted(found):
+        found.config = dict(read_config(folder).ours)
+    with _noted(found):
+        _read_weights(found, folder, options)
     if found.weights is not None:
-        _attempt(found, lambda: _load(found, folder, options))
+        with _noted(found):
+            _load(found, folder, options)
     if found.generator is not None:
-        _attempt(found, lambda: _observe(found, found.generator))
+        with _noted(found):
+            _look(found, found.generator)
     return found
 
 
 def observe(generator: Generator, z: Tensor, images: Tensor) -> list[str]:
     """Tells what images depend on: the latent and each of its dimensions, chance, their batch.
 
-    Takes a few seconds at most.
-
-    Args:
-        generator: whose images they are.
-        z: latents (N, latent.dim), N at least 4.
-        images: what it made of them, (N, C, H, W).
+    Latents z (N, latent.dim) are at least 4, and the images what it made of them. Takes a few
+    seconds at most.
 
     Returns:
         One sentence each.
@@ -103,17 +104,14 @@ def observe(generator: Generator, z: Tensor, images: Tensor) -> list[str]:
     return [*_values(generator, images), *_repeats(images), *_dependence(generator, z, images)]
 
 
-def _attempt(found: Inspection, step: Callable[[], None]) -> None:
+@contextlib.contextmanager
+def _noted(found: Inspection) -> Iterator[None]:
+    """Takes an expected error for a problem that is told, and goes on behind the block."""
     try:
-        step()
+        yield
     except PgmkitError as error:
-        message = str(error)
-        if message not in found.problems:
-            found.problems.append(message)
-
-
-def _read_config(found: Inspection, folder: ModelFolder) -> None:
-    found.config = dict(read_config(folder).ours)
+        if str(error) not in found.problems:
+            found.problems.append(str(error))
 
 
 def _read_weights(found: Inspection, folder: ModelFolder, options: GeneratorOptions) -> None:
@@ -128,16 +126,13 @@ def _read_weights(found: Inspection, folder: ModelFolder, options: GeneratorOpti
 
 
 def _load(found: Inspection, folder: ModelFolder, options: GeneratorOptions) -> None:
-    try:
-        _load_as(found, folder, options)
-    except NoArchitectureError:
-        _load_as(found, folder, replace(options, architecture=AUTO))
-
-
-def _load_as(found: Inspection, folder: ModelFolder, options: GeneratorOptions) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", PgmkitWarning)
-        found.generator = generator_from_folder(folder, options)
+        try:
+            found.generator = generator_from_folder(folder, options)
+        except NoArchitectureError:
+            options = replace(options, architecture=AUTO)
+            found.generator = generator_from_folder(folder, options)
     found.notes = list(found.generator.provenance.get("notes", ()))
     told = [warning for warning in caught if issubclass(warning.category, PgmkitWarning)]
     found.warnings = [
@@ -146,8 +141,7 @@ def _load_as(found: Inspection, folder: ModelFolder, options: GeneratorOptions) 
     found.command = shatter_command(found.reference, options)
 
 
-def _observe(found: Inspection, generator: Generator | None) -> None:
-    assert generator is not None
+def _look(found: Inspection, generator: Generator) -> None:
     found.norms = drifts(generator)
     z = generator.sample_latents(SAMPLES, seed=0)
     images = generator.images(z)
@@ -211,10 +205,9 @@ def _dependence(generator: Generator, z: Tensor, images: Tensor) -> list[str]:
     if ignored:
         names = ", ".join(map(str, ignored[:12])) + (" ..." if len(ignored) > 12 else "")
         told.append(f"{len(ignored)} of {tried} latent dimensions change nothing: {names}")
-    elif tried == z.shape[1]:
-        told.append(f"each of the {tried} latent dimensions changes the images")
     else:
-        told.append(f"each of the first {tried} latent dimensions changes the images")
+        which = "" if tried == z.shape[1] else "first "
+        told.append(f"each of the {which}{tried} latent dimensions changes the images")
     return told
 
 

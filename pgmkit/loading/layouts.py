@@ -3,7 +3,7 @@
 import re
 from pathlib import Path, PurePosixPath
 
-from pgmkit.errors import LoadError, nearest_names
+from pgmkit.errors import LoadError, listed, nearest_names
 from pgmkit.loading.checkpoints import natural
 from pgmkit.loading.folders import (
     WEIGHT_SUFFIXES,
@@ -50,12 +50,12 @@ def find_weights(folder: ModelFolder, named: str | None, *, sure: bool = True) -
             raise LoadError(
                 f"the weights of {folder.reference} must be a file in it, not {named!r:.60}"
             )
-        return _fetched(folder, _found(folder, named)), ""
+        return fetched(folder, _found(folder, named)), ""
     for name in _USUAL_FILES:
         if folder.fetch(name) is not None:
-            return _fetched(folder, name), "" if sure else _averaged_beside(folder, name)
+            return fetched(folder, name), "" if sure else _averaged_beside(folder, name)
     name, note = _likeliest(folder)
-    return _fetched(folder, name), note
+    return fetched(folder, name), note
 
 
 def weight_files(names: list[str]) -> list[str]:
@@ -70,9 +70,9 @@ def _likeliest(folder: ModelFolder) -> tuple[str, str]:
     names = folder.names()
     there = weight_files(names)
     if not there:
-        held = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
         raise LoadError(
-            f"{folder.reference} has no weights: it holds {held or 'no files'}, and weights end in "
+            f"{folder.reference} has no weights: it holds {listed(names, 8) or 'no files'}, and "
+            f"weights end in "
             f"{', '.join(WEIGHT_SUFFIXES)}; name another folder or repository"
         )
     own = [name for name in there if not _OTHER_FILES.search(_stem(name))] or there
@@ -117,7 +117,7 @@ def _found(folder: ModelFolder, named: str) -> str:
     raise LoadError(f"{folder.reference} has no file {named!r}; {nearest_names(named, there)}")
 
 
-def _fetched(folder: ModelFolder, name: str) -> Path:
+def fetched(folder: ModelFolder, name: str) -> Path:
     """Returns the local path of a file, with the shards that it may name."""
     path = folder.path(name)
     if name.endswith(INDEX_SUFFIX):

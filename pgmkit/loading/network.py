@@ -82,11 +82,7 @@ class Fault(Exception):  # noqa: N818
 
 def endpoint() -> str:
     """Returns the address of the Hub without a user or password that may stand in it."""
-    return _without_password(str(client_constants().ENDPOINT))
-
-
-def _without_password(address: str) -> str:
-    parts = urlsplit(address)
+    parts = urlsplit(str(client_constants().ENDPOINT))
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 

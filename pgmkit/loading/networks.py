@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from pgmkit.loading.inference import Inferred, infer
 from pgmkit.loading.layouts import find_weights
 from pgmkit.loading.options import AUTO, GeneratorOptions, as_image, as_latent
 from pgmkit.loading.programs import LOADERS as PROGRAMS
-from pgmkit.loading.programs import kind_of_file, load_program, program_signature
+from pgmkit.loading.programs import kind_of_file, load_program
 from pgmkit.loading.weights import read_checkpoint
 from pgmkit.plugins import installed
 from pgmkit.priors import LatentSpec
@@ -35,18 +35,11 @@ _LATENT_NAMES = ("latent_dim", "z_dim", "nz", "dim_z", "latent_size", "z_size", 
 
 @dataclass(frozen=True)
 class Network:
-    """A module with its weights, and what was found out about it on the way.
+    """A module with its weights, prior and images, and what was found out about it on the way.
 
-    Args:
-        module: with its weights.
-        latent: the prior.
-        image: what comes out.
-        path: the weight file.
-        config: what the folder says.
-        notes: what nobody had said and was found or guessed, one sentence each.
-        architecture: the component that builds it; None for a class of the user's or a program.
-        arguments: what builds it is called with.
-        record: further facts for the provenance.
+    Notes are what nobody had said and was found or guessed, one sentence each. The architecture is
+    the component that builds it, None for a class of the user's or a program; the record holds
+    further facts for the provenance.
     """
 
     module: nn.Module
@@ -81,121 +74,171 @@ def read_network(folder: ModelFolder, options: GeneratorOptions) -> Network:
         UnknownNameError: no plugin offers the architecture.
         ParameterError: its arguments do not fit.
     """
-    config = read_config(folder)
-    chosen = options.architecture or config.ours.get("architecture")
-    named = options.weights or folder.weights or config.ours.get("weights")
-    if (
-        not (chosen or config.ours)
-        and (config.others or not named)
-        and diffusers.is_diffusers(folder, config.others)
-    ):
-        return _diffusers(folder, config, options)
-    path, note = find_weights(folder, named, sure=bool(config.ours))
-    if chosen is None and kind_of_file(path) in PROGRAMS:
-        network = _program(folder, path, config, options)
-    elif chosen is None:
-        raise NoArchitectureError(_nothing_says(folder, config))
-    else:
-        found = candidates(
-            read_checkpoint(path),
-            str(path),
-            key=options.key or config.ours.get("weights_key"),
-            prefix=options.prefix or config.ours.get("weights_prefix"),
+    return _Reader(folder, options).network()
+
+
+class _Reader:
+    """Reads one network, by what the folder says and, before that, the user."""
+
+    def __init__(self, folder: ModelFolder, options: GeneratorOptions) -> None:
+        self.folder = folder
+        self.options = options
+        self.config = config = read_config(folder)
+        latent, image = options.latent, options.image
+        if latent is None and "latent" in config.ours:
+            latent = as_latent(config.ours["latent"], f"'latent' in {config.where}")
+        if image is None and "image" in config.ours:
+            image = as_image(config.ours["image"], f"'image' in {config.where}")
+        self.latent = cast(LatentSpec | None, latent)  # the options have made them so
+        self.image = cast(ImageSpec | None, image)
+
+    def network(self) -> Network:
+        ours = self.config.ours
+        chosen = self.options.architecture or ours.get("architecture")
+        named = self.options.weights or self.folder.weights or ours.get("weights")
+        if (
+            not (chosen or ours)
+            and (self.config.others or not named)
+            and diffusers.is_diffusers(self.folder, self.config.others)
+        ):
+            return self.diffusers()
+        path, note = find_weights(self.folder, named, sure=bool(ours))
+        if chosen is None and kind_of_file(path) in PROGRAMS:
+            network = self.program(path)
+        elif chosen is None:
+            raise NoArchitectureError(_nothing_says(self.folder, self.config))
+        else:
+            found = candidates(
+                read_checkpoint(path),
+                str(path),
+                key=self.options.key or ours.get("weights_key"),
+                prefix=self.options.prefix or ours.get("weights_prefix"),
+            )
+            network = self.fitted(path, found, chosen)
+        return replace(network, notes=[note, *network.notes] if note else network.notes)
+
+    def fitted(self, path: Path, found: list[Found], chosen: Architecture) -> Network:
+        """Builds what an architecture says, and puts the weights in."""
+        config, options = self.config, self.options
+        if chosen == AUTO:
+            return self.inferred(path, found[-1], _infer(found[-1], options))
+        trusted = options.architecture is not None
+        named = "the options" if trusted else config.where
+        factory = find_architecture(chosen, named, trusted=trusted)
+        is_component = isinstance(chosen, str) and installed().offers("generator-loaders", chosen)
+        arguments = _arguments(factory, config, options)
+        if is_component and not arguments and "model_args" not in config.ours:
+            guess = _inferred_as(str(chosen), found[-1])
+            if guess is not None:
+                return self.inferred(path, found[-1], guess)
+        where = "the options" if options.model_args is not None else config.where
+        self.check_dimensions(arguments)
+        module = build(factory, arguments, where, found[0].tensors)
+        reference = self.folder.reference
+        fitted, note = fit(_in_precision(module, found[-1].tensors), found, reference)
+        notes = [*fitted.notes, *([note] if note else [])]
+        latent = self.latent or _latent_of(arguments, fitted.tensors, reference, notes)
+        return Network(
+            module,
+            latent,
+            self.image or _seen_image(module, latent, reference, notes),
+            path,
+            config,
+            notes,
+            str(chosen) if is_component else None,
+            arguments,
+            {
+                **({"entry": fitted.place} if fitted.place else {}),
+                **({} if is_component else {"class": _class_name(chosen)}),
+            },
         )
-        network = _fitted(folder, path, config, options, found, chosen)
-    return replace(network, notes=[note, *network.notes] if note else network.notes)
 
-
-def _fitted(
-    folder: ModelFolder,
-    path: Path,
-    config: FolderConfig,
-    options: GeneratorOptions,
-    found: list[Found],
-    chosen: Architecture,
-) -> Network:
-    """Builds what an architecture says, and puts the weights in."""
-    if chosen == AUTO:
-        return _inferred(folder, path, config, options, found[-1], _infer(found[-1], options))
-    trusted = options.architecture is not None
-    named = "the options" if trusted else config.where
-    factory = find_architecture(chosen, named, trusted=trusted)
-    is_component = isinstance(chosen, str) and installed().offers("generator-loaders", chosen)
-    arguments = _arguments(factory, config, options)
-    if is_component and not arguments and "model_args" not in config.ours:
-        guess = _inferred_as(str(chosen), found[-1])
-        if guess is not None:
-            return _inferred(folder, path, config, options, found[-1], guess)
-    where = "the options" if options.model_args is not None else config.where
-    latent, image = _said_specs(config, options)
-    _check_dimensions(arguments, latent, folder)
-    module = build(factory, arguments, where, found[0].tensors)
-    fitted, note = fit(_in_precision(module, found[-1].tensors), found, folder.reference)
-    notes = [*fitted.notes, *([note] if note else [])]
-    latent = latent or _latent_of(arguments, fitted.tensors, folder, notes)
-    return Network(
-        module,
-        latent,
-        image or _seen_image(module, latent, folder, notes),
-        path,
-        config,
-        notes,
-        str(chosen) if is_component else None,
-        arguments,
-        {
-            **({"entry": fitted.place} if fitted.place else {}),
-            **({} if is_component else {"class": _class_name(chosen)}),
-        },
-    )
-
-
-def _inferred(
-    folder: ModelFolder,
-    path: Path,
-    config: FolderConfig,
-    options: GeneratorOptions,
-    state: Found,
-    guess: Inferred,
-) -> Network:
-    """Builds the network that the weights show."""
-    config.check_unknown()
-    if options.model_args is not None:
-        raise LoadError(
-            "model_args are inferred with architecture='auto'; to give them, name the architecture "
-            f"that they are for, such as --architecture {guess.architecture}"
+    def inferred(self, path: Path, state: Found, guess: Inferred) -> Network:
+        """Builds the network that the weights show."""
+        self.config.check_unknown()
+        if self.options.model_args is not None:
+            raise LoadError(
+                "model_args are inferred with architecture='auto'; to give them, name the "
+                f"architecture that they are for, such as --architecture {guess.architecture}"
+            )
+        factory = find_architecture(guess.architecture, "the inference", trusted=False)
+        module = build(factory, guess.model_args, "what was inferred", state.tensors)
+        renamed = {ours: state.tensors[theirs] for theirs, ours in guess.rename.items()}
+        placed = [replace(state, tensors=renamed)]
+        fit(_in_precision(module, state.tensors), placed, self.folder.reference)
+        undisputed = [
+            told
+            for told in guess.guesses
+            if not (self.latent is not None and told.startswith("prior "))
+            and not (self.image is not None and "image range" in told.partition(":")[0])
+        ]
+        return Network(
+            module,
+            self.latent or as_latent(f"{guess.distribution}:{guess.latent_dim}", "latent"),
+            self.image or ImageSpec(guess.image_shape, guess.image_range),
+            path,
+            self.config,
+            [*state.notes, *guess.facts, *undisputed],
+            guess.architecture,
+            guess.model_args,
+            {"entry": state.place} if state.place else {},
         )
-    factory = find_architecture(guess.architecture, "the inference", trusted=False)
-    module = build(factory, guess.model_args, "what was inferred", state.tensors)
-    renamed = {ours: state.tensors[theirs] for theirs, ours in guess.rename.items()}
-    fit(
-        _in_precision(module, state.tensors),
-        [replace(state, tensors=renamed)],
-        folder.reference,
-    )
-    latent, image = _said_specs(config, options)
-    return Network(
-        module,
-        latent or as_latent(f"{guess.distribution}:{guess.latent_dim}", "latent"),
-        image or ImageSpec(guess.image_shape, guess.image_range),
-        path,
-        config,
-        [*state.notes, *guess.facts, *_undisputed(guess.guesses, latent, image)],
-        guess.architecture,
-        guess.model_args,
-        {"entry": state.place} if state.place else {},
-    )
 
+    def program(self, path: Path) -> Network:
+        """Takes a file that is a whole program for the network."""
+        self.config.check_unknown()
+        self.refuse("a program", ("key", "prefix", "model_args"))
+        latent, reference = self.latent, self.folder.reference
+        notes: list[str] = []
+        module = load_program(path)
+        if latent is None:
+            shape: tuple[int | None, ...] = getattr(module, "latent_shape", ())
+            sizes = [size for size in shape[1:] if size != 1]
+            if len(sizes) != 1 or sizes[0] is None:
+                raise LoadError(
+                    f"{reference} is a program that does not say how many latent dimensions it "
+                    "takes; give latent=DIM (--latent DIM)"
+                )
+            latent = LatentSpec(sizes[0])
+            notes.append(
+                f"took latents for {sizes[0]} normal dimensions, as the program takes {shape}"
+            )
+        image = self.image or _seen_image(module, latent, reference, notes)
+        return Network(module, latent, image, path, self.config, notes)
 
-def _undisputed(
-    guesses: Sequence[str], latent: LatentSpec | None, image: ImageSpec | None
-) -> list[str]:
-    """Returns guesses without those of prior and range that somebody has said."""
-    return [
-        guess
-        for guess in guesses
-        if not (latent is not None and guess.startswith("prior "))
-        and not (image is not None and "image range" in guess.partition(":")[0])
-    ]
+    def diffusers(self) -> Network:
+        """Takes the decoder out of a folder of the diffusers library."""
+        self.refuse("a folder of diffusers", ("weights", "key", "prefix", "model_args"))
+        sides = self.image.shape[1:] if self.image is not None else None
+        found = diffusers.read_decoder(self.folder, sides=sides)
+        return Network(
+            found.module,
+            self.latent or found.latent,
+            self.image or found.image,
+            found.path,
+            self.config,
+            found.notes,
+            diffusers.ARCHITECTURE,
+            found.arguments,
+        )
+
+    def refuse(self, what: str, names: Sequence[str]) -> None:
+        """Raises LoadError if options were given that mean nothing there."""
+        for name in names:
+            if getattr(self.options, name) is not None:
+                raise LoadError(
+                    f"{name} means nothing for {what}, which says it itself; leave it out"
+                )
+
+    def check_dimensions(self, arguments: Mapping[str, Any]) -> None:
+        """Raises LoadError if the prior has other dimensions than the arguments say."""
+        for name in _LATENT_NAMES:
+            dim = arguments.get(name)
+            if self.latent is not None and isinstance(dim, int) and dim != self.latent.dim:
+                raise LoadError(
+                    f"the prior of {self.folder.reference} has {self.latent.dim} dimensions, and "
+                    f"its {name} is {dim}; correct one of them"
+                )
 
 
 def _infer(state: Found, options: GeneratorOptions) -> Inferred:
@@ -222,48 +265,6 @@ def _inferred_as(component: str, state: Found) -> Inferred | None:
     return guess if guess.architecture == component.rpartition(":")[2] else None
 
 
-def _program(
-    folder: ModelFolder, path: Path, config: FolderConfig, options: GeneratorOptions
-) -> Network:
-    """Takes a file that is a whole program for the network."""
-    config.check_unknown()
-    _refuse(options, "a program", ("key", "prefix", "model_args"))
-    latent, image = _said_specs(config, options)
-    notes: list[str] = []
-    if latent is None:
-        inputs = program_signature(path).inputs
-        shape = (inputs[0].shape if inputs else None) or ()
-        sizes = [size for size in shape[1:] if size != 1]
-        if len(sizes) != 1 or sizes[0] is None:
-            raise LoadError(
-                f"{folder.reference} is a program that does not say how many latent dimensions it "
-                "takes; give latent=DIM (--latent DIM)"
-            )
-        latent = LatentSpec(sizes[0])
-        notes.append(f"took latents for {sizes[0]} normal dimensions, as the program takes {shape}")
-    module = load_program(path)
-    image = image or _seen_image(module, latent, folder, notes)
-    return Network(module, latent, image, path, config, notes)
-
-
-def _diffusers(folder: ModelFolder, config: FolderConfig, options: GeneratorOptions) -> Network:
-    """Takes the decoder out of a folder of the diffusers library."""
-    _refuse(options, "a folder of diffusers", ("weights", "key", "prefix", "model_args"))
-    latent, image = _said_specs(config, options)
-    sides = image.shape[1:] if image is not None else None
-    found = diffusers.read_decoder(folder, sides=sides)
-    return Network(
-        found.module,
-        latent or found.latent,
-        image or found.image,
-        found.path,
-        config,
-        found.notes,
-        diffusers.ARCHITECTURE,
-        found.arguments,
-    )
-
-
 def _nothing_says(folder: ModelFolder, config: FolderConfig) -> str:
     made_by = str((config.ours.get("provenance") or {}).get("class", ""))
     if made_by:
@@ -276,25 +277,6 @@ def _nothing_says(folder: ModelFolder, config: FolderConfig) -> str:
         "from them: architecture='auto' (--architecture auto), or name your class: --architecture "
         f"package.module:Class. What there is: pgmkit generators inspect {folder.reference}"
     )
-
-
-def _refuse(options: GeneratorOptions, what: str, names: Sequence[str]) -> None:
-    """Raises LoadError if options were given that mean nothing there."""
-    for name in names:
-        if getattr(options, name) is not None:
-            raise LoadError(f"{name} means nothing for {what}, which says it itself; leave it out")
-
-
-def _said_specs(
-    config: FolderConfig, options: GeneratorOptions
-) -> tuple[LatentSpec | None, ImageSpec | None]:
-    """Returns prior and image spec as the user or else the folder says them."""
-    latent, image = options.latent, options.image
-    if latent is None and "latent" in config.ours:
-        latent = as_latent(config.ours["latent"], f"'latent' in {config.where}")
-    if image is None and "image" in config.ours:
-        image = as_image(config.ours["image"], f"'image' in {config.where}")
-    return latent, image  # type: ignore[return-value]  # the options have made them so
 
 
 def _arguments(
@@ -335,23 +317,10 @@ def _in_precision(module: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module
     return module
 
 
-def _check_dimensions(
-    arguments: Mapping[str, Any], latent: LatentSpec | None, folder: ModelFolder
-) -> None:
-    """Raises LoadError if the prior has other dimensions than the arguments say."""
-    for name in _LATENT_NAMES:
-        dim = arguments.get(name)
-        if latent is not None and isinstance(dim, int) and dim != latent.dim:
-            raise LoadError(
-                f"the prior of {folder.reference} has {latent.dim} dimensions, and its {name} is "
-                f"{dim}; correct one of them"
-            )
-
-
 def _latent_of(
     arguments: Mapping[str, Any],
     weights: Mapping[str, Tensor],
-    folder: ModelFolder,
+    reference: str,
     notes: list[str],
 ) -> LatentSpec:
     """Returns the prior that the arguments show, or raises LoadError with what the weights show."""
@@ -367,14 +336,14 @@ def _latent_of(
     dim = shape[1] if len(shape) == 2 else shape[0] if shape else 100
     shown = f"; the first weight, {first} {shape}, suggests latent={dim}" if shape else ""
     raise LoadError(
-        f"nothing says how many latent dimensions {folder.reference} has; give latent={dim} "
+        f"nothing says how many latent dimensions {reference} has; give latent={dim} "
         f"(--latent {dim}) or 'latent' in config.json{shown}"
     )
 
 
 @torch.no_grad()
 def _seen_image(
-    module: nn.Module, latent: LatentSpec, folder: ModelFolder, notes: list[str]
+    module: nn.Module, latent: LatentSpec, reference: str, notes: list[str]
 ) -> ImageSpec:
     """Returns shape and range of the images that a module makes, where nobody said them."""
     module.eval()
@@ -392,11 +361,11 @@ def _seen_image(
         told = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         why = f"what comes out, {told}, does not show it" if output is not None else ""
         raise LoadError(
-            f"nothing says what images {folder.reference} makes, and "
+            f"nothing says what images {reference} makes, and "
             f"{why or 'it does not run on ' + '; '.join(reasons)}; give image=(C, H, W) "
             "(--image CxHxW)"
         )
-    images = as_images(output, _TRIED, seen, folder.reference)
+    images = as_images(output, _TRIED, seen, reference)
     low, high = float(images.min()), float(images.max())
     value_range = (0.0, 1.0) if low >= 0 and high <= 1 else (-1.0, 1.0)
     text = "x".join(map(str, seen))

@@ -1,16 +1,15 @@
 """What a user says of a generator where its folder does not, however it is said."""
 
-import json
 import math
 import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
-from pgmkit.config import make_settings
+from pgmkit.config import in_toml, make_settings
 from pgmkit.errors import LoadError, ParameterError, nearest_names
 from pgmkit.images.source import ImageSpec
 from pgmkit.loading.building import Architecture
@@ -19,6 +18,7 @@ from pgmkit.priors import LatentSpec
 AUTO = "auto"
 """The architecture that is inferred from the weights."""
 
+_Spec = TypeVar("_Spec", LatentSpec, ImageSpec)
 Latent = LatentSpec | Mapping[str, Any] | int | str
 Image = ImageSpec | Mapping[str, Any] | tuple[int, ...] | list[int] | str
 
@@ -27,19 +27,7 @@ Image = ImageSpec | Mapping[str, Any] | tuple[int, ...] | list[int] | str
 class GeneratorOptions:
     """What goes before anything that a model folder says; None leaves it to the folder.
 
-    Args:
-        architecture: a class or function that builds the network, the name of a component,
-            "package.module:Class", or "auto" to infer the network from its weights.
-        latent: the prior: a `LatentSpec`, a table with its arguments, a number of normal
-            dimensions, or a string such as "100" or "uniform:100".
-        image: what comes out: an `ImageSpec`, a table with its arguments, a shape (C, H, W), or a
-            string such as "3x64x64" or "3x64x64:0,1", with the range of values.
-        model_args: arguments of the architecture.
-        weights: the weight file, relative to the folder.
-        key: the entry of the weight file that holds the generator, such as "g_ema".
-        prefix: what the names of the generator's weights begin with, such as "module.".
-        recalibrate: whether to estimate the statistics of batch norms anew; see
-            `pgmkit.loading.batch_norm.recalibrate`.
+    The fields are arguments of `pgmkit.load_generator`, where they are told.
 
     Raises:
         ParameterError: a value is of another form.
@@ -98,7 +86,7 @@ class GeneratorOptions:
 
 
 def as_latent(value: Any, where: str) -> LatentSpec:
-    """Returns a prior however it was said; see `GeneratorOptions`.
+    """Returns a prior however it was said; see `pgmkit.load_generator`.
 
     Raises:
         ParameterError: it is none.
@@ -115,12 +103,11 @@ def as_latent(value: Any, where: str) -> LatentSpec:
         value = {"dim": int(number), **({"distribution": name.strip()} if colon else {})}
     elif isinstance(value, int) and not isinstance(value, bool):
         value = {"dim": value}
-    result: LatentSpec = _spec(LatentSpec, value, where)
-    return result
+    return _spec(LatentSpec, value, where)
 
 
 def as_image(value: Any, where: str) -> ImageSpec:
-    """Returns an image spec however it was said; see `GeneratorOptions`.
+    """Returns an image spec however it was said; see `pgmkit.load_generator`.
 
     Raises:
         ParameterError: it is none.
@@ -139,8 +126,7 @@ def as_image(value: Any, where: str) -> ImageSpec:
         value = {"shape": [int(size) for size in sizes], "range": [float(end) for end in ends]}
     elif isinstance(value, list | tuple):
         value = {"shape": value}
-    result: ImageSpec = _spec(ImageSpec, value, where)
-    return result
+    return _spec(ImageSpec, value, where)
 
 
 def shatter_command(source: str, options: GeneratorOptions) -> str:
@@ -162,19 +148,10 @@ def _typed(value: Any) -> str:
     if isinstance(value, LatentSpec):
         table = value.table()
         plain = set(table) == {"dim", "distribution"}
-        return f"{table['distribution']}:{table['dim']}" if plain else _toml(table)
+        return f"{table['distribution']}:{table['dim']}" if plain else in_toml(table)
     if isinstance(value, ImageSpec):
         return f"{'x'.join(map(str, value.shape))}:{value.range[0]:g},{value.range[1]:g}"
-    return value if isinstance(value, str) else _toml(value)
-
-
-def _toml(value: Any) -> str:
-    """Returns a plain value as TOML writes it on one line."""
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key} = {_toml(part)}" for key, part in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    return json.dumps(value)
+    return value if isinstance(value, str) else in_toml(value)
 
 
 def _is_number(text: str) -> bool:
@@ -184,7 +161,7 @@ def _is_number(text: str) -> bool:
         return False
 
 
-def _spec(cls: type[Any], values: Any, where: str) -> Any:
+def _spec(cls: type[_Spec], values: Any, where: str) -> _Spec:
     if not isinstance(values, Mapping):
         raise LoadError(f"{where} must be an object, not {values!r:.60}")
     try:

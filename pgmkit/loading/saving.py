@@ -73,13 +73,7 @@ def _program(generator: Generator, path: Path) -> bytes:
 
 
 def save_generator(folder: Path, generator: Generator, *, card: str, samples: Tensor) -> None:
-    """Writes a generator as a Hub folder, replacing what was there.
-
-    Args:
-        folder: where to.
-        generator: what.
-        card: the model card, Markdown; it shows `samples.png`.
-        samples: images (N, C, H, W) for the grid.
+    """Writes a generator as a Hub folder, with a card that shows a grid of samples (N, C, H, W).
 
     Raises:
         OutputError: the folder cannot be written.

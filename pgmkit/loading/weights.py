@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from pgmkit.errors import LoadError, first_line
+from pgmkit.errors import LoadError, first_line, listed
 from pgmkit.loading.programs import LOADERS, describe_kind, kind_of_file
 from pgmkit.loading.programs.archives import check_claim, open_archive
 
@@ -113,9 +113,7 @@ def told(loaded: Any) -> str:
     """Tells what a checkpoint holds, for messages: keys and what stands under them."""
     if not isinstance(loaded, Mapping):
         return f"a {type(loaded).__name__}"
-    shown = [f"{key!s:.60} ({_told_entry(value)})" for key, value in list(loaded.items())[:12]]
-    more = f" and {len(loaded) - 12} more" if len(loaded) > 12 else ""
-    return (", ".join(shown) or "nothing") + more
+    return listed([f"{key!s:.60} ({_told_entry(v)})" for key, v in loaded.items()], 12) or "nothing"
 
 
 def serialise(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
@@ -168,9 +166,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise LoadError(
-            f"{path} is truncated or damaged ({first_line(error)}); fetch or save it again"
-        ) from error
+        raise _damaged(path, error) from error
 
 
 def _read_torch(path: Path) -> Any:
@@ -185,18 +181,20 @@ def _read_torch(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         classes = _strange_classes(path)
         if not classes:
-            raise LoadError(
-                f"{path} is truncated or damaged ({first_line(error)}); fetch or save it again"
-            ) from error
+            raise _damaged(path, error) from error
         raise LoadError(
             f"{path} holds {', '.join(classes)}, and loading it would run code; where it was "
             "made, save the weights alone: "
             "safetensors.torch.save_file(module.state_dict(), 'model.safetensors')"
         ) from error
     except Exception as error:  # what damaged pickles lead to is not documented
-        raise LoadError(
-            f"{path} is truncated or damaged ({first_line(error)}); fetch or save it again"
-        ) from error
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> LoadError:
+    return LoadError(
+        f"{path} is truncated or damaged ({first_line(error)}); fetch or save it again"
+    )
 
 
 def _strange_classes(path: Path) -> list[str]:

@@ -22,11 +22,12 @@ from pgmkit.components import called, check_parameters, name_of, speaking_for
 from pgmkit.config import check_count
 from pgmkit.errors import ParameterError, PluginError
 from pgmkit.generator import Generator
+from pgmkit.loading.cards import Origin
 from pgmkit.partition.fitted import FittedPartitioner, is_reference
 from pgmkit.plugins import build
 from pgmkit.progress import phase
 from pgmkit.selection import check_remove, keep_scores, num_kept, select
-from pgmkit.shattering.result import Origin, ShatteredGenerator
+from pgmkit.shattering.result import ShatteredGenerator
 from pgmkit.spectrum import Spectrum, compute_spectrum
 from pgmkit.spectrum.landmarks import agree, landmarks
 from pgmkit.spectrum.soundness import check_values
@@ -132,7 +133,7 @@ def shatter(
             "latents": count,
             "seed": seed,
             "device": str(generator.device),
-            **_records(choices),
+            **({"chosen": {n: c.record() for n, c in choices.items()}} if choices else {}),
         },
         statistics=selection.statistics,
         versions=versions_of(*tables),
@@ -363,9 +364,3 @@ def _choose(
             )
             remove = choices["remove"].value
     return clusters, remove, choices, prepares
-
-
-def _records(choices: Mapping[str, Choice]) -> dict[str, Any]:
-    if not choices:
-        return {}
-    return {"chosen": {name: choice.record() for name, choice in choices.items()}}

@@ -5,7 +5,6 @@ import tempfile
 import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,8 @@ from pgmkit.loading.building import Architecture
 from pgmkit.loading.cards import (
     PER_CLUSTER,
     SAMPLES_FILE,
-    ShatterFacts,
+    Origin,
+    kept_in_words,
     local_paths,
     shattered_card,
 )
@@ -40,26 +40,6 @@ from pgmkit.states import load_state_of, state_of
 
 SAMPLER_CONFIG = "sampler.json"
 SAMPLER_STATE = "sampler.safetensors"
-
-
-@dataclass(frozen=True)
-class Origin:
-    """What a shattered generator was made with; kept when it is saved.
-
-    Args:
-        density: name and parameters of the density estimator.
-        sampler: qualified name and parameters of the cluster sampler, and its `findings`.
-        settings: clusters, remove, latents and seed; under `chosen`, how those were chosen
-            that were to be.
-        statistics: mass kept, effective sample size, numeric rank; see `pgmkit.selection.select`.
-        versions: of pgmkit, torch and the plugins that took part.
-    """
-
-    density: Mapping[str, Any]
-    sampler: Mapping[str, Any]
-    settings: Mapping[str, Any]
-    statistics: Mapping[str, Any]
-    versions: Mapping[str, str]
 
 
 class ShatteredGenerator:
@@ -251,18 +231,15 @@ class ShatteredGenerator:
         files.write_bytes(folder / SAMPLER_STATE, state)
         description = {
             "format_version": FORMAT_VERSION,
-            "sampler": self.origin.sampler,
-            "density": self.origin.density,
-            "settings": self.origin.settings,
+            **vars(self.origin),
             "cluster_sizes": self.cluster_sizes,
-            "statistics": self.origin.statistics,
-            "versions": self.origin.versions,
         }
         samples = torch.cat(self.images_of_each(PER_CLUSTER))
         pictures.write_rows(
             folder / SAMPLES_FILE, samples, self.generator.image.range, PER_CLUSTER, scale=2
         )
-        files.write_text(folder / CARD_FILE, self._card(repository, numbers))
+        card = shattered_card(self.generator, self.origin, self.cluster_sizes, repository, numbers)
+        files.write_text(folder / CARD_FILE, card)
         # Last, since its presence says that the folder is whole.
         files.write_json(folder / SAMPLER_CONFIG, description)
 
@@ -367,29 +344,13 @@ class ShatteredGenerator:
             shown._save(Path(folder), repository, numbers)
             return push_folder(Path(folder), repository, private=private, message=message)
 
-    def _card(self, repository: str | None, numbers: Mapping[str, Any] | None) -> str:
-        facts = ShatterFacts(
-            self.cluster_sizes,
-            self.origin.density,
-            self.origin.sampler,
-            self.origin.settings,
-            self.origin.statistics,
-            self.origin.versions,
-            numbers,
-        )
-        return shattered_card(self.generator, facts, repository)
-
     def __repr__(self) -> str:
-        settings, statistics = self.origin.settings, self.origin.statistics
-        rank = statistics["numeric_rank"]
+        origin = self.origin
         return (
             f"ShatteredGenerator({self.generator.name!r}: {self.num_clusters} clusters of "
             f"{min(self.cluster_sizes):,} to {max(self.cluster_sizes):,} latents; "
-            f"{self.origin.density['name']} kept {statistics['num_kept']:,} of "
-            f"{settings['latents']:,} (mass {statistics['mass_kept']:.2f}, effective sample "
-            f"size {statistics['effective_sample_size']:,.0f}, numeric rank {rank['smallest']} to "
-            f"{rank['largest']} of {rank['of']}); {self.origin.sampler['name']}, "
-            f"seed {settings['seed']})"
+            f"{origin.density['name']} kept {kept_in_words(origin.statistics)}; "
+            f"{origin.sampler['name']}, seed {origin.settings['seed']})"
         )
 
 
@@ -403,10 +364,11 @@ def _read_description(path: Path, where: str) -> tuple[Origin, list[int]]:
     damaged = (
         f"{SAMPLER_CONFIG} is damaged or of another version: {{}}; shatter the generator again"
     )
-    for field in ("sampler", "density", "settings", "statistics", "versions"):
+    fields = Origin.__dataclass_fields__
+    for field in fields:
         if not isinstance(description.get(field), Mapping):
             raise LoadError(damaged.format(f"{field!r} must be a table"))
-    origin = Origin(**{field: description[field] for field in Origin.__dataclass_fields__})
+    origin = Origin(**{field: description[field] for field in fields})
     for component, part, kind in (
         (origin.sampler, "name", str),
         (origin.sampler, "params", Mapping),

@@ -43,10 +43,6 @@ class BlockStore:
     Memory holds the tensors of all latents once, filled in block by block. A store that is pickled
     goes with its folder and without what is in memory.
 
-    Args:
-        settings: of the spectrum; see `plain_settings`.
-        folder: where shards and manifest are; None is memory alone.
-
     Attributes:
         tensors: of all n latents, each (n, ...); only rows of blocks that are held mean something.
         held: numbers of the blocks that are in memory.
@@ -235,9 +231,6 @@ def load_spectrum(folder: Path | str) -> Spectrum:
 
 def count_blocks(folder: Path | str) -> tuple[dict[str, Any], int, int]:
     """Returns the settings of a spectrum, complete or not, and how many of its blocks are whole.
-
-    Args:
-        folder: a path, or a URL that fsspec opens.
 
     Returns:
         Settings, number of whole blocks, number of all blocks.

@@ -146,17 +146,7 @@ def compute_spectrum(
 
 @dataclass
 class _Run:
-    """One computation of a spectrum.
-
-    Args:
-        generator: G.
-        asked: what to compute of each Jacobian.
-        engine: where blocks are computed.
-        z: (n, M).
-        wanted: the settings that determine the spectrum.
-        folder: where blocks are kept; None is nowhere.
-        entry: the spectrum's place in the cache; None leaves the cache out.
-    """
+    """One computation of a spectrum of z (n, M); without folder or cache entry nothing is kept."""
 
     generator: Generator
     asked: JacobianSettings
@@ -239,14 +229,7 @@ class _Run:
 
 @dataclass(frozen=True)
 class BlockTask:
-    """Computes blocks of one spectrum and sees to it that its folder has them; can be pickled.
-
-    Args:
-        jacobians: what computes them.
-        latents: z (n, M).
-        log_prior: log p(z) (n,).
-        store: of the spectrum.
-    """
+    """Computes blocks of latents (n, M) with log p(z) (n,) into their store; can be pickled."""
 
     jacobians: JacobianSpectra
     latents: Tensor
@@ -344,12 +327,6 @@ def check_size(
     out: Path | str | None = None,
 ) -> None:
     """Checks that a spectrum fits into memory and on the disk, as far as they are known.
-
-    Args:
-        generator: G.
-        num_latents: n.
-        probes: number of directions of a sketch; None is exact.
-        out: the folder; None keeps it in memory alone.
 
     Raises:
         ParameterError: it does not.

@@ -226,7 +226,9 @@ class Differentiator:
         tries: dict[str, Callable[[], object]] = {
             "layers": self._take_up_program,
             "forward": lambda: self._push_forward_once(z, directions[:2]),
-            "reverse": lambda: self._pull_back_once(z),
+            "reverse": lambda: self.pull(
+                z, torch.ones(1, 1, math.prod(self.generator.image.shape))
+            ),
         }
         if self._tangent_dtype is not None:
             tries = {"layers": tries["layers"]}
@@ -354,9 +356,6 @@ class Differentiator:
             images, moved = self._flat(z), self._flat(z + step * directions)
         if ((moved - images).abs().max() > 1e-3 * step * images.abs().max()).item():
             raise GeneratorError("the derivative is zero where the images change")
-
-    def _pull_back_once(self, z: Tensor) -> None:
-        self.pull(z, torch.ones(1, 1, math.prod(self.generator.image.shape)))
 
 
 def _advice(reasons: Sequence[str]) -> str:

@@ -151,8 +151,9 @@ class JacobianSpectra:
                 f"probes must be at most {dim}, the latent dimension of {generator.name!r}, not "
                 f"{self.settings.probes}"
             )
-        budget = self.settings.memory_budget
-        self._memory = max(budget // 4, budget - _WEIGHT_COPIES * _weight_bytes(generator))
+        budget, module = self.settings.memory_budget, generator.module
+        weights = sum(part.nbytes for part in (*module.parameters(), *module.buffers()))
+        self._memory = max(budget // 4, budget - _WEIGHT_COPIES * weights)
         fast = self.settings.dtype == "bfloat16"
         self._differentiator = Differentiator(
             in_precision(generator, self.settings.dtype),
@@ -185,13 +186,10 @@ class JacobianSpectra:
         return self._differentiator.parallel
 
     def compute(self, z: Tensor) -> dict[str, Tensor]:
-        """Returns the singular values of J for each latent.
+        """Returns the singular values of J for each latent z (B, M).
 
         From the Jacobian product on, everything is float64. Where memory runs out, it goes on
         with fewer latents or directions at a time.
-
-        Args:
-            z: latents (B, M).
 
         Returns:
             `singular_values` (B, r), descending, float64: r = min(M, C·H·W), or the number of
@@ -360,19 +358,14 @@ def in_precision(generator: Generator, dtype: str) -> Generator:
         module = module.cpu()
     # `module.to` would make complex weights real.
     in_complex = torch.complex128 if wanted == torch.float64 else torch.complex64
-    module._apply(
-        lambda part: part.to(in_complex) if part.is_complex() else _floats_to(part, wanted)
-    )
+
+    def converted(part: Tensor) -> Tensor:
+        if part.is_complex():
+            return part.to(in_complex)
+        return part.to(wanted) if part.is_floating_point() else part
+
+    module._apply(converted)
     return Generator(module, generator.latent, generator.image, name=generator.name)
-
-
-def _floats_to(part: Tensor, dtype: torch.dtype) -> Tensor:
-    return part.to(dtype) if part.is_floating_point() else part
-
-
-def _weight_bytes(generator: Generator) -> int:
-    module = generator.module
-    return sum(part.nbytes for part in (*module.parameters(), *module.buffers()))
 
 
 def _is_unsafe(values: Tensor) -> Tensor:

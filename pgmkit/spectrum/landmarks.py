@@ -31,9 +31,6 @@ def landmarks(generator: Generator) -> list[float]:
     It is `Σ ±x_i / √D` over the D values of an image, so that two images that differ by d in
     root mean square differ by about d in it; 0 for an image that is not finite. Weights of 16 bits
     are taken in float32, as they are for Jacobians.
-
-    Args:
-        generator: stays as it is.
     """
     with full_float32():
         images = _images(generator, generator.fixed_latents()).flatten(1).double()
@@ -47,12 +44,7 @@ def landmarks(generator: Generator) -> list[float]:
 
 
 def agree(recorded: Any, own: Sequence[float]) -> bool:
-    """Returns whether recorded landmarks are those of a generator, up to rounding.
-
-    Args:
-        recorded: as they come from a file.
-        own: the `landmarks` of the generator.
-    """
+    """Returns whether recorded landmarks are those of a generator, up to rounding."""
     try:
         other = torch.tensor(recorded, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError):

@@ -53,12 +53,7 @@ class Check:
 def choose(
     generator: Generator, z: Tensor, asked: JacobianSettings
 ) -> tuple[JacobianSpectra, Check | None]:
-    """Returns what computes the spectrum: as it is asked for, or exactly instead.
-
-    Args:
-        generator: G.
-        z: the latents (n, M) of the spectrum.
-        asked: what the user asks for.
+    """Returns what computes the spectrum of z (n, M): as it is asked for, or exactly instead.
 
     Returns:
         How spectra are computed, and how a fast method fared; None for an exact one.

@@ -12,7 +12,7 @@ from pgmkit.config import make_settings, with_names
 from pgmkit.engines import Engine
 from pgmkit.generator import Generator
 from pgmkit.plugins import build
-from pgmkit.spectrum.compute import BLOCK_SIZE, check_block_size, check_size, compute_spectrum
+from pgmkit.spectrum.compute import BLOCK_SIZE, check_block_size, compute_spectrum
 from pgmkit.spectrum.jacobian import MEMORY_BUDGET, JacobianSettings
 from pgmkit.spectrum.spectrum import Spectrum
 
@@ -44,10 +44,6 @@ class SpectrumSettings:
     def from_table(cls, table: Mapping[str, Any], where: str) -> Self:
         """Returns the settings of a table.
 
-        Args:
-            table: by name.
-            where: what holds it, for errors.
-
         Raises:
             ParameterError: a setting is unknown or of another type.
         """
@@ -69,10 +65,6 @@ class SpectrumSettings:
             self.dtype, self.probes, self.sketch, self.min_rank_correlation, self.memory_budget
         )
 
-    def check_size(self, generator: Generator, latents: int) -> None:
-        """Raises ParameterError unless memory holds the spectrum of so many latents."""
-        check_size(generator, latents, self.probes)
-
     def build_engine(self) -> Engine:
         """Builds the engine."""
         engine: Engine = build("engines", self.engine)
@@ -87,15 +79,7 @@ class SpectrumSettings:
         out: Path | str | None,
         engine: Engine,
     ) -> Spectrum:
-        """Computes a spectrum; see `compute_spectrum`.
-
-        Args:
-            generator: G.
-            latents: their number, or z (n, M).
-            seed: of latents that are drawn.
-            out: the folder, or None to keep no blocks.
-            engine: what `build_engine` returned.
-        """
+        """Computes a spectrum by what `build_engine` returned; see `compute_spectrum`."""
         names = [f.name for f in fields(SpectrumSettings) if f.name != "engine"]
         own = {name: getattr(self, name) for name in names}
         return compute_spectrum(generator, latents, seed=seed, out=out, engine=engine, **own)

@@ -57,11 +57,7 @@ def term_spread(
     """Returns the standard deviations of log prior and log-volume, where both are finite.
 
     A log-density is their difference, so the one that spreads more decides the order of latents.
-
-    Args:
-        spectrum: of n latents.
-        rank_rtol: see `Spectrum.log_volume`.
-        null: see `Spectrum.log_volume`.
+    Parameters are those of `Spectrum.log_volume`.
     """
     volume = spectrum.log_volume(rank_rtol=rank_rtol, null=null, top_k=spectrum.known_top_k)
     finite = volume.isfinite() & spectrum.log_prior.isfinite()

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -107,23 +107,13 @@ class Convolution:
         if self.weight.ndim == 4:
             batch = batch.contiguous(memory_format=torch.channels_last)
         dims = self.weight.ndim - 2
+        options: tuple[Any, ...] = (self.dilation, self.groups)
         if self.transposed:
             apply = getattr(functional, f"conv_transpose{dims}d")
-            pushed = apply(
-                batch,
-                self.weight,
-                None,
-                self.stride,
-                self.padding,
-                self.output_padding,
-                self.groups,
-                self.dilation,
-            )
+            options = (self.output_padding, self.groups, self.dilation)
         else:
             apply = getattr(functional, f"conv{dims}d")
-            pushed = apply(
-                batch, self.weight, None, self.stride, self.padding, self.dilation, self.groups
-            )
+        pushed = apply(batch, self.weight, None, self.stride, self.padding, *options)
         result: Tensor = pushed.unflatten(0, tangents.shape[:2])
         return result
 

@@ -1,5 +1,6 @@
 """Rules of functions of single values, and of what leaves values as they are."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -44,15 +45,7 @@ def _push_sigmoid(call: Application) -> Dual:
     return call.dual.scaled(call.primal, call.primal * (1 - call.primal))
 
 
-def _push_add(call: Application) -> Dual:
-    return _add(call, 1)
-
-
-def _push_sub(call: Application) -> Dual:
-    return _add(call, -1)
-
-
-def _add(call: Application, sign: int) -> Dual:
+def _push_sum(call: Application, sign: int) -> Dual:
     left, right = call.args[0], call.argument(1, "other")
     factor = sign * call.kwargs.get("alpha", 1)
     dual, primal = call.dual, call.primal
@@ -160,8 +153,8 @@ ELEMENTWISE: dict[str, Rule] = {
     **rule_for("relu", _push_relu),
     **rule_for("tanh", _push_tanh),
     **rule_for("sigmoid", _push_sigmoid),
-    **rule_for("add", _push_add),
-    **rule_for("sub", _push_sub),
+    **rule_for("add", partial(_push_sum, sign=1)),
+    **rule_for("sub", partial(_push_sum, sign=-1)),
     **rule_for("mul", _push_mul),
     **rule_for("div", _push_div),
     **rule_for("neg", _push_neg),

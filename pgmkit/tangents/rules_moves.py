@@ -154,15 +154,7 @@ def _push_with_item(call: Application) -> Dual:
     return dual.like(primal, tangents)
 
 
-def _push_cat(call: Application) -> Dual:
-    return _join(call, 0)
-
-
-def _push_stack(call: Application) -> Dual:
-    return _join(call, 1)
-
-
-def _join(call: Application, new_axes: int) -> Dual:
+def _push_joined(call: Application) -> Dual:
     parts = call.argument(0, "tensors")
     dim = call.argument(1, "dim", "axis", default=0)
     dual, primal = call.dual, call.primal
@@ -205,6 +197,5 @@ MOVES: dict[str, Rule] = {
     **rule_for("roll repeat_interleave", _along_rule(2)),
     **rule_for("getitem", _push_index),
     **rule_for("with_item", _push_with_item),
-    **rule_for("cat", _push_cat),
-    **rule_for("stack", _push_stack),
+    **rule_for("cat stack", _push_joined),
 }

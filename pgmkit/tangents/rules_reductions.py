@@ -11,12 +11,9 @@ from pgmkit.tangents.tape import UnsupportedModuleError
 
 
 def _reduction_rule(position: int) -> Rule:
-    """Functions of groups of values along dimensions, one result for each group.
+    """Functions of groups of values along the dimensions at `position`, one result for each.
 
     As each value counts for one result only, one reverse pass gives all slopes.
-
-    Args:
-        position: where the dimensions stand among the arguments.
     """
 
     def push(call: Application) -> Dual:
@@ -34,12 +31,9 @@ def _reduced(call: Application, dims: Any) -> Dual:
         value = call.with_duals([leaf])
         (slope,) = torch.autograd.grad(value.sum(), leaf)
     pushed = (dual.tangents * dual.lift(slope)).sum(axes)
-    return dual.like(call.primal, pushed.reshape(_row_shape(dual, pushed, call.primal)))
-
-
-def _row_shape(dual: Dual, tangents: Tensor, primal: Tensor) -> tuple[int, ...]:
-    """Returns the shape of tangents for a primal, for as many latents as the tangents have."""
-    return (len(tangents), *dual.shape(primal.shape)[1:])
+    # For as many latents as the tangents have.
+    shape = (len(pushed), *dual.shape(call.primal.shape)[1:])
+    return dual.like(call.primal, pushed.reshape(shape))
 
 
 def _push_extremum(call: Application) -> Any:

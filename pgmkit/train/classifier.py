@@ -52,10 +52,6 @@ def prepare_classifier(
 def check_classifier(model: Mapping[str, Any], classes: Any) -> int:
     """Checks what a classifier is built from, and returns its number of classes.
 
-    Args:
-        model: `name` of a classifier of a plugin, and its parameters.
-        classes: names of the classes in order, or None.
-
     Raises:
         ParameterError: a parameter is unknown or outside its range, or there are not as many
             different names as classes.

@@ -104,7 +104,7 @@ class GANTask:
         self.backbone = build("backbones", settings.backbone, **self.model_args)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            generator, discriminator = self._build_networks()
+            generator, discriminator = self.backbone.generator(), self.backbone.discriminator()
         self.generator = generator.to(device).to(memory_format=torch.channels_last)
         self.discriminator = discriminator.to(device).to(memory_format=torch.channels_last)
         self.generator_optimizer = settings.optimizer.build(self.generator)
@@ -119,9 +119,6 @@ class GANTask:
             "generator_optimizer": self.generator_optimizer,
             "discriminator_optimizer": self.discriminator_optimizer,
         }
-
-    def _build_networks(self) -> tuple[nn.Module, nn.Module]:
-        return self.backbone.generator(), self.backbone.discriminator()
 
     @property
     def batches_per_step(self) -> int:

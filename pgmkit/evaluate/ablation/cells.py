@@ -111,12 +111,6 @@ class Result:
 class SharedFiles:
     """The files of what all cells of one generator and seed share.
 
-    Args:
-        folder: `spectra` in the output folder.
-        generator: name.
-        latents: number of them.
-        seed: of the latents.
-
     Attributes:
         name: of all these files.
         spectrum: folder of the spectrum.
@@ -176,11 +170,7 @@ class Measurer:
     """
 
     def __init__(self, ablation: Ablation, folder: Path, models: Mapping[str, Models]) -> None:
-        self._generators = {generator.name: generator for generator in ablation.generators}
-        self._measures = ablation.measures
-        self._latents = max(ablation.latents)
-        self._samples = ablation.settings.samples
-        self._cache = ablation.spectrum.cache
+        self._ablation = ablation
         self._threads = ablation.settings.threads
         self._folder = folder
         self._models = dict(models)
@@ -231,7 +221,7 @@ class Measurer:
             classes=None if classes is None else classes[: cell.latents],
             classifier=models.classifier,
             reference=models.reference,
-            num_samples=self._samples,
+            num_samples=self._ablation.settings.samples,
         )
         metrics: dict[str, float | None] = {}
         counts: dict[str, Sequence[Sequence[int]]] = {}
@@ -239,7 +229,7 @@ class Measurer:
             name: round(value, 3) for name, value in shattered.seconds.items() if name != "spectrum"
         }
         class_names = models.classifier.classes if models.classifier else ()
-        for name in self._measures:
+        for name in self._ablation.measures:
             measure = MEASURES[name]
             started = time.perf_counter()
             for metric, value in measure.function(subject).items():
@@ -251,13 +241,15 @@ class Measurer:
         return Result(metrics, counts, class_names, asdict(shattered.origin), seconds)
 
     def _models_of(self, cell: Cell) -> Models:
-        settings = self._generators[cell.generator]
-        if settings.name not in self._models:
-            self._models[settings.name] = load_models(settings, cache=self._cache)
-        return self._models[settings.name]
+        if cell.generator not in self._models:
+            settings = next(g for g in self._ablation.generators if g.name == cell.generator)
+            cache = self._ablation.spectrum.cache
+            self._models[cell.generator] = load_models(settings, cache=cache)
+        return self._models[cell.generator]
 
     def _shared_of(self, cell: Cell) -> tuple[Spectrum, Tensor | None]:
-        shared = SharedFiles(self._folder, cell.generator, self._latents, cell.seed)
+        latents = max(self._ablation.latents)
+        shared = SharedFiles(self._folder, cell.generator, latents, cell.seed)
         if self._shared is None or self._shared[0] != shared.name:
             spectrum = load_spectrum(shared.spectrum)
             classes = shared.classes(len(spectrum), self._models_of(cell))
@@ -267,10 +259,6 @@ class Measurer:
 
 def load_models(settings: GeneratorSettings, *, cache: bool = True) -> Models:
     """Loads a generator with its classifier, reference images and feature extractor.
-
-    Args:
-        settings: names all of them.
-        cache: whether to keep the features of reference images.
 
     Raises:
         PgmkitError: one of them cannot be loaded, or they do not fit together.

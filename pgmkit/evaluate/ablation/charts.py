@@ -55,13 +55,8 @@ def numeric_axes(rows: Sequence[Row]) -> list[str]:
 def along_axis(rows: Sequence[Row], axis: str, measure: str) -> Figure | None:
     """Draws the metrics of a measure along an axis, mean and standard deviation over seeds.
 
-    One line per method and setting of the other axes. Of "clusters" this is the LASH paper's Figure
-    3a, of "remove" its Figure 3b.
-
-    Args:
-        rows: of one generator.
-        axis: with numbers on it.
-        measure: name.
+    The rows are of one generator, and the axis has numbers on it. One line per method and setting
+    of the other axes. Of "clusters" this is the LASH paper's Figure 3a, of "remove" its Figure 3b.
 
     Returns:
         The figure; None if the measure has no numbers to draw.
@@ -94,13 +89,7 @@ def along_axis(rows: Sequence[Row], axis: str, measure: str) -> Figure | None:
 
 
 def class_histograms(row: Row, measure: str, title: str) -> Figure:
-    """Draws how often each class lies in each cluster (LASH paper, appendix A.4).
-
-    Args:
-        row: a cell with counts.
-        measure: whose counts.
-        title: what the cell is; its seed is added.
-    """
+    """Draws how often each class lies in each cluster of a cell (LASH paper, appendix A.4)."""
     counts = np.asarray(row.result.counts[measure])
     names = row.result.classes
     columns = min(_MOST_HISTOGRAMS, len(counts))
@@ -140,8 +129,7 @@ def _draw_line(
 
 
 def _label(axes: Axes, axis: str, title: str, metrics: Mapping[str, Metric]) -> None:
-    axes.set_xlabel(axis)
-    axes.set_ylabel(title)
+    axes.set(xlabel=axis, ylabel=title)
     axes.spines[["top", "right"]].set_visible(False)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=axis in _WHOLE))
     if len(metrics) > 1:

@@ -123,16 +123,6 @@ def measure_choices(subject: Subject) -> dict[str, float | None]:
     return found
 
 
-def measure_clusters(subject: Subject) -> dict[str, float | None]:
-    """Measures how clusters of kept latents agree with classes."""
-    return _numbers(subject.latent_scores)
-
-
-def measure_samples(subject: Subject) -> dict[str, float | None]:
-    """Measures how samples of the mapper agree with classes."""
-    return _numbers(subject.sample_scores)
-
-
 def measure_diagnostics(subject: Subject) -> dict[str, float | None]:
     """Measures what can be said without labels, but for reproducibility."""
     shattered = subject.shattered
@@ -153,11 +143,6 @@ def measure_diagnostics(subject: Subject) -> dict[str, float | None]:
         "silhouette_images": found.silhouette_images,
         "latent_output_agreement": found.latent_output_agreement,
     }
-
-
-def measure_reproducibility(subject: Subject) -> dict[str, float | None]:
-    """Measures whether other seeds find the same clusters; fits the sampler three times."""
-    return _numbers(reproducibility(subject.shattered, seed=subject.seed))
 
 
 def measure_fidelity(subject: Subject) -> dict[str, float | None]:
@@ -215,14 +200,14 @@ _FIDELITY: dict[str, tuple[str, Literal["high", "low"] | None]] = {
 
 MEASURES = {
     "clusters": Measure(
-        measure_clusters,
+        lambda subject: _numbers(subject.latent_scores),
         "Clusters of the kept latents against classes",
         _AGREEMENT,
         needs="classifier",
         counts=lambda subject: subject.latent_scores.counts,
     ),
     "samples": Measure(
-        measure_samples,
+        lambda subject: _numbers(subject.sample_scores),
         "Samples from the mapper of each cluster against classes",
         _AGREEMENT,
         needs="classifier",
@@ -264,7 +249,7 @@ MEASURES = {
         },
     ),
     "reproducibility": Measure(
-        measure_reproducibility,
+        lambda subject: _numbers(reproducibility(subject.shattered, seed=subject.seed)),
         "Agreement of clusters that other seeds find",
         {
             "mean": Metric("Reproducibility", "high", panel="reproducibility"),

@@ -110,17 +110,10 @@ class Variant:
 
 @dataclass(frozen=True)
 class Cell:
-    """One point of the cross product.
+    """One point of the cross product; its latents are the first so many of the spectrum.
 
-    Args:
-        id: readable, and different wherever results may be; also the name of its file.
-        generator: name.
-        density: with its parameters.
-        sampler: with its parameters.
-        clusters: k, or how it is chosen.
-        remove: fraction of prior mass to remove, or how it is chosen.
-        latents: the first so many of the spectrum.
-        seed: of everything random.
+    Its id is readable, and different wherever results may be; also the name of its file. Clusters
+    and remove may say how they are chosen.
     """
 
     id: str
@@ -151,15 +144,8 @@ class Cell:
 class Ablation:
     """An ablation whose settings have been checked; no model is loaded yet.
 
-    Args:
-        settings: as given, with defaults.
-        generators: in order; names that were left out are still empty.
-        densities: all that are compared.
-        samplers: all that are compared, those made of partitioners and mappers first.
-        latents: the axis.
-        remove: the axis.
-        seeds: the axis.
-        spectrum: how spectra are computed.
+    Names of generators that were left out are still empty. Samplers that are made of partitioners
+    and mappers come first.
     """
 
     settings: AblationSettings
@@ -240,22 +226,17 @@ class Ablation:
 
 
 def make_ablation(values: Mapping[str, Any]) -> Ablation:
-    """Checks the settings of an ablation, as far as can be told without its generators.
-
-    Args:
-        values: see `AblationSettings` and `SpectrumSettings`.
+    """Checks the settings of an ablation (`AblationSettings`), as far as it can without generators.
 
     Raises:
         PgmkitError: anything is missing, unknown or outside its range.
     """
     settings = make_settings(AblationSettings, values, "the config")
-    generators = [
-        _on_device(
-            make_settings(GeneratorSettings, table, f"generator {number} of the config"),
-            settings.device,
-        )
-        for number, table in enumerate(_tables("generators", settings.generators, "source"), 1)
-    ]
+    generators = []
+    for number, table in enumerate(_tables("generators", settings.generators, "source"), 1):
+        made = make_settings(GeneratorSettings, table, f"generator {number} of the config")
+        device = str(check_device(made.device or settings.device))
+        generators.append(replace(made, device=device))
     ablation = Ablation(
         settings=settings,
         generators=generators,
@@ -268,11 +249,6 @@ def make_ablation(values: Mapping[str, Any]) -> Ablation:
     )
     _check(ablation)
     return ablation
-
-
-def _on_device(generator: GeneratorSettings, device: str) -> GeneratorSettings:
-    """Returns the settings with the device that is meant."""
-    return replace(generator, device=str(check_device(generator.device or device)))
 
 
 def axis(name: str, value: Any) -> list[Any]:

@@ -3,7 +3,7 @@
 import csv
 import io
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import mean, stdev
 from typing import Any
@@ -87,12 +87,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Section:
-    """The rows of a table that belong to one generator and setting.
-
-    Args:
-        title: names them.
-        entries: for each metric one entry per method.
-    """
+    """The rows of a table of one generator and setting: for each metric one entry per method."""
 
     title: str
     entries: Mapping[str, Sequence[Entry]]
@@ -114,10 +109,13 @@ class Table:
     methods: Sequence[str]
     sections: Sequence[Section]
 
-    @property
-    def metrics(self) -> Mapping[str, Metric]:
-        """The metrics of the rows of each section."""
-        return MEASURES[self.measure].metrics
+    def lines(self) -> Iterator[tuple[str, Metric, Sequence[Entry]]]:
+        """Yields metrics with their entries, section by section, the first with its title."""
+        for section in self.sections:
+            title = section.title
+            for metric, entries in section.entries.items():
+                yield title, MEASURES[self.measure].metrics[metric], entries
+                title = ""
 
 
 def records(rows: Iterable[Row]) -> list[dict[str, Any]]:
@@ -166,7 +164,9 @@ def describe(row: Row, axes: Iterable[str]) -> str:
     for axis in axes:
         if axis in columns:
             plain = axis in ("generator", *_PARTS_OF_METHODS)
-            words.append(str(columns[axis]) if plain else f"{_short(axis)} {columns[axis]}")
+            words.append(
+                str(columns[axis]) if plain else f"{axis.rpartition('.')[2]} {columns[axis]}"
+            )
     return ", ".join(words)
 
 
@@ -219,12 +219,9 @@ def to_markdown(tables: Iterable[Table]) -> str:
             _markdown_line("", "", *map(_markdown, table.methods)),
             "|---|---|" + "---:|" * len(table.methods),
         ]
-        for section in table.sections:
-            for number, (metric, entries) in enumerate(section.entries.items()):
-                shown = table.metrics[metric]
-                cells = [entry.text(shown.form, bold="**{}**") for entry in entries]
-                title = _markdown(section.title) if number == 0 else ""
-                lines.append(_markdown_line(title, _markdown(shown.title), *cells))
+        for title, shown, entries in table.lines():
+            cells = [entry.text(shown.form, bold="**{}**") for entry in entries]
+            lines.append(_markdown_line(_markdown(title), _markdown(shown.title), *cells))
         parts.append(f"{_markdown(table.caption)}\n\n" + "\n".join(lines) + "\n")
     return "\n".join(parts)
 
@@ -241,17 +238,15 @@ def to_latex(tables: Iterable[Table]) -> str:
             r"\hline",
             rf"{header} \\",
         ]
-        for section in table.sections:
-            lines.append(r"\hline")
-            for number, (metric, entries) in enumerate(section.entries.items()):
-                shown = table.metrics[metric]
-                cells = [
-                    entry.text(shown.form, bold=r"\mathbf{{{}}}", plus_minus=r"\pm")
-                    for entry in entries
-                ]
-                cells = [f"${cell}$" if cell != "–" else "--" for cell in cells]
-                title = escape_latex(section.title) if number == 0 else ""
-                lines.append(" & ".join([title, escape_latex(shown.title), *cells]) + r" \\")
+        for title, shown, entries in table.lines():
+            told = (
+                entry.text(shown.form, bold=r"\mathbf{{{}}}", plus_minus=r"\pm")
+                for entry in entries
+            )
+            cells = [f"${cell}$" if cell != "–" else "--" for cell in told]
+            lines += [r"\hline"] if title else []
+            line = " & ".join([escape_latex(title), escape_latex(shown.title), *cells])
+            lines.append(rf"{line} \\")
         lines += [
             r"\hline",
             r"\end{tabular}",
@@ -282,13 +277,12 @@ def _section(
 ) -> Section:
     entries = {}
     for key, metric in measure.metrics.items():
-        line = [_entry(found.get(method, []), f"{name}.{key}") for method in methods]
+        line = []
+        for rows in (found.get(method, []) for method in methods):
+            values = [row.value(f"{name}.{key}") for row in rows]
+            line.append(Entry.of([v for v in values if v is not None], len(rows)))
         entries[key] = _with_best(line, metric)
     return Section(title, entries)
-
-
-def _entry(rows: Sequence[Row], metric: str) -> Entry:
-    return Entry.of([v for row in rows if (v := row.value(metric)) is not None], len(rows))
 
 
 def _with_best(line: Sequence[Entry], metric: Metric) -> list[Entry]:
@@ -313,10 +307,6 @@ def _common(rows: Sequence[Row]) -> str:
     over = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else f"seed {first.seed}"
     text = "; ".join(filter(None, [", ".join(shared), over]))
     return f"{text[0].upper()}{text[1:]}."
-
-
-def _short(axis: str) -> str:
-    return axis.rpartition(".")[2]
 
 
 def _union(mappings: Iterable[Mapping[str, Any]]) -> list[str]:

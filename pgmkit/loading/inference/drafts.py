@@ -257,7 +257,9 @@ def _activations(
         yield None, {}, 0.0
         return
     if before.prelu is not None:
-        yield _prelu(before.prelu), {}, 0.0
+        prelu = before.prelu
+        record = {"op": "prelu", "features": prelu.features}
+        yield Op(record, prelu.tensors, prelu.keys), {}, 0.0
         return
     between = isinstance(body, Block) and draft.choices.get("block") != _POST_NORM
     to_maps = len(draft.shape) == 1 and not (isinstance(body, Part) and body.kind == "linear")
@@ -272,10 +274,6 @@ def _acts(choices: Mapping[str, str]) -> Iterator[tuple[Op, dict[str, str], floa
     for name, (record, cost) in ACTIVATIONS.items():
         if chosen in (None, name):
             yield Op(record), {"activation": name}, 0.0 if chosen else cost
-
-
-def _prelu(part: Part) -> Op:
-    return Op({"op": "prelu", "features": part.features}, part.tensors, part.keys)
 
 
 def _upsamplings(

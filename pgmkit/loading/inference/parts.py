@@ -13,21 +13,17 @@ from torch import Tensor
 from pgmkit.errors import LoadError
 from pgmkit.loading.checkpoints import natural
 
+_OWN_NAMES = (
+    *(f"parametrizations.weight.{name}" for name in ("original", "original0", "original1")),
+    *("parametrizations.weight.0._u", "parametrizations.weight.0._v", "weight", "bias"),
+    *("running_mean", "running_var", "num_batches_tracked"),
+)
 _SUFFIXES = {
-    "parametrizations.weight.original": "parametrizations.weight.original",
-    "parametrizations.weight.0._u": "parametrizations.weight.0._u",
-    "parametrizations.weight.0._v": "parametrizations.weight.0._v",
-    "parametrizations.weight.original0": "parametrizations.weight.original0",
-    "parametrizations.weight.original1": "parametrizations.weight.original1",
     "weight_orig": "parametrizations.weight.original",
     "weight_u": "parametrizations.weight.0._u",
     "weight_v": "parametrizations.weight.0._v",
     "weight_g": "parametrizations.weight.original0",
-    "weight": "weight",
-    "bias": "bias",
-    "running_mean": "running_mean",
-    "running_var": "running_var",
-    "num_batches_tracked": "num_batches_tracked",
+    **dict(zip(_OWN_NAMES, _OWN_NAMES, strict=True)),
 }
 """How a tensor is called in files, and how in a module made by the component "layers"."""
 
@@ -538,17 +534,17 @@ def _block(prefix: str, inside: Sequence[Part]) -> Block | None:
     norms = [part for part in inside if part.kind in ("norm", "batch-norm")]
     if len(convs) + len(norms) < len(inside):
         return None
-    named = [part for part in convs if _is_shortcut(part.path.removeprefix(prefix))]
+    named = [
+        part
+        for part in convs
+        if any(map(_SHORTCUT.match, part.path.removeprefix(prefix).split(".")))
+    ]
     small = [part for part in convs if part.shape[2] == 1]
     shortcut = next(iter(named or small), None) if len(convs) > 2 or named else None
     main = tuple(part for part in convs if part is not shortcut)
     if not 1 <= len(main) <= 3 or (len(main) == 1 and shortcut is None):
         return None
     return Block(prefix, main, tuple(norms), shortcut)
-
-
-def _is_shortcut(path: str) -> bool:
-    return any(_SHORTCUT.match(token) for token in path.split(".") if token)
 
 
 def _assemble(
@@ -563,7 +559,8 @@ def _assemble(
     owners = [
         max((i for i, end in enumerate(ends) if end < place[id(n)]), default=-1) for n in norms
     ]
-    if len(set(owners)) < len(owners) or -1 in owners or not _norms_fit(bodies, norms, owners):
+    known = len(set(owners)) == len(owners) and -1 not in owners
+    if not known or not all(_norm_fits(bodies[o], n) for o, n in zip(owners, norms, strict=True)):
         given = _match(bodies, norms)
         if given is None:
             return None
@@ -590,12 +587,6 @@ def _outputs(body: Part | Block) -> tuple[bool, set[int]]:
 def _norm_fits(body: Part | Block, norm: Part) -> bool:
     flat, outputs = _outputs(body)
     return norm.features in outputs or (flat and any(o % norm.features == 0 for o in outputs))
-
-
-def _norms_fit(
-    bodies: Sequence[Part | Block], norms: Sequence[Part], owners: Sequence[int]
-) -> bool:
-    return all(_norm_fits(bodies[o], norm) for o, norm in zip(owners, norms, strict=True))
 
 
 def _match(bodies: Sequence[Part | Block], norms: Sequence[Part]) -> list[int] | None:

@@ -352,14 +352,7 @@ def _rank(draft: Draft) -> float:
 
 
 def _observed(draft: Draft, element: Element, latents: int, channels: int) -> Draft:
-    """Returns the draft with its deviations at the norms up to the next, seen on some latents.
-
-    Args:
-        draft: with its last output and what is pending.
-        element: the last in it.
-        latents: how many.
-        channels: how many of the last convolution are looked at.
-    """
+    """Returns the draft with its deviations at the norms up to the next, seen on some latents."""
     assert draft.output is not None
     norm = element.norm if element.norm and ways.has_evidence(element.norm) else None
     ops = tuple(op.folded() for op in draft.pending)

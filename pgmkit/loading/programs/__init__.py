@@ -11,7 +11,6 @@ from pgmkit.loading.programs.kinds import (
     kind_of_file,
     load_program,
     program_bytes,
-    program_signature,
 )
 from pgmkit.loading.programs.onnx import load_onnx
 from pgmkit.loading.programs.torchscript import load_torchscript
@@ -25,5 +24,4 @@ __all__ = [
     "load_program",
     "load_torchscript",
     "program_bytes",
-    "program_signature",
 ]

@@ -31,11 +31,7 @@ def check_claim(claimed: int, path: Path) -> None:
 
 @dataclass(frozen=True)
 class Archive:
-    """An open archive of torch's: records under one folder, stored as they are.
-
-    Args:
-        names: of all records, without the folder.
-    """
+    """An open archive of torch's: records under one folder, by their names in it."""
 
     names: list[str]
     _file: zipfile.ZipFile

@@ -64,15 +64,8 @@ class Step:
 class Exported(nn.Module):
     """Takes the steps of an exported program on latents.
 
-    Args:
-        steps: in order.
-        weights: parameters, buffers and constants by their name in the state dict.
-        parameters: which of them are parameters.
-        names: of weights in the state dict, by their name in the graph.
-        latents: the name of the input in the graph.
-        outputs: what is returned, as the file puts it; more than one value are a tuple.
-        shape: of latents as the program takes them, the number of latents first; None is any.
-        where: the file, for messages.
+    Weights are parameters, buffers and constants by their name in the state dict, which `names`
+    gives for the names in the graph; shapes have the number of latents first, and None for any.
     """
 
     def __init__(
@@ -96,6 +89,11 @@ class Exported(nn.Module):
         self._where = where
         for name, weight in weights.items():
             _register(self, name, weight, trained=name in parameters)
+
+    @property
+    def latent_shape(self) -> tuple[int | None, ...]:
+        """Shape of latents as the program takes them; see `shape`."""
+        return self._shape
 
     def forward(self, z: Tensor) -> Any:
         """Returns what the program returns for latents z, in batches and a shape of its own."""
@@ -139,7 +137,10 @@ class Exported(nn.Module):
         """Returns what an argument of the graph stands for."""
         ((kind, value),) = argument.items()
         if kind in _AS_THEY_ARE:
-            return [float(v) for v in value] if kind == "as_floats" else _number(kind, value)
+            # JSON has no infinity, which is written as a string.
+            if kind == "as_floats":
+                return [float(v) for v in value]
+            return float(value) if kind == "as_float" else value
         if kind == "as_none":
             return None
         if kind in _BY_NAME:
@@ -165,9 +166,7 @@ class Exported(nn.Module):
 
     def _look_up(self, value: Mapping[str, Any], values: Mapping[str, Any]) -> Any:
         name = value.get("as_name", value.get("name"))
-        if name is not None:
-            return values[name]
-        return next(iter(value.values()))
+        return next(iter(value.values())) if name is None else values[name]
 
 
 def _register(module: nn.Module, name: str, weight: Tensor, *, trained: bool) -> None:
@@ -199,7 +198,7 @@ def load_exported(path: Path) -> nn.Module:
             ) from error
 
 
-def read_graph(archive: Archive, path: Path) -> tuple[str, dict[str, Any]]:
+def _read_graph(archive: Archive, path: Path) -> tuple[str, dict[str, Any]]:
     """Returns name and contents of the model in a .pt2 archive.
 
     Raises:
@@ -224,7 +223,7 @@ def read_graph(archive: Archive, path: Path) -> tuple[str, dict[str, Any]]:
 
 
 def _read(archive: Archive, path: Path) -> Exported:
-    name, model = read_graph(archive, path)
+    name, model = _read_graph(archive, path)
     graph, signature = model["graph_module"]["graph"], model["graph_module"]["signature"]
     listed = {
         **_listed(archive, "weights", f"{name}_weights_config.json"),
@@ -369,38 +368,6 @@ def _tensor(data: bytes, meta: Mapping[str, Any], name: str, path: Path) -> Tens
         raise LoadError(
             f"{name!r:.60} in {path} has fewer bytes than its shape needs; export it again"
         ) from error
-
-
-def _number(kind: str, value: Any) -> Any:
-    """JSON has no infinity, which is written as a string."""
-    return float(value) if kind == "as_float" else value
-
-
-def read_signature(archive: Archive, path: Path) -> tuple[list[tuple[Any, ...]], ...]:
-    """Returns name, shape and type of the graph's inputs and outputs; None is any size.
-
-    Raises:
-        LoadError: the archive is damaged.
-    """
-    _, model = read_graph(archive, path)
-    try:
-        graph, signature = model["graph_module"]["graph"], model["graph_module"]["signature"]
-        inputs = [s["user_input"] for s in signature["input_specs"] if "user_input" in s]
-        outputs = [s["user_output"] for s in signature["output_specs"] if "user_output" in s]
-        return (
-            [_described(spec, graph["tensor_values"]) for spec in inputs],
-            [_described(spec, graph["tensor_values"]) for spec in outputs],
-        )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise LoadError(
-            f"the exported program {path} is not as torch.export writes it; export it again"
-        ) from error
-
-
-def _described(spec: Mapping[str, Any], values: Mapping[str, Any]) -> tuple[Any, ...]:
-    name = next(iter(spec["arg"].values()))["name"]
-    meta = values[name]
-    return name, _shape(meta), str(_TYPES.get(meta["dtype"], "")).removeprefix("torch.")
 
 
 def _shape(meta: Mapping[str, Any]) -> tuple[int | None, ...]:

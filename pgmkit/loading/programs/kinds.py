@@ -16,17 +16,14 @@ Nothing from a file is executed. What that means for each kind:
 import struct
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from torch import nn
 
 from pgmkit.errors import LoadError
-from pgmkit.loading.programs import exported, onnx, torchscript
-from pgmkit.loading.programs.archives import open_archive
 from pgmkit.loading.programs.exported import load_exported
-from pgmkit.loading.programs.onnx import load_onnx
+from pgmkit.loading.programs.onnx import load_onnx, self_contained
 from pgmkit.loading.programs.torchscript import load_torchscript
 
 LOADERS: dict[str, Callable[[Path], nn.Module]] = {
@@ -76,29 +73,6 @@ _DESCRIPTIONS = {
     "empty": "is empty; fetch it again",
     "unknown": "is of no kind that pgmkit knows; it reads safetensors and torch checkpoints",
 }
-
-
-@dataclass(frozen=True)
-class TensorSignature:
-    """What a program's file says of an input or output.
-
-    Args:
-        name: its name.
-        shape: its sizes; None stands for any size, and in place of all for a shape not stated.
-        dtype: such as "float32"; empty if it is not stated.
-    """
-
-    name: str
-    shape: tuple[int | None, ...] | None = None
-    dtype: str = ""
-
-
-@dataclass(frozen=True)
-class ProgramSignature:
-    """Inputs and outputs of a program, as far as its file states them."""
-
-    inputs: tuple[TensorSignature, ...]
-    outputs: tuple[TensorSignature, ...]
 
 
 def kind_of_file(path: Path) -> str:
@@ -152,31 +126,8 @@ def program_bytes(path: Path) -> bytes:
             large for one file.
     """
     if kind_of_file(path) == "onnx":
-        return onnx.self_contained(path)
+        return self_contained(path)
     return path.read_bytes()
-
-
-def program_signature(path: Path) -> ProgramSignature:
-    """Returns what a program's file says of inputs and outputs, without running it.
-
-    Exported programs and ONNX state names, shapes and types; TorchScript states names alone.
-
-    Raises:
-        LoadError: it is no program, or is damaged.
-    """
-    kind = kind_of_file(path)
-    if kind == "onnx":
-        inputs, outputs = onnx.read_signature(path)
-    elif kind in LOADERS:
-        read = exported.read_signature if kind == "exported" else torchscript.read_signature
-        with open_archive(path) as archive:
-            inputs, outputs = read(archive, path)
-    else:
-        raise LoadError(f"{path} is no program: it {describe_kind(kind)}")
-    return ProgramSignature(
-        tuple(TensorSignature(*parts) for parts in inputs),
-        tuple(TensorSignature(*parts) for parts in outputs),
-    )
 
 
 def _kind(file: BinaryIO) -> str:

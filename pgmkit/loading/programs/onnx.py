@@ -51,6 +51,11 @@ class Converted(nn.Module):
         self.program_digest = digest
         self._where = where
 
+    @property
+    def latent_shape(self) -> tuple[int | None, ...]:
+        """Shape of latents as the program takes them; see `shape`."""
+        return self._shape
+
     def forward(self, z: Tensor) -> Any:
         """Returns what the program returns for latents z, in batches and a shape of its own."""
         return run_in_shape(self.network, z, self._shape, self._where)
@@ -75,20 +80,23 @@ def load_onnx(path: Path) -> nn.Module:
         _check_functions(model, path)
         model = onnx.inliner.inline_local_functions(model)
     _leave_out_defaults(model)
-    inputs, outputs = _signature(onnx, model)
+    weights = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in weights]
+    outputs = model.graph.output
     if len(inputs) != 1 or len(outputs) != 1:
         raise LoadError(
             f"the ONNX program {path} has {len(inputs)} inputs and {len(outputs)} outputs; a "
             "generator takes latents alone and returns images alone: export it so"
         )
-    shape = inputs[0][1]
+    shape = _shape(inputs[0])
     if shape is None or len(shape) < 2 or None in shape[1:]:
         raise LoadError(
             f"the ONNX program {path} does not say how many dimensions its latents have "
             f"({shape}); export it with latents of a known size"
         )
-    z = torch.randn(shape[0] or 2, *shape[1:], generator=random_generator(0, "onnx"))
-    expected = _reference(onnx, model, inputs[0][0], z, path)
+    sizes = [size for size in shape[1:] if size is not None]
+    z = torch.randn(shape[0] or 2, *sizes, generator=random_generator(0, "onnx"))
+    expected = _reference(onnx, model, inputs[0].name, z, path)
     problem = ""
     # The converter takes constants rightly, some as steps of the graph and some as weights.
     for form in (model, _with_constants_as_weights(onnx, model)):
@@ -103,17 +111,6 @@ def load_onnx(path: Path) -> nn.Module:
         if not problem:
             return program
     raise LoadError(f"{path} is an ONNX program, and onnx2pytorch {problem}; {ADVICE}")
-
-
-def read_signature(path: Path) -> tuple[list[tuple[Any, ...]], ...]:
-    """Returns name, shape and type of the graph's inputs and outputs; None is any size.
-
-    Raises:
-        PluginError: the extra `pgmkit[onnx]` is not installed.
-        LoadError: the file is damaged.
-    """
-    onnx, _ = _libraries(path)
-    return _signature(onnx, _read(onnx, path))
 
 
 def self_contained(path: Path) -> bytes:
@@ -287,21 +284,12 @@ def _leave_out_defaults(model: Any) -> None:
             node.attribute.extend(told)
 
 
-def _signature(onnx: Any, model: Any) -> tuple[list[tuple[Any, ...]], ...]:
-    weights = {tensor.name for tensor in model.graph.initializer}
-    inputs = [_described(onnx, v) for v in model.graph.input if v.name not in weights]
-    return inputs, [_described(onnx, value) for value in model.graph.output]
-
-
-def _described(onnx: Any, value: Any) -> tuple[Any, ...]:
+def _shape(value: Any) -> tuple[int | None, ...] | None:
+    """Returns the sizes of an input or output as far as they are stated."""
     kind = value.type.tensor_type
-    shape = None
-    if kind.HasField("shape"):
-        dims = kind.shape.dim
-        shape = tuple(d.dim_value if d.HasField("dim_value") else None for d in dims)
-    known = kind.elem_type in onnx.helper.get_all_tensor_dtypes()
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name if known else ""
-    return value.name, shape, dtype
+    if not kind.HasField("shape"):
+        return None
+    return tuple(d.dim_value if d.HasField("dim_value") else None for d in kind.shape.dim)
 
 
 def _reference(onnx: Any, model: Any, name: str, z: Tensor, path: Path) -> Tensor:
@@ -374,7 +362,7 @@ def _foreseen(
     inferred = onnx.shape_inference.infer_shapes(step, strict_mode=True, data_prop=True)
     shapes: dict[str, Sequence[int | None]] = {}
     for value in inferred.graph.output:
-        shape = _described(onnx, value)[1]
+        shape = _shape(value)
         shapes[value.name] = (None,) if shape is None else shape
     return shapes
 

@@ -305,12 +305,7 @@ def _times(a: Any, b: Any) -> Any:
 
 
 class Run:
-    """One run of a program, which may make so many values for a latent and no more.
-
-    Args:
-        latents: how many it is given.
-        where: the program, for messages.
-    """
+    """One run of a program, which may make so many values for a latent and no more."""
 
     def __init__(self, latents: int, where: str) -> None:
         self._where = where

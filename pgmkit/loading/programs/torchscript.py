@@ -559,16 +559,3 @@ def _dotted(node: ast.expr) -> str:
         before = _dotted(node.value)
         return f"{before}.{node.attr}" if before else ""
     return ""
-
-
-def read_signature(archive: Archive, path: Path) -> tuple[list[tuple[Any, ...]], ...]:
-    """Returns the inputs that `forward` takes, by name; an archive states no shapes.
-
-    Raises:
-        LoadError: the archive is damaged.
-    """
-    code = _read_code(archive, path)
-    root = _read_objects(archive, "data", path)
-    forward = code.functions.get(f"{getattr(type(root), 'kind', '')}.forward")
-    names = [argument.arg for argument in forward.args.args[1:]] if forward else []
-    return [(name,) for name in names], []

@@ -257,24 +257,18 @@ def _shape_after(op: str, values: Mapping[str, Any], shape: tuple[int, ...]) -> 
     return (values["outputs"], *sides)
 
 
-def _is_whole(value: Any, lowest: int, highest: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and lowest <= value <= highest
+def _whole(lowest: int, highest: int) -> Check:
+    """Returns what tells whole numbers within bounds."""
+    return lambda v: isinstance(v, int) and not isinstance(v, bool) and lowest <= v <= highest
 
 
-def _is_size(value: Any) -> bool:
-    return _is_whole(value, 1, _LARGEST_SIZE)
+def _one_of(*words: str | None) -> Check:
+    return lambda value: value in words
 
 
-def _is_kernel(value: Any) -> bool:
-    return _is_whole(value, 1, _LARGEST_KERNEL)
-
-
-def _is_padding(value: Any) -> bool:
-    return _is_whole(value, 0, _LARGEST_KERNEL)
-
-
-def _is_factor(value: Any) -> bool:
-    return _is_whole(value, 1, 16)
+_is_size = _whole(1, _LARGEST_SIZE)
+_is_kernel = _whole(1, _LARGEST_KERNEL)
+_is_padding = _whole(0, _LARGEST_KERNEL)
 
 
 def _is_flag(value: Any) -> bool:
@@ -285,87 +279,37 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not _is_flag(value) and math.isfinite(value)
 
 
-def _is_eps(value: Any) -> bool:
-    return _is_number(value) and value >= 0
-
-
-def _is_shape(value: Any) -> bool:
-    return isinstance(value, list | tuple) and 1 <= len(value) <= 3 and all(map(_is_size, value))
-
-
-def _is_weight(value: Any) -> bool:
-    return value in (None, "spectral-norm", "weight-norm")
-
-
-def _is_dim(value: Any) -> bool:
-    return value is None or _is_whole(value, -1, 1)
-
-
-def _is_mode(value: Any) -> bool:
-    return value in ("nearest", "bilinear")
-
-
 def _is_list(value: Any) -> bool:
     return isinstance(value, list | tuple)
 
 
-def _weighted(layer: nn.Module, weight: str | None, dim: int | None) -> nn.Module:
-    if weight == "spectral-norm":
-        parametrizations.spectral_norm(layer, dim=dim)
-    elif weight == "weight-norm":
-        parametrizations.weight_norm(layer, dim=0 if dim is None else dim)
-    return layer
+def _is_shape(value: Any) -> bool:
+    return _is_list(value) and 1 <= len(value) <= 3 and all(map(_is_size, value))
 
 
-def _linear(
-    inputs: int, outputs: int, bias: bool, weight: str | None, weight_dim: int | None
-) -> nn.Module:
-    return _weighted(nn.Linear(inputs, outputs, bias), weight, weight_dim)
+def _weighted(kind: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """Returns what builds layers of a kind, with the norm of their weight that is asked for."""
 
+    def build(
+        inputs: int,
+        outputs: int,
+        weight: str | None,
+        weight_dim: int | None,
+        kernel: int | None = None,
+        **moves: Any,
+    ) -> nn.Module:
+        layer = kind(inputs, outputs, *([] if kernel is None else [kernel]), **moves)
+        if weight == "spectral-norm":
+            parametrizations.spectral_norm(layer, dim=weight_dim)
+        elif weight == "weight-norm":
+            parametrizations.weight_norm(layer, dim=0 if weight_dim is None else weight_dim)
+        return layer
 
-def _conv(
-    inputs: int,
-    outputs: int,
-    kernel: int,
-    stride: int,
-    padding: int,
-    bias: bool,
-    weight: str | None,
-    weight_dim: int | None,
-) -> nn.Module:
-    layer = nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=bias)
-    return _weighted(layer, weight, weight_dim)
-
-
-def _conv_transpose(
-    inputs: int,
-    outputs: int,
-    kernel: int,
-    stride: int,
-    padding: int,
-    output_padding: int,
-    bias: bool,
-    weight: str | None,
-    weight_dim: int | None,
-) -> nn.Module:
-    layer = nn.ConvTranspose2d(inputs, outputs, kernel, stride, padding, output_padding, bias=bias)
-    return _weighted(layer, weight, weight_dim)
+    return build
 
 
 def _batch_norm(features: int, eps: float, affine: bool, statistics: bool) -> nn.Module:
     return _BatchNorm(features, eps, affine=affine, track_running_stats=statistics)
-
-
-def _instance_norm(features: int, eps: float, affine: bool) -> nn.Module:
-    return nn.InstanceNorm2d(features, eps, affine=affine)
-
-
-def _group_norm(features: int, groups: int, eps: float) -> nn.Module:
-    return nn.GroupNorm(groups, features, eps)
-
-
-def _layer_norm(shape: Sequence[int], eps: float) -> nn.Module:
-    return nn.LayerNorm(list(shape), eps)
 
 
 def _upsample(factor: int, mode: str, align_corners: bool) -> nn.Module:
@@ -378,37 +322,45 @@ def _residual(body: Sequence[Any], shortcut: Sequence[Any], where: str) -> nn.Mo
 
 
 Fields = dict[str, tuple[Check, Any]]
-_EPS: Fields = {"eps": (_is_eps, 1e-5)}
+_EPS: Fields = {"eps": (lambda value: _is_number(value) and value >= 0, 1e-5)}
 _AFFINE: Fields = {"affine": (_is_flag, True)}
 _WEIGHT: Fields = {
     "bias": (_is_flag, True),
-    "weight": (_is_weight, None),
-    "weight_dim": (_is_dim, None),
+    "weight": (_one_of(None, "spectral-norm", "weight-norm"), None),
+    "weight_dim": (lambda value: value is None or _whole(-1, 1)(value), None),
 }
 _SIZES: dict[str, Check] = {"inputs": _is_size, "outputs": _is_size}
 _MOVES: Fields = {"stride": (_is_kernel, 1), "padding": (_is_padding, 0)}
 _OPS: dict[str, tuple[dict[str, Check], Fields, Callable[..., nn.Module]]] = {
-    "linear": (_SIZES, _WEIGHT, _linear),
-    "conv": (_SIZES | {"kernel": _is_kernel}, _MOVES | _WEIGHT, _conv),
+    "linear": (_SIZES, _WEIGHT, _weighted(nn.Linear)),
+    "conv": (_SIZES | {"kernel": _is_kernel}, _MOVES | _WEIGHT, _weighted(nn.Conv2d)),
     "conv-transpose": (
         _SIZES | {"kernel": _is_kernel},
         _MOVES | {"output_padding": (_is_padding, 0)} | _WEIGHT,
-        _conv_transpose,
+        _weighted(nn.ConvTranspose2d),
     ),
     "batch-norm": (
         {"features": _is_size},
         _EPS | _AFFINE | {"statistics": (_is_flag, True)},
         _batch_norm,
     ),
-    "instance-norm": ({"features": _is_size}, _EPS | _AFFINE, _instance_norm),
-    "group-norm": ({"features": _is_size, "groups": _is_size}, _EPS, _group_norm),
-    "layer-norm": ({"shape": _is_shape}, _EPS, _layer_norm),
+    "instance-norm": (
+        {"features": _is_size},
+        _EPS | _AFFINE,
+        lambda features, **how: nn.InstanceNorm2d(features, **how),
+    ),
+    "group-norm": (
+        {"features": _is_size, "groups": _is_size},
+        _EPS,
+        lambda features, groups, eps: nn.GroupNorm(groups, features, eps),
+    ),
+    "layer-norm": ({"shape": _is_shape}, _EPS, lambda shape, eps: nn.LayerNorm(list(shape), eps)),
     "reshape": ({"shape": _is_shape}, {}, _Reshape),
     "upsample": (
         {},
         {
-            "factor": (_is_factor, 2),
-            "mode": (_is_mode, "nearest"),
+            "factor": (_whole(1, 16), 2),
+            "mode": (_one_of("nearest", "bilinear"), "nearest"),
             "align_corners": (_is_flag, False),
         },
         _upsample,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any, TypeVar
 
-from pgmkit.errors import EngineError, ParameterError
+from pgmkit.errors import EngineError, ParameterError, first_line
 
 # Read by ray when it is imported: no usage reports, and no advice on variables of accelerators.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -102,10 +102,9 @@ class RayEngine:
                 logging_level="ERROR",
             )
         except Exception as error:
-            reason = str(error).strip().partition("\n")[0]
             raise EngineError(
                 f"cannot connect to a Ray cluster at {self.address or 'this machine'!r} "
-                f"({reason}); start one with ray start --head, or correct the address"
+                f"({first_line(error)}); start one with ray start --head, or correct the address"
             ) from error
         return True
 
@@ -143,8 +142,7 @@ def _result(reference: Any) -> Any:
     except ray.exceptions.RayTaskError as error:
         raise error.cause from error
     except ray.exceptions.RayError as error:
-        reason = str(error).strip().partition("\n")[0]
         raise EngineError(
-            f"a block was given up after its workers died ({reason}); finished blocks are kept: "
-            "run the same command again to continue"
+            f"a block was given up after its workers died ({first_line(error)}); finished blocks "
+            "are kept: run the same command again to continue"
         ) from error
