@@ -101,7 +101,7 @@ def _beside(table: Table, numbers: Mapping[str, Any], published: Mapping[str, An
     columns = [published["methods"].index(method) for method in table.methods]
     lines = []
     for name, entries in table.sections[0].entries.items():
-        metric, pairs = table.metrics[name], numbers.get(name)
+        metric, pairs = MEASURES[table.measure].metrics[name], numbers.get(name)
         if pairs is not None:
             paper = [Entry(*pairs[column], count=1, total=1).text() for column in columns]
             lines.append([metric.title, "paper", *paper])
