@@ -313,7 +313,7 @@ def test_parts_that_are_named_or_built_are_chosen_as_many(
 
 
 def test_self_training_is_chosen_by_the_points_of_its_base(grouped: pgmkit.Spectrum) -> None:
-    quick = {"rounds": 1, "steps": 50, "batch_size": 48, "width": 6, "learning_rate": 5e-3}
+    quick = {"steps": 50, "batch_size": 48, "width": 6, "learning_rate": 5e-3}
     learned = {"name": "self-trained", "base": "kmeans", "strength": 0.3, "flip": False, **quick}
     chosen = [
         pgmkit.shatter(

@@ -951,7 +951,7 @@ def test_a_module_whose_network_is_made_in_fit_says_why_it_is_not_saved(tmp_path
     assert not (tmp_path / "parts").exists()
 
 
-NETWORK = {"rounds": 1, "steps": 5, "batch_size": 16, "width": 4}
+NETWORK = {"steps": 5, "batch_size": 16, "width": 4}
 AGGLOMERATIVE = {"name": "clusterer", "features": "pixels"}
 
 
@@ -1190,7 +1190,7 @@ def test_a_candidate_that_fails_on_half_of_the_images_has_its_qualified_name(
 
 @pytest.mark.usefixtures("examples")
 def test_the_example_of_partitioners_is_the_base_of_self_trained() -> None:
-    network = {"rounds": 1, "steps": 30, "batch_size": 16, "width": 8, "strength": 0.1}
+    network = {"steps": 30, "batch_size": 16, "width": 8, "strength": 0.1}
     shattered = shatter(partitioner={"name": "self-trained", "base": "halves", **network})
     values = brightness(shattered)
     bright = (values > values.median()).long()

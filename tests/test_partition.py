@@ -32,7 +32,7 @@ from pgmkit.states import load_state_of, state_of
 
 quiet = pytest.mark.filterwarnings("ignore::pgmkit.errors.PgmkitWarning")
 K = 4
-SMALL = {"rounds": 1, "batch_size": 48, "width": 6, "strength": 0.3, "flip": False}
+SMALL = {"batch_size": 48, "width": 6, "strength": 0.3, "flip": False}
 
 
 class Layers(nn.Module):

@@ -72,11 +72,10 @@ TABLES: dict[str, dict[str, Any]] = {
         "max_points": 300,
     },
     "most-stable": {"candidates": [{"name": "kmeans", "num_starts": 1}, "mixture"]},
-    "self-trained": {"base": "kmeans", "rounds": 1, **QUICK},
+    "self-trained": {"base": "kmeans", **QUICK},
     "self-trained from the most stable": {
         "name": "self-trained",
         "base": {"name": "most-stable", "candidates": ["kmeans", "mixture"]},
-        "rounds": 1,
         **QUICK,
     },
 }
@@ -436,7 +435,6 @@ def test_a_small_part_is_learned_again_evenly(monkeypatch: pytest.MonkeyPatch) -
         "self-trained",
         num_partitions=3,
         base=Fixed(truth(latents) % 2 + 2 * rare * (1 - truth(latents) % 2), 3),
-        rounds=1,
         steps=10,
         width=4,
         flip=False,
@@ -752,7 +750,7 @@ def test_what_is_loaded_imports_no_clusterer(
 @pytest.mark.parametrize(
     ("outer", "of"),
     [
-        ({"name": "self-trained", "rounds": 1, **QUICK, "steps": 1}, "base"),
+        ({"name": "self-trained", **QUICK, "steps": 1}, "base"),
         ({"name": "most-stable"}, "candidates"),
     ],
     ids=["self-trained", "most-stable"],
@@ -766,7 +764,7 @@ def test_what_was_not_saved_of_a_loaded_one_imports_no_clusterer(
     monkeypatch.syspath_prepend(tmp_path)
     inner: Any = {"name": "clusterer", "features": "pixels"}
     for _ in range(depth - 1):
-        inner = {"name": "self-trained", "rounds": 1, **QUICK, "steps": 1, "base": inner}
+        inner = {"name": "self-trained", **QUICK, "steps": 1, "base": inner}
     plain = {"name": "kmeans", "features": "pixels"}
     table = {**outer, of: inner if of == "base" else [plain, inner]}
     source = pictures(60)[0]

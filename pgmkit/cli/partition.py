@@ -64,7 +64,8 @@ def fit(
 
     job = prepare(gather_settings(config, {"partitioner": name, **flags}, overrides))
     if dry_run:
-        print_json({"settings": job.resolved(), "images": len(job.source)})
+        told = {"settings": job.resolved(), "images": len(job.source)}
+        print_json({**told, "seconds": {"parts": round(job.estimate(), 1)}})
         return
     assert out is not None
     with progress.shown(not quiet):

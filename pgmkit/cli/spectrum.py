@@ -94,7 +94,8 @@ def compute(
     flags["cache"] = False if no_cache else None
     job = prepare(gather_settings(config, flags, overrides))
     if dry_run:
-        print_json({"settings": job.resolved(), "generator": repr(job.generator)})
+        told = {"settings": job.resolved(), "generator": repr(job.generator)}
+        print_json({**told, "seconds": {"spectrum": round(job.estimate(), 1)}})
         return
     assert out is not None
     with progress.shown(not quiet):

@@ -43,9 +43,11 @@ def train(
 
     job = prepare(gather_settings(config, flags, overrides))
     if dry_run:
+        sizes = {n: sum(p.numel() for p in m.parameters()) for n, m in job.models.items()}
+        told = {"settings": job.resolved(), "steps": job.steps, "parameters": sizes}
+        told["seconds"] = {"training": round(job.estimate(), 1)}
         if ranks.is_coordinator():
-            sizes = {n: sum(p.numel() for p in m.parameters()) for n, m in job.models.items()}
-            print_json({"settings": job.resolved(), "steps": job.steps, "parameters": sizes})
+            print_json(told)
         return
     assert out is not None
     with progress.shown(not quiet):

@@ -17,6 +17,7 @@ from pgmkit.evaluate.partitions import score_partition
 from pgmkit.images import check_source, load_images
 from pgmkit.images.source import ImageSource
 from pgmkit.learning import keeping
+from pgmkit.learning.trial import seconds_of
 from pgmkit.loading.folders import PARTITIONER_CONFIG
 from pgmkit.machine import check_device
 from pgmkit.partition.fitted import (
@@ -87,6 +88,17 @@ class Job:
             "data": self.source.summary(),
             "device": str(self.source.device),
         }
+
+    def estimate(self) -> float:
+        """Returns about how many seconds the fit would take, by trying it on a few images."""
+
+        def fit(count: int) -> None:
+            partitioner = build_partitioner(settings.partitioner, settings.partitions)
+            few = self.source.subset(torch.arange(count))
+            fit_partitioner(partitioner, few, seed=settings.seed, device=few.device)
+
+        settings = self.settings
+        return seconds_of(fit, len(self.source), few=8 * settings.partitions)
 
     def run(self, out: Path) -> dict[str, Any]:
         """Fits into `out`; a run that was stopped continues, a complete one is read back.

@@ -1,6 +1,7 @@
 """One shattering as a run."""
 
 import contextlib
+import math
 import time
 import warnings
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pgmkit import defaults, files, progress, runs
+from pgmkit.choosing import NUM_CLUSTERS
 from pgmkit.config import make_settings, with_names
 from pgmkit.contracts import Binds
 from pgmkit.engines import decide, is_coordinator
@@ -17,7 +19,7 @@ from pgmkit.evaluate.classifier import Classifier, load_classifier
 from pgmkit.evaluate.report import check_numbers, describe, write_report
 from pgmkit.generator import Generator
 from pgmkit.learning import keeping
-from pgmkit.learning.trial import trying
+from pgmkit.learning.trial import seconds_of
 from pgmkit.loading.generators import check_source, load_described, pinned
 from pgmkit.loading.options import GeneratorOptions
 from pgmkit.machine import check_device, check_memory
@@ -31,10 +33,9 @@ from pgmkit.shattering.algorithm import (
     check_spectrum,
     number_of_latents,
 )
-from pgmkit.spectrum import Spectrum, compute_spectrum, load_spectrum
+from pgmkit.spectrum import Spectrum, load_spectrum
 from pgmkit.spectrum.blocks import MANIFEST_FILE
 from pgmkit.spectrum.compute import check_size
-from pgmkit.spectrum.jacobian import JacobianSpectra
 from pgmkit.spectrum.settings import SpectrumSettings
 from pgmkit.states import table_of, why_not_saved
 
@@ -43,9 +44,6 @@ _NOT_ON_RECORD = ("device",)
 
 _REPORT_FILES = ("report.html", "report.json")
 _LEARNING = "learning"
-_TRIED = 256
-_BLOCK = 32
-"""Latents, and latents per block, that the time is estimated by."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,28 +157,18 @@ class Job:
         }
 
     def estimate(self) -> dict[str, float]:
-        """Returns about how many seconds each part would take, by trying a little of each.
-
-        Steps of training are counted exactly, all else grows with the number of latents.
-        """
-        count, settings = min(self._latents, _TRIED), self.settings
-        spectrum, seconds = self._given, {}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            if spectrum is None:
-                started = time.perf_counter()
-                jacobians = JacobianSpectra(self.generator, self._spectrum.jacobian())
-                calibrated = time.perf_counter()
-                table = {**asdict(self._spectrum), "cache": False, "block_size": _BLOCK}
-                spectrum = compute_spectrum(self.generator, count, seed=settings.seed, **table)
-                both = time.perf_counter() - calibrated - (calibrated - started)
-                del jacobians
-                seconds["spectrum"] = max(both, 0.0) * self._latents / count
-            started = time.perf_counter()
-            with trying() as left_out:
-                self._shatter(spectrum.first(count))
-            tried = time.perf_counter() - started
-            seconds["clusters"] = sum(left_out) + tried * self._latents / count
+        """Returns about how many seconds each part would take, by trying a little of each."""
+        spectrum, seconds = self._given, dict[str, float]()
+        remove = self.settings.remove
+        clusters = self._clusters if isinstance(self._clusters, int) else max(NUM_CLUSTERS)
+        few = math.ceil(8 * clusters / (1 - (remove if isinstance(remove, float) else 0.5)))
+        if spectrum is None:
+            spectrum, seconds["spectrum"] = self._spectrum.tried(
+                self.generator, self._latents, seed=self.settings.seed, count=3 * few
+            )
+        seconds["clusters"] = seconds_of(
+            lambda count: self._shatter(spectrum.first(count)), self._latents, few
+        )
         return {**seconds, "total": sum(seconds.values())}
 
     def run(self, out: Path) -> dict[str, Any] | None:

@@ -64,6 +64,11 @@ class Job:
         settings["generator"] = pinned(self.generator, self.settings.generator)
         return {**settings, "device": str(self.generator.device)}
 
+    def estimate(self) -> float:
+        """Returns about how many seconds it would take, by computing that of a few latents."""
+        settings = self.settings
+        return settings.spectrum.tried(self.generator, settings.latents, seed=settings.seed)[1]
+
     def run(self, out: Path | str) -> Spectrum | None:
         """Computes the spectrum into a folder, continues it there, or reads it back.
 

@@ -15,6 +15,7 @@ from pgmkit.images import check_source
 from pgmkit.images.source import ImageSource
 from pgmkit.learning import learn, ranks
 from pgmkit.learning.batches import Batches
+from pgmkit.learning.trial import trying
 from pgmkit.machine import check_device
 from pgmkit.train.settings import SNAPSHOTS, TrainSettings
 from pgmkit.train.tasks import TASKS, TrainTask
@@ -46,6 +47,15 @@ class Job:
         plain = {k: v for k, v in asdict(self.settings).items() if k not in _NOT_ON_RECORD}
         return {**plain, "data": self.source.summary()}
 
+    def estimate(self) -> float:
+        """Returns about how many seconds the steps would take, by making the first of them.
+
+        It uses up the task.
+        """
+        with trying() as loops:
+            self._learn()
+        return loops.whole
+
     def run(self, out: Path) -> Path | None:
         """Trains in a folder, continues there, or finds that all is done.
 
@@ -73,13 +83,7 @@ class Job:
         }
         with contextlib.ExitStack() as held:
             ranks.decide(take)
-            learn(
-                self.task,
-                steps=self.steps,
-                seed=settings.seed,
-                name="training",
-                source=self.source,
-                batch_size=settings.batch_size,
+            self._learn(
                 identity=resolved,
                 folder=out,
                 save_steps=settings.save_steps,
@@ -88,6 +92,18 @@ class Job:
                 exports={**exports, model: self.steps},
             )
         return model if ranks.is_coordinator() else None
+
+    def _learn(self, **more: Any) -> None:
+        settings = self.settings
+        learn(
+            self.task,
+            steps=self.steps,
+            seed=settings.seed,
+            name="training",
+            source=self.source,
+            batch_size=settings.batch_size,
+            **more,
+        )
 
     def _step_after(self, length: int) -> int:
         """Returns after which step so many epochs, or steps, are over."""

@@ -1,42 +1,76 @@
-"""How long loops would take: a few steps of each, and no more."""
+"""How long work would take, told from a little of it."""
 
 import contextlib
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 
-_STEPS = 3
-_left_out: ContextVar[list[float] | None] = ContextVar("pgmkit_trial", default=None)
+_STEPS = 2
+_loops: ContextVar["Loops | None"] = ContextVar("pgmkit_trial", default=None)
+
+
+class Loops:
+    """The loops of a trial, of which but two steps were made.
+
+    Attributes:
+        spent: seconds that those steps took.
+        whole: seconds that all steps would take.
+    """
+
+    def __init__(self) -> None:
+        self.spent = self.whole = 0.0
 
 
 @contextlib.contextmanager
-def trying() -> Iterator[list[float]]:
-    """Lets every loop that runs in the block make but three steps.
-
-    Yields:
-        The seconds that each of these loops would have taken for its other steps.
-    """
-    left_out: list[float] = []
-    token = _left_out.set(left_out)
+def trying() -> Iterator[Loops]:
+    """Lets every loop that runs in the block make but two steps, and keep nothing."""
+    loops = Loops()
+    token = _loops.set(loops)
     try:
-        yield left_out
+        yield loops
     finally:
-        _left_out.reset(token)
+        _loops.reset(token)
 
 
 def is_trial() -> bool:
     """Returns whether a loop is to make but a few steps."""
-    return _left_out.get() is not None
+    return _loops.get() is not None
 
 
 def try_steps(step: Callable[[], object], steps: int) -> None:
-    """Makes the first steps of a loop, and tells how long the others would take."""
-    left_out = _left_out.get()
-    assert left_out is not None
+    """Makes the first steps of a loop, and tells how long all would take."""
+    loops = _loops.get()
+    assert loops is not None
     count = min(_STEPS, steps)
-    step()  # which does what is done once, too
     started = time.perf_counter()
+    step()  # which does what is done once, too
+    first = time.perf_counter()
     for _ in range(count - 1):
         step()
-    each = (time.perf_counter() - started) / max(count - 1, 1)
-    left_out.append(each * (steps - count))
+    ended = time.perf_counter()
+    loops.spent += ended - started
+    loops.whole += ended - started
+    loops.whole += (steps - count) * (ended - first) / max(count - 1, 1)
+
+
+def seconds_of(work: Callable[[int], object], count: int, few: int) -> float:
+    """Returns about how many seconds `work(count)` takes, by doing `few` and three times as many.
+
+    The steps of loops are counted. All else is taken to grow in a straight line.
+    """
+    few, more = min(few, count), min(3 * few, count)
+
+    def tried(number: int) -> tuple[float, Loops]:
+        started = time.perf_counter()
+        with trying() as loops:
+            work(number)
+        return time.perf_counter() - started - loops.spent, loops
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tried(few)  # what is done once
+        first, _ = tried(few)
+        second, loops = tried(more)
+    each = max(second - first, 0.0) / max(more - few, 1)
+    return loops.whole + second + each * (count - more)

@@ -1,7 +1,8 @@
 """How a spectrum is computed, as it stands in a config file."""
 
+import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,10 +14,12 @@ from pgmkit.engines import Engine
 from pgmkit.generator import Generator
 from pgmkit.plugins import build
 from pgmkit.spectrum.compute import BLOCK_SIZE, check_block_size, compute_spectrum
-from pgmkit.spectrum.jacobian import MEMORY_BUDGET, JacobianSettings
+from pgmkit.spectrum.jacobian import MEMORY_BUDGET, JacobianSettings, JacobianSpectra
 from pgmkit.spectrum.spectrum import Spectrum
 
 _CHANGES_NO_RESULT = ("engine", "cache", "memory_budget")
+_TRIED = 192
+_TRIED_BLOCK = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,3 +86,17 @@ class SpectrumSettings:
         names = [f.name for f in fields(SpectrumSettings) if f.name != "engine"]
         own = {name: getattr(self, name) for name in names}
         return compute_spectrum(generator, latents, seed=seed, out=out, engine=engine, **own)
+
+    def tried(
+        self, generator: Generator, latents: int, *, seed: int, count: int = _TRIED
+    ) -> tuple[Spectrum, float]:
+        """Returns the spectrum of `count` latents, and about how many seconds that of all takes."""
+        count, engine = min(latents, count), self.build_engine()
+        started = time.perf_counter()
+        JacobianSpectra(generator, self.jacobian())  # which tries how Jacobians are computed best
+        once = time.perf_counter() - started
+        started = time.perf_counter()
+        settings = replace(self, cache=False, block_size=min(self.block_size, _TRIED_BLOCK))
+        spectrum = settings.compute(generator, count, seed=seed, out=None, engine=engine)
+        each = max(time.perf_counter() - started - once, 0.0) / count
+        return spectrum, once + each * latents

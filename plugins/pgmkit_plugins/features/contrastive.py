@@ -60,12 +60,12 @@ class Contrastive:
 
     def __init__(
         self,
-        steps: int = 300,
-        batch_size: int = 256,
+        steps: int = 600,
+        batch_size: int = 128,
         move: float = 0.12,
         strength: float = 1.0,
         temperature: float = 0.2,
-        width: int = 32,
+        width: int = 24,
         flip: bool | None = None,
         learning_rate: float = 2e-3,
     ) -> None:

@@ -68,11 +68,11 @@ class SelfTrained:
         self,
         num_partitions: int = 10,
         base: Any = "most-stable",
-        rounds: int = 2,
+        rounds: int = 1,
         steps: int = 200,
         batch_size: int = 128,
         strength: float = 0.5,
-        width: int = 32,
+        width: int = 24,
         flip: bool | None = None,
         learning_rate: float = 2e-3,
     ) -> None:
