@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from pgmkit import files
 from pgmkit.errors import LoadError, ParameterError
 from pgmkit.generator import Generator
 from pgmkit.loading.folders import PARTITIONER_CONFIG
@@ -41,8 +42,8 @@ def load(
     if folder.fetch(SAMPLER_CONFIG) is None:
         if folder.fetch(RUN_FILE) is not None and folder.fetch(PARTITIONER_CONFIG) is None:
             raise LoadError(
-                f"{reference} holds a run that was stopped: it has no {SAMPLER_CONFIG}; run the "
-                "same pgmkit shatter command again"
+                f"{reference} holds no generator, or a run that was stopped: it has no "
+                f"{SAMPLER_CONFIG}; {files.CONTINUES}"
             )
         return generator_from_folder(folder, given, device=device)
     for name in options:

@@ -733,7 +733,7 @@ def test_records_hold_the_parameters_of_all_that_a_component_is_made_of() -> Non
             "features": {"name": "pgmkit:pixels", "image_size": 8},
             "num_dims": 3,
         },
-        "num_starts": 4,
+        "num_starts": 20,
     }
     by_table = build("partitioners", "kmeans", num_partitions=4, features=features)
     by_objects = build(
@@ -1103,6 +1103,7 @@ def test_the_example_of_density_estimators_keeps_what_is_central() -> None:
 
 
 @pytest.mark.usefixtures("examples")
+@pytest.mark.filterwarnings("ignore:the classifier that assigns new points agrees")
 @pytest.mark.parametrize("partitioner", ["kmeans", "manifold"])
 def test_the_example_of_features_serves_partitioners_and_is_saved(
     partitioner: str, tmp_path: Path

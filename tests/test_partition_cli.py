@@ -17,7 +17,16 @@ from hub_server import HubServer
 from huggingface_hub import snapshot_download
 from PIL import Image
 from safetensors.torch import load_file
-from tiny import Finished, environment, every_file, run_pgmkit, write_tiny_generator
+from tiny import (
+    STEPS,
+    STOP_LEARNING,
+    STOPPED_AT,
+    Finished,
+    environment,
+    every_file,
+    run_pgmkit,
+    write_tiny_generator,
+)
 
 import pgmkit
 from pgmkit.errors import LoadError, ParameterError
@@ -29,24 +38,7 @@ from pgmkit_plugins.features import contrastive
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-STEPS, STOPPED_AT = 8, 5
 STATE = "partitioner.safetensors"
-STOP_LEARNING = f"""
-import signal
-import pgmkit_plugins.features.contrastive as features
-from pgmkit.cli import main
-
-steps, loss = [], features.contrastive_loss
-
-def interrupted(*arguments):
-    steps.append(0)
-    if len(steps) == {STOPPED_AT}:
-        signal.raise_signal(signal.SIGINT)
-    return loss(*arguments)
-
-features.contrastive_loss = interrupted
-main()
-"""
 
 
 @pytest.fixture(scope="module")

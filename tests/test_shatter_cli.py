@@ -13,7 +13,16 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import Finished, environment, every_file, run_pgmkit, write_tiny_generator
+from tiny import (
+    STEPS,
+    STOP_LEARNING,
+    STOPPED_AT,
+    Finished,
+    environment,
+    every_file,
+    run_pgmkit,
+    write_tiny_generator,
+)
 
 import pgmkit
 from pgmkit import progress
@@ -32,26 +41,10 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*clusters have fewer latents"),
 ]
 
-LATENTS, STEPS, STOPPED_AT = 60, 8, 5
+LATENTS = 60
 LEARNED = f"partitioner.features={{name='contrastive', steps={STEPS}, batch_size=16, width=8}}"
 METHODS = ("--clusters", 2, "--partitioner", "kmeans", "--mapper", "mixture")
 METHODS += ("--set", "mapper.num_components=1", "--set", LEARNED)
-STOP_LEARNING = f"""
-import signal
-import pgmkit_plugins.features.contrastive as features
-from pgmkit.cli import main
-
-steps, loss = [], features.contrastive_loss
-
-def interrupted(*arguments):
-    steps.append(0)
-    if len(steps) == {STOPPED_AT}:
-        signal.raise_signal(signal.SIGINT)
-    return loss(*arguments)
-
-features.contrastive_loss = interrupted
-main()
-"""
 UNSAVED = '''
 import torch
 from pgmkit import Component, hookimpl

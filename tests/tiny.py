@@ -41,6 +41,26 @@ backbone_args = { channels = [8, 4] }
 latent = { dim = 4 }
 """
 
+STEPS, STOPPED_AT = 8, 5
+STOP_LEARNING = f"""
+import signal
+import pgmkit_plugins.features.contrastive as features
+from pgmkit.cli import main
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background lacks
+steps, loss = [], features.contrastive_loss
+
+def interrupted(*arguments):
+    steps.append(0)
+    if len(steps) == {STOPPED_AT}:
+        signal.raise_signal(signal.SIGINT)
+    return loss(*arguments)
+
+features.contrastive_loss = interrupted
+main()
+"""
+"""The command line, stopped by Ctrl-C in the fifth of eight steps of contrastive learning."""
+
 
 @dataclass(frozen=True)
 class Finished:

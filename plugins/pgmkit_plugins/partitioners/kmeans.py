@@ -30,7 +30,7 @@ class KMeansPartitioner:
     """
 
     def __init__(
-        self, num_partitions: int = 10, features: Any = "pca", num_starts: int = 4
+        self, num_partitions: int = 10, features: Any = "pca", num_starts: int = 20
     ) -> None:
         check_count("num_partitions", num_partitions)
         check_count("num_starts", num_starts)

@@ -62,7 +62,7 @@ class ManifoldPartitioner:
         embedding_dims: int = 10,
         features: Any = "pca",
         max_points: int = 20_000,
-        num_starts: int = 4,
+        num_starts: int = 20,
     ) -> None:
         check_count("num_partitions", num_partitions)
         check_max_points(max_points, num_partitions)
