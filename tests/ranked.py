@@ -136,7 +136,10 @@ def main(folder: Path) -> None:
     told["trained"] = [finished.code, finished.stdout, finished.stderr]
     finished = run_pgmkit(*train, "-o", folder / "mine", "-q")
     told["refused folder"] = [finished.code, finished.stderr]
-    (folder / f"told-{ranks.rank()}.json").write_text(json.dumps(told))
+    rank = ranks.rank()
+    torch.distributed.destroy_process_group()
+    told["threads"] = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
+    (folder / f"told-{rank}.json").write_text(json.dumps(told))
 
 
 if __name__ == "__main__":

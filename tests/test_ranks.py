@@ -101,6 +101,11 @@ def test_pgmkit_train_trains_under_torchrun_and_one_process_tells(
     assert all("holds thesis.tex" in one["refused folder"][1] for one in told)
 
 
+def test_no_thread_of_the_processes_outlives_their_group(told: list[Mapping[str, Any]]) -> None:
+    """One that does may abort its process, which has done all it should, at the very end."""
+    assert not [name for one in told for name in one["threads"] if "gloo" in name]
+
+
 def test_one_process_takes_up_what_two_have_done(folder: Path) -> None:
     train = ("train", folder / "train.toml", "--data", folder / "noise.npz", "--device", "cpu")
     before = (folder / "trained" / "model" / "model.safetensors").stat().st_mtime_ns

@@ -17,6 +17,7 @@ norm do not reproduce one; `torch.nn.SyncBatchNorm` does, on CUDA.
 
 import atexit
 import contextlib
+import importlib
 import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -49,6 +50,9 @@ def join() -> None:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    # Its default arguments keep the group that there is when it is imported, and optimizers import
+    # it. A group that is kept never ends its threads, and they may abort a process that ends.
+    importlib.import_module("torch.distributed.nn.functional")
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     atexit.register(_leave)
 
