@@ -63,6 +63,6 @@ def no_pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Lets requests and downloads be repeated at once."""
     pauses: list[float] = []
     clock = SimpleNamespace(sleep=pauses.append, time=time.time, monotonic=time.monotonic)
-    monkeypatch.setattr("pgmkit.loading.network.time", clock)
+    monkeypatch.setattr("pgmkit.loading.requests.time", clock)
     monkeypatch.setattr("huggingface_hub.file_download.time", clock)
     return pauses

@@ -1,8 +1,10 @@
 """What is public: the names of docs/api.md, and no others."""
 
+import ast
 import importlib
 import re
 from pathlib import Path
+from typing import Literal, get_origin
 
 import pytest
 
@@ -23,6 +25,20 @@ def test_public_modules_have_the_names_on_the_page(module: str) -> None:
     assert names == sorted(names, key=str.lower)
     for name in names:
         assert hasattr(found, name), name
-        assert getattr(found, name).__doc__, name
+        assert getattr(found, name).__doc__ or get_origin(getattr(found, name)) is Literal, name
     if hasattr(found, "__all__"):
         assert set(found.__all__) == set(names)
+
+
+def test_the_built_in_methods_use_public_names_alone() -> None:
+    plugins = Path(__file__).parent.parent / "plugins" / "pgmkit_plugins"
+    hidden = [
+        f"{path.relative_to(plugins)}: {node.module}.{alias.name}"
+        for path in plugins.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] == "pgmkit"
+        for alias in node.names
+        if f"{node.module}.{alias.name}" not in ROWS
+        and f"`{alias.name}`" not in ROWS.get(str(node.module), "")
+    ]
+    assert not hidden

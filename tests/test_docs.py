@@ -29,7 +29,7 @@ from pgmkit.evaluate.diagnostics import Diagnostics, ReturnRate
 from pgmkit.evaluate.fidelity_scores import FidelityScores
 from pgmkit.evaluate.metrics import ClusterScores
 from pgmkit.jobs.shatter import prepare
-from pgmkit.loading import network
+from pgmkit.loading import requests
 from pgmkit.loading.configs import FIELDS
 from pgmkit.loading.options import GeneratorOptions
 from pgmkit.loading.weights import read_weights
@@ -227,8 +227,8 @@ def test_the_page_on_the_hub_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert hub.repositories["me/digits"].private
         assert "config.json" in hub.files("me/digits-generator")
     for name, value in (
-        ("HF_HUB_ETAG_TIMEOUT", network.ANSWER_SECONDS),
-        ("HF_HUB_DOWNLOAD_TIMEOUT", network.STALL_SECONDS),
+        ("HF_HUB_ETAG_TIMEOUT", requests.ANSWER_SECONDS),
+        ("HF_HUB_DOWNLOAD_TIMEOUT", requests.STALL_SECONDS),
     ):
         (row,) = [line for line in page.read_text().splitlines() if f"| `{name}`" in line]
         assert f"here {value:g} by default" in row

@@ -17,7 +17,7 @@ from pgmkit.components import KINDS, OWN_DISTRIBUTION
 from pgmkit.config import in_toml
 from pgmkit.errors import PgmkitError
 from pgmkit.generator import Generator
-from pgmkit.loading.network import without_secrets
+from pgmkit.loading.requests import without_secrets
 from pgmkit.plugins import installed
 
 SAMPLES_FILE = "samples.png"

@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 from pgmkit import files
 from pgmkit.errors import LoadError, OutputError, PgmkitWarning
 from pgmkit.loading.folders import CONFIG_FILE, ModelFolder
-from pgmkit.loading.network import (
+from pgmkit.loading.requests import (
     Fault,
     client_constants,
     endpoint,

@@ -2,6 +2,13 @@
 
 from pgmkit.spectrum.blocks import load_spectrum
 from pgmkit.spectrum.compute import compute_spectrum
-from pgmkit.spectrum.spectrum import Spectrum
+from pgmkit.spectrum.spectrum import RANK_RTOL, NullTreatment, Spectrum, check_volume
 
-__all__ = ["Spectrum", "compute_spectrum", "load_spectrum"]
+__all__ = [
+    "RANK_RTOL",
+    "NullTreatment",
+    "Spectrum",
+    "check_volume",
+    "compute_spectrum",
+    "load_spectrum",
+]

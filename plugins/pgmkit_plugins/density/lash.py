@@ -2,8 +2,7 @@
 
 from torch import Tensor
 
-from pgmkit.spectrum import Spectrum
-from pgmkit.spectrum.spectrum import RANK_RTOL, NullTreatment, check_volume
+from pgmkit.spectrum import RANK_RTOL, NullTreatment, Spectrum, check_volume
 
 
 class LASH:

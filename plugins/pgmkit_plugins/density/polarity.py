@@ -5,8 +5,7 @@ import math
 from torch import Tensor
 
 from pgmkit.errors import ParameterError
-from pgmkit.spectrum import Spectrum
-from pgmkit.spectrum.spectrum import RANK_RTOL, check_volume
+from pgmkit.spectrum import RANK_RTOL, Spectrum, check_volume
 
 
 class Polarity:

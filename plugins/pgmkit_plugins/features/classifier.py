@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pgmkit.evaluate.classifier import load_classifier
-from pgmkit.images.source import ImageSource
+from pgmkit.images import ImageSource
 from pgmkit.learning.encoder import check_images
 
 

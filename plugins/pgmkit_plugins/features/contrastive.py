@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from pgmkit.components import parameters_of
 from pgmkit.errors import ParameterError
-from pgmkit.images.source import ImageSource, Moves
+from pgmkit.images import ImageSource, Moves
 from pgmkit.learning import Clock, minimise
 from pgmkit.learning.contrast import contrastive_loss
 from pgmkit.learning.encoder import (

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from pgmkit.images.source import ImageSource
+from pgmkit.images import ImageSource
 
 
 class Latents:

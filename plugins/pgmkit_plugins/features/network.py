@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pgmkit.errors import ParameterError, first_line
-from pgmkit.images.source import ImageSource
+from pgmkit.images import ImageSource
 
 
 class Network:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pgmkit import contracts
 from pgmkit.config import check_count
-from pgmkit.images.source import ImageSource, batches
+from pgmkit.images import ImageSource, batches
 from pgmkit.learning.pca import principal_components
 from pgmkit.machine import thread_limit
 from pgmkit.plugins import build

@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from pgmkit.config import check_count
-from pgmkit.images import shrunk
-from pgmkit.images.source import ImageSource
+from pgmkit.images import ImageSource, shrunk
 
 
 class Pixels:

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from pgmkit.config import check_count
 from pgmkit.errors import LoadError, ParameterError, PgmkitWarning, UnknownNameError, first_line
-from pgmkit.images.source import ImageSource
+from pgmkit.images import ImageSource
 from pgmkit.learning.encoder import check_images
 from pgmkit.loading.weights import read_weights
 from pgmkit.seeds import derive_seed

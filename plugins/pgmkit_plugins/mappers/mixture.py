@@ -11,11 +11,11 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
+from pgmkit import LatentSpec
 from pgmkit.config import check_count
 from pgmkit.contracts import Assign
 from pgmkit.errors import ParameterError, PgmkitWarning
 from pgmkit.machine import thread_limit
-from pgmkit.priors import LatentSpec
 from pgmkit.seeds import derive_seed, random_generator
 
 Array = npt.NDArray[np.float64]

@@ -5,9 +5,9 @@ from typing import Any
 
 from torch import Tensor
 
+from pgmkit import LatentSpec
 from pgmkit.contracts import Assign
 from pgmkit.errors import ParameterError
-from pgmkit.priors import LatentSpec
 from pgmkit.seeds import random_generator
 
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from pgmkit import LatentSpec
 from pgmkit.config import check_count
 from pgmkit.contracts import Assign
 from pgmkit.errors import ParameterError
-from pgmkit.priors import LatentSpec
 from pgmkit.seeds import derive_seed
 from pgmkit_plugins.mappers.mixture import MixtureMapper
 

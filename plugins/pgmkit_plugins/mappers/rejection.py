@@ -8,13 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pgmkit import contracts
+from pgmkit import LatentSpec, contracts
 from pgmkit.components import name_of
 from pgmkit.config import check_count
 from pgmkit.contracts import Assign
 from pgmkit.errors import ParameterError, PgmkitWarning, SamplingError
 from pgmkit.plugins import build
-from pgmkit.priors import LatentSpec
 from pgmkit.seeds import derive_seed
 
 _TRIAL_PROPOSALS = 256

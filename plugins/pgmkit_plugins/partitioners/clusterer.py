@@ -16,7 +16,7 @@ from pgmkit.choosing import make_kmeans
 from pgmkit.components import check_parameters
 from pgmkit.config import check_count
 from pgmkit.errors import ParameterError, PluginError
-from pgmkit.images.source import ImageSource
+from pgmkit.images import ImageSource
 from pgmkit.learning.assigner import Assigner
 from pgmkit.learning.points import check_max_points, gathered_points, some_of
 from pgmkit.machine import thread_limit

@@ -10,7 +10,7 @@ from torch import Tensor
 from pgmkit import contracts
 from pgmkit.choosing import make_kmeans
 from pgmkit.config import check_count
-from pgmkit.images.source import ImageSource
+from pgmkit.images import ImageSource
 from pgmkit.learning.points import gathered_points
 from pgmkit.machine import thread_limit
 from pgmkit.plugins import build

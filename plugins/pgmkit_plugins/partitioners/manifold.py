@@ -19,7 +19,7 @@ from pgmkit import contracts
 from pgmkit.choosing import make_kmeans
 from pgmkit.config import check_count
 from pgmkit.errors import UnknownNameError
-from pgmkit.images.source import ImageSource
+from pgmkit.images import ImageSource
 from pgmkit.learning.assigner import Assigner
 from pgmkit.learning.pca import leading_eigenvectors
 from pgmkit.learning.points import check_max_points, gathered_points, some_of

@@ -13,8 +13,8 @@ from pgmkit.choosing import choose_num_clusters
 from pgmkit.components import called, name_of
 from pgmkit.config import check_count
 from pgmkit.errors import ParameterError, PgmkitWarning
-from pgmkit.images.source import ImageSource
-from pgmkit.partition.stability import refitted_stability
+from pgmkit.images import ImageSource
+from pgmkit.partition import refitted_stability
 from pgmkit.plugins import build
 
 _LEAST_PER_PART = 4

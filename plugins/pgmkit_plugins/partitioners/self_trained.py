@@ -12,7 +12,7 @@ from pgmkit import contracts
 from pgmkit.components import name_of, parameters_of
 from pgmkit.config import check_count
 from pgmkit.errors import ParameterError, PgmkitWarning
-from pgmkit.images.source import ImageSource, batches
+from pgmkit.images import ImageSource, batches
 from pgmkit.learning import Clock, minimise
 from pgmkit.learning.encoder import (
     Encoder,
@@ -26,7 +26,7 @@ from pgmkit.learning.encoder import (
     seeded,
 )
 from pgmkit.learning.halves import Halves
-from pgmkit.partition.parts import gathered_logits
+from pgmkit.partition import gathered_logits
 from pgmkit.plugins import build
 from pgmkit.seeds import derive_seed, random_generator
 

@@ -22,7 +22,7 @@ from huggingface_hub import constants, get_session
 from tiny import begun
 
 from pgmkit.errors import LoadError, PgmkitWarning
-from pgmkit.loading import network
+from pgmkit.loading import requests
 from pgmkit.loading.folders import ModelFolder, open_local_folder
 from pgmkit.loading.hub import Address, open_repository, parse_address, push_folder
 
@@ -114,7 +114,7 @@ def test_a_look_up_without_end_ends(
 ) -> None:
     use_hub(monkeypatch, "http://hub.invalid", tmp_path / "home")
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_: server.stopped.wait() and [])
-    monkeypatch.setattr(network, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(requests, "ANSWER_SECONDS", 0.2)
     assert "http://hub.invalid cannot be reached (no answer within 0.2 s)" in refusal()
 
 
@@ -133,7 +133,7 @@ def test_a_hub_that_does_not_answer_in_time_is_not_waited_for(
     server: HubServer, monkeypatch: pytest.MonkeyPatch, fault: Callable[[Handler], bool]
 ) -> None:
     server.fault = fault
-    monkeypatch.setattr(network, "ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(requests, "ANSWER_SECONDS", 0.3)
     started = time.monotonic()
     assert f"{server.url} cannot be reached (no answer within 0.3 s)" in refusal()
     assert time.monotonic() - started < 3
@@ -142,7 +142,7 @@ def test_a_hub_that_does_not_answer_in_time_is_not_waited_for(
 def test_the_time_for_an_answer_is_that_of_the_client_where_it_is_set(
     server: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert network.ANSWER_SECONDS < 10
+    assert requests.ANSWER_SECONDS < 10
     server.fault = silent
     monkeypatch.setenv("HF_HUB_ETAG_TIMEOUT", "1")
     monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 1)
@@ -155,7 +155,7 @@ def test_the_cache_serves_while_the_hub_is_silent(
     server.add("org/tiny", FILES)
     fetch_weights()
     server.fault = silent
-    monkeypatch.setattr(network, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(requests, "ANSWER_SECONDS", 0.2)
     started = time.monotonic()
     assert fetch_weights() == WEIGHTS
     assert time.monotonic() - started < 2
@@ -167,7 +167,7 @@ def test_a_hub_that_does_not_answer_is_asked_once(
     server.add("org/tiny", FILES)
     fetch_weights()
     server.fault = silent
-    monkeypatch.setattr(network, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(requests, "ANSWER_SECONDS", 0.2)
     folder = open_tiny()
     server.requests.clear()
     for name in ("sub/notes.txt", "other.pt", "another.pt"):
@@ -204,7 +204,7 @@ def test_a_hiccup_is_asked_over(server: HubServer, no_pauses: list[float], statu
     server.add("org/tiny", FILES)
     server.failure, server.failures = status, 2
     assert fetch_weights() == WEIGHTS
-    assert no_pauses == list(network.PAUSES)
+    assert no_pauses == list(requests.PAUSES)
 
 
 def test_a_long_wait_that_the_hub_asks_for_is_told_and_not_waited_for(
@@ -297,7 +297,7 @@ def test_a_cut_download_goes_on_where_it_was(server: HubServer, no_pauses: list[
     server.send_body = cut
     network_chunk = 1 << 16
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(network, "_CHUNK", network_chunk)
+        patch.setattr(requests, "_CHUNK", network_chunk)
         assert fetch_weights() == WEIGHTS
     assert ranges[0] is None
     assert ranges[1:] == [f"bytes={network_chunk}-", f"bytes={2 * network_chunk}-"]
@@ -323,7 +323,7 @@ def test_a_download_that_drips_is_ended(
     server.send_body = lambda handler, body: (
         handler.drip(body, 0.02) if is_weights(handler) else handler.send(body)
     )
-    monkeypatch.setattr(network, "STALL_SECONDS", 0.4)
+    monkeypatch.setattr(requests, "STALL_SECONDS", 0.4)
     started = time.monotonic()
     assert f"{server.url} sent less than 32 KiB in 0.4 s" in refusal()
     assert time.monotonic() - started < 5
@@ -341,7 +341,7 @@ def test_a_download_that_falls_silent_is_ended(
             server.stopped.wait()
 
     server.send_body = stop
-    monkeypatch.setattr(network, "STALL_SECONDS", 0.4)
+    monkeypatch.setattr(requests, "STALL_SECONDS", 0.4)
     assert "sent less than 32 KiB in 0.4 s" in refusal()
 
 
@@ -356,10 +356,10 @@ def test_a_slow_but_steady_download_is_left_to_end(
             time.sleep(0.12 if is_weights(handler) else 0)
 
     server.send_body = slowly
-    monkeypatch.setattr(network, "STALL_SECONDS", 0.5)
+    monkeypatch.setattr(requests, "STALL_SECONDS", 0.5)
     started = time.monotonic()
     assert fetch_weights() == WEIGHTS
-    assert time.monotonic() - started > 2 * network.STALL_SECONDS
+    assert time.monotonic() - started > 2 * requests.STALL_SECONDS
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "sub/notes.txt"])
