@@ -25,6 +25,15 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     monkeypatch.setenv("PGMKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
+@pytest.fixture
+def no_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dry runs tell a second for everything, without trying."""
+    for module in ("shatter", "partition"):
+        monkeypatch.setattr(f"pgmkit.jobs.{module}.seconds_of", lambda *_, **__: 1.0)
+    tried = "pgmkit.spectrum.settings.SpectrumSettings.tried"
+    monkeypatch.setattr(tried, lambda *_, **__: (None, 1.0))
+
+
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """Sums in one order, as workers and subprocesses do."""

@@ -475,6 +475,7 @@ def test_a_flag_that_is_neither_a_number_nor_auto_is_wrong_usage(flag: str) -> N
     assert "'some' is neither a number nor auto" in finished.stderr
 
 
+@pytest.mark.usefixtures("no_estimate")
 def test_a_config_file_may_say_auto(tmp_path: Path) -> None:
     source = tiny.write_tiny_generator(tmp_path / "tiny")
     config = tmp_path / "auto.toml"

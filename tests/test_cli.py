@@ -384,6 +384,9 @@ def test_a_dry_run_prints_the_settings_and_writes_nothing(
     assert printed["settings"]["latents"] == 200
     assert len(printed["settings"]["generator"]["sha256"]) == 64
     assert printed["generator"].startswith("Generator('tiny'")
+    seconds = printed["seconds"]
+    assert list(seconds) == ["spectrum", "clusters", "total"]
+    assert 0 < seconds["clusters"] < seconds["total"] < 600
     assert not list(tmp_path.iterdir())
 
 
@@ -403,6 +406,7 @@ def test_the_partitioner_is_self_trained_unless_another_is_named(tiny: str, tmp_
     assert "unchanged" in told["sampler"]["findings"]
 
 
+@pytest.mark.usefixtures("no_estimate")
 def test_flags_go_before_the_config_and_set_before_flags(inputs: Path, tiny: str) -> None:
     words = ("shatter", tiny, "--config", inputs / "words.toml", "--dry-run")
 

@@ -162,6 +162,7 @@ class TestCompute:
             load_spectrum(unfinished).singular_values, load_spectrum(saved).singular_values
         )
 
+    @pytest.mark.usefixtures("no_estimate")
     def test_config_then_flags_then_set(self, inputs: Path, tiny: str, tmp_path: Path) -> None:
         words = ("spectrum", "compute", tiny, "--config", inputs / "words.toml", "--dry-run")
 
@@ -170,6 +171,7 @@ class TestCompute:
             assert finished.code == 0, finished.stderr
             printed = json.loads(finished.stdout)
             assert printed["generator"].startswith("Generator('tiny'")
+            assert printed["seconds"] == {"spectrum": 1.0}
             found = printed["settings"]
             assert len(found["generator"]["sha256"]) == 64
             return found["latents"], found["seed"], found["engine"]
@@ -517,6 +519,7 @@ class TestShatterWithASpectrum:
         assert "holds a run with spectrum" in one_error(shatter(*words))
         assert every_file(out) == before
 
+    @pytest.mark.usefixtures("no_estimate")
     def test_it_may_stand_in_a_config(self, tiny: str, saved: Path, tmp_path: Path) -> None:
         config = tmp_path / "config.toml"
         config.write_text(f"source = '{tiny}'\nspectrum = '{saved}'\nclusters = 2")
@@ -537,6 +540,7 @@ class TestShatterWithASpectrum:
             assert f"not '{name}' (" in error
         assert not (tmp_path / "out").exists()
 
+    @pytest.mark.usefixtures("no_estimate")
     def test_the_number_of_latents_agrees_or_is_left_out(
         self, tiny: str, saved: Path, tmp_path: Path
     ) -> None:

@@ -441,6 +441,7 @@ def test_the_design_page_lists_the_rooms_in_the_order_in_which_they_import() -> 
     assert [level[room] for room in listed] == sorted(level.values())
 
 
+@pytest.mark.usefixtures("no_estimate")
 def test_the_example_config_of_a_shattering_is_valid() -> None:
     path = ROOT / "examples" / "shatter-mnist.toml"
     prepared = prepare(read_toml(path))

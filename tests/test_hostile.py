@@ -121,12 +121,14 @@ def test_a_setting_of_another_type_is_refused(case: str, tiny: str, tmp_path: Pa
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("no_estimate")
 @pytest.mark.parametrize(("word", "meant"), [("False", False), ("True", True), ("false", False)])
 def test_words_of_python_mean_what_they_mean_there(word: str, meant: bool, tiny: str) -> None:
     finished = run_pgmkit("shatter", tiny, "--dry-run", "--set", f"density.prior_term={word}")
     assert json.loads(finished.stdout)["settings"]["density"]["params"]["prior_term"] is meant
 
 
+@pytest.mark.usefixtures("no_estimate")
 def test_none_of_python_is_nothing(tiny: str) -> None:
     polarity = ("--density", "polarity", "--set", "density.top_k=None")
     finished = run_pgmkit("shatter", tiny, "--dry-run", *polarity)

@@ -238,7 +238,7 @@ def unsaved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     sys.modules.pop("unsaved", None)
 
 
-@pytest.mark.usefixtures("unsaved")
+@pytest.mark.usefixtures("unsaved", "no_estimate")
 def test_what_cannot_be_saved_works_with_a_note_at_the_start_and_leaves_a_report(
     tiny: str, spectrum: Path, tmp_path: Path
 ) -> None:
@@ -301,6 +301,7 @@ def test_shatter_has_few_parameters() -> None:
     assert len(inspect.signature(pgmkit.shatter).parameters) <= 10
 
 
+@pytest.mark.usefixtures("no_estimate")
 def test_python_the_command_line_and_ablations_have_the_same_defaults(
     tiny: str, tmp_path: Path
 ) -> None:

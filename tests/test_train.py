@@ -215,6 +215,7 @@ def test_a_dry_run_prints_settings_and_sizes_and_writes_nothing(
     assert dry.code == 0, dry.stderr
     told = json.loads(dry.stdout)
     assert told["steps"] == 74
+    assert 0 < told["seconds"]["training"] < 600
     assert told["settings"]["data"]["shape"] == [300, 1, 32, 32]
     module = GANTask(
         GANSettings(backbone_args={"channels": [8, 4, 4]}, latent=pgmkit.LatentSpec(4)),
