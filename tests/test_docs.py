@@ -166,7 +166,7 @@ def test_the_tables_and_programs_on_the_page_on_partitioners_are_valid(tmp_path:
     toy = pgmkit.Generator(net, latent=pgmkit.LatentSpec(4), image=pgmkit.ImageSpec((1, 32, 32)))
     few = 'latents=200, partitioner={"name": "kmeans", "features": {"name": "contrastive", '
     few += '"batch_size": 16, "steps": 6}},'
-    told = 'partitioner={"name": "kmeans", "features": {"name": "contrastive", "steps": 600}},'
+    told = 'partitioner={"name": "kmeans", "features": {"name": "contrastive", "steps": 1200}},'
     assert told in by_hand
     exec(
         compile(by_hand.replace(told, few), "by hand", "exec"), {"pgmkit": pgmkit, "generator": toy}

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from pgmkit.machine import thread_limit
 
 Half = Callable[[int], Tensor]
+_LARGE = 31 * 2**20
+"""Bytes; the largest block that glibc learns from has 32 MiB."""
 
 
 class Halves:
@@ -25,6 +27,9 @@ class Halves:
     """
 
     def __init__(self, network: nn.Module) -> None:
+        # glibc learns from a large block that is freed to keep such blocks for the next steps,
+        # where getting their pages anew would take a tenth of a step.
+        torch.empty(_LARGE, dtype=torch.uint8)
         self.network = network
         self._twin = _twin_of(network)
         self._parameters = [p for p in network.parameters() if p.requires_grad]
