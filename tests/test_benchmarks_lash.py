@@ -47,7 +47,7 @@ CELLS = {
     "epochs": 4 * 5 * 3,
     "latents": 4 * 2 * 3 * 3,
     "drawn": 2 * 4,
-    "partitioners": 6 * 3 * 3,
+    "partitioners": 7 * 3 * 3,
     "recommended": 2 * 3,
     "densities": 4 * 3 * 3,
     "mappers": 2 * 6 * 3,

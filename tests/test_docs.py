@@ -42,7 +42,9 @@ from pgmkit.train.settings import TrainSettings
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 FEWER_LATENTS = {"8000": "200", "8_000": "200", "2_000": "200", "--latents 300": "--latents 200"}
-LESS_TRAINING = shlex.split("--set partitioner.base=kmeans --set partitioner.steps=40")
+LESS_TRAINING = shlex.split(
+    "--set partitioner.base=kmeans --set partitioner.steps=40 --set partitioner.batch_size=32"
+)
 """The two liberties that are taken with the pages' blocks, but for the processes of ablations."""
 
 pytestmark = [

@@ -236,7 +236,7 @@ def test_a_dry_run_tells_all_settings_and_writes_nothing(inputs: Path, tmp_path:
     settings = printed["settings"]
     assert settings["partitioner"]["params"]["features"]["name"] == "pgmkit:pixels"
     assert settings["data"]["shape"] == [60, 1, 32, 32]
-    assert 0 < printed["seconds"]["parts"] < 60
+    assert 0 <= printed["seconds"]["parts"] < 60
     assert not list(tmp_path.iterdir())
 
 

@@ -256,6 +256,7 @@ def test_by_default_a_partitioner_sees_images_and_draws_are_rejected(
     assert torch.equal(found.argmax(dim=1), shattered.predict(spectrum.latents))
 
 
+@pytest.mark.filterwarnings("ignore:.*clusters have fewer latents")
 def test_all_defaults_together_find_the_digits() -> None:
     """On the shipped generator, with few latents; features that learned nothing have 0.6."""
     shattered = pgmkit.shatter(pgmkit.load_generator("mnist-dcgan", device="cpu"), latents=400)

@@ -27,6 +27,7 @@ from pgmkit.learning.halves import Halves
 from pgmkit.seeds import random_generator
 
 _POOL = 10_000
+_ENOUGH = 6_000
 _MORE = 4
 _LEAST_IMAGES = 16
 
@@ -60,7 +61,7 @@ class Contrastive:
 
     def __init__(
         self,
-        steps: int = 600,
+        steps: int = 500,
         batch_size: int = 128,
         move: float = 0.12,
         strength: float = 1.0,
@@ -88,8 +89,8 @@ class Contrastive:
     def fit(self, source: ImageSource, *, seed: int) -> None:
         """Trains the network on at most 10,000 of the images.
 
-        If there are fewer and they come from a generator, it makes more of them: up to four times
-        as many. The network then learns what the generator makes, and not the few by heart.
+        If there are fewer than 6,000 and they come from a generator, it makes more of them, up to
+        four times as many, so that the network does not learn the few by heart.
 
         Raises:
             ParameterError: there are fewer than 16, or they are points.
@@ -127,7 +128,8 @@ class Contrastive:
         chosen = torch.randperm(len(source), generator=random)[:_POOL]
         if not isinstance(source, Moves):
             return image_bytes(source.subset(chosen))[None]
-        more = torch.arange(min(_POOL, _MORE * len(chosen)) - len(chosen)) % len(chosen)
+        wanted = min(_ENOUGH, _MORE * len(chosen))
+        more = torch.arange(max(wanted - len(chosen), 0)) % len(chosen)
         here = [source.subset(chosen)]
         if len(more):
             here.append(source.subset(chosen[more]).moved(1.0, random))
