@@ -49,6 +49,7 @@ from pgmkit.evaluate.metrics import score_latents, score_samples
 from pgmkit.images import load_images
 from pgmkit.jobs.ablate import Job, prepare
 from pgmkit.plugins import installed
+from pgmkit_plugins.samplers.kmeans_gmm import kmeans_gmm
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -515,6 +516,18 @@ def test_another_classifier_gives_other_labels_and_cells(tiny: str, tmp_path: Pa
     (weights.parent / "config.json").write_text(json.dumps(names))
     assert of(judges[0]).cells[0].id != of(judges[1]).cells[0].id
     assert counts(judges[1]) == before
+
+
+def test_another_default_gives_other_cells_and_one_that_is_said_does_not(
+    tiny: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ids(sampler: Any) -> list[str]:
+        return [cell.id for cell in prepare(config(tiny, samplers=[sampler])).cells]
+
+    before = ids("kmeans-gmm")
+    assert ids({"name": "kmeans-gmm", "num_starts": 4}) == before
+    monkeypatch.setattr(kmeans_gmm, "__defaults__", (10, 5, 2))
+    assert not {*ids("kmeans-gmm")} & {*before}
 
 
 def test_another_prior_gives_other_cells(tiny: str) -> None:

@@ -17,6 +17,7 @@ from pgmkit.machine import available_cores, check_device
 from pgmkit.plugins import build
 from pgmkit.shattering.algorithm import build_sampler, check_shatter
 from pgmkit.spectrum.settings import SpectrumSettings
+from pgmkit.states import table_of
 
 _MOST_OF_A_NAME = 40
 
@@ -195,10 +196,10 @@ class Ablation:
             for seed, density, sampler, clusters, remove, latents in itertools.product(
                 self.seeds, self.densities, self.samplers, *rest
             ):
-                values = {
+                values = {  # with all parameters, since defaults may be others tomorrow
                     "generator": pins[generator.name],
-                    "density": density.table,
-                    "sampler": sampler.table,
+                    "density": table_of(build("density-estimators", density.table)),
+                    "sampler": table_of(build_sampler(sampler.table, None, None, clusters)),
                     "clusters": clusters,
                     "remove": remove,
                     "latents": latents,
