@@ -91,13 +91,13 @@ class Job:
 
     def estimate(self) -> float:
         """Returns about how many seconds the fit would take, by trying it on a few images."""
+        settings = self.settings
 
         def fit(count: int) -> None:
             partitioner = build_partitioner(settings.partitioner, settings.partitions)
             few = self.source.subset(torch.arange(count))
             fit_partitioner(partitioner, few, seed=settings.seed, device=few.device)
 
-        settings = self.settings
         return seconds_of(fit, len(self.source), few=8 * settings.partitions)
 
     def run(self, out: Path) -> dict[str, Any]:
