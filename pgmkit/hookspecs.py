@@ -113,6 +113,12 @@ def pgmkit_partitioners() -> Iterable[Component]:  # type: ignore[empty-body]
                     above = _brightness(x) - self.median
                     return torch.stack([-above, above], dim=1)
 
+                def state(self):
+                    return {"median": self.median}
+
+                def load_state(self, state):
+                    self.median = state["median"]
+
             def _brightness(x):
                 return x.mean(dim=(1, 2, 3))
     """

@@ -89,7 +89,12 @@ def without_hooks(module: nn.Module) -> Iterator[None]:
         yield
     finally:
         for part, (before, after) in zip(parts, kept, strict=True):
-            part._forward_pre_hooks, part._forward_hooks = before, after
+            for hooks, all_hooks in (
+                (part._forward_pre_hooks, before),
+                (part._forward_hooks, after),
+            ):
+                hooks.clear()  # the same dictionary as before, which handles of hooks refer to
+                hooks.update(all_hooks)
 
 
 class _Description:

@@ -1152,6 +1152,21 @@ def test_the_number_of_parts_cannot_be_chosen_where_nobody_tells_the_points(
 
 
 @pytest.mark.usefixtures("examples")
+@pytest.mark.parametrize("partitioner", ["halves", {"name": "halves"}])
+def test_a_method_has_its_own_number_of_parts_where_none_is_asked_for(
+    partitioner: Any, tmp_path: Path
+) -> None:
+    shattered = shatter(partitioner=partitioner, clusters=None)
+    assert shattered.num_clusters == 2
+    images = GeneratedImages(generator_of(), spectrum_of().latents)
+    fitted = pgmkit.fit_partitioner(partitioner, images)
+    assert fitted.num_partitions == 2
+    fitted.save_pretrained(tmp_path / "parts")
+    loaded = pgmkit.load_partitioner(f"local-dir:{tmp_path / 'parts'}")
+    assert torch.equal(loaded.partitioner.median, fitted.partitioner.median)
+
+
+@pytest.mark.usefixtures("examples")
 def test_the_example_of_partitioners_is_a_candidate_of_most_stable() -> None:
     candidates = ["halves", {"name": "kmeans", "features": "pixels"}]
     alone = shatter(partitioner={"name": "most-stable", "candidates": candidates[:1]})

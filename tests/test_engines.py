@@ -192,7 +192,14 @@ class TestTorchrun:
             "--set",
             "spectrum.block_size=2",
         )
-        shatter += ("--no-cache", "--sampler", "kmeans-gmm")
+        shatter += (
+            "--no-cache",
+            "--partitioner",
+            "self-trained",
+            "--set",
+            "partitioner.base=kmeans",
+        )
+        shatter += ("--set", "partitioner.steps=3", "--set", "partitioner.width=8")
         expected, out = tmp_path / "expected", tmp_path / "out"
         assert run_pgmkit(*shatter, "-o", expected).code == 0
         begin_run_like(expected, out)
@@ -267,6 +274,21 @@ class TestTorchrun:
             process.communicate(timeout=TIMEOUT)
         assert process.returncode == 0
         assert contents(out / "spectrum") == contents(expected / "spectrum")
+
+    def test_one_process_computes_all_cells_of_an_ablation(self, tiny: str, tmp_path: Path) -> None:
+        """They train networks, which the others, that have ended, take no part in."""
+        out, config = tmp_path / "out", tmp_path / "ablation.toml"
+        learns = '{ name = "self-trained", base = "kmeans", steps = 3, width = 8 }'
+        config.write_text(
+            f'generators = [{{ source = "{tiny}", classifier = "mnist-classifier" }}]\n'
+            f'partitioners = ["kmeans", {learns}]\nclusters = 2\nlatents = 60\nseeds = [0]\n'
+            'samples = 20\njobs = 1\nmeasures = ["clusters"]\n'
+            '[spectrum]\nengine = "torchrun"\ncache = false\n'
+        )
+        with torchrun(2, "-m", "pgmkit", "ablate", config, "-o", out) as process:
+            stdout, stderr = process.communicate(timeout=TIMEOUT)
+        assert process.returncode == 0, stderr
+        assert stdout.count("Adjusted MI") == 1
 
     def test_outside_torchrun_the_error_tells_the_command(self, tiny: str, tmp_path: Path) -> None:
         run = run_pgmkit("shatter", tiny, "--engine", "torchrun", "-o", tmp_path / "out")

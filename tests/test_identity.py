@@ -639,3 +639,18 @@ def test_images_that_are_not_finite_do_not_make_landmarks_disagree() -> None:
     own = landmarks(generator_of(Logarithm(3, 16)))
     assert 0.0 in own
     assert agree(own, own)
+
+
+def test_a_hook_can_be_removed_after_the_fingerprint() -> None:
+    module = seeded_linear()
+    handles = [
+        module.register_forward_hook(lambda _module, _inputs, output: output * 2),
+        module.register_forward_pre_hook(lambda _module, inputs: (inputs[0] + 1,)),
+    ]
+    generator = generator_of(module)
+    hooked = generator.fingerprint()
+    for handle in handles:
+        handle.remove()
+    assert not module._forward_hooks
+    assert not module._forward_pre_hooks
+    assert generator.fingerprint() == fingerprint(seeded_linear()) != hooked

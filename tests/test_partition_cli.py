@@ -257,6 +257,8 @@ def test_a_config_file_has_the_settings_of_the_flags(inputs: Path, tmp_path: Pat
     default = json.loads(run_pgmkit(*words).stdout)["settings"]
     assert default["partitioner"]["name"] == "pgmkit:self-trained"
     assert default["partitions"] == 10
+    words += ("kmeans", "--set", "partitioner.num_partitions=3")
+    assert json.loads(run_pgmkit(*words).stdout)["settings"]["partitions"] == 3
 
 
 BAD: dict[str, tuple[list[object], str]] = {
@@ -267,7 +269,10 @@ BAD: dict[str, tuple[list[object], str]] = {
     "no parts": (["kmeans", "--data", "LABELLED", "--partitions", 0], "number of partitions"),
     "more parts than images": (["kmeans", "--data", "LABELLED", "--partitions", 61], "as many"),
     "parts given twice": (
-        ["kmeans", "--data", "LABELLED", "--set", "partitioner.num_partitions=3"],
+        [
+            *("kmeans", "--data", "LABELLED", "--partitions", 10),
+            *("--set", "partitioner.num_partitions=3"),
+        ],
         "has 3 parts, and 10 are asked for",
     ),
     "features of latents": (

@@ -29,6 +29,7 @@ from pgmkit.evaluate.ablation.tables import (
     to_latex,
     to_markdown,
 )
+from pgmkit.learning import ranks
 from pgmkit.plugins import installed
 from pgmkit.spectrum.blocks import MANIFEST_FILE
 
@@ -113,7 +114,8 @@ class Job:
             ready = _share(self, missing, out, engine)
             if not leads:
                 return None
-            _compute(self, ready, out)
+            with ranks.alone():
+                _compute(self, ready, out)
             rows = []
             for cell in self.cells:
                 gone = LoadError(f"{_path(out, cell)} is gone; run the same command again")

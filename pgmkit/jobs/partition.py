@@ -40,7 +40,7 @@ class PartitionSettings:
     Args:
         data: images, see `pgmkit.images.load_images`.
         partitioner: a name, or a table of `name` and parameters.
-        partitions: k, at least 1.
+        partitions: k, at least 1; None is as many as the partitioner has where 10 are asked for.
         split: "train" or "test", where the data have both.
         size: side to which images are padded or resized; None leaves them.
         seed: of everything random.
@@ -50,7 +50,7 @@ class PartitionSettings:
 
     data: str
     partitioner: str | Mapping[str, Any] = defaults.PARTITIONER
-    partitions: int = defaults.CLUSTERS
+    partitions: int | None = None
     split: str = "train"
     size: int | None = None
     seed: int = defaults.SEED
@@ -65,7 +65,6 @@ class Job:
     """
 
     def __init__(self, settings: PartitionSettings) -> None:
-        check_count("the number of partitions", settings.partitions)
         self.settings = settings
         self.partitioner = build_partitioner(settings.partitioner, settings.partitions)
         reason = why_not_saved(self.partitioner)
@@ -85,6 +84,7 @@ class Job:
         return {
             **asdict(self.settings),
             "partitioner": table_of(self.partitioner),
+            "partitions": self.partitioner.num_partitions,
             "data": self.source.summary(),
             "device": str(self.source.device),
         }
@@ -98,7 +98,7 @@ class Job:
             few = self.source.subset(torch.arange(count))
             fit_partitioner(partitioner, few, seed=settings.seed, device=few.device)
 
-        return seconds_of(fit, len(self.source), few=8 * settings.partitions)
+        return seconds_of(fit, len(self.source), few=8 * self.partitioner.num_partitions)
 
     def run(self, out: Path) -> dict[str, Any]:
         """Fits into `out`; a run that was stopped continues, a complete one is read back.

@@ -18,7 +18,7 @@ from pgmkit.errors import LoadError, PgmkitNote, PgmkitWarning
 from pgmkit.evaluate.classifier import Classifier, load_classifier
 from pgmkit.evaluate.report import check_numbers, describe, write_report
 from pgmkit.generator import Generator
-from pgmkit.learning import keeping
+from pgmkit.learning import keeping, ranks
 from pgmkit.learning.trial import seconds_of
 from pgmkit.loading.generators import check_source, load_described, pinned
 from pgmkit.loading.options import GeneratorOptions
@@ -201,7 +201,8 @@ class Job:
             if not leads:
                 return None
             self._seconds["spectrum"] = time.perf_counter() - started
-            return self._finish(out, spectrum)
+            with ranks.alone():
+                return self._finish(out, spectrum)
 
     def _finish(self, out: Path, spectrum: Spectrum) -> dict[str, Any]:
         """Shatters by a spectrum, saves, and reports."""

@@ -150,7 +150,7 @@ def build_partitioner(partitioner: Any, partitions: int | None = None) -> Any:
 
     Args:
         partitioner: a name, a table of `name` and parameters, or an object.
-        partitions: k, at least 1; None is as many as an object or a table has, and else 10.
+        partitions: k, at least 1; None is as many as it has where 10 are asked for.
 
     Raises:
         ParameterError: an object or a table has another number of parts.

@@ -39,14 +39,13 @@ class PartitionSampler:
     images of the kept latents or, before, to a data set, makes a generator conditional.
 
     Args:
-        num_clusters: k, at least 1; None is as many as a partitioner that is an object has, and
-            else 10.
+        num_clusters: k, at least 1; None is as many as the partitioner has where 10 are asked for.
         partitioner: a name, a table, an object; or a `FittedPartitioner` or the reference of one
             ("local-dir:...", "hf-hub:..."), which stays as it is.
         mapper: draws latents of a cluster: a name, a table, or an object.
         predict_from: "images" assigns a new latent by the image that it gives; "latents" has a
-            classifier of points learn the clusters of latents, so that no image is made, and less
-            is right.
+            classifier of points learn the clusters of latents, so that no image is made, and fewer
+            are assigned rightly.
 
     Attributes:
         labels_: cluster of each latent that was fitted, int64 (n,).

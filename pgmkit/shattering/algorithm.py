@@ -62,7 +62,7 @@ def shatter(
             it is.
         mapper: draws latents of a cluster; "rejection" by default.
         sampler: does both itself, in their stead; by default it is made of the two.
-        clusters: k, at least 1; 10 by default, or as many as an object has or finds. "auto"
+        clusters: k, at least 1; 10 by default, or as many as a method has or finds. "auto"
             chooses it without labels, and so does a table with the name "auto" and options,
             `criterion` or `candidates`; see `pgmkit.choosing.choose_num_clusters`.
         remove: fraction of prior mass to remove, in [0, 1); the paper takes 0.2. "auto" or a table,
@@ -185,8 +185,10 @@ def build_sampler(sampler: Any, partitioner: Any, mapper: Any, clusters: Any) ->
             )
     if isinstance(clusters, int):
         given["num_clusters"] = clusters
-    elif _is_method({**given, **table}.get("partitioner", "")):
-        given["num_clusters"] = defaults.CLUSTERS if clusters is None else _UNDECIDED
+    elif clusters is None and table["name"] != defaults.SAMPLER:  # which knows by itself
+        given["num_clusters"] = defaults.CLUSTERS
+    elif clusters is not None and _is_method({**given, **table}.get("partitioner", "")):
+        given["num_clusters"] = _UNDECIDED
     return build("cluster-samplers", {**given, **table})
 
 
