@@ -1,6 +1,7 @@
 """What each kind of component must be, and the checks of what comes out of it.
 
-One Protocol for each kind: a component is whatever has these methods, and there is no class to
+One Protocol for each kind, but for loaders, classifiers, engines and commands, of which
+`pgmkit.hookspecs` tells: a component is whatever has these methods, and there is no class to
 inherit. `check` looks at methods and signatures where a component is built; the functions below it
 call a component, turn what it raises into one error that names it, and check what it returns.
 Everything that follows from these methods the engine derives: parts, guide and margins

@@ -4,7 +4,6 @@ A file may hold more than the weights of one network; `pgmkit.loading.checkpoint
 """
 
 import contextlib
-import json
 import pickle
 import pickletools
 import re
@@ -20,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from pgmkit import files
 from pgmkit.errors import LoadError, first_line, listed
 from pgmkit.loading.programs import LOADERS, describe_kind, kind_of_file
 from pgmkit.loading.programs.archives import check_claim, open_archive
@@ -96,8 +96,8 @@ def shards_of(index: Path) -> list[str]:
         LoadError: it is no such index, or names files elsewhere.
     """
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        names = sorted(set(files.parse_json(index.read_bytes(), str(index))["weight_map"].values()))
+    except (OSError, TypeError, KeyError, AttributeError) as error:
         raise LoadError(
             f"{index} is no index of a sharded checkpoint: it has no 'weight_map' of file names"
         ) from error

@@ -16,6 +16,7 @@ from typing import Any
 from safetensors.torch import load
 from torch import Tensor
 
+from pgmkit import files
 from pgmkit.errors import LoadError, OutputError
 from pgmkit.loading.weights import serialise
 from pgmkit.spectrum.folders import Folder, LocalFolder, folder_at
@@ -311,11 +312,11 @@ def read_manifest(folder: Folder) -> tuple[dict[str, Any], dict[int, str]] | Non
     if data is None:
         return None
     try:
-        recorded = json.loads(data)
+        recorded = files.parse_json(data, "it")
         checksums = {int(block): str(checksum) for block, checksum in recorded["blocks"].items()}
         settings = dict(recorded["settings"])
         _check_settings(settings)
-    except _DAMAGE as error:
+    except (LoadError, *_DAMAGE) as error:
         raise LoadError(
             f"{folder}/{MANIFEST_FILE} is damaged ({_what(error)}); remove that file and run the "
             "command that computes the spectrum again: whole blocks count without it"
