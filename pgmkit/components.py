@@ -222,12 +222,20 @@ def parameters_of(component: Any) -> dict[str, Any]:
     """Returns the parameters of a component as plain values, for records.
 
     They are what its `get_params()` says or, without one, the arguments that it was built with and
-    the defaults of the others; of an object of one's own without `get_params` there are none.
+    the defaults of the others. Of an object of one's own without `get_params` they are its
+    attributes of the names of the arguments.
     """
     if hasattr(component, "get_params"):
         with speaking_for(repr(name_of(component)), "in get_params"):
             return dict(_plain(component.get_params()))
-    return dict(_plain(arguments_of(component)))
+    if origin_of(component) is not None:
+        return dict(_plain(arguments_of(component)))
+    return {
+        name: _plain(getattr(component, name, "not told"))
+        for name, parameter in inspect.signature(type(component).__init__).parameters.items()
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        and name != "self"
+    }
 
 
 def _plain(value: Any) -> Any:

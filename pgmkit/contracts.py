@@ -9,6 +9,7 @@ Everything that follows from these methods the engine derives: parts, guide and 
 """
 
 import inspect
+import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pgmkit.components import called, speaking_for
-from pgmkit.errors import ParameterError, PluginError
+from pgmkit.errors import ParameterError, PgmkitWarning, PluginError
 
 if TYPE_CHECKING:
     from pgmkit.generator import Generator
@@ -333,7 +334,18 @@ def check_number(partitioner: Any, number: int) -> None:
     if num_partitions_of(partitioner) != number:
         raise ParameterError(
             f"the {called('partitioners', partitioner)} has {partitioner.num_partitions} parts, "
-            f"and {number} are asked for; leave the number out, or give a partitioner with as many"
+            f"and {number} are asked for; ask for as many as it has, or give another partitioner"
+        )
+
+
+def tell_of_number(who: str, what: str, asked: int, found: int) -> None:
+    """Warns if a method has found another number of clusters or parts than was asked for."""
+    if found != asked:
+        warnings.warn(
+            f"{who} finds the number of {what} itself: {found}, and not the {asked} that were "
+            "asked for",
+            PgmkitWarning,
+            stacklevel=3,
         )
 
 

@@ -27,6 +27,7 @@ from pgmkit.components import (
 )
 from pgmkit.errors import ParameterError, PluginError, UnknownNameError, nearest_names, shortened
 
+_REFERENCES = ("local-dir:", "hf-hub:")
 _ALARM_SECONDS = 3.0
 _MOST_SECONDS = 30.0
 
@@ -241,7 +242,8 @@ def build(kind: str, what: Any, /, **parameters: Any) -> Any:
     Args:
         kind: one of the kinds of component.
         what: a name; a table with a `name` and parameters; or an object that keeps the contract of
-            its kind, see `pgmkit.contracts`.
+            its kind, see `pgmkit.contracts`. Of partitioners also the reference of one that was
+            fitted ("local-dir:...", "hf-hub:...").
         **parameters: of the one that is built, where a table does not have them.
 
     Raises:
@@ -264,6 +266,8 @@ def build(kind: str, what: Any, /, **parameters: Any) -> Any:
             raise ParameterError(
                 f"a table of {kind} needs a name, such as {{ name = ... }}, and is {what!r:.80}"
             )
+        if kind == "partitioners" and name.startswith(_REFERENCES):
+            table["source"], name = name, "fixed"
         component = installed().find(kind, name).build(**table)
     elif parameters:
         raise ParameterError(

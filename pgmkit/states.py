@@ -136,7 +136,7 @@ def table_of(component: Any) -> dict[str, Any]:
     parameters, parts = parameters_of(component), parts_of(component)
     for name, value in parameters.items():
         now = parts.get(name, getattr(component, name, value))
-        if type(now) is type(value) and isinstance(value, int | float | str):
+        if isinstance(now, int | float | str) and type(value) in (type(now), type(None)):
             parameters[name] = now  # such as a number of parts that was found
         elif name in parts or origin_of(now) is not None:
             parameters[name] = _nested(now)

@@ -1001,7 +1001,10 @@ def test_a_fitted_partitioner_is_recorded_and_saved_with_the_sampler(tmp_path: P
     own = {"name": "kmeans", "num_starts": 2, "features": "pixels"}
     fitted = pgmkit.fit_partitioner(own, images, partitions=3)
     shattered = shatter(partitioner=fitted, clusters=3)
-    inner = shattered.origin.sampler["params"]["partitioner"]
+    whole = shattered.origin.sampler["params"]["partitioner"]
+    assert (whole["name"], whole["image"]) == ("pgmkit:fixed", [1, 8, 8])
+    assert whole["sha256"] == fitted.sha256
+    inner = whole["partitioner"]
     assert (inner["name"], inner["num_starts"], inner["num_partitions"]) == ("pgmkit:kmeans", 2, 3)
     shattered.save_pretrained(tmp_path / "saved")
     loaded = pgmkit.ShatteredGenerator.from_pretrained(
@@ -1138,7 +1141,7 @@ def test_the_example_of_partitioners_finds_dark_and_bright() -> None:
         ),
         (
             {"name": "self-trained", "base": "halves"},
-            "the base 'my-plugin:halves' does not tell its points",
+            "'my-plugin:halves' has 2 parts, and 10 are asked for; ask for as many as it has",
         ),
     ],
 )
@@ -1189,7 +1192,7 @@ def test_parts_of_a_fixed_number_are_no_others(outer: str, fixed: Any) -> None:
     parameters = {"candidates": [fixed, "kmeans"]} if outer == "most-stable" else {"base": fixed}
     partitioner = {"name": outer, **parameters}
     message = complaint(lambda: shatter(partitioner=partitioner, clusters=5), ParameterError)
-    assert " has 2 parts, and 5 are asked for; leave the number out" in message
+    assert " has 2 parts, and 5 are asked for; ask for as many as it has" in message
 
 
 @pytest.mark.usefixtures("examples")

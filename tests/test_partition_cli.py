@@ -16,7 +16,7 @@ import torch
 from hub_server import HubServer
 from huggingface_hub import snapshot_download
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny import (
     STEPS,
     STOP_LEARNING,
@@ -31,7 +31,7 @@ from tiny import (
 import pgmkit
 from pgmkit.errors import LoadError, ParameterError
 from pgmkit.evaluate.partitions import partition_scores
-from pgmkit.images import load_images
+from pgmkit.images import GeneratedImages, load_images
 from pgmkit.jobs import partition as job
 from pgmkit.partition import load_partitioner
 from pgmkit_plugins.features import contrastive
@@ -453,9 +453,9 @@ def test_a_partitioner_of_images_shatters_a_generator_and_stays_as_it_is(
     printed = told("shatter", source, *whose, "-o", out, *words, "-q")
     assert printed["settings"]["clusters"] == 2
     own = {
-        name.removeprefix("partitioner."): value
+        name.removeprefix("partitioner.partitioner."): value
         for name, value in load_file(out / "sampler.safetensors").items()
-        if name.startswith("partitioner.")
+        if name.startswith("partitioner.partitioner.")
     }
     before = load_file(given / STATE)
     assert own.keys() == before.keys()
@@ -472,6 +472,48 @@ def test_a_partitioner_of_images_shatters_a_generator_and_stays_as_it_is(
         )
     )
     assert "has 2 parts, and 3 are asked for" in more
+
+
+def test_parts_of_another_fit_are_another_run(inputs: Path, parts: Path, tmp_path: Path) -> None:
+    given, out = shutil.copytree(parts, tmp_path / "parts"), tmp_path / "out"
+    words = ("shatter", f"local-dir:{inputs / 'tiny'}", "--partitioner", f"local-dir:{given}")
+    words += ("--latents", 60, "--mapper", "mixture", "--set", "mapper.num_components=1", "-o", out)
+    told(*words)
+    record = json.loads((out / "run.json").read_text())["settings"]["sampler"]["params"]
+    assert record["partitioner"]["name"] == "pgmkit:fixed"
+    assert str(tmp_path) not in json.dumps(record)
+    card = (out / "README.md").read_text()
+    assert "--partitioner local-dir:path/to/its/partitioner --mapper" in card
+    weights = load_file(given / STATE)
+    save_file({name: value + 1 for name, value in weights.items()}, given / STATE)
+    assert "out holds a run with sampler" in one_error(run_pgmkit(*words))
+
+
+def test_a_reference_stands_wherever_a_partitioner_may(
+    inputs: Path, parts: Path, tmp_path: Path
+) -> None:
+    reference, source = f"local-dir:{parts}", f"local-dir:{inputs / 'tiny'}"
+    fitted = load_partitioner(parts)
+    generator = pgmkit.load_generator(source, device="cpu")
+    images = GeneratedImages(generator, generator.sample_latents(60, seed=0))
+    x = images.batch(torch.arange(60))
+    for whole in (
+        reference,
+        {"name": reference},
+        {"name": "fixed", "source": reference},
+        {"name": "most-stable", "candidates": [reference]},
+    ):
+        same = pgmkit.fit_partitioner(whole, images, partitions=2)
+        assert torch.equal(same.assign(x), fitted.assign(x))
+    own = {"name": "self-trained", "base": reference, "steps": 3, "width": 4, "rounds": 1}
+    assert pgmkit.fit_partitioner(own, images, partitions=2).num_partitions == 2
+    config = tmp_path / "ablation.toml"
+    config.write_text(
+        f'generators = ["{source}"]\npartitioners = ["{reference}"]\nclusters = 2\nseeds = [0]\n'
+        'latents = 60\nmeasures = ["selection"]\njobs = 1\n'
+    )
+    finished = run_pgmkit("ablate", config, "-o", tmp_path / "out")
+    assert finished.code == 0, finished.stderr
 
 
 def test_a_partitioner_of_other_images_is_one_error_before_anything_is_computed(

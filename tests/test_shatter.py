@@ -226,7 +226,7 @@ def test_a_cluster_without_latents_cannot_be_sampled(spectrum: pgmkit.Spectrum) 
     class Gap(Halves):
         num_clusters_ = 4
 
-    shattered = shatter(spectrum, sampler=Gap())
+    shattered = shatter(spectrum, sampler=Gap(), clusters=4)
     assert shattered.cluster_sizes[2:] == [0, 0]
     with pytest.raises(SamplingError, match="cluster 3 is empty"):
         shattered.sample(5, cluster=3)

@@ -24,6 +24,7 @@ from pgmkit.evaluate.metrics import kept_latents
 from pgmkit.generator import Generator
 from pgmkit.images import shrunk
 from pgmkit.machine import thread_limit
+from pgmkit.partition.fixed import FixedPartitioner
 from pgmkit.plugins import build
 from pgmkit.seeds import derive_seed, random_generator
 from pgmkit.shattering import ShatteredGenerator
@@ -218,7 +219,7 @@ def reproducibility(
             f"the cluster sampler {name!r} is no component, so it cannot be built again; offer it "
             "in a plugin and pass its name"
         )
-    if getattr(shattered.sampler, "fitted", None) is not None:
+    if isinstance(getattr(shattered.sampler, "partitioner", None), FixedPartitioner):
         raise ParameterError(
             "its partitioner was fitted before, to other images; there is nothing to fit again"
         )

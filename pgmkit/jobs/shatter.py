@@ -28,7 +28,7 @@ from pgmkit.selection import select
 from pgmkit.shattering import SAMPLER_CONFIG, ShatteredGenerator, shatter
 from pgmkit.shattering.algorithm import (
     build_sampler,
-    check_images,
+    check_sampler,
     check_shatter,
     check_spectrum,
     number_of_latents,
@@ -126,7 +126,7 @@ class Job:
         self.generator: Generator = load_described(
             settings.source, settings.generator, device=device
         )
-        check_images(self.generator, sampler)
+        check_sampler(self.generator, sampler, self._clusters, settings.remove)
         if self.classifier is not None:
             self.classifier.check_images(self.generator.image.shape)
             self.classifier.module.to(device)

@@ -26,6 +26,7 @@ PER_CLUSTER = 8
 
 _PIPELINE = "unconditional-image-generation"
 _HERE = "local-dir:path/to/this/folder"
+_PARTS = "local-dir:path/to/its/partitioner"
 _LOCAL = re.compile(r"(local-dir:|file:|/|~|\.{1,2}/|[A-Za-z]:[\\/])")
 _MARKUP = re.compile(r"([\\`*_\[\]<>|#!$])")
 _LICENSES = {
@@ -343,6 +344,8 @@ def shortened_table(kind: str, table: Mapping[str, Any]) -> Any:
 
 
 def _shortened_value(value: Any) -> Any:
+    if isinstance(value, Mapping) and value.get("name") == f"{OWN_DISTRIBUTION}:fixed":
+        return value.get("source") or _PARTS
     if isinstance(value, Mapping) and isinstance(value.get("name"), str):
         rest = {name: part for name, part in value.items() if name != "name"}
         for kind in KINDS:

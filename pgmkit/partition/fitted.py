@@ -1,5 +1,6 @@
 """A partitioner that was fitted: its parts, its folder, and the way to both."""
 
+import hashlib
 import shutil
 import tempfile
 import time
@@ -26,10 +27,9 @@ from pgmkit.loading.weights import read_weights, serialise
 from pgmkit.machine import check_device, machine
 from pgmkit.partition.parts import assign, gathered_logits, guide, margins_of
 from pgmkit.plugins import build
-from pgmkit.states import load_state_of, state_of, table_of, versions_of
+from pgmkit.states import load_state_of, state_of, table_of, versions_of, why_not_saved
 
 PARTITIONER_STATE = "partitioner.safetensors"
-_SCHEMES = ("local-dir:", "hf-hub:")
 _PER_PART = 8
 
 
@@ -57,6 +57,13 @@ class FittedPartitioner:
     def num_partitions(self) -> int:
         """The number of parts, k."""
         return contracts.num_partitions_of(self.partitioner)
+
+    @property
+    def sha256(self) -> str | None:
+        """What tells it from others: of its tensors; None where they cannot be saved."""
+        if why_not_saved(self.partitioner) is not None:
+            return None
+        return hashlib.sha256(serialise(state_of(self.partitioner))).hexdigest()
 
     def logits(self, x: Tensor) -> Tensor:
         """Returns the logits (B, k) of images x (B, C, H, W) in [-1, 1]."""
@@ -149,7 +156,7 @@ def build_partitioner(partitioner: Any, partitions: int | None = None) -> Any:
     """Returns a partitioner that is named, with so many parts, or the object itself.
 
     Args:
-        partitioner: a name, a table of `name` and parameters, or an object.
+        partitioner: a name, a table of `name` and parameters, an object, or what was fitted before.
         partitions: k, at least 1; None is as many as it has where 10 are asked for.
 
     Raises:
@@ -157,6 +164,10 @@ def build_partitioner(partitioner: Any, partitions: int | None = None) -> Any:
     """
     if partitions is not None:
         check_count("the number of partitions", partitions)
+    if isinstance(partitioner, FittedPartitioner):
+        fitted = partitioner
+        partitioner = {"name": "fixed", "partitioner": fitted.partitioner}
+        partitioner |= {"image": list(fitted.image.shape), "sha256": fitted.sha256}
     number = {}
     if isinstance(partitioner, str | Mapping):
         number = {"num_partitions": defaults.CLUSTERS if partitions is None else partitions}
@@ -216,6 +227,8 @@ def fit_partitioner(
     contracts.fit("partitioners", built, source, seed)
     labels = gathered_logits(built, source).argmax(dim=1)
     number = contracts.num_partitions_of(built)
+    if partitions is not None:
+        contracts.tell_of_number(name_of(built), "parts", partitions, number)
     findings = contracts.findings_of("partitioners", built)
     table = table_of(built)
     origin = {
@@ -232,11 +245,6 @@ def fit_partitioner(
     return FittedPartitioner(
         built, source.image, sizes, origin, _samples(source, labels, number), labels
     )
-
-
-def is_reference(what: object) -> bool:
-    """Returns whether this is the reference of a fitted partitioner, and no name of a method."""
-    return isinstance(what, str) and what.startswith(_SCHEMES)
 
 
 def load_partitioner(reference: Path | str) -> FittedPartitioner:

@@ -13,12 +13,8 @@ from pgmkit.errors import ParameterError, UnknownNameError
 from pgmkit.generator import Generator
 from pgmkit.images import GeneratedImages, ImageSource, LatentPoints, batches
 from pgmkit.learning.assigner import Assigner
-from pgmkit.partition.fitted import (
-    FittedPartitioner,
-    build_partitioner,
-    is_reference,
-    load_partitioner,
-)
+from pgmkit.partition.fitted import build_partitioner
+from pgmkit.partition.fixed import FixedPartitioner
 from pgmkit.partition.parts import gathered_logits, margins_of
 from pgmkit.plugins import build
 from pgmkit.priors import LatentSpec
@@ -63,13 +59,7 @@ class PartitionSampler:
             check_count("the number of clusters", num_clusters)
         if predict_from not in PREDICT_FROM:
             raise UnknownNameError("value of predict_from", predict_from, PREDICT_FROM)
-        if is_reference(partitioner):
-            partitioner = load_partitioner(partitioner)
-        fitted = partitioner if isinstance(partitioner, FittedPartitioner) else None
-        self.fitted = fitted
-        self.partitioner = build_partitioner(
-            partitioner if fitted is None else fitted.partitioner, num_clusters
-        )
+        self.partitioner = build_partitioner(partitioner, num_clusters)
         self.mapper = build("mappers", mapper)
         self.predict_from = predict_from
         self.num_clusters = contracts.num_partitions_of(self.partitioner)
@@ -93,9 +83,8 @@ class PartitionSampler:
             ParameterError: there are fewer distinct latents than clusters, or no generator.
         """
         source = self._source(latents, generator)
-        if self.fitted is None:
-            with phase(f"parts by {name_of(self.partitioner)}"):
-                contracts.fit("partitioners", self.partitioner, source, seed)
+        with phase(f"parts by {name_of(self.partitioner)}"):
+            contracts.fit("partitioners", self.partitioner, source, seed)
         self._learn(latents, source, seed)
 
     def prepare(self, latents: Tensor, *, generator: Generator | None, seed: int) -> Tensor:
@@ -104,13 +93,22 @@ class PartitionSampler:
         Raises:
             ParameterError: the partitioner does not tell them.
         """
-        if self.fitted is not None or not isinstance(self.partitioner, contracts.Prepares):
+        self.check_prepares()
+        return contracts.prepared_points(self.partitioner, self._source(latents, generator), seed)
+
+    def check_prepares(self) -> None:
+        """Raises ParameterError unless the partitioner tells points, by which can be chosen."""
+        if isinstance(self.partitioner, FixedPartitioner):
+            raise ParameterError(
+                "clusters and removed mass cannot be chosen by parts that were found before; leave "
+                "the number of clusters out, and give the removed mass"
+            )
+        if not isinstance(self.partitioner, contracts.Prepares):
             raise ParameterError(
                 f"the {called('partitioners', self.partitioner)} does not tell the points among "
                 "which it seeks parts, so nothing can be chosen by them; give the number of "
                 "clusters and the removed mass"
             )
-        return contracts.prepared_points(self.partitioner, self._source(latents, generator), seed)
 
     def make_clusterer(self, num_clusters: int, seed: int) -> Any:
         """Returns what finds so many clusters of these points."""
@@ -156,9 +154,7 @@ class PartitionSampler:
 
     def findings(self) -> Mapping[str, Any]:
         """Returns what the partitioner found, and how often draws are kept."""
-        facts: dict[str, Any] = {}
-        if self.fitted is None:
-            facts |= contracts.findings_of("partitioners", self.partitioner)
+        facts: dict[str, Any] = dict(contracts.findings_of("partitioners", self.partitioner))
         if self._assigner is not None:
             facts["agreement"] = round(self._assigner.agreement_, 4)
         rates = [self.acceptance_rate(cluster) for cluster in range(self.num_clusters_)]
@@ -203,14 +199,15 @@ class PartitionSampler:
                 f"the {called('partitioners', self.partitioner)} looks at images, so it needs the "
                 "generator; fit with generator=..., and bind a loaded sampler to its generator"
             )
-        if self.fitted is not None:
-            self.fitted.check_images(generator.image.shape, generator.name)
         return GeneratedImages(generator, latents)
 
     def _learn(self, latents: Tensor, source: ImageSource, seed: int) -> None:
-        logits = gathered_logits(self.partitioner, source)
-        self.labels_ = logits.argmax(dim=1)
         self.num_clusters = self.num_clusters_ = contracts.num_partitions_of(self.partitioner)
+        if self.num_clusters == 1:  # and needs no images
+            logits = torch.zeros(len(latents), 1)
+        else:
+            logits = gathered_logits(self.partitioner, source)
+        self.labels_ = logits.argmax(dim=1)
         held_out = contracts.held_out_logits_of(self.partitioner)
         self._assigner = None
         if self.predict_from == "latents":
@@ -233,8 +230,8 @@ class PartitionSampler:
         """Returns the logits (n, k) of latents (n, M), on the CPU."""
         if self._assigner is not None:
             return _padded(self._assigner.scores(latents), self.num_clusters)
-        if not len(latents):
-            return torch.empty(0, self.num_clusters)
+        if self.num_clusters == 1 or not len(latents):
+            return torch.zeros(len(latents), self.num_clusters)
         if contracts.space_of(self.partitioner) == "latents":
             return contracts.logits_of(self.partitioner, latents.detach().cpu())
         if self._generator is None:

@@ -23,18 +23,16 @@ from pgmkit.config import check_count
 from pgmkit.errors import ParameterError, PluginError
 from pgmkit.generator import Generator
 from pgmkit.loading.cards import Origin
-from pgmkit.partition.fitted import FittedPartitioner, is_reference
+from pgmkit.partition.fixed import FixedPartitioner
 from pgmkit.plugins import build
 from pgmkit.progress import phase
+from pgmkit.sampling import PartitionSampler
 from pgmkit.selection import check_remove, keep_scores, num_kept, select
 from pgmkit.shattering.result import ShatteredGenerator
 from pgmkit.spectrum import Spectrum, compute_spectrum
 from pgmkit.spectrum.landmarks import agree, landmarks
 from pgmkit.spectrum.soundness import check_values
 from pgmkit.states import table_of, versions_of
-
-_UNDECIDED = 2
-"""The number of clusters of a sampler whose number is still to be chosen."""
 
 
 def shatter(
@@ -101,7 +99,7 @@ def shatter(
     wanted = told or 1  # what an object finds that says no number is counted
     check_shatter(count, remove, wanted)
     generator.check()
-    check_images(generator, finder)
+    check_sampler(generator, finder, wanted, remove)
     started = time.perf_counter()
     if isinstance(spectrum, Spectrum):
         check_spectrum(generator, spectrum)
@@ -122,6 +120,8 @@ def shatter(
         (finder.split if prepared else finder.fit)(kept, generator=generator, seed=seed)
     done = time.perf_counter()
     sizes = _sizes_of(finder, len(kept), number if told else None)
+    if isinstance(clusters, int):
+        contracts.tell_of_number(name_of(finder), "clusters", clusters, len(sizes))
     tables = table_of(estimator), table_of(finder)
     findings = contracts.findings_of("cluster-samplers", finder)
     origin = Origin(
@@ -185,18 +185,9 @@ def build_sampler(sampler: Any, partitioner: Any, mapper: Any, clusters: Any) ->
             )
     if isinstance(clusters, int):
         given["num_clusters"] = clusters
-    elif clusters is None and table["name"] != defaults.SAMPLER:  # which knows by itself
+    elif table["name"] != defaults.SAMPLER:  # which knows by itself
         given["num_clusters"] = defaults.CLUSTERS
-    elif clusters is not None and _is_method({**given, **table}.get("partitioner", "")):
-        given["num_clusters"] = _UNDECIDED
     return build("cluster-samplers", {**given, **table})
-
-
-def _is_method(partitioner: Any) -> bool:
-    """Returns whether a partitioner is named, and so has as many parts as are asked for."""
-    if isinstance(partitioner, Mapping):
-        return "num_partitions" not in partitioner
-    return isinstance(partitioner, str) and not is_reference(partitioner)
 
 
 def number_of_latents(latents: int | None, spectrum: Any) -> int:
@@ -252,11 +243,13 @@ def check_shatter(latents: int, remove: Any, clusters: Any) -> None:
         )
 
 
-def check_images(generator: Generator, finder: Any) -> None:
-    """Raises ParameterError if a sampler has parts of images of another shape."""
-    fitted = getattr(finder, "fitted", None)
-    if isinstance(fitted, FittedPartitioner):
-        fitted.check_images(generator.image.shape, generator.name)
+def check_sampler(generator: Generator, finder: Any, clusters: Any, remove: Any) -> None:
+    """Raises ParameterError if a sampler has parts of other images, or nothing to choose by."""
+    if isinstance(finder, PartitionSampler):
+        if isinstance(finder.partitioner, FixedPartitioner):
+            finder.partitioner.check_images(generator.image.shape, generator.name)
+        if not (_clusters_options(clusters) is None and _mass_options(remove) is None):
+            finder.check_prepares()
 
 
 def check_spectrum(generator: Generator, spectrum: Spectrum) -> None:

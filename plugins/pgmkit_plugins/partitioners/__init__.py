@@ -43,4 +43,9 @@ def pgmkit_partitioners() -> list[Component]:
             citation="Xie, Luong, Hovy and Le, Self-training with Noisy Student, CVPR 2020, from "
             "clusters instead of labels",
         ),
+        Component(
+            "fixed",
+            "pgmkit.partition.fixed:FixedPartitioner",
+            "parts that were found before, in other images",
+        ),
     ]
