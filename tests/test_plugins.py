@@ -310,6 +310,39 @@ def hello():
     assert run("hello", PYTHONPATH=path).stdout == "hello from a plugin\n"
 
 
+def test_what_is_wrong_with_a_command_of_a_plugin_names_it(site: Path) -> None:
+    code = """
+import click
+from pgmkit import Component, hookimpl
+
+@hookimpl
+def pgmkit_commands():
+    return [Component(name, f"MODULE:{name}", "fails") for name in ("raises", "leaves", "none")]
+
+@click.command()
+def raises():
+    raise KeyError("inside")
+
+@click.command()
+def leaves():
+    raise click.ClickException("on purpose")
+
+def none():
+    pass
+"""
+    install(site, "acme-bad", code)
+    installed.cache_clear()
+    try:
+        told = [run_pgmkit(name) for name in ("raises", "leaves", "none")]
+    finally:
+        installed.cache_clear()
+    assert [(found.code, found.stdout) for found in told] == [(1, "")] * 3
+    assert told[0].stderr.startswith("error: the command 'acme-bad:raises' failed when it ran: Key")
+    assert told[1].stderr == "Error: on purpose\n"
+    assert told[2].stderr.startswith("error: the command 'acme-bad:none' is no click.Command but <")
+    assert all(found.stderr.count("\n") == 1 for found in told)
+
+
 LINEAR = """
 import torch
 from pgmkit import Component, hookimpl

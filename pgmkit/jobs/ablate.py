@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from pgmkit import files, progress, runs
-from pgmkit.engines import Engine, decide, is_coordinator
+from pgmkit.contracts import Engine
+from pgmkit.engines import decide, is_coordinator
 from pgmkit.engines.processes import in_processes
 from pgmkit.errors import EngineError, LoadError, OutputError
 from pgmkit.evaluate.ablation.cells import (
