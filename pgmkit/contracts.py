@@ -12,6 +12,7 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -438,6 +439,36 @@ def prepared_points(partitioner: Prepares, source: "ImageSource", seed: int) -> 
     with speaking_for(who, "in prepare"):
         points = partitioner.prepare(source, seed=seed)
     return _checked(points, len(source), None, who, "points in prepare").detach().cpu()
+
+
+class Clusterer:
+    """What `make_clusterer` of a component returns, checked where it is used.
+
+    Raises:
+        PluginError: it fails, or predicts anything but a label for each point.
+    """
+
+    def __init__(self, kind: str, component: Any, number: int, seed: int) -> None:
+        self._who = called(kind, component)
+        with speaking_for(self._who, "in make_clusterer"):
+            self._made = component.make_clusterer(number, seed)
+
+    def fit(self, points: Any) -> "Clusterer":
+        """Finds clusters of points (n, d), an array."""
+        with speaking_for(self._who, "in fit of what make_clusterer returns"):
+            self._made.fit(points)
+        return self
+
+    def predict(self, points: Any) -> Any:
+        """Returns the cluster of each point (n, d), whole numbers (n,)."""
+        with speaking_for(self._who, "in predict of what make_clusterer returns"):
+            found = np.asarray(self._made.predict(points))
+        if found.shape != (len(points),) or found.dtype.kind not in "iu":
+            raise PluginError(
+                f"the {self._who} makes a clusterer that predicts {found.dtype} numbers of shape "
+                f"{found.shape} for {len(points)} points; they must be whole, one for each"
+            )
+        return found
 
 
 def split(partitioner: Prepares, source: "ImageSource", seed: int) -> None:

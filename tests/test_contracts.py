@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.cluster import KMeans
+from sklearn.decomposition import PCA
 from tiny import command, environment, install, run_pgmkit
 from torch import Tensor, nn
 
@@ -22,6 +23,7 @@ from pgmkit import hookspecs
 from pgmkit.components import parameters_of
 from pgmkit.errors import ParameterError, PluginError, UnknownNameError
 from pgmkit.evaluate.classifier import Classifier
+from pgmkit.evaluate.diagnostics import reproducibility
 from pgmkit.images.generated import GeneratedImages
 from pgmkit.images.source import ImageSource
 from pgmkit.plugins import build, installed
@@ -631,6 +633,15 @@ def test_what_is_optional_is_checked_where_it_is_there(component: Any, said: str
     assert complaint(lambda: shatter(**using(component))).startswith(said)
 
 
+class Halfway:
+    """Finds clusters by halves."""
+
+    def fit(self, points: Any) -> None: ...
+
+    def predict(self, points: Any) -> Any:
+        return np.full(len(points), 0.5)
+
+
 class Planes(Signs):
     """A partitioner that lets the number of parts be chosen."""
 
@@ -657,6 +668,18 @@ class Planes(Signs):
             "returns points in prepare of float32 numbers of shape (9, 2) for 60 images; they must",
         ),
         ({"make_clusterer": raises}, "failed in make_clusterer: RuntimeError: deep inside; PGMKI"),
+        (
+            {"make_clusterer": lambda self, num_partitions, seed: object()},
+            "failed in fit of what make_clusterer returns: AttributeError: 'object' object has no",
+        ),
+        (
+            {"make_clusterer": lambda self, num_partitions, seed: PCA(num_partitions)},
+            "failed in predict of what make_clusterer returns: AttributeError: 'PCA' object has no",
+        ),
+        (
+            {"make_clusterer": lambda self, num_partitions, seed: Halfway()},
+            "makes a clusterer that predicts float64 numbers of shape (30,) for 30 points; they mu",
+        ),
         ({"split": raises}, "failed in split: RuntimeError: deep inside; PGMKIT_DEBUG=1"),
     ],
 )
@@ -669,6 +692,27 @@ def test_what_the_number_of_parts_is_chosen_by_is_checked(
         assert len(shatter(**settings).cluster_sizes) in (2, 3)
         return
     assert complaint(lambda: shatter(**settings)).startswith(f"the partitioner 'MyPlanes' {said}")
+
+
+def test_what_a_sampler_that_is_fitted_again_predicts_is_checked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shattered = shatter(sampler="kmeans-gmm", clusters=2)
+    wrong = {
+        "failed in fit: RuntimeError: deep inside": {"fit": raises},
+        "failed in predict: RuntimeError: deep inside": {"predict": raises},
+        "predicts clusters of type ndarray and shape (15,) for 15 latents; they must be a tensor": {
+            "predict": lambda self, latents: np.zeros(len(latents))
+        },
+    }
+    for said, replaced in wrong.items():
+        monkeypatch.setattr(
+            "pgmkit.evaluate.diagnostics.build",
+            lambda kind, name, replaced=replaced, **more: variant(Sides, **replaced),
+        )
+        assert complaint(lambda: reproducibility(shattered)).startswith(
+            f"the cluster-sampler 'MySides' {said}"
+        )
 
 
 # Engines, backbones, classifiers
