@@ -343,6 +343,23 @@ def none():
     assert all(found.stderr.count("\n") == 1 for found in told)
 
 
+def test_what_a_method_prints_while_it_works_goes_to_stderr(
+    site: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    code = GOOD.replace("NAME", "chatty").replace("return spec", "print('hi'); return spec")
+    install(site, "acme-chatty", code)
+    installed.cache_clear()
+    words = ("--latents", 40, "--clusters", 2, "--json", "--sampler", "kmeans-gmm")
+    try:
+        tiny = write_tiny_generator(site / "tiny")
+        for last in (("--dry-run",), ("-o", site / "out")):
+            found = run_pgmkit("shatter", tiny, "--density", "chatty", *words, *last)
+            assert json.loads(found.stdout)["settings"], found.stderr
+            assert found.stderr.startswith("hi\n")
+    finally:
+        installed.cache_clear()
+
+
 LINEAR = """
 import torch
 from pgmkit import Component, hookimpl
