@@ -8,7 +8,7 @@ steps there are, and one line where stderr is piped.
 import contextlib
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
@@ -129,12 +129,18 @@ def phase(
         part._end()
 
 
-def track(items: Iterable[Item], name: str, total: int, unit: str = "step") -> Iterator[Item]:
-    """Yields the items and counts each as done when the next is asked for."""
+def track(
+    items: Iterable[Item],
+    name: str,
+    total: int,
+    unit: str = "step",
+    size: Callable[[Item], int] = lambda _: 1,
+) -> Iterator[Item]:
+    """Yields the items and counts each, for its size, as done when the next is asked for."""
     with phase(name, total, unit) as part:
         for item in items:
             yield item
-            part.advance()
+            part.advance(size(item))
 
 
 def _print(line: str) -> None:
