@@ -1,18 +1,19 @@
 """What each kind of component must be, and the checks of what comes out of it.
 
-One Protocol for each kind, but for loaders, classifiers, engines and commands, of which
-`pgmkit.hookspecs` tells: a component is whatever has these methods, and there is no class to
-inherit. `check` looks at methods and signatures where a component is built; the functions below it
-call a component, turn what it raises into one error that names it, and check what it returns.
+One Protocol for each kind, but for loaders, classifiers and commands, of which `pgmkit.hookspecs`
+tells: a component is whatever has these methods, and there is no class to inherit. `check` looks at
+methods and signatures where a component is built; the functions below it call a component, turn
+what it raises into one error that names it, and check what it returns.
 Everything that follows from these methods the engine derives: parts, guide and margins
 (`pgmkit.partition`), samplers (`pgmkit.sampling`), and what is saved (`pgmkit.states`).
 """
 
 import inspect
 import warnings
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from pgmkit.priors import LatentSpec
     from pgmkit.spectrum.spectrum import Spectrum
 
+_Result = TypeVar("_Result")
 Space = Literal["images", "latents"]
 SPACES: tuple[Space, ...] = ("images", "latents")
 _WHOLE_NUMBERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -196,6 +198,15 @@ class Backbone(Protocol):
         """Returns x -> logits (B,), or with partitions (x, y) -> logits (B,)."""
 
 
+class Engine(Protocol):
+    """Where numbered blocks run; `pgmkit.hookspecs.pgmkit_engines` tells of optional parts."""
+
+    def map(
+        self, function: Callable[[int], _Result], blocks: Iterable[int], *, parallel: bool = True
+    ) -> Iterator[tuple[int, _Result]]:
+        """Yields `(block, function(block))` in any order."""
+
+
 @runtime_checkable
 class Rejects(Protocol):
     """A mapper or cluster sampler that does not keep all that it draws."""
@@ -266,6 +277,7 @@ _METHODS: dict[str, tuple[type, tuple[str, ...]]] = {
     "mappers": (Mapper, ("fit", "sample")),
     "cluster-samplers": (ClusterSampler, ("fit", "predict", "sample")),
     "backbones": (Backbone, ("generator", "discriminator")),
+    "engines": (Engine, ("map",)),
 }
 
 
@@ -441,6 +453,36 @@ def prepared_points(partitioner: Prepares, source: "ImageSource", seed: int) -> 
     return _checked(points, len(source), None, who, "points in prepare").detach().cpu()
 
 
+class Clusterer:
+    """What `make_clusterer` of a component returns, checked where it is used.
+
+    Raises:
+        PluginError: it fails, or predicts anything but a label for each point.
+    """
+
+    def __init__(self, kind: str, component: Any, number: int, seed: int) -> None:
+        self._who = called(kind, component)
+        with speaking_for(self._who, "in make_clusterer"):
+            self._made = component.make_clusterer(number, seed)
+
+    def fit(self, points: Any) -> "Clusterer":
+        """Finds clusters of points (n, d), an array."""
+        with speaking_for(self._who, "in fit of what make_clusterer returns"):
+            self._made.fit(points)
+        return self
+
+    def predict(self, points: Any) -> Any:
+        """Returns the cluster of each point (n, d), whole numbers (n,)."""
+        with speaking_for(self._who, "in predict of what make_clusterer returns"):
+            found = np.asarray(self._made.predict(points))
+        if found.shape != (len(points),) or found.dtype.kind not in "iu":
+            raise PluginError(
+                f"the {self._who} makes a clusterer that predicts {found.dtype} numbers of shape "
+                f"{found.shape} for {len(points)} points; they must be whole, one for each"
+            )
+        return found
+
+
 def split(partitioner: Prepares, source: "ImageSource", seed: int) -> None:
     """Finds the parts by what `prepared_points` had it learn."""
     with speaking_for(called("partitioners", partitioner), "in split"):
@@ -483,6 +525,79 @@ def log_weights_of(estimator: DensityEstimator, spectrum: "Spectrum") -> Tensor:
             f"({len(spectrum)},)"
         )
     return weights.detach().cpu().double()
+
+
+def blocks_by(
+    engine: Engine, function: Callable[[int], _Result], blocks: Sequence[int], *, parallel: bool
+) -> Iterator[tuple[int, _Result]]:
+    """Yields each block of work with its result; see `Engine.map`.
+
+    What the function raises stays as it is if it has the attribute `of_block`.
+
+    Raises:
+        PluginError: the engine fails, or yields anything but each block once.
+    """
+    who, left = called("engines", engine), set(blocks)
+    try:
+        with speaking_for(who, "in map"):
+            for found in engine.map(function, blocks, parallel=parallel):
+                pair = isinstance(found, tuple) and len(found) == 2
+                block = found[0] if pair else None
+                if block not in left:
+                    what = f"block {block!r:.40}" if pair else _kind_of(found)
+                    raise PluginError(
+                        f"the {who} yields {what}; it must yield each block that it was given "
+                        "once, as (block, function(block))"
+                    )
+                left.remove(block)
+                yield block, found[1]
+    except PluginError as error:
+        if error.__cause__ is not None and hasattr(error.__cause__, "of_block"):
+            raise error.__cause__ from None
+        raise
+    if left:
+        raise PluginError(f"the {who} ends without {len(left)} of {len(blocks)} blocks")
+
+
+def network_of(backbone: Backbone, which: Literal["generator", "discriminator"]) -> nn.Module:
+    """Returns one of the networks of a backbone, untrained.
+
+    Raises:
+        PluginError: it fails, or builds something else.
+    """
+    who = called("backbones", backbone)
+    with speaking_for(who, f"in {which}"):
+        network = getattr(backbone, which)()
+    if not isinstance(network, nn.Module) or not list(network.parameters()):
+        raise PluginError(
+            f"the {who} has {which}() of {_kind_of(network)}; it must return a torch.nn.Module "
+            "with weights to train"
+        )
+    return network
+
+
+def check_discriminator(backbone: Backbone, network: nn.Module, x: Tensor) -> None:
+    """Raises PluginError unless a discriminator gives logits (B,) of images x (B, C, H, W)."""
+    who = called("backbones", backbone)
+    with torch.no_grad(), speaking_for(who, f"on images {tuple(x.shape)}"):
+        logits = network(x)
+    if not isinstance(logits, Tensor) or logits.shape != (len(x),):
+        raise PluginError(
+            f"the {who} has a discriminator that returns {_kind_of(logits)}; it must return "
+            f"logits of shape ({len(x)},)"
+        )
+
+
+def class_logits_of(module: nn.Module, x: Tensor, num_classes: int, name: str) -> Tensor:
+    """Returns the logits (B, num_classes) of images x (B, C, H, W) that a classifier gives.
+
+    Raises:
+        PluginError: it fails, or returns something else.
+    """
+    who = f"classifier {name!r}"
+    with speaking_for(who, f"on images of {'×'.join(map(str, x.shape[1:]))}"):
+        logits = module(x)
+    return _checked(logits, len(x), num_classes, who, "logits")
 
 
 def clusters_of(

@@ -1,13 +1,14 @@
 """What a run tells of itself while it works, without being handed a callback.
 
 Silent unless `shown` is on, as it is on the command line. A phase that takes longer than two
-seconds then has a bar with the time left on a terminal, and one line where stderr is piped.
+seconds then has a bar with the time left on a terminal, or the time spent if nobody knows how many
+steps there are, and one line where stderr is piped.
 """
 
 import contextlib
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
@@ -65,8 +66,8 @@ class Phase:
             if self._bar is not None:
                 self._bar.update(count)
 
-    def _start(self) -> None:
-        self._timer = threading.Timer(_SECONDS, self._appear)
+    def _start(self, seconds: float) -> None:
+        self._timer = threading.Timer(seconds, self._appear)
         self._timer.daemon = True
         self._timer.start()
 
@@ -78,9 +79,22 @@ class Phase:
             if not sys.stderr.isatty():
                 _print(f"{name}: {total:,} {unit}s" if total else name)
                 return
-            self._bar = tqdm(total=total, initial=initial, unit=f" {unit}", desc=name, leave=False)
-            self._bar.start_t -= _SECONDS  # it began when nobody knew that it would take long
-            self._bar.update(self._done)
+            if self._bar is not None:
+                self._bar.refresh()
+            else:
+                shape = None if total else "{desc}: {elapsed}"
+                self._bar = tqdm(
+                    total=total,
+                    initial=initial,
+                    unit=f" {unit}",
+                    desc=name,
+                    leave=False,
+                    bar_format=shape,
+                )
+                self._bar.start_t -= _SECONDS  # it began when nobody knew it would take long
+                self._bar.update(self._done)
+            if not total:  # nothing else moves the clock
+                self._start(1.0)
 
     def _end(self) -> None:
         with self._lock:
@@ -108,19 +122,25 @@ def phase(
     """
     part = Phase(name, total, unit, initial)
     if _is_shown.get():
-        part._start()
+        part._start(_SECONDS)
     try:
         yield part
     finally:
         part._end()
 
 
-def track(items: Iterable[Item], name: str, total: int, unit: str = "step") -> Iterator[Item]:
-    """Yields the items and counts each as done when the next is asked for."""
+def track(
+    items: Iterable[Item],
+    name: str,
+    total: int,
+    unit: str = "step",
+    size: Callable[[Item], int] = lambda _: 1,
+) -> Iterator[Item]:
+    """Yields the items and counts each, for its size, as done when the next is asked for."""
     with phase(name, total, unit) as part:
         for item in items:
             yield item
-            part.advance()
+            part.advance(size(item))
 
 
 def _print(line: str) -> None:

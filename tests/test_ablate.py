@@ -48,7 +48,8 @@ from pgmkit.evaluate.fidelity_scores import FidelityScores
 from pgmkit.evaluate.metrics import score_latents, score_samples
 from pgmkit.images import load_images
 from pgmkit.jobs.ablate import Job, prepare
-from pgmkit.plugins import installed
+from pgmkit.plugins import build, installed
+from pgmkit.states import table_of
 from pgmkit_plugins.samplers.kmeans_gmm import kmeans_gmm
 
 pytestmark = [
@@ -833,7 +834,11 @@ def test_a_dry_run_counts_and_writes_nothing(tiny: str, tmp_path: Path) -> None:
     printed = json.loads(finished.stdout)
     assert (printed["cells"], printed["spectra"]) == (12, 3)
     assert printed["settings"]["jobs"] == 2
-    assert printed["settings"]["densities"][1] == {"label": "LASH", "name": "lash"}
+    lash = {"label": "LASH", **table_of(build("density-estimators", "lash"))}
+    assert lash["params"]
+    assert printed["settings"]["densities"][1] == lash
+    for sampler in printed["settings"]["samplers"]:
+        assert sampler["params"]["num_clusters"] == 2
     assert [file.name for file in tmp_path.iterdir()] == ["config.toml"]
     assert run_pgmkit("ablate", path).code == 2
 

@@ -378,8 +378,11 @@ def test_a_dry_run_prints_the_settings_and_writes_nothing(
     tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    finished = run_pgmkit("shatter", tiny, "-o", tmp_path / "out", *SMALL, "--dry-run")
+    monkeypatch.setattr("pgmkit.progress._SECONDS", 0.01)
+    words = ("shatter", tiny, "-o", tmp_path / "out", *SMALL, "--dry-run")
+    finished, quiet = run_pgmkit(*words), run_pgmkit(*words, "-q")
     assert finished.code == 0
+    assert (finished.stderr, quiet.stderr) == ("trying a little of each part\n", "")
     printed = json.loads(finished.stdout)
     assert printed["settings"]["latents"] == 200
     assert len(printed["settings"]["generator"]["sha256"]) == 64

@@ -6,6 +6,7 @@ import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.cluster import KMeans
+from sklearn.decomposition import PCA
 from tiny import command, environment, install, run_pgmkit
 from torch import Tensor, nn
 
@@ -20,10 +22,14 @@ import pgmkit
 from pgmkit import hookspecs
 from pgmkit.components import parameters_of
 from pgmkit.errors import ParameterError, PluginError, UnknownNameError
+from pgmkit.evaluate.classifier import Classifier
+from pgmkit.evaluate.diagnostics import reproducibility
 from pgmkit.images.generated import GeneratedImages
 from pgmkit.images.source import ImageSource
 from pgmkit.plugins import build, installed
+from pgmkit.spectrum.blocks import BlockStore
 from pgmkit.states import load_state_of, state_of, table_of, why_not_saved
+from pgmkit.train.gan import GANSettings, GANTask
 
 COUNT = 60
 
@@ -627,6 +633,15 @@ def test_what_is_optional_is_checked_where_it_is_there(component: Any, said: str
     assert complaint(lambda: shatter(**using(component))).startswith(said)
 
 
+class Halfway:
+    """Finds clusters by halves."""
+
+    def fit(self, points: Any) -> None: ...
+
+    def predict(self, points: Any) -> Any:
+        return np.full(len(points), 0.5)
+
+
 class Planes(Signs):
     """A partitioner that lets the number of parts be chosen."""
 
@@ -653,6 +668,18 @@ class Planes(Signs):
             "returns points in prepare of float32 numbers of shape (9, 2) for 60 images; they must",
         ),
         ({"make_clusterer": raises}, "failed in make_clusterer: RuntimeError: deep inside; PGMKI"),
+        (
+            {"make_clusterer": lambda self, num_partitions, seed: object()},
+            "failed in fit of what make_clusterer returns: AttributeError: 'object' object has no",
+        ),
+        (
+            {"make_clusterer": lambda self, num_partitions, seed: PCA(num_partitions)},
+            "failed in predict of what make_clusterer returns: AttributeError: 'PCA' object has no",
+        ),
+        (
+            {"make_clusterer": lambda self, num_partitions, seed: Halfway()},
+            "makes a clusterer that predicts float64 numbers of shape (30,) for 30 points; they mu",
+        ),
         ({"split": raises}, "failed in split: RuntimeError: deep inside; PGMKIT_DEBUG=1"),
     ],
 )
@@ -665,6 +692,182 @@ def test_what_the_number_of_parts_is_chosen_by_is_checked(
         assert len(shatter(**settings).cluster_sizes) in (2, 3)
         return
     assert complaint(lambda: shatter(**settings)).startswith(f"the partitioner 'MyPlanes' {said}")
+
+
+def test_what_a_sampler_that_is_fitted_again_predicts_is_checked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shattered = shatter(sampler="kmeans-gmm", clusters=2)
+    wrong = {
+        "failed in fit: RuntimeError: deep inside": {"fit": raises},
+        "failed in predict: RuntimeError: deep inside": {"predict": raises},
+        "predicts clusters of type ndarray and shape (15,) for 15 latents; they must be a tensor": {
+            "predict": lambda self, latents: np.zeros(len(latents))
+        },
+    }
+    for said, replaced in wrong.items():
+        monkeypatch.setattr(
+            "pgmkit.evaluate.diagnostics.build",
+            lambda kind, name, replaced=replaced, **more: variant(Sides, **replaced),
+        )
+        assert complaint(lambda: reproducibility(shattered)).startswith(
+            f"the cluster-sampler 'MySides' {said}"
+        )
+
+
+# Engines, backbones, classifiers
+
+
+class Here:
+    """An engine of one's own."""
+
+    def map(self, function: Any, blocks: Any, *, parallel: bool = True) -> Any:
+        yield from self.results(function, blocks)
+
+    def results(self, function: Any, blocks: Any) -> Any:
+        return ((block, function(block)) for block in blocks)
+
+
+def spectrum_by(engine: Any) -> pgmkit.Spectrum:
+    return pgmkit.compute_spectrum(generator_of(), 24, block_size=8, engine=engine)
+
+
+def lost(self: Here, function: Any, blocks: Any) -> Any:
+    raise OSError("cluster gone")
+
+
+def altered(result: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    return {**result, name: result[name].float() + 1}
+
+
+@pytest.mark.parametrize(
+    ("results", "said"),
+    [
+        (lost, "failed in map: OSError: cluster gone; PGMKIT_DEBUG=1"),
+        (lambda self, f, blocks: iter(()), "ends without 3 of 3 blocks"),
+        (lambda self, f, blocks: ((0, f(0)) for _ in blocks), "yields block 0; it must yield each"),
+        (lambda self, f, blocks: ((b + 7, f(b)) for b in blocks), "yields block 7; it must yield"),
+        (lambda self, f, blocks: iter(blocks), "yields type int; it must yield each block that it"),
+        (
+            lambda self, f, blocks: ((b, f(2 - b)) for b in blocks),
+            "yields for block 0 what the fun",
+        ),
+        (
+            lambda self, f, blocks: ((b, None) for b in blocks),
+            "yields for block 0 what the functio",
+        ),
+        (
+            lambda self, f, blocks: ((b, altered(f(b), "singular_values")) for b in blocks),
+            "yields for block 0 what the function does not return for it; it must not change resul",
+        ),
+        (
+            lambda self, f, blocks: ((b, altered(f(b), "log_prior")) for b in blocks),
+            "yields for block 0 what the function does not return for it; it must not change resul",
+        ),
+    ],
+)
+def test_what_engines_yield_is_checked(results: Any, said: str) -> None:
+    engine = variant(Here, results=results)
+    assert complaint(lambda: spectrum_by(engine)).startswith(f"the engine 'MyHere' {said}")
+
+
+def test_an_engine_without_map_is_refused_and_one_that_has_it_serves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert len(spectrum_by(Here())) == 24
+    assert "has no method map(function, blocks, parallel=...)" in complaint(
+        lambda: spectrum_by(object())
+    )
+    narrow = variant(Here, map=lambda self, function, blocks: None)
+    assert "cannot be called as map(function, blocks, parallel=...)" in complaint(
+        lambda: spectrum_by(narrow)
+    )
+
+    def fails(*arguments: object) -> None:
+        raise ValueError("of the work itself")
+
+    monkeypatch.setattr(BlockStore, "write", fails)
+    with pytest.raises(ValueError, match=r"^of the work itself$"):  # it is not the engine's
+        spectrum_by(Here())
+
+
+class Layers:
+    """A backbone of one's own."""
+
+    def generator(self, num_partitions: int | None = None) -> Any:
+        return nn.Sequential(nn.Linear(2, 64), nn.Unflatten(1, (1, 8, 8)))
+
+    def discriminator(self, num_partitions: int | None = None) -> Any:
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 1), nn.Flatten(0))
+
+
+WIDE = nn.Sequential(nn.Flatten(), nn.Linear(64, 64))
+
+
+class Beside(nn.Linear):
+    def forward(self, x: Tensor) -> Any:  # as of somebody who likes numpy
+        return x.numpy()
+
+
+@pytest.mark.parametrize(
+    ("replaced", "said"),
+    [
+        ({"generator": raises}, "failed in generator: RuntimeError: deep inside"),
+        ({"discriminator": lambda self, num_partitions=None: 3}, "has discriminator() of type int"),
+        (
+            {"generator": lambda self, num_partitions=None: nn.Tanh()},
+            "has generator() of type Tanh",
+        ),
+        (
+            {"generator": lambda self, num_partitions=None: nn.Linear(3, 64)},
+            "failed on latents (64, 2): RuntimeError: mat1 and mat2 shapes cannot be multiplied",
+        ),
+        (
+            {"discriminator": lambda self, num_partitions=None: nn.Linear(3, 64)},
+            "failed on images (64, 1, 8, 8): RuntimeError: mat1 and mat2 shapes cannot be multipl",
+        ),
+        (
+            {"discriminator": lambda self, num_partitions=None: WIDE},
+            "has a discriminator that returns float32 numbers of shape (64, 64); it must return",
+        ),
+        (
+            {"discriminator": lambda self, num_partitions=None: Beside(2, 2)},
+            "has a discriminator that returns type ndarray and shape (64, 1, 8, 8); it must retur",
+        ),
+    ],
+)
+def test_networks_of_backbones_are_checked_before_training(
+    replaced: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = variant(Layers, **replaced)
+    monkeypatch.setattr("pgmkit.train.gan.build", lambda kind, name, **more: backbone)
+    settings = GANSettings(latent=pgmkit.LatentSpec(2))
+    source = GeneratedImages(generator_of(), torch.zeros(9, 2))
+
+    def begin() -> None:
+        GANTask(settings, seed=0, device=torch.device("cpu")).check(source)
+
+    assert complaint(begin).startswith(f"the backbone 'MyLayers' {said}")
+
+
+def test_the_dimension_of_the_prior_is_said_once() -> None:
+    settings = GANSettings(backbone_args={"latent_dim": 3}, latent=pgmkit.LatentSpec(2))
+    said = complaint(lambda: GANTask(settings, seed=0, device=torch.device("cpu")), ParameterError)
+    assert said.startswith("model.backbone_args.latent_dim is 3 and the prior has 2 dimensions")
+
+
+def test_a_classifier_gives_as_many_logits_as_it_has_classes() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    for count in (3, 10):
+        classifier = Classifier(network, "three", tuple(map(str, range(count))))
+        if count == 3:
+            classifier.check_images((1, 8, 8))
+            continue
+        said = complaint(partial(classifier.check_images, (1, 8, 8)))
+        assert said == (
+            "the classifier 'three' returns logits of float32 numbers of shape (1, 3) for 1 images;"
+            " they must be a tensor of floats of shape (1, 10)"
+        )
 
 
 # Building

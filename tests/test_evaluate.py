@@ -2,6 +2,8 @@
 
 import json
 import math
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -482,6 +484,30 @@ def test_evaluate_prints_and_writes_all_numbers(folder: Path, tmp_path: Path) ->
     again = json.loads(run_pgmkit(*words, "--classifier", "mnist-classifier", "--json").stdout)
     for name in ("scores", "fidelity", "diagnostics"):
         assert again[name] == numbers[name]
+
+
+def test_evaluate_says_what_takes_long_and_how_many_images_there_are(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pgmkit.progress._SECONDS", 0.0)
+    image_batches = pgmkit.Generator.image_batches
+
+    def slowly(generator: pgmkit.Generator, latents: Tensor, *size: int) -> Iterator[Tensor]:
+        for batch in image_batches(generator, latents, *size):
+            time.sleep(0.1)  # for the timer of the phase
+            yield batch
+
+    monkeypatch.setattr(pgmkit.Generator, "image_batches", slowly)
+    finished = run_pgmkit(*against_noise(folder), "--classifier", "mnist-classifier")
+    said = finished.stderr.splitlines()
+    for line in (
+        "diagnostics: samples of each cluster on cpu",
+        "scores: 60 samples and the classes of mnist-classifier",
+        "classes of images by mnist-classifier: 60 images",
+        f"fidelity: 60 images, looked at by classifier:local-dir:{folder}/judge",
+        f"images of {folder}/result looked at by classifier:local-dir:{folder}/judge: 60 images",
+    ):
+        assert line in said
 
 
 def test_evaluate_prints_a_summary_with_the_extractor_beside_the_numbers(folder: Path) -> None:

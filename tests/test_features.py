@@ -217,6 +217,9 @@ def test_components_are_those_of_all_rows_at_once() -> None:
     torch.testing.assert_close(mean, torch.from_numpy(expected.mean_))
     torch.testing.assert_close(components.abs(), torch.from_numpy(expected.components_).abs())
     assert (components.gather(1, components.abs().argmax(1, keepdim=True)) > 0).all()
+    alone = principal_components(rows[:, :1].split(64), 3)  # of points on a line
+    assert torch.allclose(alone[0], rows[:, 0].mean(dim=0, keepdim=True))
+    assert alone[1].tolist() == [[1.0]]
     _, few = principal_components(iter([rows[:3]]), 10)
     assert len(few) == 2
     with pytest.raises(GeneratorError, match="not finite"):

@@ -310,6 +310,56 @@ def hello():
     assert run("hello", PYTHONPATH=path).stdout == "hello from a plugin\n"
 
 
+def test_what_is_wrong_with_a_command_of_a_plugin_names_it(site: Path) -> None:
+    code = """
+import click
+from pgmkit import Component, hookimpl
+
+@hookimpl
+def pgmkit_commands():
+    return [Component(name, f"MODULE:{name}", "fails") for name in ("raises", "leaves", "none")]
+
+@click.command()
+def raises():
+    raise KeyError("inside")
+
+@click.command()
+def leaves():
+    raise click.ClickException("on purpose")
+
+def none():
+    pass
+"""
+    install(site, "acme-bad", code)
+    installed.cache_clear()
+    try:
+        told = [run_pgmkit(name) for name in ("raises", "leaves", "none")]
+    finally:
+        installed.cache_clear()
+    assert [(found.code, found.stdout) for found in told] == [(1, "")] * 3
+    assert told[0].stderr.startswith("error: the command 'acme-bad:raises' failed when it ran: Key")
+    assert told[1].stderr == "Error: on purpose\n"
+    assert told[2].stderr.startswith("error: the command 'acme-bad:none' is no click.Command but <")
+    assert all(found.stderr.count("\n") == 1 for found in told)
+
+
+def test_what_a_method_prints_while_it_works_goes_to_stderr(
+    site: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    code = GOOD.replace("NAME", "chatty").replace("return spec", "print('hi'); return spec")
+    install(site, "acme-chatty", code)
+    installed.cache_clear()
+    words = ("--latents", 40, "--clusters", 2, "--json", "--sampler", "kmeans-gmm")
+    try:
+        tiny = write_tiny_generator(site / "tiny")
+        for last in (("--dry-run",), ("-o", site / "out")):
+            found = run_pgmkit("shatter", tiny, "--density", "chatty", *words, *last)
+            assert json.loads(found.stdout)["settings"], found.stderr
+            assert found.stderr.startswith("hi\n")
+    finally:
+        installed.cache_clear()
+
+
 LINEAR = """
 import torch
 from pgmkit import Component, hookimpl

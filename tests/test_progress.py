@@ -1,5 +1,6 @@
 import os
 import pty
+import re
 import subprocess
 import sys
 import termios
@@ -10,6 +11,7 @@ import pytest
 from pgmkit import progress
 
 _SLOW = """
+import sys
 import time
 from pgmkit import progress
 progress._SECONDS = 0.2
@@ -20,19 +22,23 @@ with progress.shown():
             part.advance()
     with progress.phase("quick", total=1) as part:
         part.advance()
+    with progress.phase("thinking"):
+        time.sleep(float(sys.argv[1]))
 """
 
 
 def test_a_slow_phase_is_one_line_where_it_is_piped_and_a_quick_one_is_none():
-    done = subprocess.run([sys.executable, "-c", _SLOW], capture_output=True, text=True, check=True)
-    assert done.stderr.splitlines() == ["counting: 4 steps"]
+    done = subprocess.run(
+        [sys.executable, "-c", _SLOW, "0.4"], capture_output=True, text=True, check=True
+    )
+    assert done.stderr.splitlines() == ["counting: 4 steps", "thinking"]
     assert done.stdout == ""
 
 
 def test_a_slow_phase_is_a_bar_with_the_time_left_on_a_terminal():
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 100))
-    process = subprocess.Popen([sys.executable, "-c", _SLOW], stderr=theirs)
+    process = subprocess.Popen([sys.executable, "-c", _SLOW, "3.5"], stderr=theirs)
     assert process.wait(timeout=60) == 0
     said = os.read(ours, 10_000).decode()
     os.close(theirs)
@@ -40,6 +46,9 @@ def test_a_slow_phase_is_a_bar_with_the_time_left_on_a_terminal():
     assert "counting" in said
     assert "<00:00" in said  # elapsed<left
     assert "quick" not in said
+    clocks = [int(found) for found in re.findall(r"thinking: 00:0(\d)\b", said)]
+    assert clocks == sorted(set(clocks))  # it goes on, without a count of no steps
+    assert len(clocks) >= 3
 
 
 @pytest.mark.parametrize("on", [True, False])

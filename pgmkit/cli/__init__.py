@@ -20,10 +20,12 @@ import click
 
 import pgmkit
 from pgmkit import files
+from pgmkit.components import speaking_for
 from pgmkit.errors import (
     PgmkitError,
     PgmkitNote,
     PgmkitWarning,
+    PluginError,
     first_line,
     in_words,
     nearest_names,
@@ -41,6 +43,7 @@ _FRAMES = re.compile(
 """The stack of C++ calls that torch adds to its messages."""
 
 _OF_STDOUT = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EBADF, errno.EIO)
+_OF_CLICK = (click.ClickException, click.Abort, click.exceptions.Exit)
 _STOPPING = [signal.SIGINT, signal.SIGTERM]
 _received: list[int] = []
 
@@ -74,7 +77,10 @@ class _LazyGroup(click.Group):
             command: click.Command = getattr(importlib.import_module(module), attribute)
             return command
         if installed().offers("commands", cmd_name):
-            found: click.Command = installed().find("commands", cmd_name).resolve()
+            offered = installed().find("commands", cmd_name)
+            found = offered.resolve()
+            if not isinstance(found, click.Command):
+                raise PluginError(f"the {offered.called} is no click.Command but {found!r:.60}")
             return found
         return None
 
@@ -86,6 +92,13 @@ class _LazyGroup(click.Group):
             if sys.stderr.isatty():
                 click.echo(err=True)
             raise _StoppedError from error
+        except (PgmkitError, BrokenPipeError, *_OF_CLICK):
+            raise
+        except Exception:
+            if (name := ctx.invoked_subcommand) is None or name in _COMMANDS:
+                raise
+            with speaking_for(installed().find("commands", name).called, "when it ran"):
+                raise
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         rows = [(name, summary) for name, (_, summary) in _COMMANDS.items()]

@@ -5,7 +5,6 @@ from typing import Any
 
 import click
 
-from pgmkit import progress
 from pgmkit.cli.output import print_json
 from pgmkit.cli.settings import (
     OutPath,
@@ -14,6 +13,7 @@ from pgmkit.cli.settings import (
     gather_settings,
     no_cache_option,
     run_options,
+    working,
 )
 
 SOME_FAILED = 3
@@ -50,15 +50,14 @@ def ablate(
 
     spectrum = {"cache": False} if no_cache else None
     flags = {"jobs": jobs, "device": device, "spectrum": spectrum}
-    job = prepare(gather_settings(config, flags, overrides))
-    counts = {"cells": len(job.cells), "spectra": len(job.spectra)}
+    with working(quiet, dry_run):
+        job = prepare(gather_settings(config, flags, overrides))
+        summary = None if dry_run or out is None else job.run(out)
     if dry_run:
+        counts = {"cells": len(job.cells), "spectra": len(job.spectra)}
         print_json({"settings": job.resolved(), **counts})
         return
-    assert out is not None
-    with progress.shown(not quiet):
-        summary = job.run(out)
-    if summary is None:  # another process of the engine tells
+    if summary is None or out is None:  # another process of the engine tells
         return
     if as_json:
         print_json({"out": str(out), **summary})

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from pgmkit.cli.output import json_option, print_json, print_table, scores_line
-from pgmkit.cli.settings import OutPath, device_option, quiet_option
+from pgmkit.cli.settings import OutPath, device_option, quiet_option, working
 from pgmkit.cli.sources import generator_options, needed_source
 from pgmkit.config import IMAGES
 
@@ -52,11 +52,10 @@ def evaluate(
     from pgmkit import files
     from pgmkit.errors import OutputError
     from pgmkit.jobs.evaluate import evaluate as run
-    from pgmkit.progress import shown
 
     if out is not None and out.is_dir():
         raise OutputError(f"{out} is a folder; give a file, such as {out / 'evaluation.json'}")
-    with shown(not quiet):
+    with working(quiet):
         source = needed_source(source)
         numbers = run(source, device=device or "auto", cache=not no_cache, **how)
     if out is not None:

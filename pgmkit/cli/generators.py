@@ -10,7 +10,7 @@ import click
 
 from pgmkit.cli.output import json_option, print_json, print_table
 from pgmkit.cli.push import push
-from pgmkit.cli.settings import OutPath
+from pgmkit.cli.settings import OutPath, working
 from pgmkit.cli.sources import generator_options
 from pgmkit.loading.configs import read_config
 from pgmkit.loading.references import open_folder, registry_configs
@@ -87,7 +87,8 @@ def inspect(
     if out is not None and out.suffix.lower() != ".png":
         raise ParameterError(f"the grid of samples is written as .png, not {out.name!r}")
     options = GeneratorOptions.from_table(generator or {}, "the command")
-    found = look(open_folder(needed_source(source)), options)
+    with working(quiet=True):
+        found = look(open_folder(needed_source(source)), options)
     if out is not None and found.generator is not None and found.samples is not None:
         pictures.write_grid(out, found.samples, found.generator.image.range, scale=2)
     if as_json:

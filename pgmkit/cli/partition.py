@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from pgmkit import defaults, progress
+from pgmkit import defaults
 from pgmkit.cli.output import json_option, print_json, print_table
 from pgmkit.cli.settings import (
     OutPath,
@@ -16,6 +16,7 @@ from pgmkit.cli.settings import (
     gather_settings,
     quiet_option,
     run_options,
+    working,
 )
 from pgmkit.config import IMAGES
 
@@ -62,15 +63,14 @@ def fit(
     check_out(out, dry_run)
     from pgmkit.jobs.partition import prepare
 
-    job = prepare(gather_settings(config, {"partitioner": name, **flags}, overrides))
+    with working(quiet, dry_run):
+        job = prepare(gather_settings(config, {"partitioner": name, **flags}, overrides))
+        seconds = job.estimate() if dry_run else 0.0
+        numbers = {} if dry_run or out is None else job.run(out)
     if dry_run:
         told = {"settings": job.resolved(), "images": len(job.source)}
-        print_json({**told, "seconds": {"parts": round(job.estimate(), 1)}})
-        return
-    assert out is not None
-    with progress.shown(not quiet):
-        numbers = job.run(out)
-    if as_json:
+        print_json({**told, "seconds": {"parts": round(seconds, 1)}})
+    elif as_json:
         print_json({"out": str(out), **numbers})
     else:
         _print(numbers)
@@ -152,10 +152,10 @@ def _assigned(
     from pgmkit.machine import check_device
     from pgmkit.partition import load_partitioner
 
-    fitted = load_partitioner(partitioner)
-    where = check_device(device or "auto")
-    source = load_images(data, split=split or "train", size=size).to(where)
-    with progress.shown(not quiet):
+    with working(quiet):
+        fitted = load_partitioner(partitioner)
+        where = check_device(device or "auto")
+        source = load_images(data, split=split or "train", size=size).to(where)
         return fitted, source, assign_images(fitted, source)
 
 

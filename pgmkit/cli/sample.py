@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from pgmkit.cli.output import json_option, print_json
-from pgmkit.cli.settings import OutPath, device_option
+from pgmkit.cli.settings import OutPath, device_option, working
 from pgmkit.cli.sources import generator_options, needed_source
 from pgmkit.errors import OutputError, ParameterError
 from pgmkit.runs import check_place
@@ -53,21 +53,24 @@ def sample(
     from pgmkit.models import load
     from pgmkit.pictures import write_images
 
-    model = load(needed_source(source), device=check_device(device or "auto"), **(generator or {}))
-    frozen = model if isinstance(model, Generator) else model.generator
-    size = 4 * frozen.latent.dim + 16 * math.prod(frozen.image.shape)
-    check_memory(count * size, f"{count:,} images", "ask for fewer, with several seeds")
-    if not isinstance(model, Generator):
-        latents = model.sample_latents(count, cluster, seed)
-    elif cluster is None:
-        latents = model.sample_latents(count, seed)
-    else:
-        options = GeneratorOptions.from_table(generator or {})
-        raise ParameterError(
-            f"{source} is a generator without clusters; leave --cluster out, or find clusters "
-            f"first: {shatter_command(needed_source(source), options)}"
+    with working(quiet=True):
+        model = load(
+            needed_source(source), device=check_device(device or "auto"), **(generator or {})
         )
-    images = frozen.images(latents)
+        frozen = model if isinstance(model, Generator) else model.generator
+        size = 4 * frozen.latent.dim + 16 * math.prod(frozen.image.shape)
+        check_memory(count * size, f"{count:,} images", "ask for fewer, with several seeds")
+        if not isinstance(model, Generator):
+            latents = model.sample_latents(count, cluster, seed)
+        elif cluster is None:
+            latents = model.sample_latents(count, seed)
+        else:
+            options = GeneratorOptions.from_table(generator or {})
+            raise ParameterError(
+                f"{source} is a generator without clusters; leave --cluster out, or find clusters "
+                f"first: {shatter_command(needed_source(source), options)}"
+            )
+        images = frozen.images(latents)
     for picture in old:
         picture.unlink()
     write_images(out, images, frozen.image.range, latents=latents)

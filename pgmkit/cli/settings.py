@@ -1,13 +1,16 @@
 """Settings from a config file, flags and `--set`, in that order."""
 
+import contextlib
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
+from pgmkit import progress
 from pgmkit.cli.output import json_option
+from pgmkit.components import stdout_to_stderr
 from pgmkit.config import apply_overrides, read_toml
 from pgmkit.errors import PgmkitNote
 
@@ -81,6 +84,18 @@ def run_options(command: _Command) -> _Command:
     for option in (json_option, quiet_option, dry_run_option, set_option):
         command = option(command)
     return command
+
+
+@contextlib.contextmanager
+def working(quiet: bool, dry_run: bool = False) -> Iterator[None]:
+    """Shows progress unless `quiet`, and sends what components print to stderr."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(stdout_to_stderr())
+        stack.enter_context(progress.shown(not quiet))
+        if dry_run:  # whose parts are no whole ones
+            stack.enter_context(progress.phase("trying a little of each part"))
+            stack.enter_context(progress.shown(False))
+        yield
 
 
 def gather_settings(

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from pgmkit import defaults, progress
+from pgmkit import defaults
 from pgmkit.cli.output import print_json, print_table, scores_line
 from pgmkit.cli.settings import (
     OutPath,
@@ -16,6 +16,7 @@ from pgmkit.cli.settings import (
     gather_settings,
     no_cache_option,
     run_options,
+    working,
 )
 from pgmkit.cli.sources import generator_options
 
@@ -88,15 +89,15 @@ def shatter(
     from pgmkit.jobs.shatter import prepare
 
     flags |= {"source": source, "spectrum": _spectrum(spectrum, engine, no_cache)}
-    job = prepare(gather_settings(config, flags, overrides))
+    with working(quiet, dry_run):
+        job = prepare(gather_settings(config, flags, overrides))
+        seconds = job.estimate() if dry_run else {}
+        numbers = None if dry_run or out is None else job.run(out)
     if dry_run:
         told = {"settings": job.resolved(), "generator": repr(job.generator)}
-        print_json({**told, "seconds": {k: round(v, 1) for k, v in job.estimate().items()}})
+        print_json({**told, "seconds": {k: round(v, 1) for k, v in seconds.items()}})
         return
-    assert out is not None
-    with progress.shown(not quiet):
-        numbers = job.run(out)
-    if numbers is None:  # another process of the engine tells
+    if numbers is None or out is None:  # another process of the engine tells
         return
     if as_json:
         print_json({"out": str(out), **numbers})

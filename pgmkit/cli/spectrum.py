@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pgmkit import defaults, progress
+from pgmkit import defaults
 from pgmkit.cli.output import json_option, print_json, print_table
 from pgmkit.cli.settings import (
     OutPath,
@@ -16,6 +16,7 @@ from pgmkit.cli.settings import (
     gather_settings,
     no_cache_option,
     run_options,
+    working,
 )
 from pgmkit.cli.sources import generator_options
 from pgmkit.errors import LoadError, ParameterError
@@ -92,15 +93,14 @@ def compute(
     from pgmkit.jobs.spectrum import prepare
 
     flags["cache"] = False if no_cache else None
-    job = prepare(gather_settings(config, flags, overrides))
+    with working(quiet, dry_run):
+        job = prepare(gather_settings(config, flags, overrides))
+        seconds = job.estimate() if dry_run else 0.0
+        computed = None if dry_run or out is None else job.run(out)
     if dry_run:
         told = {"settings": job.resolved(), "generator": repr(job.generator)}
-        print_json({**told, "seconds": {"spectrum": round(job.estimate(), 1)}})
-        return
-    assert out is not None
-    with progress.shown(not quiet):
-        computed = job.run(out)
-    if computed is not None:
+        print_json({**told, "seconds": {"spectrum": round(seconds, 1)}})
+    elif computed is not None and out is not None:
         _tell(out, computed, {}, as_json)
 
 

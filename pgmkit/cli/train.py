@@ -5,7 +5,6 @@ from typing import Any
 
 import click
 
-from pgmkit import progress
 from pgmkit.cli.output import print_json
 from pgmkit.cli.settings import (
     OutPath,
@@ -13,6 +12,7 @@ from pgmkit.cli.settings import (
     device_option,
     gather_settings,
     run_options,
+    working,
 )
 from pgmkit.config import IMAGES
 
@@ -41,20 +41,21 @@ def train(
     from pgmkit.jobs.train import prepare
     from pgmkit.learning import ranks
 
-    job = prepare(gather_settings(config, flags, overrides))
+    with working(quiet, dry_run):
+        job = prepare(gather_settings(config, flags, overrides))
+        resolved = job.resolved()
+        seconds = job.estimate() if dry_run else 0.0
+        folder = None if dry_run or out is None else job.run(out)
     if dry_run:
         sizes = {n: sum(p.numel() for p in m.parameters()) for n, m in job.models.items()}
-        told = {"settings": job.resolved(), "steps": job.steps, "parameters": sizes}
-        told["seconds"] = {"training": round(job.estimate(), 1)}
+        told = {"settings": resolved, "steps": job.steps, "parameters": sizes}
+        told["seconds"] = {"training": round(seconds, 1)}
         if ranks.is_coordinator():
             print_json(told)
         return
-    assert out is not None
-    with progress.shown(not quiet):
-        folder = job.run(out)
     if folder is None:
         return
     if as_json:
-        print_json({"model": str(folder), "config": job.resolved()})
+        print_json({"model": str(folder), "config": resolved})
     else:
         click.echo(folder)

@@ -1,18 +1,11 @@
 """Where numbered blocks of work run."""
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol, TypeVar
+from collections.abc import Callable
+from typing import TypeVar
+
+from pgmkit.contracts import Engine
 
 _Result = TypeVar("_Result")
-
-
-class Engine(Protocol):
-    """Where blocks run; `pgmkit.hookspecs.pgmkit_engines` tells of optional parts."""
-
-    def map(
-        self, function: Callable[[int], _Result], blocks: Iterable[int], *, parallel: bool = True
-    ) -> Iterator[tuple[int, _Result]]:
-        """Yields `(block, function(block))` in any order."""
 
 
 def is_coordinator(engine: Engine) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pgmkit.components import speaking_for
+from pgmkit.contracts import class_logits_of
 from pgmkit.errors import LoadError, ParameterError, PgmkitWarning, PluginError, first_line
 from pgmkit.images import as_channels
 from pgmkit.loading.building import build
@@ -56,9 +56,10 @@ class Classifier:
         pixels = as_channels(images.float(), wanted, f"the classifier {self.name!r}")
         scaled = (pixels - low) / (high - low) * 2 - 1
         device = next(self.module.parameters()).device
-        size = "×".join(map(str, images.shape[1:]))
-        with speaking_for(f"classifier {self.name!r}", f"on images of {size}"):
-            logits = [self.module(batch.to(device)).cpu() for batch in scaled.split(512)]
+        logits = [
+            class_logits_of(self.module, batch.to(device), len(self.classes), self.name).cpu()
+            for batch in scaled.split(512)
+        ]
         return torch.cat(logits).argmax(dim=1)
 
     def check_images(self, shape: Sequence[int]) -> None:

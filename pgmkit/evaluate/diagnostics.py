@@ -17,8 +17,9 @@ from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from torch import Tensor
 
+from pgmkit.components import called, speaking_for
 from pgmkit.config import check_count
-from pgmkit.contracts import Rejects
+from pgmkit.contracts import Rejects, acceptance_rate_of, clusters_of
 from pgmkit.errors import ParameterError, PgmkitWarning, SamplingError
 from pgmkit.evaluate.metrics import kept_latents
 from pgmkit.generator import Generator
@@ -232,13 +233,17 @@ def reproducibility(
     assigned = []
     for index in range(num_fits):
         sampler = build("cluster-samplers", name, **parameters)
+        who = called("cluster-samplers", sampler)
         with warnings.catch_warnings():
             # Small clusters were warned of when the result was made.
             warnings.simplefilter("ignore", PgmkitWarning)
-            sampler.fit(
-                fitted, generator=shattered.generator, seed=derive_seed(seed, "refit", index)
-            )
-        assigned.append(sampler.predict(held_out).numpy())
+            with speaking_for(who, "in fit"):
+                sampler.fit(
+                    fitted, generator=shattered.generator, seed=derive_seed(seed, "refit", index)
+                )
+        with speaking_for(who, "in predict"):
+            found = sampler.predict(held_out)
+        assigned.append(clusters_of(found, len(held_out), who, "predicts clusters").numpy())
     scores = [
         float(metrics.adjusted_mutual_info_score(*pair))
         for pair in itertools.combinations(assigned, 2)
@@ -301,7 +306,10 @@ def _acceptance_rates(shattered: ShatteredGenerator) -> list[float | None] | Non
     sampler = shattered.sampler
     if not isinstance(sampler, Rejects):
         return None
-    rates = [sampler.acceptance_rate(cluster) for cluster in range(shattered.num_clusters)]
+    rates = [
+        acceptance_rate_of("cluster-samplers", sampler, cluster)
+        for cluster in range(shattered.num_clusters)
+    ]
     return None if all(rate is None for rate in rates) else rates
 
 

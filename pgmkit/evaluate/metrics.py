@@ -10,6 +10,7 @@ from torch import Tensor
 from pgmkit.errors import ParameterError
 from pgmkit.evaluate.classifier import Classifier
 from pgmkit.generator import Generator
+from pgmkit.progress import track
 from pgmkit.seeds import derive_seed
 from pgmkit.shattering import ShatteredGenerator
 
@@ -111,7 +112,8 @@ def cluster_scores(
 
 def classify_latents(generator: Generator, classifier: Classifier, latents: Tensor) -> Tensor:
     """Returns the class number of G(z), int64 (n,), for latents (n, M)."""
-    batches = generator.image_batches(latents)
+    name = f"classes of images by {classifier.name}"
+    batches = track(generator.image_batches(latents), name, len(latents), "image", len)
     return torch.cat([classifier.labels(images, generator.image.range) for images in batches])
 
 

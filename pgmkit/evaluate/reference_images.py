@@ -25,6 +25,7 @@ from pgmkit.evaluate.fidelity_scores import (
 from pgmkit.generator import Generator
 from pgmkit.images import ImageSource, batches, labels_among, load_images, require_labels
 from pgmkit.loading.weights import serialise
+from pgmkit.progress import track
 
 
 class ReferenceImages:
@@ -177,7 +178,8 @@ def look_at(
 ) -> tuple[FeatureStatistics, Tensor | None]:
     """Returns the features of G(z) and, with a classifier, the classes."""
     features, classes = [], []
-    for batch in generator.image_batches(latents):
+    name = f"images of {generator.name} looked at by {extractor.name}"
+    for batch in track(generator.image_batches(latents), name, len(latents), "image", len):
         images = pictures.to_uint8(batch, generator.image.range)
         features.append(extractor.features(images))
         if judge is not None:
@@ -189,5 +191,7 @@ def look_at(
 
 def features_of(images: ImageSource, extractor: FeatureExtractor) -> Tensor:
     """Returns the features of all images of a source, float32 (n, d)."""
-    found = (pictures.to_uint8(batch, images.image.range) for batch in batches(images))
+    name = f"{images.name} looked at by {extractor.name}"
+    tracked = track(batches(images), name, len(images), "image", len)
+    found = (pictures.to_uint8(batch, images.image.range) for batch in tracked)
     return torch.cat([extractor.features(batch) for batch in found])

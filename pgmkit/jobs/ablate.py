@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from pgmkit import files, progress, runs
-from pgmkit.engines import Engine, decide, is_coordinator
+from pgmkit.contracts import Engine
+from pgmkit.engines import decide, is_coordinator
 from pgmkit.engines.processes import in_processes
 from pgmkit.errors import EngineError, LoadError, OutputError
 from pgmkit.evaluate.ablation.cells import (
@@ -30,8 +31,10 @@ from pgmkit.evaluate.ablation.tables import (
     to_markdown,
 )
 from pgmkit.learning import ranks
-from pgmkit.plugins import installed
+from pgmkit.plugins import build, installed
+from pgmkit.shattering.algorithm import build_sampler
 from pgmkit.spectrum.blocks import MANIFEST_FILE
+from pgmkit.states import table_of
 
 ABLATION_FILE = "ablation.json"
 
@@ -69,19 +72,26 @@ class Job:
         return list(dict.fromkeys((cell.generator, cell.seed) for cell in self.cells))
 
     def resolved(self) -> dict[str, Any]:
-        """Returns all settings as plain values, pinned to the weights of the generators."""
+        """Returns all settings as plain values, pinned to the weights of the generators.
+
+        Methods have all their parameters, those of samplers as for the first number of clusters.
+        """
         ablation = self.ablation
-        variants = {"densities": ablation.densities, "samplers": ablation.samplers}
+        first = ablation.clusters(ablation.generators[0])[0]
         generators = [
             {**asdict(g), "clusters": ablation.clusters(g), "weights": self.models[g.name].pins()}
             for g in ablation.generators
         ]
         return {
             "generators": generators,
-            **{
-                name: [{"label": variant.label, **variant.table} for variant in found]
-                for name, found in variants.items()
-            },
+            "densities": [
+                {"label": one.label, **table_of(build("density-estimators", one.table))}
+                for one in ablation.densities
+            ],
+            "samplers": [
+                {"label": one.label, **table_of(build_sampler(one.table, None, None, first))}
+                for one in ablation.samplers
+            ],
             "latents": ablation.latents,
             "remove": ablation.remove,
             "seeds": ablation.seeds,

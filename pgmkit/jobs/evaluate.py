@@ -20,7 +20,7 @@ from pgmkit.images import check_source
 from pgmkit.loading.options import GeneratorOptions, shatter_command
 from pgmkit.machine import check_device, check_memory, machine
 from pgmkit.models import load
-from pgmkit.progress import tell
+from pgmkit.progress import phase
 from pgmkit.shattering import ShatteredGenerator
 
 
@@ -82,28 +82,28 @@ def evaluate(
     def lap(name: str) -> None:
         seconds[name] = round(time.perf_counter() - started - sum(seconds.values()), 2)
 
-    tell(f"diagnostics: samples of each cluster on {where}")
-    diagnostics = asdict(diagnose(shattered, num_latents=min(num_samples, 5_000), seed=seed))
+    with phase(f"diagnostics: samples of each cluster on {where}"):
+        diagnostics = asdict(diagnose(shattered, num_latents=min(num_samples, 5_000), seed=seed))
     return_rate = diagnostics.pop("return_rate")
     lap("diagnostics")
     scores = None
     if judge is not None:
-        tell(f"scores: {num_samples:,} samples and the classes of {judge.name}")
-        scores = asdict(score_samples(shattered, judge, num_samples, seed))
+        with phase(f"scores: {num_samples:,} samples and the classes of {judge.name}"):
+            scores = asdict(score_samples(shattered, judge, num_samples, seed))
         lap("scores")
     fidelity = None
     if images is not None and looks is not None:
-        tell(f"fidelity: {num_samples:,} images, looked at by {looks.name}")
-        found = shattering_fidelity(
-            shattered,
-            images,
-            looks,
-            classifier=judge,
-            num_samples=num_samples,
-            seed=seed,
-            cache=cache,
-            device=where,
-        )
+        with phase(f"fidelity: {num_samples:,} images, looked at by {looks.name}"):
+            found = shattering_fidelity(
+                shattered,
+                images,
+                looks,
+                classifier=judge,
+                num_samples=num_samples,
+                seed=seed,
+                cache=cache,
+                device=where,
+            )
         fidelity = {**asdict(found), "data": images.summary()}
         lap("fidelity")
     return {

@@ -75,4 +75,5 @@ def leading_eigenvectors(
     else:
         dense = matrix if isinstance(matrix, np.ndarray) else matrix.toarray()
         values, vectors = (part[..., -count:] for part in np.linalg.eigh(dense))
-    return values[::-1], vectors[:, ::-1]
+    # Copies, since torch takes no view that runs backwards, and it is one even with one component.
+    return values[::-1].copy(), vectors[:, ::-1].copy()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pgmkit import contracts, defaults
-from pgmkit.components import called, name_of, speaking_for
+from pgmkit.components import called, name_of
 from pgmkit.config import check_count
 from pgmkit.errors import ParameterError, UnknownNameError
 from pgmkit.generator import Generator
@@ -112,8 +112,7 @@ class PartitionSampler:
 
     def make_clusterer(self, num_clusters: int, seed: int) -> Any:
         """Returns what finds so many clusters of these points."""
-        with speaking_for(called("partitioners", self.partitioner), "in make_clusterer"):
-            return self.partitioner.make_clusterer(num_clusters, seed)
+        return contracts.Clusterer("partitioners", self.partitioner, num_clusters, seed)
 
     def split(self, latents: Tensor, *, generator: Generator | None, seed: int) -> None:
         """Finds `num_clusters` clusters by what `prepare` learned, and learns to draw from each."""

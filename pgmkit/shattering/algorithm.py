@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -331,7 +332,7 @@ def _choose(
         if prepares:
             with speaking_for(called("cluster-samplers", finder), "in prepare"):
                 points = finder.prepare(spectrum.latents, generator=generator, seed=seed)
-            make_clusterer = finder.make_clusterer
+            make_clusterer = partial(contracts.Clusterer, "cluster-samplers", finder)
             if not isinstance(points, Tensor) or points.ndim != 2 or len(points) != len(spectrum):
                 raise PluginError(
                     f"the {called('cluster-samplers', finder)} prepares points of "

@@ -13,6 +13,7 @@ from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load
 from torch import Tensor
 
@@ -32,8 +33,13 @@ _MODES = ("layers", "forward", "reverse")
 _HEADER_KEY = "pgmkit"
 """One key holds everything: safetensors writes several in any order."""
 
-_TENSORS = {"latents": 2, "singular_values": 2, "log_prior": 1, "float64": 1}
-"""What a shard holds, with the number of dimensions."""
+_TENSORS = {
+    "latents": (2, torch.float32),
+    "singular_values": (2, torch.float64),
+    "log_prior": (1, torch.float64),
+    "float64": (1, torch.bool),
+}
+"""What a shard holds, with the number of dimensions and the type."""
 
 Tensors = Mapping[str, Tensor]
 
@@ -166,7 +172,7 @@ class BlockStore:
         # those of this block of this spectrum.
         if tensors is None or self.encode(block, tensors) != data:
             return None
-        return tensors if self._fits(block, tensors) else None
+        return tensors if self.fits(block, tensors) else None
 
     def whole(self, among: Container[int]) -> Iterator[tuple[int, Tensors]]:
         """Yields those blocks that the folder holds whole.
@@ -194,13 +200,19 @@ class BlockStore:
         blocks = {str(block): _sha256(shard) for block, shard in shards}
         return (json.dumps({"settings": self.settings, "blocks": blocks}, indent=2) + "\n").encode()
 
-    def _fits(self, block: int, tensors: Tensors) -> bool:
-        """Whether these are the tensors of as many latents as the block has."""
+    def fits(self, block: int, tensors: Any) -> bool:
+        """Whether these are the tensors of as many latents as the block has, beside those held."""
         first = block * self.block_size
         count = min(self.block_size, int(self.settings["num_latents"]) - first)
-        return tensors.keys() == _TENSORS.keys() and all(
-            tensors[name].ndim == ndim and len(tensors[name]) == count
-            for name, ndim in _TENSORS.items()
+        return (
+            isinstance(tensors, Mapping)
+            and tensors.keys() == _TENSORS.keys()
+            and all(
+                isinstance(tensor := tensors[name], Tensor)
+                and (tensor.ndim, tensor.dtype, len(tensor)) == (ndim, dtype, count)
+                and tensor.shape[1:] == self.tensors.get(name, tensor).shape[1:]
+                for name, (ndim, dtype) in _TENSORS.items()
+            )
         )
 
 

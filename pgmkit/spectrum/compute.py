@@ -14,9 +14,11 @@ from torch import Tensor
 
 from pgmkit import defaults, progress
 from pgmkit.cache import cache_entry, mark_used, publish
+from pgmkit.components import called
 from pgmkit.config import check_count
-from pgmkit.engines import Engine, decide, is_coordinator
-from pgmkit.errors import LoadError, OutputError, ParameterError
+from pgmkit.contracts import Engine, blocks_by
+from pgmkit.engines import decide, is_coordinator
+from pgmkit.errors import LoadError, OutputError, ParameterError, PluginError
 from pgmkit.generator import Generator
 from pgmkit.machine import check_disk, check_memory
 from pgmkit.plugins import build
@@ -181,7 +183,17 @@ class _Run:
         task = BlockTask(jacobians, self.z, self.generator.log_prior(self.z), store)
         total = len(self.z)
         with progress.phase(f"Jacobians of {total:,} latents", total, "latent", done) as phase:
-            for block, tensors in self.engine.map(task, store.missing, parallel=jacobians.parallel):
+            parallel = jacobians.parallel
+            for block, tensors in blocks_by(self.engine, task, store.missing, parallel=parallel):
+                rows = store.rows(block)
+                if not store.fits(block, tensors) or not (
+                    torch.equal(tensors["latents"], task.latents[rows])
+                    and torch.equal(tensors["log_prior"], task.log_prior[rows])
+                ):
+                    raise PluginError(
+                        f"the {called('engines', self.engine)} yields for block {block} what the "
+                        "function does not return for it; it must not change results"
+                    )
                 store.put(block, tensors)  # into the folder, too, if the worker's is another disk
                 phase.advance(len(tensors["latents"]))
 
@@ -250,10 +262,14 @@ class BlockTask:
         rows = self.store.rows(block)
         # Not a view: forward mode gives the whole that a view belongs to a tangent, too.
         latents = self.latents[rows].clone()
-        with _threads(self.store.settings["threads_per_worker"]):
-            tensors = self.jacobians.compute(latents)
-        tensors |= {"latents": latents, "log_prior": self.log_prior[rows]}
-        self.store.write(block, tensors)
+        try:
+            with _threads(self.store.settings["threads_per_worker"]):
+                tensors = self.jacobians.compute(latents)
+            tensors |= {"latents": latents, "log_prior": self.log_prior[rows]}
+            self.store.write(block, tensors)
+        except Exception as error:
+            vars(error)["of_block"] = block  # it is not the engine's
+            raise
         return tensors
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pgmkit import defaults
 from pgmkit.config import make_settings, with_names
-from pgmkit.engines import Engine
+from pgmkit.contracts import Engine
 from pgmkit.generator import Generator
 from pgmkit.plugins import build
 from pgmkit.spectrum.compute import BLOCK_SIZE, check_block_size, compute_spectrum

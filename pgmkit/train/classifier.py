@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from pgmkit import defaults, files
 from pgmkit.config import component_table, make_settings
+from pgmkit.contracts import class_logits_of
 from pgmkit.errors import DataError, ParameterError
 from pgmkit.evaluate.classifier import num_classes
 from pgmkit.images import ImageSource, is_number, load_images, require_labels
@@ -130,7 +131,8 @@ class ClassifierTask:
                     f"knows 0 to {classes - 1}; set model.num_classes"
                 )
             with torch.no_grad():
-                self.network(part.batch(torch.arange(1)).to(self.device))
+                first = part.batch(torch.arange(1)).to(self.device)
+                class_logits_of(self.network, first, self.num_classes, self.name)
 
     @property
     def batches_per_step(self) -> int:

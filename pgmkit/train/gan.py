@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from pgmkit import defaults, pictures
+from pgmkit.components import called, speaking_for
 from pgmkit.config import check_count, make_settings
+from pgmkit.contracts import check_discriminator, network_of
 from pgmkit.errors import ParameterError
 from pgmkit.generator import Generator
 from pgmkit.images import load_images
@@ -101,10 +103,16 @@ class GANTask:
         self.objective = objective or NonSaturating()
         self.device = device
         self.model_args = {"latent_dim": settings.latent.dim, **settings.backbone_args}
+        if self.model_args["latent_dim"] != settings.latent.dim:
+            raise ParameterError(
+                f"model.backbone_args.latent_dim is {self.model_args['latent_dim']!r:.40} and the "
+                f"prior has {settings.latent.dim} dimensions; set model.latent.dim alone"
+            )
         self.backbone = build("backbones", settings.backbone, **self.model_args)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            generator, discriminator = self.backbone.generator(), self.backbone.discriminator()
+            generator = network_of(self.backbone, "generator")
+            discriminator = network_of(self.backbone, "discriminator")
         self.generator = generator.to(device).to(memory_format=torch.channels_last)
         self.discriminator = discriminator.to(device).to(memory_format=torch.channels_last)
         self.generator_optimizer = settings.optimizer.build(self.generator)
@@ -126,19 +134,26 @@ class GANTask:
         return self.settings.discriminator_steps
 
     def check(self, source: ImageSource) -> None:
-        """Checks that the result can be loaded, and that images are made of the data's shape.
+        """Tries both networks, and checks that the result can be loaded and fits the data.
 
         Raises:
             UnknownNameError: no generator loader has the backbone's name.
-            ParameterError: the shapes differ.
+            ParameterError: images are made of another shape than the data's.
+            PluginError: a network fails, or the discriminator returns no logits (B,).
         """
         installed().find("generator-loaders", self.settings.backbone)
-        made, held = tuple(self._sample_grid().shape[1:]), source.image.shape
+        who = called("backbones", self.backbone)
+        with speaking_for(who, f"on latents {tuple(self.grid_latents.shape)}"):
+            grid = self._sample_grid()
+        made, held = tuple(grid.shape[1:]), source.image.shape
         if made != held:
             raise ParameterError(
                 f"the generator makes images of {made} and the data holds {held}; "
                 "set image_size or the backbone's parameters"
             )
+        self.discriminator.eval()
+        check_discriminator(self.backbone, self.discriminator, grid.to(self.device))
+        self.discriminator.train()
 
     def step(self, batches: Iterator[Batch], clock: Clock) -> dict[str, Tensor]:
         """Learns from real images (B, C, H, W) in [-1, 1]."""

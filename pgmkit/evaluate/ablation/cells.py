@@ -15,7 +15,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from pgmkit import files
-from pgmkit.engines import Engine, is_coordinator
+from pgmkit.contracts import Engine
+from pgmkit.engines import is_coordinator
 from pgmkit.errors import PgmkitError, first_line
 from pgmkit.evaluate.ablation.measures import MEASURES, Subject
 from pgmkit.evaluate.ablation.plan import Ablation, Cell, GeneratorSettings, slug

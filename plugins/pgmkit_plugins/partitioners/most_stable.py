@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -188,9 +189,8 @@ class MostStable:
             return math.nan
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", PgmkitWarning)  # only the comparison counts here
-            choice = choose_num_clusters(
-                points, [k], make_clusterer=candidate.make_clusterer, seed=self._seed
-            )
+            make = partial(contracts.Clusterer, "partitioners", candidate)
+            choice = choose_num_clusters(points, [k], make_clusterer=make, seed=self._seed)
         return choice.mean[0]
 
 
