@@ -250,11 +250,36 @@ def test_its_methods_are_those_of_its_partitioner(fitted: FittedPartitioner) -> 
 
 
 def test_images_of_another_shape_are_refused(fitted: FittedPartitioner) -> None:
-    message = r"'pgmkit:kmeans' was fitted to images of \(3, 8, 8\).*\(3, 16, 16\); fit it to"
+    message = r"'pgmkit:kmeans' was fitted to images of \(3, 8, 8\).*\(3, 16, 16\); give images of"
     x = torch.zeros(2, 3, 16, 16)
     for call in (fitted.logits, fitted.assign, fitted.margins, lambda x: fitted.guide(x, 0)):
         with pytest.raises(ParameterError, match=message):
             call(x)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: (x * 255).byte(), r"tensor of floats in \[-1, 1\], not of torch.uint8; scale"),
+        (lambda x: x.numpy(), "not of float32; scale them, or read them with pgmkit.images"),
+        (lambda x: x.tolist(), "not of list"),
+        (lambda x: 0 * x + 255, "these go from 255 to 255; scale them"),
+        (lambda x: x - 0.5, r"in \[-1, 1\], and these go from -1.\d+ to"),
+        (lambda x: x * torch.nan, "from nan to nan"),
+    ],
+)
+def test_images_of_another_type_or_range_are_refused(
+    change: Any, message: str, fitted: FittedPartitioner
+) -> None:
+    """They would all get a part, mostly one and the same."""
+    x = every(pictures(20)[0])
+    own = fitted.partitioner
+    calls = (fitted.logits, fitted.assign, fitted.margins, lambda x: fitted.guide(x, 0))
+    for call in (*calls, lambda x: assign(own, x), lambda x: guide(own, x, 0)):
+        with pytest.raises(ParameterError, match=message):
+            call(change(x))
+    assert fitted.assign(x.clamp(-1, 1) * 1.001).shape == (20,)  # as bfloat16 rounds
+    assert fitted.assign(x[:0]).shape == (0,)
 
 
 def test_fewer_images_than_parts_have_blank_samples() -> None:

@@ -380,7 +380,7 @@ def test_images_of_another_size_are_refused_and_size_mends_it(
         wrong = ("partition", words[0], parts, "--data", inputs / "small.npz", *words[1:])
         error = one_error(run_pgmkit(*wrong))
         assert "fitted to images of (1, 32, 32)" in error
-        assert "(1, 16, 16)" in error
+        assert "these are (1, 16, 16); give images of (1, 32, 32) (--size changes" in error
         assert run_pgmkit(*wrong, "--size", 32).code == 0
 
 

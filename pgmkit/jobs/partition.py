@@ -160,7 +160,7 @@ def assign_images(fitted: FittedPartitioner, source: ImageSource) -> dict[str, A
     Raises:
         ParameterError: the images are of another shape than those it was fitted to.
     """
-    fitted.check_images(source.image.shape, "these")
+    fitted.check_images(source.image.shape)
     logits = gathered_logits(fitted.partitioner, source, "assigning images")
     parts = logits.argmax(dim=1)
     return {

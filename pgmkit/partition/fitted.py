@@ -24,7 +24,7 @@ from pgmkit.loading.references import open_folder, reference_of
 from pgmkit.loading.saving import CARD_FILE
 from pgmkit.loading.weights import read_weights, serialise
 from pgmkit.machine import check_device, machine
-from pgmkit.partition.parts import assign, gathered_logits, guide, margins_of
+from pgmkit.partition.parts import assign, check_values, gathered_logits, guide, margins_of
 from pgmkit.plugins import build
 from pgmkit.states import load_state_of, state_of, table_of, versions_of
 
@@ -60,31 +60,42 @@ class FittedPartitioner:
 
     def logits(self, x: Tensor) -> Tensor:
         """Returns the logits (B, k) of images x (B, C, H, W) in [-1, 1]."""
-        self.check_images(tuple(x.shape[1:]), "these")
+        self._check(x)
         return contracts.logits_of(self.partitioner, x)
 
     def assign(self, x: Tensor) -> Tensor:
         """Returns the part of each image; see `pgmkit.partition.assign`."""
-        self.check_images(tuple(x.shape[1:]), "these")
+        self._check(x)
         return assign(self.partitioner, x)
 
     def guide(self, x: Tensor, part: int | Tensor) -> Tensor:
         """Returns the guide R_i(x), (B,); see `pgmkit.partition.guide`."""
-        self.check_images(tuple(x.shape[1:]), "these")
+        self._check(x)
         return guide(self.partitioner, x, part)
 
     def margins(self, x: Tensor) -> Tensor:
         """Returns by how much each image lies in its part rather than in another, (B,)."""
         return margins_of(self.logits(x))
 
-    def check_images(self, shape: tuple[int, ...], whose: str) -> None:
-        """Raises ParameterError unless images have the shape that the parts were found in."""
+    def check_images(self, shape: tuple[int, ...], whose: str | None = None) -> None:
+        """Raises ParameterError unless images have the shape that the parts were found in.
+
+        Args:
+            shape: (C, H, W).
+            whose: the generator that makes them; None if they are given.
+        """
         if tuple(shape) != self.image.shape:
+            these, cure = "these", f"give images of {self.image.shape} (--size changes the size)"
+            if whose is not None:
+                these, cure = f"those of {whose!r}", "fit it to images of that size (--size)"
             raise ParameterError(
                 f"the {name_of(self.partitioner)!r} was fitted to images of {self.image.shape}, "
-                f"and the images of {whose!r} are {tuple(shape)}; fit it to images of that size "
-                "(--size)"
+                f"and {these} are {tuple(shape)}; {cure}"
             )
+
+    def _check(self, x: Tensor) -> None:
+        check_values(x)
+        self.check_images(tuple(x.shape[1:]))
 
     def with_origin(self, **facts: Any) -> Self:
         """Returns the same with more in its origin."""
