@@ -16,7 +16,7 @@ import torch
 from hub_server import HubServer
 from huggingface_hub import snapshot_download
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny import (
     STEPS,
     STOP_LEARNING,
@@ -424,6 +424,40 @@ def test_a_folder_of_something_else_is_told(inputs: Path, parts: Path, tmp_path:
     shutil.copy(parts / STATE, damaged / STATE)
     (damaged / "partitioner.json").write_text(json.dumps({**config, "sizes": [60]}))
     assert "damaged or of another version" in one_error(run_pgmkit("partition", "info", damaged))
+
+
+DAMAGED: dict[str, tuple[dict[str, Any], str]] = {
+    "sizes that are texts": ({"sizes": ["x", "y"]}, "'sizes' must be a list, each part a whole"),
+    "sizes below zero": ({"sizes": [-5, 5]}, "'sizes' must be numbers from 0"),
+    "no sizes at all": ({"sizes": [0, 0]}, "and not all 0"),
+    "scores that are a text": ({"scores": "abc"}, "'scores' must be a table or nothing, not 'abc'"),
+    "a score that is none": ({"scores": {"matched_accuracy": None}}, "'scores' must be"),
+    "seconds that are a text": ({"seconds": "abc"}, "'seconds' must be a number, not 'abc'"),
+    "findings that are a list": ({"findings": [1]}, "'findings' must be a table, not [1]"),
+    "no seed": ({"seed": None}, "'seed' must be a whole number, not None"),
+    "a list as partitioner": ({"partitioner": [1]}, "'partitioner' must be a table"),
+    "an unknown format": ({"format_version": 99}, "this pgmkit reads 1; install another version"),
+    "images of no machine": (
+        {"image": {"shape": [1, 10**6, 10**6], "range": [-1, 1]}},
+        "images of the shape (1, 1000000, 1000000) need about 16,000.0 GB of memory",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_a_damaged_partitioner_json_is_one_line(case: str, parts: Path, tmp_path: Path) -> None:
+    changes, said = DAMAGED[case]
+    damaged = shutil.copytree(parts, tmp_path / "damaged")
+    path = damaged / "partitioner.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    assert said in one_error(run_pgmkit("partition", "info", damaged))
+
+
+def test_tensors_that_nothing_takes_are_refused(parts: Path, tmp_path: Path) -> None:
+    damaged = shutil.copytree(parts, tmp_path / "damaged")
+    save_file({**load_file(parts / STATE), "extra": torch.zeros(1)}, damaged / STATE)
+    said = one_error(run_pgmkit("partition", "info", damaged))
+    assert "'pgmkit:kmeans' has no tensor 'extra'; fit the partitioner again" in said
 
 
 def test_a_partitioner_in_the_place_of_a_generator_is_told(parts: Path, tmp_path: Path) -> None:

@@ -18,8 +18,15 @@ from pgmkit.cli.settings import (
     run_options,
 )
 from pgmkit.config import IMAGES
+from pgmkit.errors import printable
 
 _DATA = f"Images: {IMAGES}."
+_SCORES = {
+    "normalized_mutual_information": "NMI",
+    "adjusted_mutual_information": "AMI",
+    "adjusted_rand_index": "ARI",
+    "matched_accuracy": "accuracy by matching",
+}
 
 
 def _with_data(command: Any) -> Any:
@@ -165,15 +172,12 @@ def _print(numbers: Mapping[str, Any]) -> None:
     table = numbers.get("partitioner")
     if table:
         findings = ", ".join(f"{k} {v}" for k, v in numbers.get("findings", {}).items())
-        click.echo(f"{table['name']}{': ' if findings else ''}{findings}\n")
+        click.echo(printable(f"{table['name']}{': ' if findings else ''}{findings}\n"))
     print_table(shares(numbers["sizes"]), ("part", "images", "share"))
     scores = numbers.get("scores")
     if scores:
-        click.echo(
-            f"\nagainst labels: NMI {scores['normalized_mutual_information']:.4f}, AMI "
-            f"{scores['adjusted_mutual_information']:.4f}, ARI "
-            f"{scores['adjusted_rand_index']:.4f}, accuracy by matching "
-            f"{scores['matched_accuracy']:.4f} ({scores['num_images']:,} images)"
-        )
+        told = [f"{short} {scores[name]:.4f}" for name, short in _SCORES.items() if name in scores]
+        click.echo(f"\nagainst labels: {', '.join(told)} ({scores.get('num_images', 0):,} images)")
     if "seconds" in numbers:
-        click.echo(f"\n{numbers['seconds']:.1f} s; seed {numbers['seed']}; {numbers['machine']}")
+        said = f"{numbers['seconds']:.1f} s; seed {numbers['seed']}; {numbers['machine']}"
+        click.echo(f"\n{printable(said)}")

@@ -1,5 +1,6 @@
 """A partitioner that was fitted: its parts, its folder, and the way to both."""
 
+import math
 import shutil
 import tempfile
 import time
@@ -13,17 +14,17 @@ from torch import Tensor
 
 from pgmkit import contracts, defaults, files, pictures
 from pgmkit.components import name_of
-from pgmkit.config import check_count
+from pgmkit.config import check_count, fits, mismatch
 from pgmkit.errors import LoadError, ParameterError, first_line
 from pgmkit.images.rows import Images
 from pgmkit.images.source import ImageSource, ImageSpec
 from pgmkit.loading.cards import SAMPLES_FILE, partitioner_card
-from pgmkit.loading.folders import FORMAT_VERSION, PARTITIONER_CONFIG
+from pgmkit.loading.folders import FORMAT_VERSION, PARTITIONER_CONFIG, check_version
 from pgmkit.loading.hub import check_push, push_folder
 from pgmkit.loading.references import open_folder, reference_of
 from pgmkit.loading.saving import CARD_FILE
 from pgmkit.loading.weights import read_weights, serialise
-from pgmkit.machine import check_device, machine
+from pgmkit.machine import check_device, check_memory, machine
 from pgmkit.partition.parts import assign, check_values, gathered_logits, guide, margins_of
 from pgmkit.plugins import build
 from pgmkit.states import load_state_of, state_of, table_of, versions_of
@@ -31,6 +32,20 @@ from pgmkit.states import load_state_of, state_of, table_of, versions_of
 PARTITIONER_STATE = "partitioner.safetensors"
 _SCHEMES = ("local-dir:", "hf-hub:")
 _PER_PART = 8
+_BYTES = 16
+"""For each value of an image that is looked at: in float32 and, for a moment, in float64."""
+
+_KINDS: Mapping[str, Any] = {
+    **dict.fromkeys(("partitioner", "image", "data"), Mapping),
+    "sizes": list[int],
+    "seed": int,
+    "seconds": float,
+    "machine": str,
+    "versions": Mapping[str, str],
+    "findings": Mapping[str, bool | int | float | str],
+    "scores": Mapping[str, float] | None,
+}
+"""What `partitioner.json` says, with the types; scores alone may be left out."""
 
 
 @dataclass(frozen=True)
@@ -269,16 +284,21 @@ def load_partitioner(reference: Path | str) -> FittedPartitioner:
         )
     path = folder.path(PARTITIONER_CONFIG)
     config = files.read_json(path, text)
+    check_version(config, text)
     state = read_weights(folder.path(PARTITIONER_STATE))
     try:
+        _check_config(config)
         table = dict(config.pop("partitioner"))
         sizes, image = config.pop("sizes"), config.pop("image")
         spec = ImageSpec(tuple(image["shape"]), tuple(image["range"]))
+        needed = _BYTES * math.prod(spec.shape)
+        check_memory(needed, f"images of the shape {spec.shape}", "correct image.shape")
         partitioner = build("partitioners", {"name": table["name"], **table["params"]})
         load_state_of(partitioner, state)
-        shape = (1, *spec.shape)
-        logits = contracts.logits_of(partitioner, torch.zeros(shape))
-        if not isinstance(sizes, list) or len(sizes) != logits.shape[1]:
+        for name in state.keys() - state_of(partitioner).keys():
+            raise ParameterError(f"the {name_of(partitioner)!r} has no tensor {name!r:.60}")
+        logits = contracts.logits_of(partitioner, torch.zeros(1, *spec.shape))
+        if len(sizes) != logits.shape[1]:
             raise ParameterError(f"it has {logits.shape[1]} parts, and sizes {sizes!r:.60}")
     except Exception as error:  # of any kind, since both files may be anything
         if type(error).__name__ == "UnknownNameError":
@@ -289,6 +309,17 @@ def load_partitioner(reference: Path | str) -> FittedPartitioner:
         ) from error
     config.pop("format_version", None)
     return FittedPartitioner(partitioner, spec, sizes, {"partitioner": table, **config})
+
+
+def _check_config(config: Mapping[str, Any]) -> None:
+    """Raises ParameterError unless `partitioner.json` says what it must, in values of its kinds."""
+    for name, kind in _KINDS.items():
+        value = config.get(name)
+        if not fits(value, kind):
+            raise ParameterError(f"{name!r} must be {mismatch(value, kind)}")
+    sizes = config["sizes"]
+    if not all(0 <= size < 2**53 for size in sizes) or not sum(sizes):
+        raise ParameterError(f"'sizes' must be numbers from 0, and not all 0, not {sizes!r:.60}")
 
 
 def _samples(source: ImageSource, labels: Tensor, number: int) -> Tensor:
