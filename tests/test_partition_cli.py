@@ -414,6 +414,27 @@ def test_plot_draws_the_clearest_images_of_each_part_in_a_row(
         assert best <= 1
 
 
+def test_no_more_images_are_drawn_than_there_are(
+    inputs: Path, parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A million pictures of nothing would end the process."""
+    words = ("partition", "plot", parts, "--data", inputs / "labelled.npz")
+    for count in (30, 1_000_000):
+        assert run_pgmkit(*words, "-n", count, "-o", tmp_path / f"{count}.png").code == 0
+    assert (tmp_path / "30.png").read_bytes() == (tmp_path / "1000000.png").read_bytes()
+    needed = 24 * 2 * 30 * 32 * 32
+    monkeypatch.setattr("pgmkit.machine.available_memory", lambda: needed - 1)
+    assert "rows of 30 images need about 0.0 GB of memory" in one_error(
+        run_pgmkit(*words, "-o", tmp_path / "more.png", "-n", 30)
+    )
+
+
+def test_images_too_large_for_memory_are_one_line(inputs: Path, tmp_path: Path) -> None:
+    finished = fit(inputs / "labelled.npz", tmp_path / "out", "kmeans", "--size", 100_000)
+    assert "60 images of the shape (1, 100000, 100000) need about 4,800.0 GB" in one_error(finished)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_folder_of_something_else_is_told(inputs: Path, parts: Path, tmp_path: Path) -> None:
     nothing = one_error(run_pgmkit("partition", "info", inputs / "tiny"))
     assert "holds no partitioner" in nothing

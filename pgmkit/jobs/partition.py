@@ -1,6 +1,7 @@
 """A partitioner that is fitted to images, as a run."""
 
 import contextlib
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from pgmkit.images.source import ImageSource
 from pgmkit.learning import keeping
 from pgmkit.learning.trial import seconds_of
 from pgmkit.loading.folders import PARTITIONER_CONFIG
-from pgmkit.machine import check_device
+from pgmkit.machine import check_device, check_memory
 from pgmkit.partition.fitted import (
     FittedPartitioner,
     build_partitioner,
@@ -31,6 +32,8 @@ from pgmkit.partition.parts import gathered_logits, margins_of
 from pgmkit.states import table_of, why_not_saved
 
 _LEARNING = "learning"
+_DRAWN = 24
+"""Bytes for each value of an image that is drawn: in float32, and on the way to a picture."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,9 +178,20 @@ def draw(
 ) -> None:
     """Draws the images that lie the most clearly in each part, one row for each, as a PNG.
 
-    Parts and margins (see `pgmkit.partition.margins_of`) are those of the images, (n,).
+    Args:
+        path: of the picture.
+        source: the images.
+        parts, margins: of the images, (n,); see `pgmkit.partition.margins_of`.
+        number: of parts.
+        count: the most images of a part; no row is longer than the largest part.
+
+    Raises:
+        ParameterError: there is not enough memory for so many.
     """
     check_count("the number of images of each part", count)
+    count = min(count, int(parts.bincount().max()))
+    size = _DRAWN * number * count * math.prod(source.image.shape)
+    check_memory(size, f"rows of {count:,} images", "draw fewer (-n)")
     rows = []
     for part in range(number):
         index = (parts == part).nonzero().flatten()

@@ -17,7 +17,7 @@ from pgmkit.components import name_of
 from pgmkit.config import check_count, fits, mismatch
 from pgmkit.errors import LoadError, ParameterError, first_line
 from pgmkit.images.rows import Images
-from pgmkit.images.source import ImageSource, ImageSpec
+from pgmkit.images.source import ImageSource, ImageSpec, check_batch
 from pgmkit.loading.cards import SAMPLES_FILE, partitioner_card
 from pgmkit.loading.folders import FORMAT_VERSION, PARTITIONER_CONFIG, check_version
 from pgmkit.loading.hub import check_push, push_folder
@@ -204,6 +204,7 @@ def check_fit(partitioner: Any, source: ImageSource) -> None:
         raise ParameterError(
             f"{number} partitions need as many images, and there are {len(source)}; ask for fewer"
         )
+    check_batch(source)
 
 
 def fit_partitioner(
