@@ -1,5 +1,6 @@
 """The evaluation of a shattered generator as one record, as `pgmkit evaluate` prints it."""
 
+import inspect
 import math
 import time
 from collections.abc import Mapping
@@ -58,7 +59,9 @@ def evaluate(
     check_count("the number of samples", num_samples)
     where = check_device(device)
     check_extractor(extractor)
-    if data is not None:
+    if data is None:
+        _check_unused(split=split, extractor=extractor, cache=cache)
+    else:
         check_source(data)
     judge = None if classifier is None else load_classifier(classifier)
     shattered = _load_shattered(source, generator or {}, where)
@@ -124,6 +127,17 @@ def evaluate(
         "device": str(where),
         "machine": machine(),
     }
+
+
+def _check_unused(**given: Any) -> None:
+    """Raises ParameterError if something is said of reference images, and there are none."""
+    usual = inspect.signature(evaluate).parameters
+    said = [name for name, value in given.items() if value != usual[name].default]
+    if said:
+        raise ParameterError(
+            f"{' and '.join(said)} would be ignored, since there are no reference images; give "
+            "some (--reference), or leave it out"
+        )
 
 
 def _load_shattered(
