@@ -28,6 +28,7 @@ from pgmkit.errors import (
 from pgmkit.partition import assign, guide, margins_of
 from pgmkit.plugins import build
 from pgmkit.sampling import PartitionSampler
+from pgmkit.seeds import random_generator
 from pgmkit.states import load_state_of, state_of
 
 quiet = pytest.mark.filterwarnings("ignore::pgmkit.errors.PgmkitWarning")
@@ -312,6 +313,22 @@ def test_what_cannot_be_fitted_is_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         fit_partitioner(partitioner, pictures(20)[0], partitions=partitions)
+
+
+@pytest.mark.parametrize("seed", ["a", 1.5, None, True, -1, 2**63])
+def test_a_seed_is_a_whole_number_that_random_generators_take(seed: Any) -> None:
+    generator = gated()
+    calls = (
+        lambda: fit_partitioner("kmeans", pictures(20)[0], partitions=2, seed=seed),
+        lambda: pgmkit.compute_spectrum(generator, 4, seed=seed),
+        lambda: pgmkit.compute_spectrum(generator, generator.sample_latents(4, 0), seed=seed),
+        lambda: generator.sample_latents(4, seed=seed),
+        lambda: pgmkit.shatter(generator, partitioner="kmeans", latents=40, seed=seed),
+        lambda: random_generator(seed),
+    )
+    for call in calls:
+        with pytest.raises(ParameterError, match=r"a seed must be a whole number in \[0"):
+            call()
 
 
 def test_there_are_10_parts_where_nobody_says_a_number() -> None:

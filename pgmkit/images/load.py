@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from pgmkit.config import IMAGES
-from pgmkit.errors import DataError
+from pgmkit.errors import DataError, ParameterError
 from pgmkit.images.archive import SUFFIXES, Archive
 from pgmkit.images.folder import Folder, load_tree
 from pgmkit.images.library import find_data_set, load_torchvision
@@ -15,6 +15,7 @@ _LIBRARY = "torchvision:"
 _FOLDER = "torchvision:ImageFolder:"
 """What torchvision calls so is read here, without hidden folders and whatever the numbers are."""
 _POINTS = "points:"
+_SPLITS = ("train", "test")
 
 
 def load_images(
@@ -37,8 +38,11 @@ def load_images(
 
     Raises:
         DataError: nothing is there, or it does not hold images.
-        ParameterError: there is not enough memory for labels, or disk space for what is compressed.
+        ParameterError: there is no such split, or not enough memory for labels, or disk space for
+            what is compressed.
     """
+    if split not in _SPLITS:
+        raise ParameterError(f"split must be one of {', '.join(_SPLITS)}, not {split!r:.60}")
     reference = reference.removeprefix(_FOLDER)
     check_source(reference)
     shape = (size, size) if isinstance(size, int) else size

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pgmkit.config import check_count
+from pgmkit.config import check_count, check_seed
 from pgmkit.errors import ParameterError
 from pgmkit.evaluate.classifier import load_classifier
 from pgmkit.evaluate.diagnostics import diagnose
@@ -57,6 +57,7 @@ def evaluate(
         PgmkitError: anything is missing, unknown or outside its range.
     """
     check_count("the number of samples", num_samples)
+    check_seed(seed)
     where = check_device(device)
     check_extractor(extractor)
     if data is None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pgmkit import defaults, files, pictures, progress, runs
 from pgmkit.components import name_of
-from pgmkit.config import IMAGES, check_count, make_settings, with_names
+from pgmkit.config import IMAGES, check_count, check_seed, make_settings, with_names
 from pgmkit.errors import ParameterError
 from pgmkit.evaluate.partitions import score_partition
 from pgmkit.images import check_source, load_images
@@ -69,6 +69,7 @@ class Job:
 
     def __init__(self, settings: PartitionSettings) -> None:
         self.settings = settings
+        check_seed(settings.seed)
         self.partitioner = build_partitioner(settings.partitioner, settings.partitions)
         reason = why_not_saved(self.partitioner)
         if reason is not None:
@@ -181,7 +182,8 @@ def draw(
     Args:
         path: of the picture.
         source: the images.
-        parts, margins: of the images, (n,); see `pgmkit.partition.margins_of`.
+        parts: of the images, (n,).
+        margins: of the images, (n,); see `pgmkit.partition.margins_of`.
         number: of parts.
         count: the most images of a part; no row is longer than the largest part.
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from pgmkit import defaults, files, progress, runs
 from pgmkit.choosing import NUM_CLUSTERS
-from pgmkit.config import make_settings, with_names
+from pgmkit.config import check_seed, make_settings, with_names
 from pgmkit.contracts import Binds
 from pgmkit.engines import decide, is_coordinator
 from pgmkit.errors import LoadError, PgmkitNote, PgmkitWarning
@@ -91,6 +91,7 @@ class Job:
     def __init__(self, settings: ShatterSettings) -> None:
         started = time.perf_counter()
         self.settings = settings
+        check_seed(settings.seed)
         where, table = settings.spectrum, {}
         self._given = load_spectrum(where) if isinstance(where, str) else None
         if not isinstance(where, str):

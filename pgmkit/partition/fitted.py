@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pgmkit import contracts, defaults, files, pictures
 from pgmkit.components import name_of
-from pgmkit.config import check_count, fits, mismatch
+from pgmkit.config import check_count, check_seed, fits, mismatch
 from pgmkit.errors import LoadError, ParameterError, first_line
 from pgmkit.images.rows import Images
 from pgmkit.images.source import ImageSource, ImageSpec, check_batch
@@ -235,6 +235,7 @@ def fit_partitioner(
         >>> fit_partitioner("kmeans", ArrayImages(x, value_range=(-1, 1)), partitions=2).sizes
         [20, 20]
     """
+    check_seed(seed)
     built = build_partitioner(partitioner, partitions)
     if isinstance(source, Images):
         source = source.to(check_device(device))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pgmkit import defaults, progress
 from pgmkit.cache import cache_entry, mark_used, publish
-from pgmkit.config import check_count
+from pgmkit.config import check_count, check_seed
 from pgmkit.engines import Engine, decide, is_coordinator
 from pgmkit.errors import LoadError, OutputError, ParameterError
 from pgmkit.generator import Generator
@@ -99,6 +99,7 @@ def compute_spectrum(
         Spectrum(100 latents of 2 dimensions, numeric rank 2 to 2 of 2)
     """
     check_block_size(block_size)
+    check_seed(seed)
     asked = JacobianSettings(dtype, probes, sketch, min_rank_correlation, memory_budget)
     z = _latents(generator, latents, seed, probes, out)
     generator.check_runs()
