@@ -1,5 +1,6 @@
 """`pgmkit partition`: fitted to images, read back, used, and what a stop leaves."""
 
+import contextlib
 import csv
 import itertools
 import json
@@ -7,6 +8,7 @@ import math
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +195,30 @@ def test_points_are_fitted_assigned_and_drawn(tmp_path: Path) -> None:
     assert run_pgmkit("partition", "plot", out, "--data", data, "-o", picture).code == 0
     with Image.open(picture) as drawn:
         assert drawn.width > drawn.height / 8
+
+
+def test_the_saving_of_parts_and_samples_is_a_phase_of_its_own(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With large images the picture of samples takes longer than k-means."""
+    names, during, phase, save = [], [], job.progress.phase, job.FittedPartitioner.save_pretrained
+
+    @contextlib.contextmanager
+    def named(name: str, *rest: Any) -> Iterator[Any]:
+        with phase(name, *rest) as part:
+            names.append(name)
+            yield part
+            names.remove(name)
+
+    def saved(fitted: pgmkit.FittedPartitioner, folder: Path) -> None:
+        during.extend(names)
+        save(fitted, folder)
+
+    monkeypatch.setattr(job.progress, "phase", named)
+    monkeypatch.setattr(job.FittedPartitioner, "save_pretrained", saved)
+    values = {"data": str(inputs / "labelled.npz"), "partitioner": "kmeans", "partitions": 2}
+    job.prepare(values).run(tmp_path / "out")
+    assert during == ["saving, with samples of each part"]
 
 
 def test_a_single_part_is_everything_and_nothing_is_learned(

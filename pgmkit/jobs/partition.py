@@ -133,7 +133,8 @@ class Job:
             assert fitted.labels is not None
             scores = score_partition(fitted.labels, self.source)
             fitted = fitted.with_origin(settings=dict(settings), scores=scores)
-            fitted.save_pretrained(out)
+            with progress.phase("saving, with samples of each part"):
+                fitted.save_pretrained(out)
             files.remove_folder(out / _LEARNING)
             return describe(fitted)
 
