@@ -440,6 +440,27 @@ def test_plot_draws_the_clearest_images_of_each_part_in_a_row(
         assert best <= 1
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("plot", "-o", "x.jpg"), "the picture is written as .png, not 'x.jpg'"),
+        (("plot", "-o", "folder.png"), "folder.png is a folder; give a file"),
+        (("plot", "-o", "x.png", "-n", 0), "the number of images of each part"),
+        (("assign", "-o", "x.parquet"), "the list of parts is written as .csv, not 'x.parquet'"),
+        (("assign", "-o", "folder.png"), "folder.png is a folder; give a file"),
+    ],
+)
+def test_where_nothing_can_be_written_nothing_is_looked_at(
+    words: tuple[Any, ...], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The partitioner and the images are not even there."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.png").mkdir()
+    command, *rest = words
+    finished = run_pgmkit("partition", command, "none", "--data", "none.npz", *rest)
+    assert said in one_error(finished)
+
+
 def test_no_more_images_are_drawn_than_there_are(
     inputs: Path, parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,7 @@ from pgmkit import defaults, progress
 from pgmkit.cli.output import json_option, print_json, print_table
 from pgmkit.cli.settings import (
     OutPath,
+    check_file,
     check_out,
     config_option,
     device_option,
@@ -17,7 +18,7 @@ from pgmkit.cli.settings import (
     quiet_option,
     run_options,
 )
-from pgmkit.config import IMAGES
+from pgmkit.config import IMAGES, check_count
 from pgmkit.errors import printable
 
 _DATA = f"Images: {IMAGES}."
@@ -96,6 +97,8 @@ def assign(partitioner: str, out: Path | None, as_json: bool, **where: Any) -> N
     """Say in which part of PARTITIONER (a folder or hf-hub:org/name) each image lies."""
     from pgmkit import files
 
+    if out is not None:
+        check_file(out, ".csv", "the list of parts")
     fitted, _, found = _assigned(partitioner, **where)
     parts, margins = found["parts"].tolist(), found["margins"].tolist()
     sizes = found["parts"].bincount(minlength=fitted.num_partitions).tolist()
@@ -139,6 +142,8 @@ def plot(partitioner: str, out: Path, count: int, **where: Any) -> None:
     """Draw the images that lie the most clearly in each part of PARTITIONER, one row for each."""
     from pgmkit.jobs.partition import draw
 
+    check_file(out, ".png", "the picture")
+    check_count("the number of images of each part", count)
     fitted, source, found = _assigned(partitioner, **where)
     draw(out, source, found["parts"], found["margins"], fitted.num_partitions, count)
     click.echo(out)
