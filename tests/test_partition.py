@@ -164,7 +164,9 @@ def test_parts_out_of_range_are_refused(part: Any) -> None:
         guide(Layers(3, 0), images(3, 0), part)
 
 
-@pytest.mark.parametrize("part", [torch.tensor([0, 1]), torch.zeros(3, 1).long(), 1.5, True])
+@pytest.mark.parametrize(
+    "part", [torch.tensor([0, 1]), torch.zeros(3, 1).long(), 1.5, True, "a", None]
+)
 def test_parts_that_are_no_numbers_of_the_images_are_refused(part: Any) -> None:
     with pytest.raises(ParameterError, match=r"a part is a whole number, or one for each of 3"):
         guide(Layers(3, 0), images(3, 0), part)

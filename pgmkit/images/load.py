@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pgmkit.config import IMAGES
+from pgmkit.config import IMAGES, expect, fits
 from pgmkit.errors import DataError, ParameterError
 from pgmkit.images.archive import SUFFIXES, Archive
 from pgmkit.images.folder import Folder, load_tree
@@ -43,8 +43,10 @@ def load_images(
     """
     if split not in _SPLITS:
         raise ParameterError(f"split must be one of {', '.join(_SPLITS)}, not {split!r:.60}")
-    reference = reference.removeprefix(_FOLDER)
+    if not fits(size, int | tuple[int, int] | None):
+        raise ParameterError(f"size is a side, or (height, width), not {size!r:.60}")
     check_source(reference)
+    reference = reference.removeprefix(_FOLDER)
     shape = (size, size) if isinstance(size, int) else size
     if reference.startswith(_POINTS):
         if shape is not None:
@@ -65,7 +67,9 @@ def check_source(reference: str) -> None:
 
     Raises:
         DataError: nothing is there, or it is of no kind that is read.
+        ParameterError: it is no text.
     """
+    expect(reference, str, f"images are named by a text: {IMAGES}")
     reference = reference.removeprefix(_FOLDER)
     if reference.startswith(_POINTS):
         find_points(reference)

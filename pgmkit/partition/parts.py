@@ -44,7 +44,10 @@ def guide(partitioner: contracts.Partitioner, x: Tensor, part: int | Tensor) -> 
     check_values(x)
     logits = contracts.logits_of(partitioner, x)
     number = logits.shape[1]
-    index = torch.as_tensor(part, device=logits.device)
+    try:
+        index = torch.as_tensor(part, device=logits.device)
+    except (TypeError, ValueError, RuntimeError):  # of a text, None, or a list of such
+        index = torch.tensor(torch.nan)
     is_number = not index.is_floating_point() and index.dtype is not torch.bool
     if not is_number or index.ndim > 1 or index.numel() not in (1, len(x)):
         raise ParameterError(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pgmkit import defaults, progress
 from pgmkit.cache import cache_entry, mark_used, publish
-from pgmkit.config import check_count, check_seed
+from pgmkit.config import check_count, check_seed, expect
 from pgmkit.engines import Engine, decide, is_coordinator
 from pgmkit.errors import LoadError, OutputError, ParameterError
 from pgmkit.generator import Generator
@@ -100,6 +100,7 @@ def compute_spectrum(
     """
     check_block_size(block_size)
     check_seed(seed)
+    expect(generator, Generator, "a spectrum is that of a Generator; see pgmkit.load_generator")
     asked = JacobianSettings(dtype, probes, sketch, min_rank_correlation, memory_budget)
     z = _latents(generator, latents, seed, probes, out)
     generator.check_runs()
