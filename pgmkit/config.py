@@ -173,6 +173,24 @@ def check_count(what: str, value: Any) -> None:
         raise ParameterError(f"{what} must be a whole number from 1, not {value!r}")
 
 
+def expect(value: Any, kind: Any, wanted: str) -> None:
+    """Raises ParameterError unless `value` is of a type.
+
+    Args:
+        value: what was given.
+        kind: as `isinstance` takes it.
+        wanted: the sentence that says what is wanted, and how to get it.
+    """
+    if not isinstance(value, kind):
+        raise ParameterError(f"{wanted}, not {type(value).__name__}")
+
+
+def check_seed(value: Any) -> None:
+    """Raises ParameterError unless `value` is a whole number from 0 to 2⁶³ - 1."""
+    if not fits(value, int) or not 0 <= value < 2**63:
+        raise ParameterError(f"a seed must be a whole number in [0, 2**63), not {value!r:.60}")
+
+
 def fits(value: Any, annotation: Any) -> bool:
     """Returns whether a value is of an annotated type.
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pgmkit import identity
+from pgmkit.config import check_count, expect
 from pgmkit.errors import GeneratorError, ParameterError, PgmkitWarning, first_line, listed
 from pgmkit.forms import as_images, range_complaint
 from pgmkit.images.source import ImageSpec
@@ -135,7 +136,8 @@ class Generator:
             yield images
 
     def check_latents(self, z: Tensor) -> None:
-        """Raises GeneratorError unless z has the shape (B, M)."""
+        """Raises GeneratorError unless z has the shape (B, M), or ParameterError if it is none."""
+        expect(z, Tensor, f"latents for {self.name!r} are a tensor (B, {self.latent.dim})")
         if z.ndim != 2 or z.shape[1] != self.latent.dim:
             raise GeneratorError(
                 f"latents for {self.name!r} have the shape (B, {self.latent.dim}), "
@@ -164,8 +166,7 @@ class Generator:
 
         The same seed gives the same latents, and a smaller count the first of a larger one.
         """
-        if count < 1:
-            raise ParameterError(f"the number of latents must be at least 1, not {count}")
+        check_count("the number of latents", count)
         check_memory(
             4 * self.latent.dim * max(count, self._rows_to_draw(count)),
             f"{count:,} latents of {self.latent.dim:,} dimensions",

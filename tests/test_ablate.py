@@ -907,7 +907,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "more clusters than latents": ({"clusters": [2, 100]}, "remove=0.2 leaves 96 of 120"),
     "remove 1": ({"remove": [0.1, 1.0]}, "in [0, 1), such as 0.2, not 1.0"),
     "latents 0": ({"latents": [0, 10]}, "the number of latents"),
-    "seed as a word": ({"seeds": ["lucky"]}, "a seed must be a whole number, not 'lucky'"),
+    "seed as a word": (
+        {"seeds": ["lucky"]},
+        "a seed must be a whole number in [0, 2**63), not 'lucky'",
+    ),
     "samples 0": ({"samples": 0}, "samples must be a whole number from 1, not 0"),
     "jobs 0": ({"jobs": 0}, "jobs must be a whole number from 1, not 0"),
     "unknown measure": ({"measures": ["cluster"]}, "no measure is called 'cluster'; did you mean"),

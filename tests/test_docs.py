@@ -74,6 +74,14 @@ def quick(block: str) -> str:
     return block
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_names_of_modules_are_imported_from_them(page: Path) -> None:
+    """`import pgmkit` alone brings none of its modules."""
+    text = page.read_text()
+    for call in re.findall(r"pgmkit\.([a-z_]+\.[A-Za-z_]+)\(", text):
+        assert f"import pgmkit.{call.partition('.')[0]}" in text, call
+
+
 @pytest.mark.parametrize("index", range(2))
 def test_the_python_recipes_run(
     index: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -174,9 +182,9 @@ def test_the_tables_and_programs_on_the_page_on_partitioners_are_valid(tmp_path:
         compile(by_hand.replace(told, few), "by hand", "exec"), {"pgmkit": pgmkit, "generator": toy}
     )
     write_tiny_images(tmp_path / "images.npz", count=60, size=32)
-    names = {"pgmkit": pgmkit, "generator": toy, "x": torch.zeros(2, 1, 32, 32)}
+    names = {"generator": toy, "x": torch.zeros(2, 1, 32, 32)}
     with contextlib.chdir(tmp_path):
-        exec(compile(f"import pgmkit.images\n{on_data}", "on data", "exec"), names)
+        exec(compile(on_data, "on data", "exec"), names)
     assert names["shattered"].num_clusters == 3  # type: ignore[attr-defined]
     assert (names["pull"] >= 0).all()  # type: ignore[attr-defined, operator]
 

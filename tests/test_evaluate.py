@@ -572,6 +572,23 @@ def test_a_bad_evaluation_is_one_line(words: list[object], said: str, folder: Pa
     assert said in finished.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--split", "test"), "error: split would be ignored, since there are no reference images"),
+        (("--extractor", "classifier:mnist-classifier"), "extractor would be ignored"),
+        (("--no-cache", "--split", "test"), "split and cache would be ignored"),
+    ],
+)
+def test_what_is_said_of_images_that_are_not_there_is_refused(
+    words: tuple[str, ...], said: str, folder: Path
+) -> None:
+    finished = run_pgmkit("evaluate", folder / "result", *words)
+    assert (finished.code, finished.stdout) == (1, "")
+    assert said in finished.stderr
+    assert finished.stderr.count("\n") == 1
+
+
 def test_images_that_a_classifier_cannot_see_are_refused_before_any_work(
     folder: Path, tmp_path: Path
 ) -> None:

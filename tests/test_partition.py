@@ -28,6 +28,7 @@ from pgmkit.errors import (
 from pgmkit.partition import assign, guide, margins_of
 from pgmkit.plugins import build
 from pgmkit.sampling import PartitionSampler
+from pgmkit.seeds import random_generator
 from pgmkit.states import load_state_of, state_of
 
 quiet = pytest.mark.filterwarnings("ignore::pgmkit.errors.PgmkitWarning")
@@ -163,7 +164,9 @@ def test_parts_out_of_range_are_refused(part: Any) -> None:
         guide(Layers(3, 0), images(3, 0), part)
 
 
-@pytest.mark.parametrize("part", [torch.tensor([0, 1]), torch.zeros(3, 1).long(), 1.5, True])
+@pytest.mark.parametrize(
+    "part", [torch.tensor([0, 1]), torch.zeros(3, 1).long(), 1.5, True, "a", None]
+)
 def test_parts_that_are_no_numbers_of_the_images_are_refused(part: Any) -> None:
     with pytest.raises(ParameterError, match=r"a part is a whole number, or one for each of 3"):
         guide(Layers(3, 0), images(3, 0), part)
@@ -250,11 +253,36 @@ def test_its_methods_are_those_of_its_partitioner(fitted: FittedPartitioner) -> 
 
 
 def test_images_of_another_shape_are_refused(fitted: FittedPartitioner) -> None:
-    message = r"'pgmkit:kmeans' was fitted to images of \(3, 8, 8\).*\(3, 16, 16\); fit it to"
+    message = r"'pgmkit:kmeans' was fitted to images of \(3, 8, 8\).*\(3, 16, 16\); give images of"
     x = torch.zeros(2, 3, 16, 16)
     for call in (fitted.logits, fitted.assign, fitted.margins, lambda x: fitted.guide(x, 0)):
         with pytest.raises(ParameterError, match=message):
             call(x)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: (x * 255).byte(), r"tensor of floats in \[-1, 1\], not of torch.uint8; scale"),
+        (lambda x: x.numpy(), "not of float32; scale them, or read them with pgmkit.images"),
+        (lambda x: x.tolist(), "not of list"),
+        (lambda x: 0 * x + 255, "these go from 255 to 255; scale them"),
+        (lambda x: x - 0.5, r"in \[-1, 1\], and these go from -1.\d+ to"),
+        (lambda x: x * torch.nan, "from nan to nan"),
+    ],
+)
+def test_images_of_another_type_or_range_are_refused(
+    change: Any, message: str, fitted: FittedPartitioner
+) -> None:
+    """They would all get a part, mostly one and the same."""
+    x = every(pictures(20)[0])
+    own = fitted.partitioner
+    calls = (fitted.logits, fitted.assign, fitted.margins, lambda x: fitted.guide(x, 0))
+    for call in (*calls, lambda x: assign(own, x), lambda x: guide(own, x, 0)):
+        with pytest.raises(ParameterError, match=message):
+            call(change(x))
+    assert fitted.assign(x.clamp(-1, 1) * 1.001).shape == (20,)  # as bfloat16 rounds
+    assert fitted.assign(x[:0]).shape == (0,)
 
 
 def test_fewer_images_than_parts_have_blank_samples() -> None:
@@ -287,6 +315,22 @@ def test_what_cannot_be_fitted_is_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         fit_partitioner(partitioner, pictures(20)[0], partitions=partitions)
+
+
+@pytest.mark.parametrize("seed", ["a", 1.5, None, True, -1, 2**63])
+def test_a_seed_is_a_whole_number_that_random_generators_take(seed: Any) -> None:
+    generator = gated()
+    calls = (
+        lambda: fit_partitioner("kmeans", pictures(20)[0], partitions=2, seed=seed),
+        lambda: pgmkit.compute_spectrum(generator, 4, seed=seed),
+        lambda: pgmkit.compute_spectrum(generator, generator.sample_latents(4, 0), seed=seed),
+        lambda: generator.sample_latents(4, seed=seed),
+        lambda: pgmkit.shatter(generator, partitioner="kmeans", latents=40, seed=seed),
+        lambda: random_generator(seed),
+    )
+    for call in calls:
+        with pytest.raises(ParameterError, match=r"a seed must be a whole number in \[0"):
+            call()
 
 
 def test_there_are_10_parts_where_nobody_says_a_number() -> None:

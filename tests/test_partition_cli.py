@@ -1,5 +1,6 @@
 """`pgmkit partition`: fitted to images, read back, used, and what a stop leaves."""
 
+import contextlib
 import csv
 import itertools
 import json
@@ -7,6 +8,7 @@ import math
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +197,30 @@ def test_points_are_fitted_assigned_and_drawn(tmp_path: Path) -> None:
         assert drawn.width > drawn.height / 8
 
 
+def test_the_saving_of_parts_and_samples_is_a_phase_of_its_own(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With large images the picture of samples takes longer than k-means."""
+    names, during, phase, save = [], [], job.progress.phase, job.FittedPartitioner.save_pretrained
+
+    @contextlib.contextmanager
+    def named(name: str, *rest: Any) -> Iterator[Any]:
+        with phase(name, *rest) as part:
+            names.append(name)
+            yield part
+            names.remove(name)
+
+    def saved(fitted: pgmkit.FittedPartitioner, folder: Path) -> None:
+        during.extend(names)
+        save(fitted, folder)
+
+    monkeypatch.setattr(job.progress, "phase", named)
+    monkeypatch.setattr(job.FittedPartitioner, "save_pretrained", saved)
+    values = {"data": str(inputs / "labelled.npz"), "partitioner": "kmeans", "partitions": 2}
+    job.prepare(values).run(tmp_path / "out")
+    assert during == ["saving, with samples of each part"]
+
+
 def test_a_single_part_is_everything_and_nothing_is_learned(
     inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -380,7 +406,7 @@ def test_images_of_another_size_are_refused_and_size_mends_it(
         wrong = ("partition", words[0], parts, "--data", inputs / "small.npz", *words[1:])
         error = one_error(run_pgmkit(*wrong))
         assert "fitted to images of (1, 32, 32)" in error
-        assert "(1, 16, 16)" in error
+        assert "these are (1, 16, 16); give images of (1, 32, 32) (--size changes" in error
         assert run_pgmkit(*wrong, "--size", 32).code == 0
 
 
@@ -414,6 +440,48 @@ def test_plot_draws_the_clearest_images_of_each_part_in_a_row(
         assert best <= 1
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("plot", "-o", "x.jpg"), "the picture is written as .png, not 'x.jpg'"),
+        (("plot", "-o", "folder.png"), "folder.png is a folder; give a file"),
+        (("plot", "-o", "x.png", "-n", 0), "the number of images of each part"),
+        (("assign", "-o", "x.parquet"), "the list of parts is written as .csv, not 'x.parquet'"),
+        (("assign", "-o", "folder.png"), "folder.png is a folder; give a file"),
+    ],
+)
+def test_where_nothing_can_be_written_nothing_is_looked_at(
+    words: tuple[Any, ...], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The partitioner and the images are not even there."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.png").mkdir()
+    command, *rest = words
+    finished = run_pgmkit("partition", command, "none", "--data", "none.npz", *rest)
+    assert said in one_error(finished)
+
+
+def test_no_more_images_are_drawn_than_there_are(
+    inputs: Path, parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A million pictures of nothing would end the process."""
+    words = ("partition", "plot", parts, "--data", inputs / "labelled.npz")
+    for count in (30, 1_000_000):
+        assert run_pgmkit(*words, "-n", count, "-o", tmp_path / f"{count}.png").code == 0
+    assert (tmp_path / "30.png").read_bytes() == (tmp_path / "1000000.png").read_bytes()
+    needed = 24 * 2 * 30 * 32 * 32
+    monkeypatch.setattr("pgmkit.machine.available_memory", lambda: needed - 1)
+    assert "rows of 30 images need about 0.0 GB of memory" in one_error(
+        run_pgmkit(*words, "-o", tmp_path / "more.png", "-n", 30)
+    )
+
+
+def test_images_too_large_for_memory_are_one_line(inputs: Path, tmp_path: Path) -> None:
+    finished = fit(inputs / "labelled.npz", tmp_path / "out", "kmeans", "--size", 100_000)
+    assert "60 images of the shape (1, 100000, 100000) need about 4,800.0 GB" in one_error(finished)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_folder_of_something_else_is_told(inputs: Path, parts: Path, tmp_path: Path) -> None:
     nothing = one_error(run_pgmkit("partition", "info", inputs / "tiny"))
     assert "holds no partitioner" in nothing
@@ -424,6 +492,40 @@ def test_a_folder_of_something_else_is_told(inputs: Path, parts: Path, tmp_path:
     shutil.copy(parts / STATE, damaged / STATE)
     (damaged / "partitioner.json").write_text(json.dumps({**config, "sizes": [60]}))
     assert "damaged or of another version" in one_error(run_pgmkit("partition", "info", damaged))
+
+
+DAMAGED: dict[str, tuple[dict[str, Any], str]] = {
+    "sizes that are texts": ({"sizes": ["x", "y"]}, "'sizes' must be a list, each part a whole"),
+    "sizes below zero": ({"sizes": [-5, 5]}, "'sizes' must be numbers from 0"),
+    "no sizes at all": ({"sizes": [0, 0]}, "and not all 0"),
+    "scores that are a text": ({"scores": "abc"}, "'scores' must be a table or nothing, not 'abc'"),
+    "a score that is none": ({"scores": {"matched_accuracy": None}}, "'scores' must be"),
+    "seconds that are a text": ({"seconds": "abc"}, "'seconds' must be a number, not 'abc'"),
+    "findings that are a list": ({"findings": [1]}, "'findings' must be a table, not [1]"),
+    "no seed": ({"seed": None}, "'seed' must be a whole number, not None"),
+    "a list as partitioner": ({"partitioner": [1]}, "'partitioner' must be a table"),
+    "an unknown format": ({"format_version": 99}, "this pgmkit reads 1; install another version"),
+    "images of no machine": (
+        {"image": {"shape": [1, 10**6, 10**6], "range": [-1, 1]}},
+        "images of the shape (1, 1000000, 1000000) need about 16,000.0 GB of memory",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_a_damaged_partitioner_json_is_one_line(case: str, parts: Path, tmp_path: Path) -> None:
+    changes, said = DAMAGED[case]
+    damaged = shutil.copytree(parts, tmp_path / "damaged")
+    path = damaged / "partitioner.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    assert said in one_error(run_pgmkit("partition", "info", damaged))
+
+
+def test_tensors_that_nothing_takes_are_refused(parts: Path, tmp_path: Path) -> None:
+    damaged = shutil.copytree(parts, tmp_path / "damaged")
+    save_file({**load_file(parts / STATE), "extra": torch.zeros(1)}, damaged / STATE)
+    said = one_error(run_pgmkit("partition", "info", damaged))
+    assert "'pgmkit:kmeans' has no tensor 'extra'; fit the partitioner again" in said
 
 
 def test_a_partitioner_in_the_place_of_a_generator_is_told(parts: Path, tmp_path: Path) -> None:

@@ -1,9 +1,12 @@
 """From a generator to its clusters, and back from disk."""
 
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny import let_no_sample_of_cluster_1_be_drawn
@@ -22,7 +25,7 @@ from pgmkit.errors import (
 from pgmkit.evaluate.classifier import load_classifier
 from pgmkit.evaluate.diagnostics import return_rate
 from pgmkit.evaluate.metrics import cluster_scores, score_samples
-from pgmkit.images import GeneratedImages
+from pgmkit.images import ArrayImages, GeneratedImages, load_images
 from pgmkit.plugins import build
 from pgmkit.seeds import derive_seed
 
@@ -186,6 +189,34 @@ def test_samples_outside_the_range_are_refused(
 ) -> None:
     with pytest.raises(ParameterError):
         shatter(spectrum).sample(n, cluster)
+
+
+def test_arguments_of_another_kind_are_one_line(spectrum: pgmkit.Spectrum) -> None:
+    """None of them blames a plugin, or ends in an error of Python."""
+    m = shatter(spectrum, clusters=2)
+    x = torch.zeros(4, 1, 2, 2)
+    source = ArrayImages(x, value_range=(-1, 1))
+    calls: dict[str, Callable[[], object]] = {
+        "there is no cluster '1'; the clusters are 0 to 1": lambda: m.sample(2, cluster="1"),
+        "there is no cluster 1.0": lambda: m.sample_latents(2, cluster=1.0),
+        "there is no cluster True": lambda: m.draw(2, cluster=True),
+        "a tensor (B, 2), not ndarray": lambda: m.predict(np.zeros((2, 2))),
+        "the number of latents must be": lambda: m.generator.sample_latents("3", 0),
+        "see pgmkit.load_generator, not Linear": lambda: pgmkit.compute_spectrum(nn.Linear(2, 4)),
+        "ArrayImages(x), not Tensor": lambda: pgmkit.fit_partitioner("kmeans", x),
+        "ArrayImages(x), not str": lambda: pgmkit.fit_partitioner("kmeans", "x.npz"),
+        "must be a whole number from 1, not '2'": lambda: pgmkit.fit_partitioner(
+            "kmeans", source, partitions="2"
+        ),
+        "a reference is a text: ": lambda: pgmkit.load_partitioner(None),
+        "hf-hub:org/name[@revision], not int": lambda: pgmkit.load_generator(3),
+        "points:grid, not int": lambda: load_images(3),
+        "size is a side, or (height, width), not '32'": lambda: load_images(".", size="32"),
+        "images are an array or a tensor, not list": lambda: ArrayImages([[1, 2]]),
+    }
+    for said, call in calls.items():
+        with pytest.raises(ParameterError, match=re.escape(said)):
+            call()
 
 
 def test_predict_checks_the_latents(spectrum: pgmkit.Spectrum) -> None:

@@ -101,6 +101,16 @@ def shatter(tiny: str, spectrum: Path, out: Path, *more: object) -> Finished:
     return run_pgmkit("shatter", tiny, "--spectrum", spectrum, "-o", out, *METHODS, *more)
 
 
+def test_settings_of_a_spectrum_that_is_there_would_be_ignored(
+    tiny: str, spectrum: Path, tmp_path: Path
+) -> None:
+    more = ("--set", "spectrum.engine=local", "--set", "spectrum.probes=2")
+    finished = shatter(tiny, spectrum, tmp_path / "out", *more)
+    assert finished.code == 1
+    assert finished.stderr.startswith("error: engine, probes of the spectrum would be ignored")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.fixture
 def learned(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """An entry for each step of the contrastive training."""

@@ -169,6 +169,12 @@ def memory(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setattr(rows_module, "KEPT", 0)
 
 
+@pytest.mark.parametrize("reference", ["points:ring", "torchvision:FakeData:.", "x.npz", "."])
+def test_there_are_two_splits_of_every_source(reference: str) -> None:
+    with pytest.raises(ParameterError, match="split must be one of train, test, not 'foo'"):
+        load_images(reference, split="foo")
+
+
 @pytest.mark.usefixtures("memory")
 @pytest.mark.parametrize("kind", SOURCES)
 def test_every_source_keeps_the_contract(kind: str, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import click
 
 from pgmkit.cli.output import json_option, print_json, print_table
 from pgmkit.cli.push import push
-from pgmkit.cli.settings import OutPath, working
+from pgmkit.cli.settings import OutPath, check_file, working
 from pgmkit.cli.sources import generator_options
 from pgmkit.loading.configs import read_config
 from pgmkit.loading.references import open_folder, registry_configs
@@ -78,14 +78,12 @@ def inspect(
     """
     from pgmkit import pictures
     from pgmkit.cli.sources import needed_source
-    from pgmkit.errors import ParameterError
     from pgmkit.loading.inspection import inspect as look
     from pgmkit.loading.options import GeneratorOptions
 
     if out is not None:
         check_place(out)
-    if out is not None and out.suffix.lower() != ".png":
-        raise ParameterError(f"the grid of samples is written as .png, not {out.name!r}")
+        check_file(out, ".png", "the grid of samples")
     options = GeneratorOptions.from_table(generator or {}, "the command")
     with working(quiet=True):
         found = look(open_folder(needed_source(source)), options)

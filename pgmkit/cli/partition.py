@@ -10,6 +10,7 @@ from pgmkit import defaults
 from pgmkit.cli.output import json_option, print_json, print_table
 from pgmkit.cli.settings import (
     OutPath,
+    check_file,
     check_out,
     config_option,
     device_option,
@@ -18,9 +19,16 @@ from pgmkit.cli.settings import (
     run_options,
     working,
 )
-from pgmkit.config import IMAGES
+from pgmkit.config import IMAGES, check_count
+from pgmkit.errors import printable
 
 _DATA = f"Images: {IMAGES}."
+_SCORES = {
+    "normalized_mutual_information": "NMI",
+    "adjusted_mutual_information": "AMI",
+    "adjusted_rand_index": "ARI",
+    "matched_accuracy": "accuracy by matching",
+}
 
 
 def _with_data(command: Any) -> Any:
@@ -89,6 +97,8 @@ def assign(partitioner: str, out: Path | None, as_json: bool, **where: Any) -> N
     """Say in which part of PARTITIONER (a folder or hf-hub:org/name) each image lies."""
     from pgmkit import files
 
+    if out is not None:
+        check_file(out, ".csv", "the list of parts")
     fitted, _, found = _assigned(partitioner, **where)
     parts, margins = found["parts"].tolist(), found["margins"].tolist()
     sizes = found["parts"].bincount(minlength=fitted.num_partitions).tolist()
@@ -132,6 +142,8 @@ def plot(partitioner: str, out: Path, count: int, **where: Any) -> None:
     """Draw the images that lie the most clearly in each part of PARTITIONER, one row for each."""
     from pgmkit.jobs.partition import draw
 
+    check_file(out, ".png", "the picture")
+    check_count("the number of images of each part", count)
     fitted, source, found = _assigned(partitioner, **where)
     draw(out, source, found["parts"], found["margins"], fitted.num_partitions, count)
     click.echo(out)
@@ -165,15 +177,12 @@ def _print(numbers: Mapping[str, Any]) -> None:
     table = numbers.get("partitioner")
     if table:
         findings = ", ".join(f"{k} {v}" for k, v in numbers.get("findings", {}).items())
-        click.echo(f"{table['name']}{': ' if findings else ''}{findings}\n")
+        click.echo(printable(f"{table['name']}{': ' if findings else ''}{findings}\n"))
     print_table(shares(numbers["sizes"]), ("part", "images", "share"))
     scores = numbers.get("scores")
     if scores:
-        click.echo(
-            f"\nagainst labels: NMI {scores['normalized_mutual_information']:.4f}, AMI "
-            f"{scores['adjusted_mutual_information']:.4f}, ARI "
-            f"{scores['adjusted_rand_index']:.4f}, accuracy by matching "
-            f"{scores['matched_accuracy']:.4f} ({scores['num_images']:,} images)"
-        )
+        told = [f"{short} {scores[name]:.4f}" for name, short in _SCORES.items() if name in scores]
+        click.echo(f"\nagainst labels: {', '.join(told)} ({scores.get('num_images', 0):,} images)")
     if "seconds" in numbers:
-        click.echo(f"\n{numbers['seconds']:.1f} s; seed {numbers['seed']}; {numbers['machine']}")
+        said = f"{numbers['seconds']:.1f} s; seed {numbers['seed']}; {numbers['machine']}"
+        click.echo(f"\n{printable(said)}")

@@ -12,7 +12,7 @@ from pgmkit import progress
 from pgmkit.cli.output import json_option
 from pgmkit.components import stdout_to_stderr
 from pgmkit.config import apply_overrides, read_toml
-from pgmkit.errors import PgmkitNote
+from pgmkit.errors import OutputError, ParameterError, PgmkitNote
 
 _Command = Callable[..., Any]
 _CHOSEN = ("clusters", "remove")
@@ -104,6 +104,19 @@ def gather_settings(
     """Returns the settings of a command; flags that are None were not given."""
     values = {} if config is None else read_toml(config)
     return apply_overrides(_with_flags(values, flags), overrides)
+
+
+def check_file(out: Path, suffix: str, what: str) -> None:
+    """Checks where a file of a kind is to go, before anything is computed for it.
+
+    Raises:
+        OutputError: a folder is there.
+        ParameterError: its name says another kind.
+    """
+    if out.is_dir():
+        raise OutputError(f"{out} is a folder; give a file, such as {out / f'out{suffix}'}")
+    if out.suffix.lower() != suffix:
+        raise ParameterError(f"{what} is written as {suffix}, not {out.name!r}")
 
 
 def check_out(out: Path | str | None, dry_run: bool) -> None:

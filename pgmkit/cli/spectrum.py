@@ -10,6 +10,7 @@ from pgmkit import defaults
 from pgmkit.cli.output import json_option, print_json, print_table
 from pgmkit.cli.settings import (
     OutPath,
+    check_file,
     check_out,
     config_option,
     device_option,
@@ -19,7 +20,7 @@ from pgmkit.cli.settings import (
     working,
 )
 from pgmkit.cli.sources import generator_options
-from pgmkit.errors import LoadError, ParameterError
+from pgmkit.errors import LoadError
 
 if TYPE_CHECKING:
     from pgmkit.spectrum import Spectrum
@@ -126,8 +127,7 @@ def info(folder: Path, rank_rtol: float | None, as_json: bool) -> None:
 @_rank_rtol
 def plot(folder: Path, out: Path, rank_rtol: float | None) -> None:
     """Draw the spectrum in FOLDER: singular values, volume, condition, rank and prior."""
-    if out.suffix.lower() != ".png":
-        raise ParameterError(f"the picture is written as .png, not {out.name!r}")
+    check_file(out, ".png", "the picture")
     from pgmkit import files
     from pgmkit.evaluate import figures
     from pgmkit.spectrum import load_spectrum

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pgmkit.config import expect
 from pgmkit.errors import DataError
 from pgmkit.images.labels import as_labels
 from pgmkit.images.pixels import (
@@ -41,6 +42,7 @@ class ArrayImages(Images):
 
     Raises:
         DataError: they are of another type or shape, or labels do not fit.
+        ParameterError: they are no array.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class ArrayImages(Images):
         size: tuple[int, int] | None = None,
     ) -> None:
         rows: Rows
+        expect(images, np.ndarray | Tensor, "images are an array or a tensor")
         if images.ndim == 2 and value_range is not None:
             rows = PointRows(torch.as_tensor(images), value_range)
         else:

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from pgmkit.config import IMAGES
-from pgmkit.errors import DataError
+from pgmkit.config import IMAGES, expect, fits
+from pgmkit.errors import DataError, ParameterError
 from pgmkit.images.archive import SUFFIXES, Archive
 from pgmkit.images.folder import Folder, load_tree
 from pgmkit.images.library import find_data_set, load_torchvision
@@ -15,6 +15,7 @@ _LIBRARY = "torchvision:"
 _FOLDER = "torchvision:ImageFolder:"
 """What torchvision calls so is read here, without hidden folders and whatever the numbers are."""
 _POINTS = "points:"
+_SPLITS = ("train", "test")
 
 
 def load_images(
@@ -37,10 +38,15 @@ def load_images(
 
     Raises:
         DataError: nothing is there, or it does not hold images.
-        ParameterError: there is not enough memory for labels, or disk space for what is compressed.
+        ParameterError: there is no such split, or not enough memory for labels, or disk space for
+            what is compressed.
     """
-    reference = reference.removeprefix(_FOLDER)
+    if split not in _SPLITS:
+        raise ParameterError(f"split must be one of {', '.join(_SPLITS)}, not {split!r:.60}")
+    if not fits(size, int | tuple[int, int] | None):
+        raise ParameterError(f"size is a side, or (height, width), not {size!r:.60}")
     check_source(reference)
+    reference = reference.removeprefix(_FOLDER)
     shape = (size, size) if isinstance(size, int) else size
     if reference.startswith(_POINTS):
         if shape is not None:
@@ -61,7 +67,9 @@ def check_source(reference: str) -> None:
 
     Raises:
         DataError: nothing is there, or it is of no kind that is read.
+        ParameterError: it is no text.
     """
+    expect(reference, str, f"images are named by a text: {IMAGES}")
     reference = reference.removeprefix(_FOLDER)
     if reference.startswith(_POINTS):
         find_points(reference)

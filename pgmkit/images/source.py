@@ -1,5 +1,6 @@
 """Where images come from, batch by batch: what every source of them has in common."""
 
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,9 +11,13 @@ from torch import Tensor
 
 from pgmkit.errors import DataError, ParameterError
 from pgmkit.images.labels import is_number, strangers_said
+from pgmkit.machine import check_memory
 
 BATCH = 256
 """How many images are looked at at once, where nobody says otherwise."""
+
+_BYTES = 8
+"""For each value of an image that is read: as a byte, in float32, and on the way to it."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +178,22 @@ def _plain(name: str) -> str:
     return str(int(name)) if is_number(name) else name
 
 
+def check_batch(source: ImageSource, size: int = BATCH) -> None:
+    """Raises ParameterError if there is not enough memory for so many images of a source."""
+    count, shape = min(size, len(source)), source.image.shape
+    check_memory(
+        _BYTES * count * math.prod(shape),
+        f"{count} images of the shape {shape}",
+        "make them smaller (--size)",
+    )
+
+
 def batches(source: ImageSource, size: int = BATCH) -> Iterator[Tensor]:
-    """Yields all images of a source in order, at most `size` at a time."""
+    """Yields all images of a source in order, at most `size` at a time.
+
+    Raises:
+        ParameterError: there is not enough memory for so many.
+    """
+    check_batch(source, size)
     for index in torch.arange(len(source)).split(size):
         yield source.batch(index)

@@ -1,5 +1,6 @@
 """The evaluation of a shattered generator as one record, as `pgmkit evaluate` prints it."""
 
+import inspect
 import math
 import time
 from collections.abc import Mapping
@@ -8,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pgmkit.config import check_count
+from pgmkit.config import check_count, check_seed
 from pgmkit.errors import ParameterError
 from pgmkit.evaluate.classifier import load_classifier
 from pgmkit.evaluate.diagnostics import diagnose
@@ -56,9 +57,12 @@ def evaluate(
         PgmkitError: anything is missing, unknown or outside its range.
     """
     check_count("the number of samples", num_samples)
+    check_seed(seed)
     where = check_device(device)
     check_extractor(extractor)
-    if data is not None:
+    if data is None:
+        _check_unused(split=split, extractor=extractor, cache=cache)
+    else:
         check_source(data)
     judge = None if classifier is None else load_classifier(classifier)
     shattered = _load_shattered(source, generator or {}, where)
@@ -124,6 +128,17 @@ def evaluate(
         "device": str(where),
         "machine": machine(),
     }
+
+
+def _check_unused(**given: Any) -> None:
+    """Raises ParameterError if something is said of reference images, and there are none."""
+    usual = inspect.signature(evaluate).parameters
+    said = [name for name, value in given.items() if value != usual[name].default]
+    if said:
+        raise ParameterError(
+            f"{' and '.join(said)} would be ignored, since there are no reference images; give "
+            "some (--reference), or leave it out"
+        )
 
 
 def _load_shattered(

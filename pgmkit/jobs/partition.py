@@ -1,6 +1,7 @@
 """A partitioner that is fitted to images, as a run."""
 
 import contextlib
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from pgmkit import defaults, files, pictures, progress, runs
 from pgmkit.components import name_of
-from pgmkit.config import IMAGES, check_count, make_settings, with_names
+from pgmkit.config import IMAGES, check_count, check_seed, make_settings, with_names
 from pgmkit.errors import ParameterError
 from pgmkit.evaluate.partitions import score_partition
 from pgmkit.images import check_source, load_images
@@ -19,7 +20,7 @@ from pgmkit.images.source import ImageSource
 from pgmkit.learning import keeping
 from pgmkit.learning.trial import seconds_of
 from pgmkit.loading.folders import PARTITIONER_CONFIG
-from pgmkit.machine import check_device
+from pgmkit.machine import check_device, check_memory
 from pgmkit.partition.fitted import (
     FittedPartitioner,
     build_partitioner,
@@ -31,6 +32,8 @@ from pgmkit.partition.parts import gathered_logits, margins_of
 from pgmkit.states import table_of, why_not_saved
 
 _LEARNING = "learning"
+_DRAWN = 24
+"""Bytes for each value of an image that is drawn: in float32, and on the way to a picture."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +69,7 @@ class Job:
 
     def __init__(self, settings: PartitionSettings) -> None:
         self.settings = settings
+        check_seed(settings.seed)
         self.partitioner = build_partitioner(settings.partitioner, settings.partitions)
         reason = why_not_saved(self.partitioner)
         if reason is not None:
@@ -129,7 +133,8 @@ class Job:
             assert fitted.labels is not None
             scores = score_partition(fitted.labels, self.source)
             fitted = fitted.with_origin(settings=dict(settings), scores=scores)
-            fitted.save_pretrained(out)
+            with progress.phase("saving, with samples of each part"):
+                fitted.save_pretrained(out)
             files.remove_folder(out / _LEARNING)
             return describe(fitted)
 
@@ -160,7 +165,7 @@ def assign_images(fitted: FittedPartitioner, source: ImageSource) -> dict[str, A
     Raises:
         ParameterError: the images are of another shape than those it was fitted to.
     """
-    fitted.check_images(source.image.shape, "these")
+    fitted.check_images(source.image.shape)
     logits = gathered_logits(fitted.partitioner, source, "assigning images")
     parts = logits.argmax(dim=1)
     return {
@@ -175,9 +180,21 @@ def draw(
 ) -> None:
     """Draws the images that lie the most clearly in each part, one row for each, as a PNG.
 
-    Parts and margins (see `pgmkit.partition.margins_of`) are those of the images, (n,).
+    Args:
+        path: of the picture.
+        source: the images.
+        parts: of the images, (n,).
+        margins: of the images, (n,); see `pgmkit.partition.margins_of`.
+        number: of parts.
+        count: the most images of a part; no row is longer than the largest part.
+
+    Raises:
+        ParameterError: there is not enough memory for so many.
     """
     check_count("the number of images of each part", count)
+    count = min(count, int(parts.bincount().max()))
+    size = _DRAWN * number * count * math.prod(source.image.shape)
+    check_memory(size, f"rows of {count:,} images", "draw fewer (-n)")
     rows = []
     for part in range(number):
         index = (parts == part).nonzero().flatten()

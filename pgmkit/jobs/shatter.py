@@ -11,10 +11,10 @@ from typing import Any
 
 from pgmkit import defaults, files, progress, runs
 from pgmkit.choosing import NUM_CLUSTERS
-from pgmkit.config import make_settings, with_names
+from pgmkit.config import check_seed, make_settings, with_names
 from pgmkit.contracts import Binds
 from pgmkit.engines import decide, is_coordinator
-from pgmkit.errors import LoadError, PgmkitNote, PgmkitWarning
+from pgmkit.errors import LoadError, ParameterError, PgmkitNote, PgmkitWarning
 from pgmkit.evaluate.classifier import Classifier, load_classifier
 from pgmkit.evaluate.report import check_numbers, describe, write_report
 from pgmkit.generator import Generator
@@ -91,10 +91,17 @@ class Job:
     def __init__(self, settings: ShatterSettings) -> None:
         started = time.perf_counter()
         self.settings = settings
+        check_seed(settings.seed)
         where, table = settings.spectrum, {}
         self._given = load_spectrum(where) if isinstance(where, str) else None
         if not isinstance(where, str):
             table = dict(where)
+        if len(table) > 1 and "name" in table:  # of --spectrum, with --set spectrum.engine
+            folder = table.pop("name")
+            raise ParameterError(
+                f"{', '.join(table)} of the spectrum would be ignored, since {folder!r} is one "
+                "that is there already; leave one of them out"
+            )
         self._spectrum = SpectrumSettings.from_table(table, "the table 'spectrum'")
         self._latents = number_of_latents(settings.latents, self._given)
         if settings.clusters is not None:  # before a method complains of the number

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pgmkit import defaults, runs
-from pgmkit.config import check_count, check_known, make_settings
+from pgmkit.config import check_count, check_known, check_seed, make_settings
 from pgmkit.engines import decide, is_coordinator
 from pgmkit.generator import Generator
 from pgmkit.loading.generators import check_source, load_described, pinned
@@ -45,6 +45,7 @@ class Settings:
     def check(self) -> None:
         """Raises PgmkitError if a setting is outside its range, as far as can be told quickly."""
         check_count("the number of latents", self.latents)
+        check_seed(self.seed)
         self.spectrum.check()
         check_device(self.device)
         GeneratorOptions.from_table(self.generator, "the table 'generator'")

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from pgmkit import progress
-from pgmkit.config import check_count
+from pgmkit.config import check_count, check_seed
 from pgmkit.errors import ParameterError, PgmkitError
 from pgmkit.images.source import ImageSource
 from pgmkit.learning import ranks
@@ -138,6 +138,7 @@ def learn(
         ("measure_steps", measure_steps or 1),
     ):
         check_count(what, count)
+    check_seed(seed)
     if any(not 1 <= step <= steps for step in (exports or {}).values()):
         raise ParameterError(f"a model is written after steps from 1 to {steps:,}")
     ranks.join()

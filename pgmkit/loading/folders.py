@@ -71,13 +71,18 @@ class ModelFolder:
         if path is None:
             return {}
         config = files.read_json(path, self.reference)
-        version = config.get("format_version", FORMAT_VERSION)
-        if version != FORMAT_VERSION:
-            raise LoadError(
-                f"{self.reference} has format_version {version!r} and this pgmkit reads "
-                f"{FORMAT_VERSION}; install another version of pgmkit"
-            )
+        check_version(config, self.reference)
         return config
+
+
+def check_version(config: Mapping[str, Any], reference: str) -> None:
+    """Raises LoadError if a config is of a newer format; without a version it is of this one."""
+    version = config.get("format_version", FORMAT_VERSION)
+    if version != FORMAT_VERSION:
+        raise LoadError(
+            f"{reference} has format_version {version!r:.60} and this pgmkit reads "
+            f"{FORMAT_VERSION}; install another version of pgmkit"
+        )
 
 
 def open_local_folder(path: Path, reference: str) -> ModelFolder:

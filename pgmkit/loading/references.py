@@ -9,6 +9,7 @@ from importlib import resources
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from pgmkit.config import expect
 from pgmkit.errors import LoadError, UnknownNameError
 from pgmkit.loading import hub
 from pgmkit.loading.folders import (
@@ -52,6 +53,7 @@ def open_folder(reference: str, what: str = "generator") -> ModelFolder:
         UnknownNameError: no registry entry has the name.
         LoadError: the folder, repository or revision is not there, or the Hub is out of reach.
     """
+    expect(reference, str, f"a reference is a text: {_FORMS}")
     hub.refuse_token(reference)
     if reference.startswith(_HUB):
         return hub.open_repository(reference.removeprefix(_HUB), reference)

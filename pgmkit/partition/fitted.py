@@ -1,6 +1,7 @@
 """A partitioner that was fitted: its parts, its folder, and the way to both."""
 
 import hashlib
+import math
 import shutil
 import tempfile
 import time
@@ -14,23 +15,37 @@ from torch import Tensor
 
 from pgmkit import contracts, defaults, files, pictures
 from pgmkit.components import name_of
-from pgmkit.config import check_count
+from pgmkit.config import check_count, check_seed, expect, fits, mismatch
 from pgmkit.errors import LoadError, ParameterError, first_line
 from pgmkit.images.rows import Images
-from pgmkit.images.source import ImageSource, ImageSpec
+from pgmkit.images.source import ImageSource, ImageSpec, check_batch
 from pgmkit.loading.cards import SAMPLES_FILE, partitioner_card
-from pgmkit.loading.folders import FORMAT_VERSION, PARTITIONER_CONFIG
+from pgmkit.loading.folders import FORMAT_VERSION, PARTITIONER_CONFIG, check_version
 from pgmkit.loading.hub import check_push, push_folder
 from pgmkit.loading.references import open_folder, reference_of
 from pgmkit.loading.saving import CARD_FILE
 from pgmkit.loading.weights import read_weights, serialise
-from pgmkit.machine import check_device, machine
-from pgmkit.partition.parts import assign, gathered_logits, guide, margins_of
+from pgmkit.machine import check_device, check_memory, machine
+from pgmkit.partition.parts import assign, check_values, gathered_logits, guide, margins_of
 from pgmkit.plugins import build
 from pgmkit.states import load_state_of, state_of, table_of, versions_of, why_not_saved
 
 PARTITIONER_STATE = "partitioner.safetensors"
 _PER_PART = 8
+_BYTES = 16
+"""For each value of an image that is looked at: in float32 and, for a moment, in float64."""
+
+_KINDS: Mapping[str, Any] = {
+    **dict.fromkeys(("partitioner", "image", "data"), Mapping),
+    "sizes": list[int],
+    "seed": int,
+    "seconds": float,
+    "machine": str,
+    "versions": Mapping[str, str],
+    "findings": Mapping[str, bool | int | float | str],
+    "scores": Mapping[str, float] | None,
+}
+"""What `partitioner.json` says, with the types; scores alone may be left out."""
 
 
 @dataclass(frozen=True)
@@ -67,31 +82,42 @@ class FittedPartitioner:
 
     def logits(self, x: Tensor) -> Tensor:
         """Returns the logits (B, k) of images x (B, C, H, W) in [-1, 1]."""
-        self.check_images(tuple(x.shape[1:]), "these")
+        self._check(x)
         return contracts.logits_of(self.partitioner, x)
 
     def assign(self, x: Tensor) -> Tensor:
         """Returns the part of each image; see `pgmkit.partition.assign`."""
-        self.check_images(tuple(x.shape[1:]), "these")
+        self._check(x)
         return assign(self.partitioner, x)
 
     def guide(self, x: Tensor, part: int | Tensor) -> Tensor:
         """Returns the guide R_i(x), (B,); see `pgmkit.partition.guide`."""
-        self.check_images(tuple(x.shape[1:]), "these")
+        self._check(x)
         return guide(self.partitioner, x, part)
 
     def margins(self, x: Tensor) -> Tensor:
         """Returns by how much each image lies in its part rather than in another, (B,)."""
         return margins_of(self.logits(x))
 
-    def check_images(self, shape: tuple[int, ...], whose: str) -> None:
-        """Raises ParameterError unless images have the shape that the parts were found in."""
+    def check_images(self, shape: tuple[int, ...], whose: str | None = None) -> None:
+        """Raises ParameterError unless images have the shape that the parts were found in.
+
+        Args:
+            shape: (C, H, W).
+            whose: the generator that makes them; None if they are given.
+        """
         if tuple(shape) != self.image.shape:
+            these, cure = "these", f"give images of {self.image.shape} (--size changes the size)"
+            if whose is not None:
+                these, cure = f"those of {whose!r}", "fit it to images of that size (--size)"
             raise ParameterError(
                 f"the {name_of(self.partitioner)!r} was fitted to images of {self.image.shape}, "
-                f"and the images of {whose!r} are {tuple(shape)}; fit it to images of that size "
-                "(--size)"
+                f"and {these} are {tuple(shape)}; {cure}"
             )
+
+    def _check(self, x: Tensor) -> None:
+        check_values(x)
+        self.check_images(tuple(x.shape[1:]))
 
     def with_origin(self, **facts: Any) -> Self:
         """Returns the same with more in its origin."""
@@ -189,6 +215,7 @@ def check_fit(partitioner: Any, source: ImageSource) -> None:
         raise ParameterError(
             f"{number} partitions need as many images, and there are {len(source)}; ask for fewer"
         )
+    check_batch(source)
 
 
 def fit_partitioner(
@@ -219,6 +246,9 @@ def fit_partitioner(
         >>> fit_partitioner("kmeans", ArrayImages(x, value_range=(-1, 1)), partitions=2).sizes
         [20, 20]
     """
+    check_seed(seed)
+    wanted = "a partitioner is fitted to a source of images, such as pgmkit.images.ArrayImages(x)"
+    expect(source, ImageSource, wanted)
     built = build_partitioner(partitioner, partitions)
     if isinstance(source, Images):
         source = source.to(check_device(device))
@@ -266,16 +296,21 @@ def load_partitioner(reference: Path | str) -> FittedPartitioner:
         )
     path = folder.path(PARTITIONER_CONFIG)
     config = files.read_json(path, text)
+    check_version(config, text)
     state = read_weights(folder.path(PARTITIONER_STATE))
     try:
+        _check_config(config)
         table = dict(config.pop("partitioner"))
         sizes, image = config.pop("sizes"), config.pop("image")
         spec = ImageSpec(tuple(image["shape"]), tuple(image["range"]))
+        needed = _BYTES * math.prod(spec.shape)
+        check_memory(needed, f"images of the shape {spec.shape}", "correct image.shape")
         partitioner = build("partitioners", {"name": table["name"], **table["params"]})
         load_state_of(partitioner, state)
-        shape = (1, *spec.shape)
-        logits = contracts.logits_of(partitioner, torch.zeros(shape))
-        if not isinstance(sizes, list) or len(sizes) != logits.shape[1]:
+        for name in state.keys() - state_of(partitioner).keys():
+            raise ParameterError(f"the {name_of(partitioner)!r} has no tensor {name!r:.60}")
+        logits = contracts.logits_of(partitioner, torch.zeros(1, *spec.shape))
+        if len(sizes) != logits.shape[1]:
             raise ParameterError(f"it has {logits.shape[1]} parts, and sizes {sizes!r:.60}")
     except Exception as error:  # of any kind, since both files may be anything
         if type(error).__name__ == "UnknownNameError":
@@ -286,6 +321,17 @@ def load_partitioner(reference: Path | str) -> FittedPartitioner:
         ) from error
     config.pop("format_version", None)
     return FittedPartitioner(partitioner, spec, sizes, {"partitioner": table, **config})
+
+
+def _check_config(config: Mapping[str, Any]) -> None:
+    """Raises ParameterError unless `partitioner.json` says what it must, in values of its kinds."""
+    for name, kind in _KINDS.items():
+        value = config.get(name)
+        if not fits(value, kind):
+            raise ParameterError(f"{name!r} must be {mismatch(value, kind)}")
+    sizes = config["sizes"]
+    if not all(0 <= size < 2**53 for size in sizes) or not sum(sizes):
+        raise ParameterError(f"'sizes' must be numbers from 0, and not all 0, not {sizes!r:.60}")
 
 
 def _samples(source: ImageSource, labels: Tensor, number: int) -> Tensor:

@@ -9,10 +9,17 @@ from pgmkit.errors import ParameterError
 from pgmkit.images.source import ImageSource, batches
 from pgmkit.progress import phase
 
+_SLACK = 0.02
+
 
 @torch.no_grad()
 def assign(partitioner: contracts.Partitioner, x: Tensor) -> Tensor:
-    """Returns the part of each image x (B, C, H, W), int64 (B,): its largest logit."""
+    """Returns the part of each image x (B, C, H, W) in [-1, 1], int64 (B,): its largest logit.
+
+    Raises:
+        ParameterError: x holds no floats, or images outside of [-1, 1].
+    """
+    check_values(x)
     return contracts.logits_of(partitioner, x).argmax(dim=1)
 
 
@@ -32,11 +39,15 @@ def guide(partitioner: contracts.Partitioner, x: Tensor, part: int | Tensor) -> 
 
     Raises:
         ParameterError: x wants a gradient, and the logits have none; or there is no such part, or
-            not one for each image.
+            not one for each image; or x holds no floats, or images outside of [-1, 1].
     """
+    check_values(x)
     logits = contracts.logits_of(partitioner, x)
     number = logits.shape[1]
-    index = torch.as_tensor(part, device=logits.device)
+    try:
+        index = torch.as_tensor(part, device=logits.device)
+    except (TypeError, ValueError, RuntimeError):  # of a text, None, or a list of such
+        index = torch.tensor(torch.nan)
     is_number = not index.is_floating_point() and index.dtype is not torch.bool
     if not is_number or index.ndim > 1 or index.numel() not in (1, len(x)):
         raise ParameterError(
@@ -52,6 +63,20 @@ def guide(partitioner: contracts.Partitioner, x: Tensor, part: int | Tensor) -> 
         )
     own = logits.gather(1, index[:, None])
     return (logits - own).relu().sum(dim=1)
+
+
+def check_values(x: Tensor) -> None:
+    """Raises ParameterError unless x holds floats: images (B, C, H, W) in [-1, 1], or points."""
+    cure = "scale them, or read them with pgmkit.images.ArrayImages"
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        kind = str(x.dtype) if hasattr(x, "dtype") else type(x).__name__
+        raise ParameterError(f"images are a tensor of floats in [-1, 1], not of {kind}; {cure}")
+    if x.ndim == 4 and x.numel():
+        low, high = map(float, x.detach().aminmax())
+        if not max(-low, high) <= 1 + _SLACK:  # nor are they where they are no numbers
+            raise ParameterError(
+                f"images have values in [-1, 1], and these go from {low:.4g} to {high:.4g}; {cure}"
+            )
 
 
 def margins_of(logits: Tensor) -> Tensor:

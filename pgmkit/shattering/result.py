@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pgmkit import contracts, files, pictures
 from pgmkit.components import speaking_for
-from pgmkit.config import check_count
+from pgmkit.config import check_count, fits
 from pgmkit.errors import LoadError, ParameterError, PgmkitWarning, SamplingError, first_line
 from pgmkit.generator import Generator
 from pgmkit.loading.building import Architecture
@@ -105,10 +105,7 @@ class ShatteredGenerator:
             if failed:
                 raise next(iter(failed.values()))
             return drawn
-        if not 0 <= cluster < self.num_clusters:
-            raise ParameterError(
-                f"there is no cluster {cluster}; the clusters are 0 to {self.num_clusters - 1}"
-            )
+        self._check_cluster(cluster)
         if not self.cluster_sizes[cluster]:
             raise SamplingError(f"cluster {cluster} is empty: no latent was assigned to it")
         with self._speaking("in sample"):
@@ -130,6 +127,8 @@ class ShatteredGenerator:
             SamplingError: of the mixture no cluster can be sampled.
         """
         check_count("the number of samples", n)
+        if cluster is not None:
+            self._check_cluster(cluster)
         clusters = self._clusters(n, seed) if cluster is None else torch.full((n,), cluster)
         if cluster is not None:
             drawn, failed = torch.empty(n, self.generator.latent.dim), {}
@@ -149,6 +148,12 @@ class ShatteredGenerator:
         if cluster is None and not found.any():
             raise next(iter(failed.values()))
         return drawn[found], clusters[found]
+
+    def _check_cluster(self, cluster: int) -> None:
+        if not fits(cluster, int) or not 0 <= cluster < self.num_clusters:
+            raise ParameterError(
+                f"there is no cluster {cluster!r}; the clusters are 0 to {self.num_clusters - 1}"
+            )
 
     def _clusters(self, n: int, seed: int) -> Tensor:
         """Draws cluster numbers (n,) by cluster size."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from pgmkit import defaults, progress
 from pgmkit.cache import cache_entry, mark_used, publish
 from pgmkit.components import called
-from pgmkit.config import check_count
+from pgmkit.config import check_count, check_seed, expect
 from pgmkit.contracts import Engine, blocks_by
 from pgmkit.engines import decide, is_coordinator
 from pgmkit.errors import LoadError, OutputError, ParameterError, PluginError
@@ -101,6 +101,8 @@ def compute_spectrum(
         Spectrum(100 latents of 2 dimensions, numeric rank 2 to 2 of 2)
     """
     check_block_size(block_size)
+    check_seed(seed)
+    expect(generator, Generator, "a spectrum is that of a Generator; see pgmkit.load_generator")
     asked = JacobianSettings(dtype, probes, sketch, min_rank_correlation, memory_budget)
     z = _latents(generator, latents, seed, probes, out)
     generator.check_runs()

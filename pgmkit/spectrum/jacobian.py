@@ -86,6 +86,11 @@ class JacobianSettings:
         threshold = self.min_rank_correlation
         if threshold is not None and not -1 <= threshold <= 1:
             raise ParameterError(f"min_rank_correlation must be in [-1, 1], not {threshold}")
+        if threshold is not None and not self.is_fast:
+            raise ParameterError(
+                "min_rank_correlation would be ignored, since only probes and dtype 'bfloat16' are "
+                "compared with the exact method; leave it out"
+            )
         if self.memory_budget < 2**20:
             raise ParameterError(
                 f"memory_budget must be at least 2**20 bytes (1 MiB), not {self.memory_budget}"
@@ -107,7 +112,7 @@ class JacobianSettings:
     def exact(self) -> "JacobianSettings":
         """The same without what makes it fast."""
         dtype = "auto" if self.dtype == "bfloat16" else self.dtype
-        return replace(self, dtype=dtype, probes=None, sketch="volume")
+        return JacobianSettings(dtype, memory_budget=self.memory_budget)
 
 
 class JacobianSpectra:

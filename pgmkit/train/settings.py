@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pgmkit.config import check_count
+from pgmkit.config import check_count, check_seed
 from pgmkit.errors import ParameterError
 
 SNAPSHOTS = "snapshots"
@@ -69,6 +69,9 @@ class TrainSettings:
         for name in ("measure_steps", "save_steps"):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))
+        check_seed(self.seed)
+        if not (self.save_minutes or 0) >= 0:
+            raise ParameterError(f"save_minutes must be at least 0, not {self.save_minutes}")
 
     @property
     def unit(self) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pgmkit import defaults
-from pgmkit.config import check_count, make_settings
+from pgmkit.config import check_count, check_seed, make_settings
 from pgmkit.errors import ParameterError, UnknownNameError
 from pgmkit.evaluate.ablation.measures import CHOICES, DEFAULT_MEASURES, MEASURES
 from pgmkit.evaluate.fidelity import check_num_samples
@@ -292,8 +292,7 @@ def _check(ablation: Ablation) -> None:
     ):
         check_count(name, count)
     for seed in ablation.seeds:
-        if not isinstance(seed, int) or isinstance(seed, bool):
-            raise ParameterError(f"a seed must be a whole number, not {seed!r}")
+        check_seed(seed)
     for latents in ablation.latents:
         check_count("the number of latents", latents)
     for measure in axis("measures", settings.measures):
