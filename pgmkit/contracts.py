@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _Result = TypeVar("_Result")
 Space = Literal["images", "latents"]
 SPACES: tuple[Space, ...] = ("images", "latents")
+SELECTIONS = ("threshold", "resample")
 _WHOLE_NUMBERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
@@ -317,8 +318,18 @@ def check(kind: str, component: Any) -> None:
         raise PluginError(
             f"the {who} has space = {space_of(component)!r}; it must be one of {', '.join(SPACES)}"
         )
+    if kind == "density-estimators" and selection_of(component) not in SELECTIONS:
+        raise PluginError(
+            f"the {who} has selection = {selection_of(component)!r}; it must be one of "
+            f"{', '.join(SELECTIONS)}"
+        )
     if kind == "partitioners":
         num_partitions_of(component)
+
+
+def selection_of(estimator: Any) -> str:
+    """Returns how an estimator's weights are used, "threshold" or "resample"."""
+    return getattr(estimator, "selection", "threshold")
 
 
 def space_of(component: Any) -> str:

@@ -10,14 +10,13 @@ import torch
 from torch import Tensor
 
 from pgmkit.components import called
-from pgmkit.contracts import DensityEstimator, RankAware, log_weights_of
+from pgmkit.contracts import DensityEstimator, RankAware, log_weights_of, selection_of
 from pgmkit.errors import ParameterError, PgmkitWarning, PluginError
 from pgmkit.seeds import random_generator
 from pgmkit.spectrum import Spectrum
 from pgmkit.spectrum.spectrum import RANK_RTOL, NullTreatment
 from pgmkit.spectrum.summary import term_spread
 
-SELECTIONS = ("threshold", "resample")
 LOW_SAMPLE_SIZE = 0.01
 """Share of the latents under which an effective sample size is called a collapse."""
 
@@ -65,7 +64,7 @@ def select(
             f"remove={remove} leaves none of {len(spectrum)} latents; remove less or draw more"
         )
     kept = scores.argsort(descending=True, stable=True)[:count].sort().values
-    selection = _selection_of(estimator)
+    selection = selection_of(estimator)
     finite = int(spectrum.finite().sum())
     if finite < num_kept(len(spectrum), remove):
         warnings.warn(
@@ -151,19 +150,9 @@ def _name(estimator: DensityEstimator) -> str:
     return f"the {called('density-estimators', estimator)}"
 
 
-def _selection_of(estimator: DensityEstimator) -> str:
-    selection: str = getattr(estimator, "selection", "threshold")
-    if selection not in SELECTIONS:
-        raise PluginError(
-            f"{_name(estimator)} has selection={selection!r}; it must be one of "
-            f"{', '.join(SELECTIONS)}"
-        )
-    return selection
-
-
 def _scored(estimator: DensityEstimator, spectrum: Spectrum, seed: int) -> tuple[Tensor, Tensor]:
     """Returns log-weights and scores; the latents with the largest scores are kept."""
-    selection = _selection_of(estimator)
+    selection = selection_of(estimator)
     weights = _usable(estimator, spectrum)
     if selection == "threshold":
         return weights, weights

@@ -184,3 +184,14 @@ def test_the_number_kept_is_rounded() -> None:
 def test_the_parameters_of_estimators_are_known() -> None:
     estimator = build("density-estimators", "lash", prior_term=False)
     assert parameters_of(estimator) == {"prior_term": False, "rank_rtol": 1e-6, "null": "floor"}
+
+
+def test_how_weights_are_used_is_checked_where_an_estimator_is_built() -> None:
+    class Best:
+        selection = "best"
+
+        def log_weights(self, spectrum: Spectrum) -> Tensor:
+            return torch.zeros(len(spectrum))
+
+    with pytest.raises(PluginError, match=r"has selection = 'best'; it must be one of threshold, r"):
+        build("density-estimators", Best())
