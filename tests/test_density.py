@@ -190,8 +190,8 @@ def test_how_weights_are_used_is_checked_where_an_estimator_is_built() -> None:
     class Best:
         selection = "best"
 
-        def log_weights(self, spectrum: Spectrum) -> Tensor:
+        def log_weights(self, spectrum: pgmkit.Spectrum) -> Tensor:
             return torch.zeros(len(spectrum))
 
-    with pytest.raises(PluginError, match=r"has selection = 'best'; it must be one of threshold, r"):
+    with pytest.raises(PluginError, match="has selection = 'best'; it must be one of threshold"):
         build("density-estimators", Best())
