@@ -264,8 +264,8 @@ def test_images_of_another_shape_are_refused(fitted: FittedPartitioner) -> None:
     ("change", "message"),
     [
         (lambda x: (x * 255).byte(), r"tensor of floats in \[-1, 1\], not of torch.uint8; scale"),
-        (lambda x: x.numpy(), "not of float32; scale them, or read them with pgmkit.images"),
-        (lambda x: x.tolist(), "not of list"),
+        (lambda x: x.numpy(), "not ndarray; scale them, or read them with pgmkit.images"),
+        (lambda x: x.tolist(), "not list"),
         (lambda x: 0 * x + 255, "these go from 255 to 255; scale them"),
         (lambda x: x - 0.5, r"in \[-1, 1\], and these go from -1.\d+ to"),
         (lambda x: x * torch.nan, "from nan to nan"),

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pgmkit import contracts, defaults, files, pictures
 from pgmkit.components import name_of
-from pgmkit.config import check_count, check_seed, expect, fits, mismatch
+from pgmkit.config import check_count, check_seed, fits, mismatch
 from pgmkit.errors import LoadError, ParameterError, first_line
 from pgmkit.images.rows import Images
 from pgmkit.images.source import ImageSource, ImageSpec, check_batch
@@ -247,8 +247,11 @@ def fit_partitioner(
         [20, 20]
     """
     check_seed(seed)
-    wanted = "a partitioner is fitted to a source of images, such as pgmkit.images.ArrayImages(x)"
-    expect(source, ImageSource, wanted)
+    if not hasattr(source, "batch"):
+        raise ParameterError(
+            "a partitioner is fitted to a source of images, such as pgmkit.images.ArrayImages(x), "
+            f"not {type(source).__name__}"
+        )
     built = build_partitioner(partitioner, partitions)
     if isinstance(source, Images):
         source = source.to(check_device(device))

@@ -69,8 +69,8 @@ def check_values(x: Tensor) -> None:
     """Raises ParameterError unless x holds floats: images (B, C, H, W) in [-1, 1], or points."""
     cure = "scale them, or read them with pgmkit.images.ArrayImages"
     if not isinstance(x, Tensor) or not x.is_floating_point():
-        kind = str(x.dtype) if hasattr(x, "dtype") else type(x).__name__
-        raise ParameterError(f"images are a tensor of floats in [-1, 1], not of {kind}; {cure}")
+        kind = f"of {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
+        raise ParameterError(f"images are a tensor of floats in [-1, 1], not {kind}; {cure}")
     if x.ndim == 4 and x.numel():
         low, high = map(float, x.detach().aminmax())
         if not max(-low, high) <= 1 + _SLACK:  # nor are they where they are no numbers
