@@ -43,12 +43,11 @@ def train(
 
     with working(quiet, dry_run):
         job = prepare(gather_settings(config, flags, overrides))
-        resolved = job.resolved()
         seconds = job.estimate() if dry_run else 0.0
         folder = None if dry_run or out is None else job.run(out)
     if dry_run:
         sizes = {n: sum(p.numel() for p in m.parameters()) for n, m in job.models.items()}
-        told = {"settings": resolved, "steps": job.steps, "parameters": sizes}
+        told = {"settings": job.resolved(), "steps": job.steps, "parameters": sizes}
         told["seconds"] = {"training": round(seconds, 1)}
         if ranks.is_coordinator():
             print_json(told)
@@ -56,6 +55,6 @@ def train(
     if folder is None:
         return
     if as_json:
-        print_json({"model": str(folder), "config": resolved})
+        print_json({"model": str(folder), "config": job.resolved()})
     else:
         click.echo(folder)
