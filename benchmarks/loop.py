@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pgmkit.images import ImageData
+from pgmkit.images import ArrayImages, ImageSource
 from pgmkit.learning import Batch, Clock, learn
 from pgmkit.learning.batches import Batches
 from pgmkit.learning.checkpoints import write
@@ -53,7 +53,7 @@ class Tiny:
         return {"loss": loss.detach()}
 
 
-def bare(task: Any, source: ImageData, steps: int) -> None:
+def bare(task: Any, source: ImageSource, steps: int) -> None:
     """Makes steps with as little around them as a script would have."""
     batches = Batches(source, BATCH, SEED)
     clock = clock_at(SEED, 0, steps)
@@ -70,7 +70,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(SEED)
-    source = ImageData(torch.randint(256, (6400, 1, 32, 32), dtype=torch.uint8), None, "noise")
+    noise = torch.randint(256, (6400, 1, 32, 32), dtype=torch.uint8)
+    source = ArrayImages(noise, name="noise")
     dcgan = GANTask(
         GANSettings(backbone_args={"channels": [256, 128, 64]}, latent=LatentSpec(64)),
         seed=SEED,
@@ -113,7 +114,7 @@ def main() -> None:
 
 
 def interleaved(
-    task: Any, source: ImageData, steps: int, rounds: int
+    task: Any, source: ImageSource, steps: int, rounds: int
 ) -> tuple[list[float], list[float]]:
     """Returns the processor seconds of every chunk of the bare loop and of the loop."""
     settings: dict[str, Any] = {"steps": steps, "seed": SEED, "name": "benchmark"}

@@ -2,6 +2,7 @@
 
 import ast
 import importlib.metadata
+import importlib.util
 import inspect
 import shutil
 import subprocess
@@ -115,3 +116,17 @@ def test_documented_arguments_are_those_of_the_signature() -> None:
         assert documented == actual, f"{file}: {node.name}"
         checked += 1
     assert checked > 20
+
+
+def test_benchmarks_use_names_that_are_there() -> None:
+    """They run for minutes or hours, so no other test runs them."""
+    for path in ROOT.glob("benchmarks/**/*.py"):
+        for statement in ast.walk(ast.parse(path.read_text())):
+            if isinstance(statement, ast.ImportFrom) and (statement.module or "").startswith(
+                "pgmkit"
+            ):
+                module = importlib.import_module(str(statement.module))
+                for alias in statement.names:
+                    assert hasattr(module, alias.name) or importlib.util.find_spec(
+                        f"{module.__name__}.{alias.name}"
+                    ), f"{path.name}: {module.__name__}.{alias.name}"

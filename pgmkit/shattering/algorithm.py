@@ -20,7 +20,7 @@ from pgmkit.choosing import (
     choose_removed_mass,
 )
 from pgmkit.components import called, check_parameters, name_of, speaking_for
-from pgmkit.config import check_count
+from pgmkit.config import check_count, check_seed, expect
 from pgmkit.errors import ParameterError, PluginError
 from pgmkit.generator import Generator
 from pgmkit.loading.cards import Origin
@@ -88,6 +88,8 @@ def shatter(
         >>> m.sample(5, cluster=1).shape
         torch.Size([5, 1, 4, 4])
     """
+    expect(generator, Generator, "what is shattered is what pgmkit.load_generator returns")
+    check_seed(seed)
     count = number_of_latents(latents, spectrum)
     if clusters is not None:
         check_shatter(count, remove, clusters)  # before a method complains of the number
