@@ -105,10 +105,10 @@ def audit_partitioner(
     parts = measured(x, labels, number)
     representation = look_at(partitioner, x[:_PAIRED].to(device))
     starts, goals, reach = _starts(x, labels, tries, random_generator(seed, "descents"))
-    led = descend(partitioner, starts.to(device), goals.to(device), reach, steps)
+    led = descend(partitioner, starts.to(device), goals, reach, steps)
     pairs, within = _pairs(labels, tries, random_generator(seed, "pairs"))
     first, second = (x[index].to(device) for index in pairs.unbind(1))
-    found, straight = joined(partitioner, first, second, within.to(device), steps)
+    found, straight = joined(partitioner, first, second, within, steps)
     outside = ~led.first.isnan()
     return PartitionerAudit(
         parts=parts,
@@ -117,10 +117,10 @@ def audit_partitioner(
         first_gradients=led.first[outside].tolist(),
         steps=steps,
         starts=_count(goals, number),
-        reached=_count(goals[led.reached.cpu()], number),
+        reached=_count(goals[led.reached], number),
         pairs=_count(within, number),
-        joined=_count(within[found.cpu()], number),
-        straight=_count(within[straight.cpu()], number),
+        joined=_count(within[found], number),
+        straight=_count(within[straight], number),
     )
 
 
@@ -135,7 +135,7 @@ def _starts(
         start = x[others[torch.randint(len(others), (1,), generator=random)]]
         starts.append(start)
         reach.append((x[labels == goal] - start).flatten(1).norm(dim=1).min())
-    return torch.cat(starts), goals, torch.stack(reach)
+    return torch.cat(starts), goals, torch.stack(reach).double()
 
 
 def _pairs(labels: Tensor, tries: int, random: torch.Generator) -> tuple[Tensor, Tensor]:

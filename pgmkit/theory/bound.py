@@ -51,8 +51,9 @@ def tv_lower_bound(masses: Numbers, distances: Numbers, lipschitz: float) -> Tot
         ParameterError: a value is outside its range.
 
     Example:
-        >>> tv_lower_bound([0.3, 0.7], [2, 2], 4)
-        TotalVariationBound(value=0.14714..., part=0)
+        >>> bound = tv_lower_bound([0.25, 0.75], [2, 2], 4)
+        >>> round(bound.value, 4), bound.part
+        (0.1299, 0)
     """
     pi, d = (np.asarray(values, dtype=np.float64) for values in (masses, distances))
     if pi.ndim != 1 or len(pi) < 2:
@@ -75,7 +76,7 @@ def tv_lower_bound(masses: Numbers, distances: Numbers, lipschitz: float) -> Tot
         raise ParameterError(f"the Lipschitz constant must be above 0, not {lipschitz!r:.60}")
     least = np.minimum(pi, 1 - pi)
     found = least - ndtr(ndtri(least) - d / lipschitz)
-    return TotalVariationBound(float(found.max()), int(found.argmax()))
+    return TotalVariationBound(max(0.0, float(found.max())), int(found.argmax()))
 
 
 @dataclass(frozen=True)
@@ -108,8 +109,8 @@ def lipschitz_estimate(
         seed: of the latents.
 
     Raises:
-        ParameterError: there are no latents, or the prior is a mixture or categorical, which is no
-            Lipschitz map of N(0, I), or none that can be differentiated.
+        ParameterError: there are no latents, or the prior is a mixture or categorical, to which no
+            map from N(0, I) leads that can be differentiated.
         GeneratorError: the generator cannot be differentiated, or no Jacobian is finite.
     """
     spectrum = compute_spectrum(_standard(generator), latents, seed=seed).only_finite()
@@ -128,9 +129,8 @@ def _standard(generator: Generator) -> Generator:
     odd = distributions & {"mixture", "categorical"}
     if odd:
         raise ParameterError(
-            f"Theorem 1 is about images that are a smooth function of normal latents, and the "
-            f"prior of {generator.name!r} is {' and '.join(sorted(odd))}; take a generator with "
-            "another"
+            "Theorem 1 is about images that are a smooth function of normal latents, and the prior "
+            f"of {generator.name!r} is {' and '.join(sorted(odd))}; take a generator with another"
         )
     wanted = ImageSpec(image.shape, image.range if image.is_points else (-1.0, 1.0))
     if prior == LatentSpec(prior.dim, shape=prior.shape) and image == wanted:

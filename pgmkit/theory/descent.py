@@ -13,9 +13,8 @@ from pgmkit.images.source import BATCH
 from pgmkit.partition import guide
 from pgmkit.progress import phase
 
-_RELAXATION = 1.5
 _LONGEST = 0.05
-_DETOUR = 5
+_DETOUR = 10
 _INSIDE = 15
 _HALVINGS = 6
 
@@ -42,6 +41,8 @@ def pull(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns R_i(x) (n,), ∇R_i(x) like x, and its norm (n,), for images x and parts i (n,).
 
+    Numbers are float64 on the CPU, and the gradient lies where x is.
+
     Raises:
         ParameterError: the logits have no gradient by the images.
         PluginError: the gradient is not finite.
@@ -58,9 +59,9 @@ def pull(
                 "not by the images; remove detach, .data, numpy and no_grad from `logits`"
             )
         gradients.append(gradient)
-        values.append(value.detach().double())
+        values.append(value.detach().cpu().double())
     gradient = torch.cat(gradients)
-    norm = gradient.flatten(1).double().norm(dim=1)
+    norm = gradient.flatten(1).norm(dim=1).cpu().double()
     if not norm.isfinite().all():
         raise PluginError(
             f"the {called('partitioners', partitioner)} has logits whose gradient is not finite"
@@ -78,42 +79,39 @@ def descend(
 ) -> Descents:
     """Goes down R_i from images until they lie in part i, or so many steps are made.
 
-    A step goes against the gradient, 1.5 · R / ‖∇R‖ far: to where R would be below 0 if it went on
-    as it does here (Polyak 1969), which needs no rate and does not stop at kinks. No step is longer
-    than a twentieth of `reach`, so that none leaps over what lies between, and this limit sinks to
-    0, so that descents settle; all steps together go no farther than five times `reach`.
+    All steps go against the gradient, and their lengths are set: a twentieth of `reach` at most, so
+    that none leaps over what lies between, and then ever shorter down to 0, so that a descent
+    settles where no step leads on (Shor 1985), kinks or none. With 400 steps or more they cover ten
+    times `reach`, with fewer a part of that.
 
     Args:
         partitioner: with a gradient.
         x: images (n, C, H, W).
-        parts: i of each, int64 (n,), where x is.
-        reach: of each, a distance to be covered, (n,).
+        parts: i of each, int64 (n,).
+        reach: of each, a distance to be covered, float64 (n,).
         steps: at most.
         name: of the phase.
     """
     ends = x.detach().clone()
-    reached = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-    first = torch.full((len(x),), math.nan, dtype=torch.float64, device=x.device)
+    reached = torch.zeros(len(x), dtype=torch.bool)
+    first = torch.full((len(x),), math.nan, dtype=torch.float64)
     smallest = first.clone()
-    outside = torch.arange(len(x), device=x.device)
-    reach = reach.to(x.device, torch.float64)
+    outside = torch.arange(len(x))
     with phase(name, steps + 1) as progress:
         for step in range(steps + 1):
             value, gradient, norm = pull(partitioner, ends[outside], parts[outside])
             inside = value == 0
             reached[outside[inside]] = True
-            outside, value = outside[~inside], value[~inside]
+            outside = outside[~inside]
             if not len(outside):
                 break
             gradient, norm = gradient[~inside], norm[~inside]
             if step == 0:
                 first[outside] = norm
             smallest[outside] = torch.fmin(smallest[outside], norm)
-            longest = min(_LONGEST, 2 * _DETOUR / steps * (1 - step / steps))
-            length = (_RELAXATION * value / norm).minimum(longest * reach[outside])
-            factor = (length / norm).nan_to_num(0.0, 0.0).to(x.dtype)  # stays where ∇R is 0
-            if step < steps:
-                ends[outside] -= factor.reshape(-1, *[1] * (x.ndim - 1)) * gradient
+            length = reach[outside] * min(_LONGEST, 2 * _DETOUR / steps * (1 - step / steps))
+            factor = (length / norm).nan_to_num(0.0, 0.0, 0.0).to(x)  # it stays where ∇R is 0
+            ends[outside] -= factor.reshape(-1, *[1] * (x.ndim - 1)) * gradient
             progress.advance()
     return Descents(ends, reached, first, smallest)
 
@@ -122,7 +120,7 @@ def descend(
 def lies_inside(partitioner: contracts.Partitioner, x: Tensor, parts: Tensor) -> Tensor:
     """Returns which of the images x lie in their part of (n,), bool (n,)."""
     pairs = zip(x.split(BATCH), parts.split(BATCH), strict=True)
-    return torch.cat([guide(partitioner, images, part) == 0 for images, part in pairs])
+    return torch.cat([guide(partitioner, images, part).cpu() == 0 for images, part in pairs])
 
 
 def joined(
@@ -138,15 +136,15 @@ def joined(
         partitioner: with a gradient.
         first: images (n, C, H, W).
         second: others of the same parts.
-        parts: of both, int64 (n,), where they are.
+        parts: of both, int64 (n,).
         steps: of each descent, at most.
 
     Returns:
         Two tensors, bool (n,).
     """
-    lost = torch.zeros(len(first), dtype=torch.bool, device=first.device)
+    lost = torch.zeros(len(first), dtype=torch.bool)
     straight = lost
-    pair = torch.arange(len(first), device=first.device)
+    pair = torch.arange(len(first))
     ends = first, second
     with phase("paths within parts", _HALVINGS + 1) as progress:
         for halving in range(_HALVINGS + 1):
@@ -154,11 +152,11 @@ def joined(
             pair, ends = pair[open_], (ends[0][open_], ends[1][open_])
             progress.advance()
             if halving == 0:
-                straight = ~torch.isin(torch.arange(len(first), device=first.device), pair)
+                straight = ~torch.isin(torch.arange(len(first)), pair)
             if not len(pair) or halving == _HALVINGS:
                 break
             middle = (ends[0] + ends[1]) / 2
-            reach = (ends[0] - ends[1]).flatten(1).double().norm(dim=1)
+            reach = (ends[0] - ends[1]).flatten(1).norm(dim=1).cpu().double()
             led = descend(partitioner, middle, parts[pair], reach, steps, "descents from paths")
             lost[pair[~led.reached]] = True
             kept = ~lost[pair]
@@ -181,4 +179,4 @@ def _straight(
         points = (a[:, None] + share * (b - a)[:, None]).flatten(0, 1)
         there = lies_inside(partitioner, points, part.repeat_interleave(_INSIDE))
         found.append(there.reshape(len(a), _INSIDE).all(dim=1))
-    return torch.cat(found) if found else torch.zeros(0, dtype=torch.bool, device=first.device)
+    return torch.cat(found) if found else torch.zeros(0, dtype=torch.bool)

@@ -100,19 +100,19 @@ def audit_in_words(audit: PartitionerAudit) -> Words:
         _lipschitz(found),
         (
             "promises no dead ends",
-            _seen(arrived == tried),
+            _seen(arrived == tried, audit),
             f"{arrived} of {tried} descents on R_i from images of other parts reached part i "
             f"within {audit.steps} steps",
         ),
         (
             "promises a gradient outside",
-            _seen(not audit.vanishes),
+            _seen(not audit.vanishes, audit),
             f"the smallest ‖∇R_i‖ on these descents is {min(audit.gradients):.4g}; where they "
             f"start, half are above {usual:.4g}",
         ),
         (
             "promises connected parts",
-            _seen(joined == pairs),
+            _seen(joined == pairs, audit),
             f"paths within the part were found between {joined} of {pairs} pairs of images, "
             f"{straight} of them straight",
         ),
@@ -160,8 +160,10 @@ def _lipschitz(found: Representation) -> tuple[str, str, str]:
     return needs, "as far as seen", f"c₀ is at most {found.c0:.3g}; {seen}"
 
 
-def _seen(kept: bool) -> str:
-    return "as far as seen" if kept else "fails"
+def _seen(kept: bool, audit: PartitionerAudit) -> str:
+    if kept:
+        return "as far as seen"
+    return "not seen" if audit.applies else "fails"
 
 
 def _meaning(audit: PartitionerAudit) -> str:
