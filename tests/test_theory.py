@@ -693,6 +693,15 @@ def test_more_dimensions_and_singular_ones_are_told() -> None:
     assert "is singular" in next(r[2] for r in audit_in_words(found).rows if r[0] == "needs c₀ > 0")
 
 
+def test_too_few_steps_are_no_evidence_against_a_representation_that_keeps_points_apart() -> None:
+    found = audited(Bent(4, 3, seed=2), points(200, 3), tries=20, steps=1)
+    assert found.applies
+    assert sum(found.reached) < 20
+    told = audit_in_words(found)
+    assert [row[1] for row in told.rows if "dead ends" in row[0]] == ["not seen"]
+    assert "steps and paths were too few" in told.meaning
+
+
 def test_logits_stand_for_a_representation_that_nobody_tells() -> None:
     found = look_at(Valley(), two_sides(20))
     assert not found.is_told

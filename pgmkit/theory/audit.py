@@ -15,6 +15,8 @@ from pgmkit.theory.representation import Representation, look_at
 
 TRIES = 100
 STEPS = 200
+"""Of descents and paths, and of the steps in each, where nobody says otherwise."""
+
 _PAIRED = 1_000
 _VANISHES = 1e-6
 
@@ -26,7 +28,7 @@ class PartitionerAudit:
     Args:
         parts: masses and distances of the parts.
         representation: what φ does to distances.
-        gradients: the smallest ‖∇R_i‖ outside part i on each descent, those that start included.
+        gradients: the smallest ‖∇R_i‖ outside part i on each descent, its start included.
         first_gradients: ‖∇R_i‖ at the images where the descents started.
         steps: at most so many in each descent.
         starts: of each part, how many descents into it started at images of other parts.
