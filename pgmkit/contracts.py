@@ -30,6 +30,7 @@ _Result = TypeVar("_Result")
 Space = Literal["images", "latents"]
 SPACES: tuple[Space, ...] = ("images", "latents")
 SELECTIONS = ("threshold", "resample")
+_HEAD_RTOL = 1e-4
 _WHOLE_NUMBERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
@@ -87,6 +88,20 @@ class Partitioner(Protocol):
 
     def logits(self, x: Tensor) -> Tensor:
         """Returns logits (B, k) of images x (B, C, H, W) in [-1, 1], or latents (B, M)."""
+
+
+@runtime_checkable
+class Represents(Protocol):
+    """A partitioner whose logits are a linear head on a representation: f(x) = W φ(x) + b.
+
+    Of φ Theorem 3 of Partition-Guided GANs speaks, and `pgmkit audit` measures it.
+    """
+
+    def represent(self, x: Tensor) -> Tensor:
+        """Returns φ(x), (B, d), of images x (B, C, H, W) in [-1, 1], differentiable by x."""
+
+    def head(self, points: Tensor) -> Tensor:
+        """Returns the logits (B, k) of points φ (B, d); a `torch.nn.Linear` is such a method."""
 
 
 @runtime_checkable
@@ -402,6 +417,42 @@ def logits_of(partitioner: Partitioner, x: Tensor) -> Tensor:
     with speaking_for(who, "in logits"):
         logits = partitioner.logits(x)
     return _checked(logits, len(x), num_partitions_of(partitioner), who, "logits")
+
+
+def represented(partitioner: Represents, x: Tensor) -> Tensor:
+    """Returns what a partitioner makes of images x (B, C, H, W) before its head, φ(x) (B, d).
+
+    Raises:
+        PluginError: it fails, or returns something else.
+    """
+    who = called("partitioners", partitioner)
+    with speaking_for(who, "in represent"):
+        points = partitioner.represent(x)
+    return _checked(points, len(x), None, who, "points in represent")
+
+
+@torch.no_grad()
+def check_head(partitioner: Any, x: Tensor) -> None:
+    """Checks on images x (B, C, H, W), at least two, that logits are a linear head on φ(x).
+
+    Raises:
+        PluginError: the head gives other logits, or is not linear.
+    """
+    who, logits = called("partitioners", partitioner), logits_of(partitioner, x)
+    points = represented(partitioner, x)
+    with speaking_for(who, "in head"):
+        found = partitioner.head(points)
+        between = partitioner.head((points + points.roll(1, 0)) / 2)
+    close = _HEAD_RTOL * logits.abs().amax()
+    for given, wanted, fault in (
+        (found, logits, "other logits than `logits` does"),
+        (between, (logits + logits.roll(1, 0)) / 2, "logits that are not linear in its points"),
+    ):
+        given = _checked(given, len(x), logits.shape[1], who, "logits in head")
+        if not ((given - wanted).abs() <= close).all():
+            raise PluginError(
+                f"the {who} has a head that gives {fault}; see pgmkit.contracts.Represents"
+            )
 
 
 def held_out_logits_of(partitioner: Partitioner) -> Tensor | None:

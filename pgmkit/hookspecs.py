@@ -86,8 +86,10 @@ def pgmkit_partitioners() -> Iterable[Component]:  # type: ignore[empty-body]
     `fit(source, *, seed)` and `logits(x) -> (B, k)`; the part of an image is its largest logit. See
     `pgmkit.contracts.Partitioner`. Parts, guide, margins and samplers the engine derives. With
     `prepare`, `make_clusterer` and `split` (`pgmkit.contracts.Prepares`) the number of parts can be
-    chosen; `findings() -> dict` holds what reports should tell. Saving is as for features; other
-    components that it is made of stand in `parts`, by the names of the parameters that name them.
+    chosen; `findings() -> dict` holds what reports should tell; with `represent` and `head`
+    (`pgmkit.contracts.Represents`) `pgmkit audit` can look at what lies before its last layer.
+    Saving is as for features; other components that it is made of stand in `parts`, by the names of
+    the parameters that name them.
 
     Example:
         Images below or above the median brightness::

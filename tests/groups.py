@@ -23,6 +23,7 @@ class Pictures:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     labels: Tensor | None = None
     classes: Mapping[int, str] | None = None
+    name: str = "pictures"
 
     @property
     def image(self) -> ImageSpec:

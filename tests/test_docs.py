@@ -257,6 +257,20 @@ def test_the_page_on_metrics_runs(
     assert "FidelityScores(extractor='Flatten'" in capsys.readouterr().out
 
 
+def test_the_page_on_theory_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = ROOT / "docs" / "theory.md"
+    write_tiny_images(tmp_path / "images.npz", count=60, size=32)
+    run_commands(page, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (block,) = blocks(page, "python")
+    exec(compile(block, page.name, "exec"), {})
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[:3] == ["0.1472", "0.0432 0.0432", "1.5"]
+    assert printed[3].startswith("False True [1")
+
+
 def test_the_page_on_images_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -55,6 +55,7 @@ _COMMANDS = {
     "sample": ("pgmkit.cli.sample:sample", "Make images with a shattered generator."),
     "evaluate": ("pgmkit.cli.evaluate:evaluate", "Score a shattered generator."),
     "train": ("pgmkit.cli.train:train", "Train a generator or an evaluation classifier."),
+    "audit": ("pgmkit.cli.audit:audit", "Hold a partitioner or a generator against theory."),
     "generators": ("pgmkit.cli.generators:generators", "List, inspect and publish generators."),
     "components": ("pgmkit.cli.components:components", "List the installed methods."),
     "plugins": ("pgmkit.cli.plugins:plugins", "List the installed plugins."),

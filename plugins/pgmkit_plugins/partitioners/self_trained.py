@@ -127,9 +127,20 @@ class SelfTrained:
 
     def logits(self, x: Tensor) -> Tensor:
         """Returns the logits of the network, float32 (B, k)."""
+        return self.head(self.represent(x))
+
+    def represent(self, x: Tensor) -> Tensor:
+        """Returns what the last layer of the network looks at, float32 (B, 128)."""
         if self.network_ is None:
             return x.flatten(1)[:, :1].float() * 0
-        logits: Tensor = self.network_.to(x.device)(looked_at(x))
+        points: Tensor = self.network_[:-1].to(x.device)(looked_at(x))
+        return points
+
+    def head(self, points: Tensor) -> Tensor:
+        """Returns what the last layer of the network makes of points (B, 128), (B, k)."""
+        if self.network_ is None:
+            return points
+        logits: Tensor = self.network_[-1].to(points.device)(points)
         return logits
 
     def findings(self) -> Mapping[str, Any]:
