@@ -277,8 +277,11 @@ def test_images_of_another_type_or_range_are_refused(
     """They would all get a part, mostly one and the same."""
     x = every(pictures(20)[0])
     own = fitted.partitioner
-    calls = (fitted.logits, fitted.assign, fitted.margins, lambda x: fitted.guide(x, 0))
-    for call in (*calls, lambda x: assign(own, x), lambda x: guide(own, x, 0)):
+    calls = [fitted.logits, fitted.assign, fitted.margins, lambda x: fitted.guide(x, 0)]
+    calls.append(lambda x: assign(own, x))
+    if "not" in message:  # the guide may lead images out of their range
+        calls.append(lambda x: guide(own, x, 0))
+    for call in calls:
         with pytest.raises(ParameterError, match=message):
             call(change(x))
     assert fitted.assign(x.clamp(-1, 1) * 1.001).shape == (20,)  # as bfloat16 rounds

@@ -31,7 +31,7 @@ def guide(partitioner: contracts.Partitioner, x: Tensor, part: int | Tensor) -> 
 
     Args:
         partitioner: fitted.
-        x: images (B, C, H, W) in [-1, 1].
+        x: images (B, C, H, W), which may leave [-1, 1] where they follow the guide.
         part: i for all images, or for each (B,).
 
     Returns:
@@ -39,9 +39,9 @@ def guide(partitioner: contracts.Partitioner, x: Tensor, part: int | Tensor) -> 
 
     Raises:
         ParameterError: x wants a gradient, and the logits have none; or there is no such part, or
-            not one for each image; or x holds no floats, or images outside of [-1, 1].
+            not one for each image; or x holds no floats.
     """
-    check_values(x)
+    check_values(x, in_range=False)
     logits = contracts.logits_of(partitioner, x)
     number = logits.shape[1]
     try:
@@ -65,13 +65,13 @@ def guide(partitioner: contracts.Partitioner, x: Tensor, part: int | Tensor) -> 
     return (logits - own).relu().sum(dim=1)
 
 
-def check_values(x: Tensor) -> None:
+def check_values(x: Tensor, in_range: bool = True) -> None:
     """Raises ParameterError unless x holds floats: images (B, C, H, W) in [-1, 1], or points."""
     cure = "scale them, or read them with pgmkit.images.ArrayImages"
     if not isinstance(x, Tensor) or not x.is_floating_point():
         kind = f"of {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
         raise ParameterError(f"images are a tensor of floats in [-1, 1], not {kind}; {cure}")
-    if x.ndim == 4 and x.numel():
+    if in_range and x.ndim == 4 and x.numel():
         low, high = map(float, x.detach().aminmax())
         if not max(-low, high) <= 1 + _SLACK:  # nor are they where they are no numbers
             raise ParameterError(
