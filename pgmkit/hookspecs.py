@@ -82,8 +82,8 @@ def pgmkit_features() -> Iterable[Component]:  # type: ignore[empty-body]
 def pgmkit_partitioners() -> Iterable[Component]:  # type: ignore[empty-body]
     """Offers partitioners: they split images, or latents, into parts without labels.
 
-    The factory takes `num_partitions` and builds an object with `num_partitions`,
-    `fit(source, *, seed)` and `logits(x) -> (B, k)`; the part of an image is its largest logit. See
+    The factory takes `num_partitions`, with a default for where no number is asked for, and builds
+    an object with `num_partitions`, `fit(source, *, seed)` and `logits(x) -> (B, k)`; the part of an image is its largest logit. See
     `pgmkit.contracts.Partitioner`. Parts, guide, margins and samplers the engine derives. With
     `prepare`, `make_clusterer` and `split` (`pgmkit.contracts.Prepares`) the number of parts can be
     chosen; `findings() -> dict` holds what reports should tell. Saving is as for features; other

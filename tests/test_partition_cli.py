@@ -203,7 +203,7 @@ def test_a_single_part_is_everything_and_nothing_is_learned(
     def fail(*arguments: object, **more: object) -> None:
         pytest.fail("learned, or judged")
 
-    monkeypatch.setattr("pgmkit_plugins.partitioners.self_trained.minimise", fail)
+    monkeypatch.setattr("pgmkit_plugins.partitioners.self_trained.learn_labels", fail)
     monkeypatch.setattr("pgmkit_plugins.partitioners.most_stable.MostStable.fit", fail)
     job.prepare({"data": str(inputs / "labelled.npz"), "partitions": 1}).run(tmp_path)
     loaded = load_partitioner(tmp_path)

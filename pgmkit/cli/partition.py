@@ -36,7 +36,11 @@ def partition() -> None:
 @partition.command()
 @click.argument("name", required=False)
 @click.option("--data", help=_DATA)
-@click.option("--partitions", type=int, help=f"How many parts; {defaults.CLUSTERS} by default.")
+@click.option(
+    "--partitions",
+    type=int,
+    help=f"How many parts; by default as many as NAME has, {defaults.CLUSTERS} for most.",
+)
 @click.option("-o", "--out", type=OutPath(), help="Output folder.")
 @click.option("--seed", type=int, help=f"Of everything random; {defaults.SEED} by default.")
 @_with_data

@@ -40,7 +40,7 @@ class PartitionSettings:
     Args:
         data: images, see `pgmkit.images.load_images`.
         partitioner: a name, or a table of `name` and parameters.
-        partitions: k, at least 1; None is as many as the partitioner has where 10 are asked for.
+        partitions: k, at least 1; None is as many as the partitioner has by itself.
         split: "train" or "test", where the data have both.
         size: side to which images are padded or resized; None leaves them.
         seed: of everything random.

@@ -253,10 +253,20 @@ def check_shatter(latents: int, remove: Any, clusters: Any) -> None:
 
 
 def check_images(generator: Generator, finder: Any) -> None:
-    """Raises ParameterError if a sampler has parts of images of another shape."""
+    """Raises ParameterError if a sampler cannot find parts of what a generator makes.
+
+    Its parts are of images of another shape, or would have to be learned from labels.
+    """
     fitted = getattr(finder, "fitted", None)
+    partitioner = getattr(finder, "partitioner", None)
     if isinstance(fitted, FittedPartitioner):
         fitted.check_images(generator.image.shape, generator.name)
+    elif contracts.needs_labels(partitioner):
+        raise ParameterError(
+            f"the {called('partitioners', partitioner)} learns from labels, and what a generator "
+            "makes has none; fit it to labelled images with pgmkit partition fit, and give its "
+            "folder"
+        )
 
 
 def check_spectrum(generator: Generator, spectrum: Spectrum) -> None:

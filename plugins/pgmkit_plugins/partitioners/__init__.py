@@ -5,7 +5,7 @@ from pgmkit import Component, hookimpl
 
 @hookimpl
 def pgmkit_partitioners() -> list[Component]:
-    """Offers partitioners that need no labels."""
+    """Offers partitioners, none of which but `labels` sees labels."""
     return [
         Component(
             "kmeans",
@@ -42,5 +42,20 @@ def pgmkit_partitioners() -> list[Component]:
             "the parts of another partitioner, corrected by a network that learns them",
             citation="Xie, Luong, Hovy and Le, Self-training with Noisy Student, CVPR 2020, from "
             "clusters instead of labels",
+        ),
+        Component(
+            "labels",
+            "pgmkit_plugins.partitioners.labels:Labels",
+            "supervised: the classes that a network predicts; an upper bound for comparisons",
+        ),
+        Component(
+            "random",
+            "pgmkit_plugins.partitioners.random:RandomPartitioner",
+            "the largest of random projections; a lower bound for comparisons",
+        ),
+        Component(
+            "single",
+            "pgmkit_plugins.partitioners.single:Single",
+            "one part, everything: the unconditional baseline",
         ),
     ]
