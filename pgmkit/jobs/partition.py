@@ -13,7 +13,9 @@ from pgmkit import defaults, files, pictures, progress, runs
 from pgmkit.components import name_of
 from pgmkit.config import IMAGES, check_count, make_settings, with_names
 from pgmkit.errors import ParameterError
+from pgmkit.evaluate import figures
 from pgmkit.evaluate.partitions import score_partition
+from pgmkit.evaluate.report import write_partition_report
 from pgmkit.images import check_source, load_images
 from pgmkit.images.source import ImageSource
 from pgmkit.learning import keeping
@@ -129,6 +131,7 @@ class Job:
             assert fitted.labels is not None
             scores = score_partition(fitted.labels, self.source)
             fitted = fitted.with_origin(settings=dict(settings), scores=scores)
+            write_partition_report(out, fitted, self.source, scores)
             fitted.save_pretrained(out)
             files.remove_folder(out / _LEARNING)
             return describe(fitted)
@@ -168,6 +171,17 @@ def assign_images(fitted: FittedPartitioner, source: ImageSource) -> dict[str, A
         "margins": margins_of(logits),
         "scores": score_partition(parts, source),
     }
+
+
+def draw_plane(
+    path: Path, fitted: FittedPartitioner, source: ImageSource, part: int | None
+) -> None:
+    """Draws points of the plane in the colours of their parts, and a guide, as a PNG.
+
+    See `pgmkit.evaluate.figures.plane`.
+    """
+    fitted.check_images(source.image.shape, "these")
+    files.write_bytes(path, figures.plane(fitted, source, part))
 
 
 def draw(
