@@ -180,7 +180,6 @@ def draw_plane(
 
     See `pgmkit.evaluate.figures.plane`.
     """
-    fitted.check_images(source.image.shape, "these")
     files.write_bytes(path, figures.plane(fitted, source, part))
 
 

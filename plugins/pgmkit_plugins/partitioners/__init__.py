@@ -51,7 +51,7 @@ def pgmkit_partitioners() -> list[Component]:
         Component(
             "random",
             "pgmkit_plugins.partitioners.random:RandomPartitioner",
-            "the largest of random projections; a lower bound for comparisons",
+            "the largest of random projections, which look for nothing; for comparisons",
         ),
         Component(
             "single",
