@@ -75,7 +75,8 @@ class Features(Protocol):
 class Partitioner(Protocol):
     """Splits the space of images into parts: the part of an image is its largest logit.
 
-    An attribute `space = "latents"` says that it splits the space of latents instead.
+    An attribute `space = "latents"` says that it splits the space of latents instead, and
+    `needs_labels = True` that it learns from the labels of a source.
 
     Attributes:
         num_partitions: k, as asked for until it is fitted, and as found from then on.
@@ -350,6 +351,11 @@ def selection_of(estimator: Any) -> str:
 def space_of(component: Any) -> str:
     """Returns what features or a partitioner looks at, "images" or "latents"."""
     return getattr(component, "space", "images")
+
+
+def needs_labels(partitioner: Any) -> bool:
+    """Returns whether a partitioner learns from labels, and so needs images that have some."""
+    return getattr(partitioner, "needs_labels", False) is True
 
 
 def num_partitions_of(partitioner: Any) -> int:

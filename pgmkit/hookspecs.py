@@ -82,14 +82,14 @@ def pgmkit_features() -> Iterable[Component]:  # type: ignore[empty-body]
 def pgmkit_partitioners() -> Iterable[Component]:  # type: ignore[empty-body]
     """Offers partitioners: they split images, or latents, into parts without labels.
 
-    The factory takes `num_partitions` and builds an object with `num_partitions`,
-    `fit(source, *, seed)` and `logits(x) -> (B, k)`; the part of an image is its largest logit. See
-    `pgmkit.contracts.Partitioner`. Parts, guide, margins and samplers the engine derives. With
-    `prepare`, `make_clusterer` and `split` (`pgmkit.contracts.Prepares`) the number of parts can be
-    chosen; `findings() -> dict` holds what reports should tell; with `represent` and `head`
-    (`pgmkit.contracts.Represents`) `pgmkit audit` can look at what lies before its last layer.
-    Saving is as for features; other components that it is made of stand in `parts`, by the names of
-    the parameters that name them.
+    The factory takes `num_partitions`, with a default for where no number is asked for, and builds
+    an object with `num_partitions`, `fit(source, *, seed)` and `logits(x) -> (B, k)`; the part of
+    an image is its largest logit. See `pgmkit.contracts.Partitioner`. Parts, guide, margins and
+    samplers the engine derives. With `prepare`, `make_clusterer` and `split`
+    (`pgmkit.contracts.Prepares`) the number of parts can be chosen; `findings() -> dict` holds what
+    reports should tell; with `represent` and `head` (`pgmkit.contracts.Represents`) `pgmkit audit`
+    can look at what lies before its last layer. Saving is as for features; other components that it
+    is made of stand in `parts`, by the names of the parameters that name them.
 
     Example:
         Images below or above the median brightness::
@@ -217,7 +217,8 @@ def pgmkit_backbones() -> Iterable[Component]:  # type: ignore[empty-body]
     `z (B, M)` to images and images `x` to logits `(B,)`; with partitions the modules also take the
     part `y (B,)`. The factory takes `latent_dim` and whatever else a training config gives. What is
     trained is exported under the backbone's name, so the plugin also offers a generator loader of
-    the same name and parameters.
+    the same name and parameters. Discriminators may have `features(x) -> (B, ...)`, what their last
+    layer sees, for features `discriminator`.
 
     Example:
         ::

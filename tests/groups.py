@@ -36,7 +36,8 @@ class Pictures:
         return self.values[index].to(self.device)
 
     def subset(self, index: Tensor) -> "Pictures":
-        return replace(self, values=self.values[index])
+        labels = None if self.labels is None else self.labels[index]
+        return replace(self, values=self.values[index], labels=labels)
 
     def summary(self) -> dict[str, Any]:
         return {"source": "pictures", "shape": list(self.values.shape), "sha256": "0"}
@@ -126,9 +127,9 @@ def every(source: Any) -> Tensor:
 
 
 def pictures(count: int, seed: int = 0) -> tuple[Pictures, Tensor]:
-    """Returns the same images as those of a data set, with the group of each."""
+    """Returns the same images as those of a data set, labelled, with the group of each."""
     source, latents = made(count, seed)
-    return Pictures(every(source)), truth(latents)
+    return Pictures(every(source), labels=truth(latents)), truth(latents)
 
 
 def points(count: int = 60) -> Pictures:

@@ -167,7 +167,7 @@ def indented(page: Path) -> list[str]:
 def test_the_tables_and_programs_on_the_page_on_partitioners_are_valid(tmp_path: Path) -> None:
     found = indented(PARTITIONERS)
     tables = [tomllib.loads(block) for block in found if block.lstrip().startswith("[")]
-    assert len(tables) == 3
+    assert len(tables) == 4
     for table in tables:
         values = {"source": "mnist-dcgan", "latents": 100, **table}
         assert prepare(values).resolved()["sampler"]["params"]["partitioner"]["num_partitions"]

@@ -1,5 +1,7 @@
 """Features: what all of them promise, and what each is for."""
 
+import json
+import shutil
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +25,7 @@ from pgmkit.errors import (
     GeneratorError,
     LoadError,
     ParameterError,
+    PgmkitError,
     PgmkitWarning,
     PluginError,
     UnknownNameError,
@@ -30,6 +33,8 @@ from pgmkit.errors import (
 from pgmkit.images import GeneratedImages, shrunk
 from pgmkit.learning.encoder import image_bytes, looked_at
 from pgmkit.learning.pca import leading_eigenvectors, principal_components
+from pgmkit.loading.discriminators import load_discriminator
+from pgmkit.partition import fit_partitioner, load_partitioner
 from pgmkit.plugins import build, list_components
 from pgmkit.states import load_state_of, state_of
 
@@ -37,7 +42,7 @@ TINY = "test_resnet"
 """A timm model with 0.5 million weights, made for tests."""
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-SEES_IMAGES_ALONE = ("classifier", "contrastive", "network", "timm")
+SEES_IMAGES_ALONE = ("classifier", "contrastive", "discriminator", "network", "timm")
 
 
 def timm_table(**parameters: Any) -> dict[str, Any]:
@@ -58,6 +63,7 @@ TABLES: dict[str, Callable[[], dict[str, Any]]] = {
     "timm": timm_table,
     "network": lambda: {"name": "network", "module": convolution()},
     "classifier": lambda: {"name": "classifier"},
+    "discriminator": lambda: {"name": "discriminator"},
     "contrastive": lambda: {"name": "contrastive", "steps": 4, "batch_size": 32, "width": 4},
 }
 WIDTHS = {
@@ -68,6 +74,7 @@ WIDTHS = {
     "timm": 96,
     "network": 36,
     "classifier": 128,
+    "discriminator": 128,
     "contrastive": 128,
 }
 
@@ -99,6 +106,8 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     if request.param == "classifier":
         table["classifier"] = tiny.write_tiny_classifier(tmp_path_factory.mktemp("x") / "y")
         seen = Pictures(seen.values[:, :1])
+    if request.param == "discriminator":
+        table["source"] = tiny.write_tiny_gan(tmp_path_factory.mktemp("x") / "gan")
     return Case(request.param, table, seen)
 
 
@@ -271,12 +280,14 @@ def test_a_module_of_your_own_sees_the_images_as_they_are() -> None:
     assert torch.equal(recorder.images, x)
 
 
-@pytest.mark.parametrize("label", ["timm", "network", "classifier"])
+@pytest.mark.parametrize("label", ["timm", "network", "classifier", "discriminator"])
 def test_features_have_length_1_unless_that_is_not_wanted(label: str, tmp_path: Path) -> None:
     table, (source, _) = TABLES[label](), pictures(20)
     if label == "classifier":
         table["classifier"] = tiny.write_tiny_classifier(tmp_path / "classifier")
         source = Pictures(source.values[:, :1])
+    if label == "discriminator":
+        table["source"] = tiny.write_tiny_gan(tmp_path / "gan")
     found = []
     for normalize in (True, False):
         features = Case(label, {**table, "normalize": normalize}, source).fitted()
@@ -301,6 +312,74 @@ def test_a_classifier_shows_what_its_last_layer_sees(tmp_path: Path) -> None:
     assert torch.equal(features(x), features._module.features(x))
     with pytest.raises(LoadError, match="nowhere"):
         build("features", "classifier", classifier=f"local-dir:{tmp_path / 'nowhere'}")
+
+
+def of_discriminator(source: str, **more: Any) -> Any:
+    return build("features", "discriminator", source=source, **more)
+
+
+def test_a_discriminator_shows_what_its_last_layer_sees(tmp_path: Path) -> None:
+    """A convolution of all that is seen, which gives the logit."""
+    name, (source, _) = tiny.write_tiny_gan(tmp_path), pictures(6)
+    features = of_discriminator(name, normalize=False)
+    features.fit(source, seed=0)
+    module = load_discriminator(name).module
+    x = every(source)
+    logits = features(x) @ module.layers[-1].weight.flatten()  # type: ignore[operator, union-attr, index]
+    torch.testing.assert_close(logits, module(x))
+    assert module(x).std() > 0
+
+
+def test_a_discriminator_is_read_again_by_each_fit(tmp_path: Path) -> None:
+    source, _ = pictures(6)
+    name = tiny.write_tiny_gan(tmp_path, seed=0)
+    features = of_discriminator(name)
+    features.fit(source, seed=0)
+    before = features(every(source))
+    tiny.write_tiny_gan(tmp_path, seed=1)
+    assert torch.equal(features(every(source)), before)
+    features.fit(source, seed=0)
+    assert not torch.allclose(features(every(source)), before, atol=1e-3)
+
+
+def test_a_loaded_discriminator_needs_no_folder_and_takes_no_more_than_its_weights(
+    tmp_path: Path,
+) -> None:
+    source, _ = pictures(60)
+    name = tiny.write_tiny_gan(tmp_path / "gan")
+    table = {"name": "kmeans", "features": {"name": "discriminator", "source": name}}
+    fitted = fit_partitioner(table, source, partitions=2)
+    fitted.save_pretrained(tmp_path / "parts")
+    shutil.rmtree(tmp_path / "gan")
+    loaded = load_partitioner(tmp_path / "parts")
+    assert torch.equal(loaded.logits(every(source)), fitted.logits(every(source)))
+    state = dict(state_of(fitted.partitioner.features))
+    assert json.loads(state["network"].numpy().tobytes())[0] == "dcgan"
+    for network, said in (
+        (["dcgan", {"channels": [2**15, 2**15], "image_channels": 3}], "ask for a network"),
+        (["dcgan", {"channels": [8, 8], "image_channels": 3}], "do not fit the backbone"),
+        (["os:system", {}], "no backbone is called 'os:system'"),
+    ):
+        text = json.dumps(network).encode()
+        tampered = {**state, "network": torch.tensor(list(text), dtype=torch.uint8)}
+        with pytest.raises(PgmkitError, match=said):
+            of_discriminator(name).load_state(tampered)
+
+
+def test_what_has_no_discriminator_to_look_at_the_images_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, _ = pictures(4)
+    with pytest.raises(LoadError, match="mnist-dcgan holds no discriminator: it has no discrim"):
+        of_discriminator("mnist-dcgan").fit(source, seed=0)
+    with pytest.raises(LoadError, match="no folder"):
+        of_discriminator(f"local-dir:{tmp_path / 'none'}").fit(source, seed=0)
+    name = tiny.write_tiny_gan(tmp_path)
+    with pytest.raises(ParameterError, match=r"at images of \(3, 8, 8\), and these are \(1, 8, 8"):
+        of_discriminator(name).fit(Pictures(source.values[:, :1]), seed=0)
+    monkeypatch.delattr("pgmkit_plugins.backbones.dcgan.DCGANDiscriminator.features")
+    with pytest.raises(ParameterError, match="'dcgan' does not tell what its last layer sees"):
+        of_discriminator(name).fit(source, seed=0)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -473,6 +552,7 @@ def test_more_than_two_threads_change_nothing() -> None:
         ("timm", {"input_size": 0}, ParameterError, "input_size"),
         ("network", {}, ParameterError, "module"),
         ("classifier", {}, ParameterError, "classifier"),
+        ("discriminator", {}, ParameterError, "source"),
         ("contrastive", {"steps": 0}, ParameterError, "steps must be .*0"),
         ("contrastive", {"width": 0}, ParameterError, "width must be .*0"),
         ("contrastive", {"batch_size": 0}, ParameterError, "batch_size must be .*0"),

@@ -5,10 +5,12 @@ import csv
 import itertools
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import pytest
 import torch
 from hub_server import HubServer
 from huggingface_hub import snapshot_download
+from matplotlib.axes import Axes
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny import (
@@ -32,8 +35,10 @@ from tiny import (
 
 import pgmkit
 from pgmkit.errors import LoadError, ParameterError
+from pgmkit.evaluate import figures
 from pgmkit.evaluate.partitions import partition_scores
-from pgmkit.images import GeneratedImages, load_images
+from pgmkit.evaluate.report import write_partition_report
+from pgmkit.images import ArrayImages, GeneratedImages, load_images
 from pgmkit.jobs import partition as job
 from pgmkit.partition import load_partitioner
 from pgmkit_plugins.features import contrastive
@@ -149,10 +154,12 @@ def test_each_part_is_matched_with_one_class_at_most(
 
 def test_fit_leaves_a_hub_folder_and_scores_the_parts_against_labels(parts: Path) -> None:
     names = {path.name for path in parts.iterdir() if path.name != ".lock"}
-    assert names == {"README.md", "partitioner.json", STATE, "run.json", "samples.png"}
+    files = {"README.md", "partitioner.json", STATE, "report.html", "run.json", "samples.png"}
+    assert names == files
     printed = parts.with_name("stdout.txt").read_text()
     assert "NMI 1.0000, AMI 1.0000, ARI 1.0000, accuracy by matching 1.0000 (60 images)" in printed
     assert f"--partitioner local-dir:{parts}" in printed
+    assert f"report: {parts / 'report.html'}" in printed
     config = json.loads((parts / "partitioner.json").read_text())
     assert config["sizes"] == [30, 30]
     assert config["partitioner"]["name"] == "pgmkit:kmeans"
@@ -192,9 +199,125 @@ def test_points_are_fitted_assigned_and_drawn(tmp_path: Path) -> None:
     assert json.loads(printed.stdout)["scores"]["matched_accuracy"] == 1
     found = told("partition", "assign", out, "--data", f"{data}:seed=1")
     assert found["scores"]["adjusted_rand_index"] == 1
-    assert run_pgmkit("partition", "plot", out, "--data", data, "-o", picture).code == 0
-    with Image.open(picture) as drawn:
-        assert drawn.width > drawn.height / 8
+    assert (out / "report.html").read_text().count("<img") == 2  # the plane, and sizes
+    pixels = []
+    for words in ((), ("--part", 3)):
+        drawn = run_pgmkit("partition", "plot", out, "--data", data, "-o", picture, *words)
+        assert drawn.code == 0, drawn.stderr
+        with Image.open(picture) as opened:
+            assert opened.width == opened.height
+            pixels.append(np.asarray(opened.convert("L")).astype(int))
+    assert (pixels[1] < 50).sum() > 2 * (pixels[0] < 50).sum()  # the arrows are black
+
+
+def test_the_report_shows_each_part_and_needs_no_other_file(
+    inputs: Path, parts: Path, tmp_path: Path
+) -> None:
+    page = (parts / "report.html").read_text()
+    assert re.findall(r"<img[^>]*src=\"(.{14})", page) == ["data:image/png"] * 3
+    assert not re.search(r"https?://|<link|<script|@import|url\(|\bhref", page)
+    config = json.loads((parts / "partitioner.json").read_text())
+    for told_of in (
+        *("2 parts of 60 1×32×32 images", "part 0</b>: 30 images, 50.0%", "Agreement with labels"),
+        *("pgmkit:kmeans (num partitions 2", "matched accuracy</td><td>1.0000", "0 of 2"),
+        *(config["data"]["sha256"], config["machine"], f"torch {config['versions']['torch']}"),
+    ):
+        assert told_of in page, told_of
+    assert fit(inputs / "unlabelled.npz", tmp_path / "out", "kmeans").code == 0
+    assert "labels" not in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_the_report_tells_of_supervision_and_of_parts_without_images(
+    inputs: Path, tmp_path: Path
+) -> None:
+    quick = ("--set", "partitioner.steps=3", "--set", "partitioner.width=4")
+    finished = fit(inputs / "labelled.npz", tmp_path / "labels", "labels", *quick)
+    assert finished.code == 0, finished.stderr
+    assert "pgmkit:labels: supervised True, training accuracy" in finished.stdout
+    assert "supervised True" in (tmp_path / "labels" / "report.html").read_text()
+    assert "supervised" in (tmp_path / "labels" / "README.md").read_text()
+    source = load_images(str(inputs / "labelled.npz"))
+    fitted = pgmkit.fit_partitioner("kmeans", source, partitions=2)
+    page = write_partition_report(tmp_path, replace(fitted, sizes=[60, 0]), source, None)
+    assert "part 1</b>: 0 images, 0.0%</figcaption></figure>" in page.read_text()
+    assert "1 of 2" in page.read_text()
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[list[Any], dict[str, Any]]]:
+    """What the axes of a figure are given, by what they draw of it."""
+    found: dict[str, tuple[list[Any], dict[str, Any]]] = {}
+
+    def noted(name: str) -> Any:
+        return lambda _, *given, **more: found.update({name: (list(given), more)})
+
+    for name in ("quiver", "imshow", "scatter"):
+        monkeypatch.setattr(Axes, name, noted(name))
+    return found
+
+
+def test_arrows_of_the_plane_point_where_the_guide_pulls(drawn: dict[str, Any]) -> None:
+    """Of two centres, R_0 is by how much nearer the other is, and nothing where it is not."""
+    points = torch.tensor([[-1.0, -1.0], [1.0, 0.0]]).repeat(20, 1)
+    source = ArrayImages(points, value_range=(-2, 2))
+    fitted = pgmkit.fit_partitioner({"name": "kmeans", "features": "pixels"}, source, partitions=2)
+    own, other = (fitted.partitioner.centers_[i].numpy() for i in (0, 1))
+    figures.plane(fitted, source, part=0)
+    columns, _ = drawn["quiver"]
+    x, arrows = np.stack(columns[:2], axis=1), np.stack(columns[2:], axis=1)
+    assert 24 * 24 / 3 < len(x) < 24 * 24 * 2 / 3
+    assert (np.linalg.norm(x - other, axis=1) < np.linalg.norm(x - own, axis=1)).all()
+    away, to = x - other, own - x
+    pull = away / np.linalg.norm(away, axis=1)[:, None] + to / np.linalg.norm(to, axis=1)[:, None]
+    np.testing.assert_allclose(arrows, pull / np.linalg.norm(pull, axis=1)[:, None], atol=1e-3)
+    for part in (2, -1):
+        with pytest.raises(ParameterError, match="parts are numbered from 0 to 1"):
+            figures.plane(fitted, source, part=part)
+
+
+def test_the_plane_has_the_colours_of_its_parts(drawn: dict[str, Any]) -> None:
+    source = load_images("points:grid:n=500")
+    fitted = pgmkit.fit_partitioner("kmeans", source, partitions=25)
+    figures.plane(fitted, source)
+    assert "quiver" not in drawn
+    colours = drawn["scatter"][1]["c"]
+    found = fitted.assign(source.batch(torch.arange(500)))
+    of_parts = [np.unique(colours[found == part], axis=0) for part in range(25)]
+    assert [len(own) for own in of_parts] == [1] * 25
+    apart = np.abs(np.concatenate(of_parts)[:, None] - np.concatenate(of_parts)).max(axis=2)
+    assert apart[~np.eye(25, dtype=bool)].min() > 0.03
+    areas = drawn["imshow"][0][0]
+    at_mode = areas[round(300 * (4 + 6) / 12), round(300 * (-2 + 6) / 12)]
+    (part,) = fitted.assign(torch.tensor([[-2.0, 4.0]])).tolist()
+    np.testing.assert_allclose(at_mode, 1 - (1 - of_parts[part][0]) / 4)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_plane_of_a_single_part_has_no_arrows() -> None:
+    source = load_images("points:ring:n=50")
+    fitted = pgmkit.fit_partitioner("single", source)
+    assert figures.plane(fitted, source, part=0).startswith(b"\x89PNG")
+
+
+def test_what_is_no_plane_or_has_no_gradient_is_not_drawn(
+    inputs: Path, parts: Path, tmp_path: Path
+) -> None:
+    source = load_images("points:ring:n=80")
+    table = {"name": "clusterer", "features": "pixels"}
+    fitted = pgmkit.fit_partitioner(table, source, partitions=8)
+    with pytest.raises(ParameterError, match=r"clusterer' have no gradient, so they guide nothing"):
+        figures.plane(fitted, source, part=1)
+    out = tmp_path / "x.png"
+    with pytest.raises(ParameterError, match="holds 1×32×32 images, and no points of the plane"):
+        figures.plane(load_partitioner(parts), load_images(str(inputs / "labelled.npz")))
+    words = ("partition", "plot", parts, "--data", inputs / "labelled.npz", "-o", out)
+    finished = run_pgmkit(*words, "--part", 1)
+    assert finished.code == 2
+    assert "--part is for points of the plane" in finished.stderr
+    fitted.save_pretrained(tmp_path / "ring")
+    words = ("partition", "plot", tmp_path / "ring", "--data", "points:ring:n=80", "-o", out)
+    assert "-n is for images" in run_pgmkit(*words, "-n", 3).stderr
+    assert not out.exists()
 
 
 def test_the_saving_of_parts_and_samples_is_a_phase_of_its_own(
@@ -229,7 +352,7 @@ def test_a_single_part_is_everything_and_nothing_is_learned(
     def fail(*arguments: object, **more: object) -> None:
         pytest.fail("learned, or judged")
 
-    monkeypatch.setattr("pgmkit_plugins.partitioners.self_trained.minimise", fail)
+    monkeypatch.setattr("pgmkit_plugins.partitioners.self_trained.learn_labels", fail)
     monkeypatch.setattr("pgmkit_plugins.partitioners.most_stable.MostStable.fit", fail)
     job.prepare({"data": str(inputs / "labelled.npz"), "partitions": 1}).run(tmp_path)
     loaded = load_partitioner(tmp_path)
@@ -301,6 +424,14 @@ BAD: dict[str, tuple[list[object], str]] = {
         ],
         "has 3 parts, and 10 are asked for",
     ),
+    "no labels": (
+        ["labels", "--data", "UNLABELLED"],
+        "'pgmkit:labels' learns from labels, and the images have none",
+    ),
+    "more than a single part": (
+        ["single", "--data", "LABELLED", "--partitions", 2],
+        "has one part, so num_partitions must be 1 or left out, not 2",
+    ),
     "features of latents": (
         ["kmeans", "--data", "LABELLED", "--set", "partitioner.features=latents"],
         "looks at latents",
@@ -313,7 +444,8 @@ def test_a_bad_fit_is_one_line_and_leaves_no_folder(
     case: str, inputs: Path, tmp_path: Path
 ) -> None:
     words, said = BAD[case]
-    given = [inputs / "labelled.npz" if word == "LABELLED" else word for word in words]
+    data = {name.upper(): inputs / f"{name}.npz" for name in ("labelled", "unlabelled")}
+    given = [data.get(str(word), word) for word in words]
     assert said in one_error(run_pgmkit("partition", "fit", *given, "-o", tmp_path / "out"))
     assert not list(tmp_path.iterdir())
 

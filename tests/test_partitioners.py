@@ -4,7 +4,7 @@ import json
 import math
 import sys
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ import torch
 from groups import Pictures, agreement, every, made, pictures, truth
 from torch import Tensor, nn
 
+import pgmkit
 from pgmkit import contracts
 from pgmkit.choosing import Choice
-from pgmkit.errors import ParameterError, PgmkitWarning, PluginError, UnknownNameError
+from pgmkit.errors import DataError, ParameterError, PgmkitWarning, PluginError, UnknownNameError
 from pgmkit.partition import assign, fit_partitioner, load_partitioner
 from pgmkit.plugins import build, list_components
 from pgmkit.states import load_state_of, state_of, table_of
@@ -78,9 +79,12 @@ TABLES: dict[str, dict[str, Any]] = {
         "base": {"name": "most-stable", "candidates": ["kmeans", "mixture"]},
         **QUICK,
     },
+    "labels": QUICK,
+    "random": {},
 }
 NO_GRADIENT = ("clusterer", "manifold")
-DRAWN = ("self-trained", "kmeans of contrast", "kmeans of timm")
+NO_POINTS = ("labels", "random")
+DRAWN = ("self-trained", "kmeans of contrast", "kmeans of timm", "labels", "random")
 quiet = pytest.mark.filterwarnings("ignore::pgmkit.errors.PgmkitWarning")
 
 
@@ -107,7 +111,7 @@ class Case:
     def name(self) -> str:
         return self.table["name"]
 
-    def build(self, k: int = K, **parameters: Any) -> Any:
+    def build(self, k: int | None = K, **parameters: Any) -> Any:
         return build("partitioners", {**self.table, **parameters}, num_partitions=k)
 
     def fitted(self, source: Any, k: int = K, seed: int = 0) -> Any:
@@ -143,11 +147,12 @@ def parts(partitioner: Any, source: Any) -> Tensor:
 
 
 def test_every_built_in_is_among_the_cases() -> None:
-    offered = {component.name for component in list_components("partitioners")} - {"fixed"}
-    assert offered == {Case(label).name for label in TABLES}
+    """All but the one of a single part and that of parts found before, which have their own."""
+    offered = {component.name for component in list_components("partitioners")}
+    assert offered == {Case(label).name for label in TABLES} | {"fixed", "single"}
 
 
-def test_groups_are_found_and_told_of_new_images(fitted: Any, seen: Any) -> None:
+def test_groups_are_found_and_told_of_new_images(case: Case, fitted: Any, seen: Any) -> None:
     source, group = seen
     assert fitted.num_partitions == K
     logits = contracts.logits_of(fitted, every(source))
@@ -157,6 +162,8 @@ def test_groups_are_found_and_told_of_new_images(fitted: Any, seen: Any) -> None
     found = parts(fitted, source)
     assert found.dtype == torch.int64
     assert found.unique().tolist() == list(range(K))
+    if case.name == "random":  # which does not look for groups
+        return
     assert agreement(found, group) > 0.95
     new, truly = pictures(300, seed=1)
     assert agreement(parts(fitted, new), truly) > 0.93
@@ -173,6 +180,10 @@ def test_images_that_a_generator_makes_are_split_as_those_of_a_data_set(brief: C
     """Where latents do not move, a source is what its images are."""
     source, _ = made(100)
     stored = Pictures(every(source))
+    if brief.name == "labels":
+        with pytest.raises(DataError, match="images of gated has no labels"):
+            brief.fitted(source)
+        return
     assert torch.equal(parts(brief.fitted(source), source), parts(brief.fitted(stored), source))
 
 
@@ -216,13 +227,13 @@ def test_logits_guide_where_they_have_a_gradient(case: Case, fitted: Any, seen: 
 
 def test_logits_lie_where_the_images_lie(case: Case, fitted: Any, seen: Any) -> None:
     for device in DEVICES:
-        there = Pictures(seen[0].values[:100], torch.device(device))
+        here = seen[0].subset(torch.arange(100))
+        there = replace(here, device=torch.device(device))
         x = every(there)
         assert contracts.logits_of(fitted, x).device == x.device
         if device != "cpu":
             again = case.fitted(there)
             assert contracts.logits_of(again, x).device == x.device
-            here = Pictures(seen[0].values[:100])
             assert agreement(parts(again, there).cpu(), parts(case.fitted(here), here)) > 0.9
 
 
@@ -241,6 +252,8 @@ def test_a_few_images_are_enough_and_too_few_are_refused(brief: Case) -> None:
 
 def test_a_single_part_is_everything_unless_the_number_is_found(brief: Case) -> None:
     source, _ = pictures(200)
+    if brief.name == "labels":
+        source = replace(source, labels=torch.full((200,), 7))
     one = brief.fitted(source, k=1)
     count = K if brief.label == "clusterer with a number of its own" else 1
     assert one.num_partitions == count
@@ -252,14 +265,17 @@ def test_a_single_part_is_everything_unless_the_number_is_found(brief: Case) -> 
 
 def test_points_of_the_plane_are_split_or_refused(case: Case) -> None:
     source = groups.points(100)
-    if case.name == "self-trained" or "timm" in case.label or "contrast" in case.label:
+    if case.name in ("self-trained", "labels") or "timm" in case.label or "contrast" in case.label:
         with pytest.raises(ParameterError, match="looks at images, and these are points; choose"):
             case.fitted(source, k=2)
     else:
         few = {"embedding_dims": 2} if case.name == "manifold" else {}
         partitioner = case.build(2, **few)
         contracts.fit("partitioners", partitioner, source, 0)
-        assert agreement(parts(partitioner, source), torch.arange(100) % 2) > 0.95
+        found = parts(partitioner, source)
+        assert found.unique().tolist() == [0, 1]
+        if case.name != "random":
+            assert agreement(found, torch.arange(100) % 2) > 0.95
 
 
 @quiet
@@ -267,6 +283,9 @@ def test_points_come_before_parts(brief: Case) -> None:
     """What is learned first does not depend on k, and the parts are those of a fit in one go."""
     source, _ = pictures(200)
     first, second = brief.build(), brief.build(K if "stable" in brief.label else 9)
+    assert isinstance(first, contracts.Prepares) is (brief.name not in NO_POINTS)
+    if brief.name in NO_POINTS:
+        return
     points, same = (contracts.prepared_points(part, source, 0) for part in (first, second))
     assert points.is_floating_point()
     assert len(points) == 200
@@ -641,6 +660,107 @@ def test_candidates_are_split_after_they_were_prepared() -> None:
         kept.num_partitions = 2
 
 
+def test_labels_are_learned_and_how_well_is_told() -> None:
+    """A part for each class, in the order of their numbers."""
+    source, group = pictures(300)
+    named = torch.tensor([9, 3, 40, 5])[group]
+    found = Case("labels").build(k=None)
+    found.fit(replace(source, labels=named), seed=0)
+    assert found.num_partitions == 4
+    right = torch.tensor([3, 5, 9, 40])[parts(found, source)] == named
+    told = dict(found.findings())
+    assert told.pop("supervised") is True
+    # Of 300 images, 30 are held out.
+    shares = 0.9 * told["training accuracy"] + 0.1 * told["held-out accuracy"]
+    assert float(right.double().mean()) == pytest.approx(shares, abs=1e-4)
+    assert min(told.values()) > 0.95
+    mistaken = replace(source, labels=torch.arange(300) % 4)
+    found.fit(mistaken, seed=0)
+    assert found.findings()["held-out accuracy"] < 0.6
+
+
+def test_what_is_made_of_labels_is_called_supervised_too() -> None:
+    source, _ = pictures(100)
+    learned = Case("self-trained", in_a_hurry=True).build(base=Case("labels", True).build())
+    learned.fit(source, seed=0)
+    assert learned.findings()["base supervised"] is True
+
+
+def test_labels_that_are_not_there_or_of_another_number_are_refused(tmp_path: Path) -> None:
+    source, _ = pictures(60)
+    with pytest.raises(ParameterError, match=r"'pgmkit:labels' learns from labels, .* have none"):
+        fit_partitioner("labels", replace(source, labels=None))
+    with pytest.raises(ParameterError, match="have 4 classes, and 3 parts are asked for; leave"):
+        fit_partitioner("labels", source, partitions=3)
+    with pytest.raises(ParameterError, match="needs at least 5 images to learn from"):
+        fit_partitioner("labels", source.subset(torch.arange(4)))
+    fitted = fit_partitioner(Case("labels", in_a_hurry=True).table, source)
+    fitted.save_pretrained(tmp_path)
+    loaded = load_partitioner(tmp_path)
+    assert fitted.num_partitions == loaded.num_partitions == 4
+    assert loaded.origin["findings"]["supervised"] is True
+
+
+def test_a_generator_is_not_shattered_by_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which is said before a spectrum is computed."""
+
+    def never(generator: Any, **_: Any) -> None:
+        raise AssertionError("computed a spectrum")
+
+    monkeypatch.setattr("pgmkit.shattering.algorithm.compute_spectrum", never)
+    with pytest.raises(ParameterError, match="learns from labels, and what a generator makes has"):
+        pgmkit.shatter(groups.gated(), partitioner="labels", latents=100)
+
+
+@pytest.mark.parametrize("k", [2, 10, 40])
+def test_parts_by_chance_have_about_equal_mass(k: int) -> None:
+    random = torch.Generator().manual_seed(0)
+    skewed = torch.randn(2, 4000, 1, 6, 6, generator=random).exp().div(4).sub(1).clamp(-1, 1)
+    source, new = (Pictures(values) for values in skewed)
+    found, other = (Case("random").fitted(source, k=k, seed=seed) for seed in (0, 1))
+    shares = parts(found, source).bincount(minlength=k) * (k / 4000)
+    assert (shares - 1).abs().max() <= 0.1
+    of_new = parts(found, new).bincount(minlength=k) * (k / 4000)
+    assert (of_new - 1).abs().max() < 0.5
+    assert agreement(parts(found, source), parts(other, source)) < 0.2
+
+
+def test_functions_by_chance_are_scaled_and_linear() -> None:
+    source, _ = pictures(300)
+    found = Case("random").fitted(source, k=5)
+    x = every(source).double()
+    logits = found.logits(x)
+    torch.testing.assert_close(logits.std(dim=0, correction=0), torch.ones(5).double())
+    middle = (x[:10] + x[10:20]) / 2
+    between = (logits[:10] + logits[10:20]) / 2
+    torch.testing.assert_close(found.logits(middle), between, rtol=1e-5, atol=1e-5)
+
+
+def test_a_single_part_has_no_border(tmp_path: Path) -> None:
+    source, _ = pictures(40)
+    fitted = fit_partitioner("single", source)
+    assert fitted.sizes == [40]
+    x = every(source).requires_grad_()
+    assert torch.equal(fitted.assign(x), torch.zeros(40).long())
+    pull = fitted.guide(x, 0)
+    (slope,) = torch.autograd.grad(pull.sum(), x)
+    assert torch.equal(pull, torch.zeros(40))
+    assert torch.equal(slope, torch.zeros_like(x))
+    fitted.save_pretrained(tmp_path)
+    loaded = load_partitioner(tmp_path)
+    assert torch.equal(loaded.logits(x), torch.zeros(40, 1))
+    assert fit_partitioner("single", groups.points(), partitions=1).sizes == [60]
+    for given in ({"partitions": 3}, {"partitioner": {"name": "single", "num_partitions": 3}}):
+        with pytest.raises(ParameterError, match="one part, so num_partitions must be 1 or left"):
+            fit_partitioner(**{"partitioner": "single", "source": source, **given})
+
+
+def test_a_generator_with_a_single_part_is_unconditional() -> None:
+    shattered = pgmkit.shatter(groups.gated(), partitioner="single", remove=0.0, latents=50)
+    assert shattered.cluster_sizes == [50]
+    assert shattered.sample(3, cluster=0).shape == (3, 3, 8, 8)
+
+
 HDBSCAN = Case("clusterer with a number of its own").table
 
 
@@ -818,6 +938,11 @@ def test_what_is_learned_by_heart_is_measured_on_what_was_held_out(name: str, se
         ("self-trained", {"batch_size": 1}, "batch_size"),
         ("self-trained", {"strength": -1}, "strength"),
         ("self-trained", {"learning_rate": 0}, "learning_rate"),
+        ("labels", {"num_partitions": 0}, "num_partitions"),
+        ("labels", {"steps": 0}, "steps"),
+        ("labels", {"batch_size": 3}, "batch_size"),
+        ("random", {"num_partitions": 0}, "num_partitions"),
+        ("random", {"features": "nothing"}, "nothing"),
         ("self-trained", {"flip": "no"}, "flip = true or false or nothing, not 'no'"),
     ],
 )

@@ -304,7 +304,7 @@ def test_a_single_cluster_is_everything_and_nothing_is_learned(
     def fail(*arguments: object, **more: object) -> None:
         pytest.fail("learned, or judged")
 
-    monkeypatch.setattr("pgmkit_plugins.partitioners.self_trained.minimise", fail)
+    monkeypatch.setattr("pgmkit_plugins.partitioners.self_trained.learn_labels", fail)
     monkeypatch.setattr("pgmkit_plugins.features.contrastive.minimise", fail)
     monkeypatch.setattr("pgmkit_plugins.partitioners.most_stable.choose_num_clusters", fail)
     monkeypatch.setattr("pgmkit_plugins.partitioners.most_stable.refitted_stability", fail)

@@ -21,6 +21,7 @@ from pgmkit.evaluate.classifier import load_classifier
 from pgmkit.images import load_images
 from pgmkit.jobs.train import prepare
 from pgmkit.learning import learn
+from pgmkit.loading.discriminators import load_discriminator
 from pgmkit.train.gan import GANSettings, GANTask
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -70,6 +71,7 @@ def test_a_gan_is_trained_exported_and_loaded(
     training = generator.provenance["training"]
     assert (training["seed"], training["steps"]) == (0, 2 * (300 // 8))
     assert "CC BY-SA 3.0" in (model / "README.md").read_text()
+    assert load_discriminator(f"local-dir:{model}").shape == (1, 32, 32)
     epochs = [line.split(":")[0] for line in lines if line.startswith("epoch")]
     assert epochs == ["epoch 1/2", "epoch 2/2"]
     with (tmp_path / "tiny" / "losses.csv").open() as file:
@@ -173,6 +175,10 @@ def test_the_discriminator_may_have_an_optimizer_of_its_own(digits: Path, tmp_pa
         for name, model in still.models.items()
     }
     assert moved["discriminator"] < 1e-6 < 1e-3 < moved["generator"]
+    kept = load_discriminator(f"local-dir:{tmp_path / 'model'}").module.state_dict()
+    trained = job.models["discriminator"].state_dict()
+    assert kept.keys() == trained.keys()
+    assert all(torch.equal(value, trained[name]) for name, value in kept.items())
 
 
 class Forgetful(nn.Module):
@@ -252,8 +258,9 @@ def test_snapshots_are_exported_on_the_way_and_change_nothing(digits: Path, tmp_
     config = gan_config("epochs=2", "snapshots=[1]")
     model = run_training(config, str(digits), tmp_path / "run")
     snapshot = tmp_path / "run" / "snapshots" / "epoch-001"
-    same = [(path / "model.safetensors").read_bytes() for path in (plain, model)]
-    assert same[0] == same[1] != (snapshot / "model.safetensors").read_bytes()
+    for name in ("model.safetensors", "discriminator.safetensors"):
+        same = [(path / name).read_bytes() for path in (plain, model)]
+        assert same[0] == same[1] != (snapshot / name).read_bytes()
     early, late = (
         pgmkit.load_generator(f"local-dir:{path}").provenance["training"]
         for path in (snapshot, model)

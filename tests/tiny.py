@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 import pgmkit
 from pgmkit.cli import main
 from pgmkit.errors import SamplingError
-from pgmkit.loading.saving import write_generator
+from pgmkit.loading.saving import save_generator, write_generator
 from pgmkit.plugins import build
 
 LATENT_DIM = 4
@@ -85,6 +85,26 @@ def write_tiny_generator(folder: Path) -> str:
         model_args=MODEL_ARGS,
     )
     write_generator(folder, generator)
+    return f"local-dir:{folder}"
+
+
+def write_tiny_gan(folder: Path, seed: int = 0) -> str:
+    """Writes an untrained DCGAN of 3×8×8 images with its discriminator; returns its reference."""
+    model_args = {"latent_dim": LATENT_DIM, "channels": [8], "image_channels": 3}
+    backbone = build("backbones", "dcgan", **model_args)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module, discriminator = backbone.generator(), backbone.discriminator()
+    generator = pgmkit.Generator(
+        module,
+        latent=pgmkit.LatentSpec(LATENT_DIM),
+        image=pgmkit.ImageSpec((3, 8, 8)),
+        name="tiny",
+        architecture="dcgan",
+        model_args=model_args,
+    )
+    samples = generator.images(generator.sample_latents(4, seed=0))
+    save_generator(folder, generator, card="", samples=samples, discriminator=discriminator)
     return f"local-dir:{folder}"
 
 

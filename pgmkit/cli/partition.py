@@ -29,6 +29,7 @@ _SCORES = {
     "adjusted_rand_index": "ARI",
     "matched_accuracy": "accuracy by matching",
 }
+_PER_PART = 16
 
 
 def _with_data(command: Any) -> Any:
@@ -45,7 +46,11 @@ def partition() -> None:
 @partition.command()
 @click.argument("name", required=False)
 @click.option("--data", help=_DATA)
-@click.option("--partitions", type=int, help=f"How many parts; {defaults.CLUSTERS} by default.")
+@click.option(
+    "--partitions",
+    type=int,
+    help=f"How many parts; by default as many as NAME has, {defaults.CLUSTERS} for most.",
+)
 @click.option("-o", "--out", type=OutPath(), help="Output folder.")
 @click.option("--seed", type=int, help=f"Of everything random; {defaults.SEED} by default.")
 @_with_data
@@ -62,7 +67,7 @@ def fit(
     as_json: bool,
     **flags: Any,
 ) -> None:
-    """Fit the partitioner NAME to images, and leave it in OUT as a Hub folder.
+    """Fit the partitioner NAME to images, and leave it in OUT as a Hub folder, with a report.
 
     NAME is one of `pgmkit components ls partitioners`. A run that was stopped continues.
     `pgmkit shatter SOURCE --partitioner local-dir:OUT` shatters a generator with it, and `pgmkit
@@ -82,6 +87,7 @@ def fit(
         print_json({"out": str(out), **numbers})
     else:
         _print(numbers)
+        click.echo(f"report: {out}/report.html")
         click.echo(f"\nshatter a generator with it: --partitioner local-dir:{out}")
 
 
@@ -93,13 +99,16 @@ def fit(
 @device_option
 @quiet_option
 @json_option
-def assign(partitioner: str, out: Path | None, as_json: bool, **where: Any) -> None:
+def assign(partitioner: str, out: Path | None, quiet: bool, as_json: bool, **where: Any) -> None:
     """Say in which part of PARTITIONER (a folder or hf-hub:org/name) each image lies."""
     from pgmkit import files
+    from pgmkit.jobs.partition import assign_images
 
     if out is not None:
         check_file(out, ".csv", "the list of parts")
-    fitted, _, found = _assigned(partitioner, **where)
+    with working(quiet):
+        fitted, source = _opened(partitioner, **where)
+        found = assign_images(fitted, source)
     parts, margins = found["parts"].tolist(), found["margins"].tolist()
     sizes = found["parts"].bincount(minlength=fitted.num_partitions).tolist()
     if out is not None:
@@ -134,41 +143,55 @@ def info(partitioner: str, as_json: bool) -> None:
 @click.argument("partitioner")
 @click.option("--data", required=True, help=_DATA)
 @click.option("-o", "--out", required=True, type=OutPath(), help="A .png file.")
-@click.option("-n", "--num", "count", default=16, show_default=True, help="Images of each part.")
+@click.option(
+    "-n", "--num", "count", type=int, help=f"Images of each part; {_PER_PART} by default."
+)
+@click.option("--part", type=int, help="Of points: the part towards which arrows show the pull.")
 @_with_data
 @device_option
 @quiet_option
-def plot(partitioner: str, out: Path, count: int, **where: Any) -> None:
-    """Draw the images that lie the most clearly in each part of PARTITIONER, one row for each."""
-    from pgmkit.jobs.partition import draw
+def plot(
+    partitioner: str, out: Path, count: int | None, part: int | None, quiet: bool, **where: Any
+) -> None:
+    """Draw the parts of PARTITIONER.
+
+    Of images, those that lie the most clearly in each part, one row for each. Of points of the
+    plane, all in the colours of their parts, and with --part where the guide of that part pulls.
+    """
+    from pgmkit.jobs.partition import assign_images, draw, draw_plane
 
     check_file(out, ".png", "the picture")
-    check_count("the number of images of each part", count)
-    fitted, source, found = _assigned(partitioner, **where)
-    draw(out, source, found["parts"], found["margins"], fitted.num_partitions, count)
+    if count is not None:
+        check_count("the number of images of each part", count)
+    with working(quiet):
+        fitted, source = _opened(partitioner, **where)
+        is_plane = source.image.shape == (2,)
+        if (count if is_plane else part) is not None:
+            raise click.UsageError(
+                "-n is for images, and these are points of the plane"
+                if is_plane
+                else "--part is for points of the plane, and these are images"
+            )
+        if is_plane:
+            draw_plane(out, fitted, source, part)
+        else:
+            found = assign_images(fitted, source)
+            each = _PER_PART if count is None else count
+            draw(out, source, found["parts"], found["margins"], fitted.num_partitions, each)
     click.echo(out)
 
 
-def _assigned(
-    partitioner: str,
-    *,
-    data: str,
-    split: str | None,
-    size: int | None,
-    device: str | None,
-    quiet: bool,
-) -> tuple[Any, Any, dict[str, Any]]:
-    """Returns a fitted partitioner, the images that options name, and where these lie."""
+def _opened(
+    partitioner: str, *, data: str, split: str | None, size: int | None, device: str | None
+) -> tuple[Any, Any]:
+    """Returns a fitted partitioner and the images that options name."""
     from pgmkit.images import load_images
-    from pgmkit.jobs.partition import assign_images
     from pgmkit.machine import check_device
     from pgmkit.partition import load_partitioner
 
-    with working(quiet):
-        fitted = load_partitioner(partitioner)
-        where = check_device(device or "auto")
-        source = load_images(data, split=split or "train", size=size).to(where)
-        return fitted, source, assign_images(fitted, source)
+    fitted = load_partitioner(partitioner)
+    where = check_device(device or "auto")
+    return fitted, load_images(data, split=split or "train", size=size).to(where)
 
 
 def _print(numbers: Mapping[str, Any]) -> None:

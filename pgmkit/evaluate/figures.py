@@ -1,4 +1,4 @@
-"""Figures of a shattering and of a spectrum."""
+"""Figures of a shattering, of a spectrum and of parts of the plane."""
 
 import io
 import math
@@ -6,33 +6,116 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
+from torch import Tensor
 
 from pgmkit.errors import ParameterError
+from pgmkit.images.source import ImageSource, batches
+from pgmkit.partition.fitted import FittedPartitioner
 from pgmkit.selection import Selection
 from pgmkit.spectrum import Spectrum
 from pgmkit.spectrum.spectrum import RANK_RTOL, check_volume
 from pgmkit.spectrum.summary import term_spread
 
 _SIZE = (6.4, 3.2)
+_SQUARE = (6.4, 6.4)
 _PAGE, _PAGE_DPI = (12.8, 7.2), 150
 _MOST_BINS = 60
+_MOST_TICKS = 20
 _POINTS = 20_000
+_AREAS, _ARROWS, _ARROW_LENGTH = 300, 24, 0.8
+"""Cells of a plane along each side: those that are coloured, and those with an arrow in them, and
+how much of such a cell an arrow takes."""
+_PALE = 0.25
+_GOLDEN = 0.618034
 _BLUE, _RED, _GREY = "#33658a", "#c8553d", "#b8c4cc"
 
 
-def cluster_sizes(sizes: Sequence[int], names: Sequence[str]) -> bytes:
-    """Draws a bar for each cluster's number of kept latents."""
+def sizes(counts: Sequence[int], part: str, members: str) -> bytes:
+    """Draws a bar for each part's number of members; both are named on the axes."""
     figure, axes = _axes()
-    axes.bar(range(len(sizes)), sizes, color=_BLUE)
-    axes.set_xticks(range(len(sizes)), names, rotation=90 if len(sizes) > 12 else 0)
-    axes.set(xlabel="cluster", ylabel="kept latents")
+    axes.bar(range(len(counts)), counts, color=_BLUE)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=_MOST_TICKS, integer=True))
+    axes.set(xlabel=part, ylabel=members)
     return png(figure)
+
+
+def plane(fitted: FittedPartitioner, source: ImageSource, part: int | None = None) -> bytes:
+    """Draws points of the plane in the colours of their parts, on what belongs to each part.
+
+    With a part i, arrows show where its guide R_i pulls (Partition-Guided GANs, Figure 4): along
+    −∇R_i, all of one length, and none where it pulls nowhere, as within the part.
+
+    Args:
+        fitted: of points of the plane.
+        source: the points (n, 2); pictures show the range of `source.image`.
+        part: i, from 0 to k - 1; None draws no arrows.
+
+    Raises:
+        ParameterError: these are no points of the plane, there is no such part, or the logits have
+            no gradient.
+    """
+    if source.image.shape != (2,):
+        raise ParameterError(f"{source.name} holds {source.image}, and no points of the plane")
+    low, high = source.image.range
+    figure = Figure(figsize=_SQUARE, dpi=_PAGE_DPI, layout="constrained")
+    axes = figure.add_subplot(aspect="equal", xlim=(low, high), ylim=(low, high))
+    colours = _distinct_colours(fitted.num_partitions)
+    cells = _cells(low, high, _AREAS).to(source.device)
+    areas = fitted.assign(cells)
+    pale = 1 - _PALE * (1 - colours[areas.cpu().numpy()])
+    extent = (low, high, low, high)
+    axes.imshow(pale.reshape(_AREAS, _AREAS, 3), extent=extent, origin="lower")
+    for x in batches(source, _POINTS):
+        across, up = x.cpu().numpy().T
+        axes.scatter(across, up, s=1, c=colours[fitted.assign(x).cpu().numpy()], linewidths=0)
+    if part is not None:
+        _draw_pull(axes, fitted, _cells(low, high, _ARROWS).to(source.device), part)
+    for shown in areas.unique().tolist():
+        across, up = cells[areas == shown].mean(dim=0).tolist()
+        axes.annotate(str(shown), (across, up), (7, 7), textcoords="offset points", weight="bold")
+    pull = "" if part is None else f", and −∇R of part {part}"
+    axes.set_title(f"{fitted.num_partitions} parts{pull}", fontsize="medium")
+    return png(figure)
+
+
+def _draw_pull(axes: Axes, fitted: FittedPartitioner, x: Tensor, part: int) -> None:
+    """Draws an arrow of one length along −∇R_i at each point x (n, 2) where there is one."""
+    x = x.requires_grad_()
+    (slope,) = torch.autograd.grad(fitted.guide(x, part).sum(), x)
+    pulled = slope.norm(dim=1) > 0
+    arrows = torch.nn.functional.normalize(-slope, dim=1)
+    low, high = axes.get_xlim()
+    axes.quiver(
+        *x.detach()[pulled].cpu().numpy().T,
+        *arrows[pulled].cpu().numpy().T,
+        angles="xy",
+        scale_units="xy",
+        scale=_ARROWS / (high - low) / _ARROW_LENGTH,
+        width=0.002,
+        color="black",
+    )
+
+
+def _cells(low: float, high: float, count: int) -> Tensor:
+    """Returns the middles of count² squares of the plane, float32 (count², 2), row by row."""
+    side = (torch.arange(count) + 0.5) * ((high - low) / count) + low
+    up, across = torch.meshgrid(side, side, indexing="ij")
+    return torch.stack([across, up], dim=-1).reshape(-1, 2)
+
+
+def _distinct_colours(count: int) -> npt.NDArray[np.float64]:
+    """Returns colours (k, 3), those of neighbouring numbers as different as any."""
+    hue = np.arange(count) * _GOLDEN % 1
+    value = np.where(np.arange(count) % 2, 0.6, 0.9)
+    return hsv_to_rgb(np.stack([hue, np.full(count, 0.8), value], axis=1))
 
 
 def log_density(selection: Selection, name: str) -> bytes:

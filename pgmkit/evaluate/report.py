@@ -1,9 +1,9 @@
-"""The report of a shattering: one self-contained HTML page, PNGs, and the numbers as JSON."""
+"""Reports, each one self-contained HTML page: of a shattering and of a fitted partitioner."""
 
 import base64
 import html
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ from pgmkit.errors import LoadError, ParameterError
 from pgmkit.evaluate import figures
 from pgmkit.evaluate.classifier import Classifier
 from pgmkit.evaluate.metrics import ClusterScores, score_latents, score_samples
-from pgmkit.images.source import ImageSpec
+from pgmkit.images.source import ImageSource, ImageSpec
 from pgmkit.machine import machine
+from pgmkit.partition.fitted import FittedPartitioner
 from pgmkit.shattering import ShatteredGenerator
 
 _PER_CLUSTER = 32
@@ -114,9 +115,8 @@ def write_report(folder: Path, shattered: ShatteredGenerator, numbers: Mapping[s
         f"clusters/cluster-{cluster:02d}.png": _grid(images, shattered.generator.image)
         for cluster, images in enumerate(shattered.images_of_each(_PER_CLUSTER, seed))
     }
-    names = [str(cluster["index"]) for cluster in numbers["clusters"]]
     charts = {
-        "cluster-sizes.png": figures.cluster_sizes(shattered.cluster_sizes, names),
+        "cluster-sizes.png": figures.sizes(shattered.cluster_sizes, "cluster", "kept latents"),
         "log-density.png": figures.log_density(
             shattered.selection, str(numbers["density"]["name"])
         ),
@@ -132,6 +132,73 @@ def write_report(folder: Path, shattered: ShatteredGenerator, numbers: Mapping[s
     page = _page(numbers, grids, charts)
     files.write_text(folder / "report.html", page)
     return folder / "report.html"
+
+
+def write_partition_report(
+    folder: Path, fitted: FittedPartitioner, source: ImageSource, scores: Mapping[str, Any] | None
+) -> Path:
+    """Writes report.html of a fresh partitioner: its parts, its sizes, and how it was made.
+
+    Args:
+        folder: where to.
+        fitted: what `pgmkit.fit_partitioner` returned.
+        source: what it was fitted to.
+        scores: against labels, see `pgmkit.evaluate.partitions.PartitionScores`, or None.
+
+    Returns:
+        The path of `report.html`.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    if source.image.shape == (2,):
+        parts = _image(figures.plane(fitted, source), "points in the colours of their parts")
+    else:
+        parts = f"<div class=clusters>{''.join(_part_figures(fitted))}</div>"
+    chart = figures.sizes(fitted.sizes, "part", "images")
+    page = _document(
+        f"{fitted.num_partitions} parts of {len(source):,} {source.image}",
+        f"{_partition_facts(fitted)}{_partition_scores(scores)}<h2>Parts</h2>{parts}"
+        f"<h2>Sizes of the parts</h2>{_image(chart, 'sizes of the parts')}",
+    )
+    files.write_text(folder / "report.html", page)
+    return folder / "report.html"
+
+
+def _part_figures(fitted: FittedPartitioner) -> Iterator[str]:
+    assert fitted.samples is not None
+    rows = fitted.samples.chunk(fitted.num_partitions)
+    for part, (size, images) in enumerate(zip(fitted.sizes, rows, strict=True)):
+        share = size / sum(fitted.sizes)
+        caption = f"<b>part {part}</b>: {size:,} images, {share:.1%}"
+        picture = _image(_grid(images[:size], fitted.image), caption) if size else ""
+        yield f"<figure><figcaption>{caption}</figcaption>{picture}</figure>"
+
+
+def _partition_facts(fitted: FittedPartitioner) -> str:
+    origin, empty = fitted.origin, fitted.sizes.count(0)
+    rows = {
+        "partitioner": _component(origin["partitioner"]),
+        **_findings(origin),
+        "images": _pairs(origin["data"]),
+        "parts without images": f"{empty} of {fitted.num_partitions}",
+        "seed": str(origin["seed"]),
+        "seconds": str(origin["seconds"]),
+        "versions": _pairs(origin["versions"]),
+        "device": str(origin["device"]),
+        "machine": str(origin["machine"]),
+    }
+    return _table(list(rows.items()))
+
+
+def _partition_scores(scores: Mapping[str, Any] | None) -> str:
+    if scores is None:
+        return ""
+    rows = {
+        name.replace("_", " "): f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+        for name, value in scores.items()
+    }
+    return f"<h2>Agreement with labels</h2>{_table(list(rows.items()))}"
 
 
 def _clusters(shattered: ShatteredGenerator, scores: ClusterScores | None) -> list[dict[str, Any]]:
@@ -176,13 +243,19 @@ def _page(
         ]
     )
     settings = numbers["settings"]
-    title = f"{settings['clusters']} clusters of {numbers['generator']}"
+    return _document(
+        f"{settings['clusters']} clusters of {numbers['generator']}",
+        f"{_facts(numbers)}{_scores(numbers)}"
+        f"<h2>Samples of each cluster</h2><div class=clusters>{''.join(captions)}</div>"
+        f"{charts_html}",
+    )
+
+
+def _document(title: str, body: str) -> str:
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f"<title>{_text(title)}</title><style>{_STYLE}</style></head><body>"
-        f"<h1>{_text(title)}</h1>{_facts(numbers)}{_scores(numbers)}"
-        f"<h2>Samples of each cluster</h2><div class=clusters>{''.join(captions)}</div>"
-        f"{charts_html}</body></html>\n"
+        f"<h1>{_text(title)}</h1>{body}</body></html>\n"
     )
 
 
@@ -256,14 +329,15 @@ def _share(value: float | None) -> str:
     return "not known" if value is None else f"{value:.1%}"
 
 
-def _findings(sampler: Mapping[str, Any]) -> dict[str, str]:
-    """Returns the row of what a cluster sampler tells of itself, if it tells anything."""
-    findings = sampler.get("findings")
+def _findings(record: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the row of what a sampler or partitioner tells of itself, if it tells anything."""
+    findings = record.get("findings")
     return {"what it found": _pairs(findings)} if findings else {}
 
 
 def _component(record: Mapping[str, Any]) -> str:
-    parameters = [f"{name.replace('_', ' ')} {in_toml(v)}" for name, v in record["params"].items()]
+    given = {name: value for name, value in record["params"].items() if value is not None}
+    parameters = [f"{name.replace('_', ' ')} {in_toml(value)}" for name, value in given.items()]
     return f"{record['name']} ({', '.join(parameters)})" if parameters else str(record["name"])
 
 

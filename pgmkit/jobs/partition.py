@@ -14,7 +14,9 @@ from pgmkit import defaults, files, pictures, progress, runs
 from pgmkit.components import name_of
 from pgmkit.config import IMAGES, check_count, check_seed, make_settings, with_names
 from pgmkit.errors import ParameterError
+from pgmkit.evaluate import figures
 from pgmkit.evaluate.partitions import score_partition
+from pgmkit.evaluate.report import write_partition_report
 from pgmkit.images import check_source, load_images
 from pgmkit.images.source import ImageSource
 from pgmkit.learning import keeping
@@ -43,7 +45,7 @@ class PartitionSettings:
     Args:
         data: images, see `pgmkit.images.load_images`.
         partitioner: a name, or a table of `name` and parameters.
-        partitions: k, at least 1; None is as many as the partitioner has where 10 are asked for.
+        partitions: k, at least 1; None is as many as the partitioner has by itself.
         split: "train" or "test", where the data have both.
         size: side to which images are padded or resized; None leaves them.
         seed: of everything random.
@@ -134,6 +136,7 @@ class Job:
             scores = score_partition(fitted.labels, self.source)
             fitted = fitted.with_origin(settings=dict(settings), scores=scores)
             with progress.phase("saving, with samples of each part"):
+                write_partition_report(out, fitted, self.source, scores)
                 fitted.save_pretrained(out)
             files.remove_folder(out / _LEARNING)
             return describe(fitted)
@@ -173,6 +176,16 @@ def assign_images(fitted: FittedPartitioner, source: ImageSource) -> dict[str, A
         "margins": margins_of(logits),
         "scores": score_partition(parts, source),
     }
+
+
+def draw_plane(
+    path: Path, fitted: FittedPartitioner, source: ImageSource, part: int | None
+) -> None:
+    """Draws points of the plane in the colours of their parts, and a guide, as a PNG.
+
+    See `pgmkit.evaluate.figures.plane`.
+    """
+    files.write_bytes(path, figures.plane(fitted, source, part))
 
 
 def draw(

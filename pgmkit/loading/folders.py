@@ -20,6 +20,7 @@ _MOST_FILES = 10_000
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+DISCRIMINATOR_FILE = "discriminator.safetensors"
 PARTITIONER_CONFIG = "partitioner.json"
 WEIGHT_SUFFIXES = (
     *(".safetensors", ".pt", ".pth", ".bin", ".pkl", ".ckpt", ".tar", ".pt2", ".onnx"),

@@ -7,13 +7,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from pgmkit import files, pictures
 from pgmkit.errors import OutputError, in_words
 from pgmkit.generator import Generator
 from pgmkit.loading.cards import SAMPLES_FILE, generator_card, public
-from pgmkit.loading.folders import CONFIG_FILE, FORMAT_VERSION, WEIGHTS_FILE
+from pgmkit.loading.folders import (
+    CONFIG_FILE,
+    DISCRIMINATOR_FILE,
+    FORMAT_VERSION,
+    WEIGHTS_FILE,
+)
 from pgmkit.loading.hub import check_push, push_folder
 from pgmkit.loading.programs import program_bytes
 from pgmkit.loading.weights import serialise
@@ -72,14 +77,31 @@ def _program(generator: Generator, path: Path) -> bytes:
     return program_bytes(path)
 
 
-def save_generator(folder: Path, generator: Generator, *, card: str, samples: Tensor) -> None:
+def save_generator(
+    folder: Path,
+    generator: Generator,
+    *,
+    card: str,
+    samples: Tensor,
+    discriminator: nn.Module | None = None,
+) -> None:
     """Writes a generator as a Hub folder, with a card that shows a grid of samples (N, C, H, W).
+
+    Args:
+        folder: where to.
+        generator: what.
+        card: in Markdown.
+        samples: in the range of the generator's images.
+        discriminator: of the same backbone and parameters, that it was trained with.
 
     Raises:
         OutputError: the folder cannot be written.
     """
     with files.replaced_folder(folder) as fresh:
         write_generator(fresh, generator)
+        if discriminator is not None:
+            weights = serialise(discriminator.state_dict())
+            files.write_bytes(fresh / DISCRIMINATOR_FILE, weights)
         files.write_text(fresh / CARD_FILE, card)
         pictures.write_grid(fresh / SAMPLES_FILE, samples, generator.image.range, scale=2)
 

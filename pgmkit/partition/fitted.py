@@ -13,8 +13,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from pgmkit import contracts, defaults, files, pictures
-from pgmkit.components import name_of
+from pgmkit import contracts, files, pictures
+from pgmkit.components import called, name_of
 from pgmkit.config import check_count, check_seed, fits, mismatch
 from pgmkit.errors import LoadError, ParameterError, first_line
 from pgmkit.images.rows import Images
@@ -183,7 +183,7 @@ def build_partitioner(partitioner: Any, partitions: int | None = None) -> Any:
 
     Args:
         partitioner: a name, a table of `name` and parameters, an object, or what was fitted before.
-        partitions: k, at least 1; None is as many as it has where 10 are asked for.
+        partitions: k, at least 1; None is as many as it has by itself, which for most is 10.
 
     Raises:
         ParameterError: an object or a table has another number of parts.
@@ -194,9 +194,8 @@ def build_partitioner(partitioner: Any, partitions: int | None = None) -> Any:
         fitted = partitioner
         partitioner = {"name": "fixed", "partitioner": fitted.partitioner}
         partitioner |= {"image": list(fitted.image.shape), "sha256": fitted.sha256}
-    number = {}
-    if isinstance(partitioner, str | Mapping):
-        number = {"num_partitions": defaults.CLUSTERS if partitions is None else partitions}
+    is_asked = partitions is not None and isinstance(partitioner, str | Mapping)
+    number = {"num_partitions": partitions} if is_asked else {}
     built = build("partitioners", partitioner, **number)
     if partitions is not None:
         contracts.check_number(built, partitions)
@@ -210,6 +209,11 @@ def check_fit(partitioner: Any, source: ImageSource) -> None:
         raise ParameterError(
             f"the {name_of(partitioner)!r} looks at latents, and these are images; take other "
             "features"
+        )
+    if contracts.needs_labels(partitioner) and source.labels is None:
+        raise ParameterError(
+            f"the {called('partitioners', partitioner)} learns from labels, and the images have "
+            "none; sort them into one folder per class, add an array of labels, or choose another"
         )
     if len(source) < number:
         raise ParameterError(
@@ -231,7 +235,8 @@ def fit_partitioner(
     Args:
         partitioner: a name, a table of `name` and parameters, or an object.
         source: such as `pgmkit.images.load_images` returns.
-        partitions: k, at least 1; None is as many as an object has, and else 10.
+        partitions: k, at least 1; None is as many as the partitioner has by itself, which for most
+            is 10.
         seed: of everything random.
         device: where networks look at the images of a file or an array; "auto" is CUDA, then MPS,
             then the CPU. Another source says itself where its images are.

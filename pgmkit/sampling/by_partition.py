@@ -35,7 +35,7 @@ class PartitionSampler:
     images of the kept latents or, before, to a data set, makes a generator conditional.
 
     Args:
-        num_clusters: k, at least 1; None is as many as the partitioner has where 10 are asked for.
+        num_clusters: k, at least 1; None is as many as the partitioner has by itself.
         partitioner: a name, a table, an object; or a `FittedPartitioner` or the reference of one
             ("local-dir:...", "hf-hub:..."), which stays as it is.
         mapper: draws latents of a cluster: a name, a table, or an object.

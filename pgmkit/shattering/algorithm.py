@@ -188,8 +188,6 @@ def build_sampler(sampler: Any, partitioner: Any, mapper: Any, clusters: Any) ->
             )
     if isinstance(clusters, int):
         given["num_clusters"] = clusters
-    elif table["name"] != defaults.SAMPLER:  # which knows by itself
-        given["num_clusters"] = defaults.CLUSTERS
     return build("cluster-samplers", {**given, **table})
 
 
@@ -247,12 +245,23 @@ def check_shatter(latents: int, remove: Any, clusters: Any) -> None:
 
 
 def check_sampler(generator: Generator, finder: Any, clusters: Any, remove: Any) -> None:
-    """Raises ParameterError if a sampler has parts of other images, or nothing to choose by."""
-    if isinstance(finder, PartitionSampler):
-        if isinstance(finder.partitioner, FixedPartitioner):
-            finder.partitioner.check_images(generator.image.shape, generator.name)
-        if not (_clusters_options(clusters) is None and _mass_options(remove) is None):
-            finder.check_prepares()
+    """Raises ParameterError if a sampler cannot find parts of what a generator makes.
+
+    Its parts are of images of another shape, or would have to be learned from labels, or there is
+    nothing by which their number or the removed mass could be chosen.
+    """
+    if not isinstance(finder, PartitionSampler):
+        return
+    if isinstance(finder.partitioner, FixedPartitioner):
+        finder.partitioner.check_images(generator.image.shape, generator.name)
+    if contracts.needs_labels(finder.partitioner):
+        raise ParameterError(
+            f"the {called('partitioners', finder.partitioner)} learns from labels, and what a "
+            "generator makes has none; fit it to labelled images with pgmkit partition fit, and "
+            "give its folder"
+        )
+    if not (_clusters_options(clusters) is None and _mass_options(remove) is None):
+        finder.check_prepares()
 
 
 def check_spectrum(generator: Generator, spectrum: Spectrum) -> None:

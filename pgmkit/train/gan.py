@@ -187,7 +187,7 @@ class GANTask:
         return {}
 
     def export(self, folder: Path, record: Mapping[str, Any]) -> None:
-        """Writes the generator as a Hub folder with a model card."""
+        """Writes the generator as a Hub folder with a model card, and the discriminator beside."""
         grid = self._sample_grid()
         run = folder.parent
         name = f"{run.parent.name}-{folder.name}" if run.name == SNAPSHOTS else run.name
@@ -210,6 +210,7 @@ class GANTask:
             generator,
             card=model_card(record, "unconditional-image-generation"),
             samples=grid,
+            discriminator=self.discriminator,
         )
 
     @torch.no_grad()

@@ -81,6 +81,11 @@ class DCGANDiscriminator(nn.Module):
         logits: Tensor = self.layers(x)
         return logits.flatten()
 
+    def features(self, x: Tensor) -> Tensor:
+        """Returns what the last layer sees of images x (B, C, H, W), (B, channels[-1], 4, 4)."""
+        maps: Tensor = self.layers[:-1](x)
+        return maps
+
 
 class DCGAN:
     """The backbone: a matching generator and discriminator for one image size.

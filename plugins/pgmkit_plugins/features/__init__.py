@@ -28,6 +28,13 @@ def pgmkit_features() -> list[Component]:
             "what a trained classifier sees",
         ),
         Component(
+            "discriminator",
+            "pgmkit_plugins.features.discriminator:OfDiscriminator",
+            "what the discriminator of a trained GAN sees",
+            citation="Liu, Wang, Bau, Zhu and Torralba, Diverse Image Generation via "
+            "Self-Conditioned GANs, CVPR 2020",
+        ),
+        Component(
             "contrastive",
             "pgmkit_plugins.features.contrastive:Contrastive",
             "learned from the images by contrast, without labels",

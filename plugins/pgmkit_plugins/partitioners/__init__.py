@@ -5,7 +5,7 @@ from pgmkit import Component, hookimpl
 
 @hookimpl
 def pgmkit_partitioners() -> list[Component]:
-    """Offers partitioners that need no labels."""
+    """Offers partitioners, none of which but `labels` sees labels."""
     return [
         Component(
             "kmeans",
@@ -47,5 +47,20 @@ def pgmkit_partitioners() -> list[Component]:
             "fixed",
             "pgmkit.partition.fixed:FixedPartitioner",
             "parts that were found before, in other images",
+        ),
+        Component(
+            "labels",
+            "pgmkit_plugins.partitioners.labels:Labels",
+            "supervised: the classes that a network predicts; an upper bound for comparisons",
+        ),
+        Component(
+            "random",
+            "pgmkit_plugins.partitioners.random:RandomPartitioner",
+            "the largest of random projections, which look for nothing; for comparisons",
+        ),
+        Component(
+            "single",
+            "pgmkit_plugins.partitioners.single:Single",
+            "one part, everything: the unconditional baseline",
         ),
     ]

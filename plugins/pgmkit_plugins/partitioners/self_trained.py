@@ -6,32 +6,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from pgmkit import contracts
 from pgmkit.components import name_of, parameters_of
 from pgmkit.config import check_count
 from pgmkit.errors import ParameterError, PgmkitWarning
 from pgmkit.images import ImageSource, batches
-from pgmkit.learning import Clock, minimise
-from pgmkit.learning.encoder import (
-    Encoder,
-    another_version,
-    check_images,
-    check_training,
-    deformations_of,
-    encoder_of,
-    image_bytes,
-    looked_at,
-    seeded,
-)
-from pgmkit.learning.halves import Halves
+from pgmkit.learning.encoder import check_images, check_training, image_bytes, looked_at
+from pgmkit.learning.labeller import labeller_of, learn_labels
 from pgmkit.partition import gathered_logits
 from pgmkit.plugins import build
-from pgmkit.seeds import derive_seed, random_generator
+from pgmkit.seeds import random_generator
 
 _POOL = 20_000
-_SMOOTHING = 0.1
 
 
 class SelfTrained:
@@ -157,16 +144,7 @@ class SelfTrained:
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Takes up what `state` returned."""
-        self.network_ = None
-        if state:
-            weights = dict(state)
-            encoder = encoder_of(
-                {n.removeprefix("0."): v for n, v in weights.items() if n.startswith("0.")}
-            )
-            head = nn.Linear(Encoder.features, len(weights["2.bias"]))
-            self.network_ = _network(encoder, head)
-            self.network_.load_state_dict(weights)
-            self.network_.eval().requires_grad_(False)
+        self.network_ = labeller_of(state) if state else None
 
     def _is_single(self) -> bool:
         """Returns whether there is a single part, which is everything, and then forgets others."""
@@ -216,44 +194,22 @@ class SelfTrained:
 
         With `even` it sees all parts equally often.
         """
-
-        def fresh() -> nn.Sequential:
-            head = nn.Linear(Encoder.features, self.num_partitions)
-            return _network(Encoder(pool.shape[1], self.width), head)
-
-        device = source.device
-        network: nn.Sequential = seeded(fresh, seed, name).to(device)
-        deformations = deformations_of(self.strength, self.flip, pool.shape[1])
-        halves = Halves(network)
-        batch = min(self.batch_size, len(pool))
-        weights = labels.bincount().double().reciprocal()[labels]
-
-        def loss(clock: Clock) -> Tensor:
-            if even:
-                index = torch.multinomial(weights, batch, replacement=True, generator=clock.random)
-            else:
-                index = torch.randperm(len(pool), generator=clock.random)[:batch]
-            parts = index.tensor_split(2)
-
-            def version(number: int) -> Tensor:
-                random = random_generator(clock.seed, "version", number)
-                return another_version(pool[parts[number]].to(device), deformations, random)
-
-            logits, wanted = torch.cat(halves(version)), labels[index].to(device)
-            return functional.cross_entropy(logits, wanted, label_smoothing=_SMOOTHING)
-
-        minimise(
-            loss,
-            [network],
+        return learn_labels(
+            pool,
+            labels,
+            self.num_partitions,
+            device=source.device,
             steps=self.steps,
+            batch_size=self.batch_size,
+            strength=self.strength,
+            width=self.width,
+            flip=self.flip,
             learning_rate=self.learning_rate,
-            weight_decay=1e-2,
-            seed=derive_seed(seed, name),
+            evenly=even,
+            seed=seed,
             name=name,
             identity={"partitioner": parameters_of(self), "images": source.summary()},
         )
-        network.eval().requires_grad_(False)
-        return network
 
 
 @torch.no_grad()
@@ -269,7 +225,3 @@ def _warn_of_lost(parts: list[int]) -> None:
         PgmkitWarning,
         stacklevel=2,
     )
-
-
-def _network(encoder: Encoder, head: nn.Linear) -> nn.Sequential:
-    return nn.Sequential(encoder, nn.ReLU(), head).to(memory_format=torch.channels_last)
