@@ -138,11 +138,17 @@ def thread_limit(count: int) -> Iterator[None]:
     Sums over several threads differ in their last bits from run to run, and whatever is trained
     makes more of that; with one thread they do not.
     """
+    with tensor_threads(count), threadpool_limits(limits=count):
+        yield
+
+
+@contextmanager
+def tensor_threads(count: int) -> Iterator[None]:
+    """Does what `thread_limit` does for tensor operations alone, at no cost."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
-        with threadpool_limits(limits=count):
-            yield
+        yield
     finally:
         torch.set_num_threads(before)
 

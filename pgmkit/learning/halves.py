@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pgmkit.machine import thread_limit
+from pgmkit.machine import tensor_threads
 
 Half = Callable[[int], Tensor]
 _LARGE = 31 * 2**20
@@ -90,7 +90,7 @@ def _both(run: Callable[[int], Any], device: torch.device) -> list[Any]:
     """Returns what `run` makes of 0 and 1."""
     if device.type != "cpu":
         return [run(0), run(1)]
-    with thread_limit(1), ThreadPoolExecutor(1) as other:
+    with tensor_threads(1), ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as other:
         second = other.submit(run, 1)
         return [run(0), second.result()]
 
