@@ -201,6 +201,16 @@ def origin_of(component: Any) -> RegisteredComponent | None:
     return _built[id(component)][1] if id(component) in _built else None
 
 
+def within(component: Any) -> Iterator[Any]:
+    """Yields a component, and all components that it was built with, and theirs."""
+    yield component
+    for name in arguments_of(component):
+        value = getattr(component, name, None)
+        for part in value if isinstance(value, list) else [value]:
+            if origin_of(part) is not None:
+                yield from within(part)
+
+
 def name_of(component: Any) -> str:
     """Returns the qualified name of what was built by name, and the class of any other object."""
     origin = origin_of(component)

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from pgmkit.components import called, speaking_for
+from pgmkit.components import called, speaking_for, within
 from pgmkit.errors import ParameterError, PluginError
 
 if TYPE_CHECKING:
     from pgmkit.generator import Generator
-    from pgmkit.images.source import ImageSource
+    from pgmkit.images.source import ImageSource, ImageSpec
     from pgmkit.priors import LatentSpec
     from pgmkit.spectrum.spectrum import Spectrum
 
@@ -105,6 +105,20 @@ class Prepares(Protocol):
 
     def split(self, source: "ImageSource", *, seed: int) -> object:
         """Finds `num_partitions` parts of the images of a source, be they a part of the first."""
+
+
+@runtime_checkable
+class Demands(Protocol):
+    """A partitioner that cannot be fitted to just any images, and says so before it is.
+
+    Attributes:
+        least_images: how many it needs at least.
+    """
+
+    least_images: int
+
+    def check_image(self, image: "ImageSpec") -> None:
+        """Raises ParameterError if it cannot be fitted to images of this shape."""
 
 
 class Assign(Protocol):
@@ -335,6 +349,33 @@ def check_number(partitioner: Any, number: int) -> None:
             f"the {called('partitioners', partitioner)} has {partitioner.num_partitions} parts, "
             f"and {number} are asked for; leave the number out, or give a partitioner with as many"
         )
+
+
+def least_images_of(partitioner: Any) -> int:
+    """Returns how many images a partitioner, and all that it was built with, needs at least."""
+    demanding = [part for part in within(partitioner) if isinstance(part, Demands)]
+    return max([num_partitions_of(partitioner), *(part.least_images for part in demanding)])
+
+
+def check_images(partitioner: Any, image: "ImageSpec", count: int) -> None:
+    """Checks that a partitioner, and all that it was built with, can be fitted to some images.
+
+    Raises:
+        ParameterError: they are too few, or of a shape that one of them cannot be fitted to.
+    """
+    number, least = num_partitions_of(partitioner), least_images_of(partitioner)
+    if count < number:
+        raise ParameterError(
+            f"{number} partitions need as many images, and there are {count}; ask for fewer"
+        )
+    if count < least:
+        raise ParameterError(
+            f"the {called('partitioners', partitioner)} needs at least {least} images to learn "
+            f"from, and there are {count}; give more, or a lower batch_size"
+        )
+    for part in within(partitioner):
+        if isinstance(part, Demands):
+            part.check_image(image)
 
 
 def fit(kind: str, component: Any, source: "ImageSource", seed: int) -> None:

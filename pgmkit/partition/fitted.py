@@ -168,16 +168,12 @@ def build_partitioner(partitioner: Any, partitions: int | None = None) -> Any:
 
 def check_fit(partitioner: Any, source: ImageSource) -> None:
     """Raises ParameterError if a partitioner cannot be fitted to these images."""
-    number = contracts.num_partitions_of(partitioner)
     if contracts.space_of(partitioner) != "images":
         raise ParameterError(
             f"the {name_of(partitioner)!r} looks at latents, and these are images; take other "
             "features"
         )
-    if len(source) < number:
-        raise ParameterError(
-            f"{number} partitions need as many images, and there are {len(source)}; ask for fewer"
-        )
+    contracts.check_images(partitioner, source.image, len(source))
 
 
 def fit_partitioner(

@@ -23,9 +23,10 @@ from pgmkit.config import check_count
 from pgmkit.errors import ParameterError, PluginError
 from pgmkit.generator import Generator
 from pgmkit.loading.cards import Origin
-from pgmkit.partition.fitted import FittedPartitioner, is_reference
+from pgmkit.partition.fitted import is_reference
 from pgmkit.plugins import build
 from pgmkit.progress import phase
+from pgmkit.sampling import PartitionSampler
 from pgmkit.selection import check_remove, keep_scores, num_kept, select
 from pgmkit.shattering.result import ShatteredGenerator
 from pgmkit.spectrum import Spectrum, compute_spectrum
@@ -101,7 +102,7 @@ def shatter(
     wanted = told or 1  # what an object finds that says no number is counted
     check_shatter(count, remove, wanted)
     generator.check()
-    check_images(generator, finder)
+    check_images(generator, finder, count, remove)
     started = time.perf_counter()
     if isinstance(spectrum, Spectrum):
         check_spectrum(generator, spectrum)
@@ -252,11 +253,20 @@ def check_shatter(latents: int, remove: Any, clusters: Any) -> None:
         )
 
 
-def check_images(generator: Generator, finder: Any) -> None:
-    """Raises ParameterError if a sampler has parts of images of another shape."""
-    fitted = getattr(finder, "fitted", None)
-    if isinstance(fitted, FittedPartitioner):
-        fitted.check_images(generator.image.shape, generator.name)
+def check_images(generator: Generator, finder: Any, latents: int, remove: Any) -> None:
+    """Checks that the images of so many latents, less those removed, can be split by a sampler.
+
+    Raises:
+        ParameterError: it has parts of images of another shape, or its partitioner cannot be fitted
+            to such images, or to so few.
+    """
+    if not isinstance(finder, PartitionSampler):
+        return
+    if finder.fitted is not None:
+        finder.fitted.check_images(generator.image.shape, generator.name)
+    elif contracts.space_of(finder.partitioner) == "images":
+        kept = num_kept(latents, remove) if _mass_options(remove) is None else latents
+        contracts.check_images(finder.partitioner, generator.image, kept)
 
 
 def check_spectrum(generator: Generator, spectrum: Spectrum) -> None:

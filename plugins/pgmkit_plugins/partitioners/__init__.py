@@ -43,4 +43,10 @@ def pgmkit_partitioners() -> list[Component]:
             citation="Xie, Luong, Hovy and Le, Self-training with Noisy Student, CVPR 2020, from "
             "clusters instead of labels",
         ),
+        Component(
+            "iresnet",
+            "pgmkit_plugins.partitioners.iresnet:IResNet",
+            "an invertible residual network that gives images and their neighbours one part",
+            citation="Armandpour, Sadeghian, Li and Zhou, Partition-Guided GANs, CVPR 2021",
+        ),
     ]
