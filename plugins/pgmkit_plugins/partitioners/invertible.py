@@ -177,7 +177,10 @@ class Squeeze(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns y (B, 4·C, H/2, W/2) of x (B, C, H, W)."""
-        return functional.pixel_unshuffle(x, 2)
+        count, channels, height, width = x.shape  # pixel_unshuffle leaves no images as they are
+        blocks = x.reshape(count, channels, height // 2, 2, width // 2, 2)
+        squeezed = blocks.permute(0, 1, 3, 5, 2, 4)
+        return squeezed.reshape(count, 4 * channels, height // 2, width // 2)
 
     def inverse(self, y: Tensor, max_iterations: int) -> Tensor:
         """Returns x of y."""
