@@ -1,5 +1,6 @@
 """The partitioner of Partition-Guided GANs: its network, its two stages, and what they refuse."""
 
+import copy
 import json
 import math
 import signal
@@ -395,11 +396,19 @@ def test_labels_are_for_the_eye_alone(labelled: Pictures) -> None:
 
 def test_logits_are_w_times_phi(fitted: Any, labelled: Pictures) -> None:
     x = every(labelled)[:5]
-    assert isinstance(fitted.head, nn.Linear)
-    assert fitted.head.bias is None
-    represented = fitted.represent(x)
-    assert represented.shape == (5, fitted.head.in_features) == (5, 12)
-    torch.testing.assert_close(represented @ fitted.head.weight.T, fitted.logits(x))
+    represented, matrix = fitted.represent(x), fitted.network_.head.weight
+    assert (represented.shape, matrix.shape) == ((5, 12), (K, 12))
+    assert fitted.network_.head.bias is None
+    torch.testing.assert_close(represented @ matrix.T, fitted.logits(x))
+    assert torch.equal(fitted.head(represented), fitted.logits(x))
+    before = fitted.network_
+    try:
+        fitted.network_ = copy.deepcopy(before).double()
+        exact = fitted.logits(x.double())
+    finally:
+        fitted.network_ = before
+    assert exact.dtype == torch.float64
+    torch.testing.assert_close(exact.float(), fitted.logits(x), rtol=1e-4, atol=1e-4)
 
 
 def test_no_weight_exceeds_the_coefficient_once_it_is_fitted(fitted: Any) -> None:
@@ -669,10 +678,7 @@ def test_images_of_another_shape_than_those_of_the_fit_are_refused(fitted: Any) 
             call(torch.zeros(2, 1, 8, 8))
 
 
-def test_without_a_network_nothing_is_represented() -> None:
-    for call in (lambda p: p.head, lambda p: p.represent(torch.zeros(1, 3, 8, 8))):
-        with pytest.raises(ParameterError, match="has no network; fit it"):
-            call(quick())
+def test_parts_are_sought_after_the_pretext_alone() -> None:
     with pytest.raises(ParameterError, match="call prepare first"):
         quick().split(pictures(40)[0], seed=0)
 

@@ -350,6 +350,11 @@ class Headed(nn.Module):
         self.representation = representation
         self.head = head
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the weights."""
+        return self.representation.norm.shift.dtype
+
     def forward(self, x: Tensor) -> Tensor:
         """Returns what the head makes of φ(x), of images x (B, C, H, W)."""
         y: Tensor = self.head(self.representation(x))

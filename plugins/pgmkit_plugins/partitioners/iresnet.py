@@ -124,7 +124,7 @@ class IResNet:
         mixed_precision: whether it learns in bfloat16 on CUDA, as far as autocast does.
 
     Attributes:
-        network_: φ and W; None for a single part.
+        network_: φ, `network_.representation`, and W, `network_.head`; None for a single part.
 
     Raises:
         UnknownNameError: there is no such preset, kind of images, or third term.
@@ -162,13 +162,6 @@ class IResNet:
     def least_images(self) -> int:
         """A batch of the stage that has the larger one."""
         return max(self.pretext.batch_size, self.partition.batch_size)
-
-    @property
-    def head(self) -> nn.Linear:
-        """W: φ(x) (B, d) to logits (B, k)."""
-        head = self._fitted().head
-        assert isinstance(head, nn.Linear)
-        return head
 
     def get_params(self) -> dict[str, Any]:
         """Returns all parameters as plain values, those of the preset included."""
@@ -229,17 +222,32 @@ class IResNet:
         else:
             self._split(source, self._points(source), seed)
 
-    def represent(self, x: Tensor) -> Tensor:
-        """Returns φ(x), (B, d), of images x (B, C, H, W) in [-1, 1]."""
-        network = self._fitted().to(x.device)
-        points: Tensor = network.representation(self._looked_at(x))
-        return points
-
     def logits(self, x: Tensor) -> Tensor:
         """Returns W·φ(x), (B, k), of images x (B, C, H, W) in [-1, 1]."""
+        return self.head(self.represent(x))
+
+    def represent(self, x: Tensor) -> Tensor:
+        """Returns φ(x), (B, d), of images x (B, C, H, W) in [-1, 1].
+
+        Raises:
+            ParameterError: images of another shape were fitted.
+        """
         if self.network_ is None:
             return x.flatten(1)[:, :1].float() * 0
-        logits: Tensor = self.network_.to(x.device)(self._looked_at(x))
+        if tuple(x.shape[1:]) != self._image:
+            raise ParameterError(
+                f"{_WHO} was fitted to images of {self._image}, and these are "
+                f"{tuple(x.shape[1:])}; give images of that shape"
+            )
+        network = self.network_.to(x.device)
+        points: Tensor = network.representation(x.to(network.dtype))
+        return points
+
+    def head(self, points: Tensor) -> Tensor:
+        """Returns W·φ, (B, k), of points φ (B, d)."""
+        if self.network_ is None:
+            return points
+        logits: Tensor = self.network_.head(points)
         return logits
 
     def findings(self) -> Mapping[str, Any]:
@@ -274,20 +282,6 @@ class IResNet:
 
     def _forget(self) -> None:
         self.network_, self._findings = None, {}
-
-    def _fitted(self) -> Headed:
-        if self.network_ is None:
-            raise ParameterError(f"{_WHO} has no network; fit it, to two parts at least")
-        return self.network_
-
-    def _looked_at(self, x: Tensor) -> Tensor:
-        """Returns images in the type of the weights."""
-        if tuple(x.shape[1:]) != self._image:
-            raise ParameterError(
-                f"{_WHO} was fitted to images of {self._image}, and these are "
-                f"{tuple(x.shape[1:])}; give images of that shape"
-            )
-        return x.to(self.head.weight.dtype)
 
     def _deformations(self, channels: int) -> Deformations:
         return preset(self.deformations, channels).scaled(self.strength)
