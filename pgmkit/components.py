@@ -201,6 +201,13 @@ def origin_of(component: Any) -> RegisteredComponent | None:
     return _built[id(component)][1] if id(component) in _built else None
 
 
+def components_of(component: Any) -> list[Any]:
+    """Returns the components that one was built with."""
+    values = [getattr(component, name, None) for name in arguments_of(component)]
+    parts = [part for value in values for part in (value if isinstance(value, list) else [value])]
+    return [part for part in parts if origin_of(part) is not None]
+
+
 def name_of(component: Any) -> str:
     """Returns the qualified name of what was built by name, and the class of any other object."""
     origin = origin_of(component)

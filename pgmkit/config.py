@@ -16,7 +16,7 @@ Settings = TypeVar("Settings")
 
 IMAGES = (
     "an .npz file, a folder of images, a zip or tar archive of one, torchvision:NAME:ROOT, "
-    "points:ring or points:grid"
+    "points:ring or points:grid, or stacked:IMAGES"
 )
 """What images are read from; see `pgmkit.images.load_images`."""
 

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pgmkit.components import called, speaking_for
+from pgmkit.components import called, components_of, speaking_for
 from pgmkit.errors import ParameterError, PgmkitWarning, PluginError
 
 if TYPE_CHECKING:
     from pgmkit.generator import Generator
-    from pgmkit.images.source import ImageSource
+    from pgmkit.images.source import ImageSource, ImageSpec
     from pgmkit.priors import LatentSpec
     from pgmkit.spectrum.spectrum import Spectrum
 
@@ -125,6 +125,20 @@ class Prepares(Protocol):
 
     def split(self, source: "ImageSource", *, seed: int) -> object:
         """Finds `num_partitions` parts of the images of a source, be they a part of the first."""
+
+
+@runtime_checkable
+class Demands(Protocol):
+    """A partitioner that cannot be fitted to just any images, and says so before it is.
+
+    Attributes:
+        least_images: how many it needs at least.
+    """
+
+    least_images: int
+
+    def check_image(self, image: "ImageSpec") -> None:
+        """Raises ParameterError if it cannot be fitted to images of this shape."""
 
 
 class Assign(Protocol):
@@ -391,6 +405,41 @@ def tell_of_number(who: str, what: str, asked: int, found: int) -> None:
             PgmkitWarning,
             stacklevel=3,
         )
+
+
+def least_images_of(partitioner: Any) -> int:
+    """Returns how many images a partitioner, and all that it was built with, needs at least."""
+    least = [part.least_images for part in _demanding(partitioner)]
+    return max([num_partitions_of(partitioner), *least])
+
+
+def check_images(partitioner: Any, image: "ImageSpec", count: int) -> None:
+    """Checks that a partitioner, and all that it was built with, can be fitted to some images.
+
+    Raises:
+        ParameterError: they are too few, or of a shape that one of them cannot be fitted to.
+    """
+    number, least = num_partitions_of(partitioner), least_images_of(partitioner)
+    if count < number:
+        raise ParameterError(
+            f"{number} partitions need as many images, and there are {count}; ask for fewer"
+        )
+    if count < least:
+        raise ParameterError(
+            f"the {called('partitioners', partitioner)} needs at least {least} images to learn "
+            f"from, and there are {count}; give more, or a lower batch_size"
+        )
+    for part in _demanding(partitioner):
+        part.check_image(image)
+
+
+def _demanding(component: Any) -> Iterator[Demands]:
+    """Yields the parts of a component that demand something; each answers for its own parts."""
+    if isinstance(component, Demands):
+        yield component
+    else:
+        for part in components_of(component):
+            yield from _demanding(part)
 
 
 def fit(kind: str, component: Any, source: "ImageSource", seed: int) -> None:

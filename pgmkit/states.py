@@ -7,7 +7,14 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from pgmkit.components import arguments_of, name_of, origin_of, parameters_of, speaking_for
+from pgmkit.components import (
+    arguments_of,
+    components_of,
+    name_of,
+    origin_of,
+    parameters_of,
+    speaking_for,
+)
 from pgmkit.contracts import Composed, Distrusts, Saves
 from pgmkit.errors import PluginError
 
@@ -109,11 +116,8 @@ def _distrust(component: Any) -> None:
     """Tells a component, and all that it was built with, that a folder names its parameters."""
     if isinstance(component, Distrusts):
         component.distrust()
-    for name in arguments_of(component):
-        value = getattr(component, name, None)
-        for part in value if isinstance(value, list) else [value]:
-            if origin_of(part) is not None:
-                _distrust(part)
+    for part in components_of(component):
+        _distrust(part)
 
 
 def _make_room(module: nn.Module, state: Mapping[str, Tensor]) -> None:

@@ -663,3 +663,61 @@ def test_a_summary_tells_labels_with_names_from_those_with_others() -> None:
     values = [str(summary[key]) for summary in found for key in ("labels", "sha256")]
     assert all(re.fullmatch("[0-9a-f]{64}", value) for value in values)
     assert "labels" not in ArrayImages(images).summary()
+
+
+def digits_of(path: Path, count: int = 40) -> str:
+    images, labels = noise(count, 28, 28), np.arange(count) % 10
+    return archive_of(
+        path, x_train=images, y_train=labels, x_test=images[::-1], y_test=labels[::-1]
+    )
+
+
+def test_stacked_images_have_three_grey_ones_and_the_number_of_their_labels(tmp_path: Path) -> None:
+    path = digits_of(tmp_path / "digits.npz")
+    grey, stacked = load_images(path), load_images(f"stacked:{path}:n=500:seed=3")
+    assert (len(stacked), stacked.image.shape) == (500, (3, 28, 28))
+    everything = grey.batch(torch.arange(40))[:, 0]
+    assert stacked.labels is not None
+    for images, label in zip(
+        stacked.batch(torch.arange(20)), stacked.labels.tolist(), strict=False
+    ):
+        found = [int((everything == channel).all(dim=(1, 2)).nonzero()) % 10 for channel in images]
+        assert label == 100 * found[0] + 10 * found[1] + found[2]
+    assert len(stacked.labels.unique()) > 300
+    subset = stacked.subset(torch.tensor([7, 3]))
+    assert torch.equal(subset.batch(torch.arange(2)), stacked.batch(torch.tensor([7, 3])))
+
+
+def test_stacked_images_are_drawn_by_seed_and_split_and_have_a_size(tmp_path: Path) -> None:
+    path = digits_of(tmp_path / "digits.npz")
+    first, again, other, test = (
+        load_images(f"stacked:{path}:{rest}", split=split)
+        for rest, split in (
+            ("n=9", "train"),
+            ("seed=0:n=9", "train"),
+            ("n=9:seed=1", "train"),
+            ("n=9", "test"),
+        )
+    )
+    assert first.summary() == again.summary()
+    assert len({str(x.summary()["sha256"]) for x in (first, other, test)}) == 3
+    assert not torch.equal(first.batch(torch.arange(9)), other.batch(torch.arange(9)))
+    assert len(load_images(f"stacked:{path}")) == 128_000
+    assert len(load_images(f"stacked:{path}", split="test")) == 26_000
+    assert load_images(f"stacked:{path}", size=32).batch(torch.arange(2)).shape == (2, 3, 32, 32)
+
+
+def test_what_cannot_be_stacked_is_told(tmp_path: Path) -> None:
+    path = digits_of(tmp_path / "digits.npz")
+    archive_of(tmp_path / "colour.npz", images=noise(4, 8, 8, 3), labels=np.arange(4))
+    archive_of(tmp_path / "unlabelled.npz", images=noise(4, 8, 8))
+    for reference, said in {
+        "stacked:": "names no stacked images",
+        f"stacked:{path}:n=0": "names no stacked images",
+        "stacked:none.npz": "there are no images at none.npz",
+        f"stacked:{tmp_path}/colour.npz": "must be grey images",
+        "stacked:points:ring": "must be grey images",
+        f"stacked:{tmp_path}/unlabelled.npz": "labels",
+    }.items():
+        with pytest.raises(DataError, match=re.escape(said)):
+            load_images(reference)

@@ -410,6 +410,64 @@ def test_a_config_file_has_the_settings_of_the_flags(inputs: Path, tmp_path: Pat
     assert json.loads(run_pgmkit(*words).stdout)["settings"]["partitions"] == 3
 
 
+@pytest.mark.usefixtures("no_estimate")
+def test_a_config_file_may_stand_in_the_place_of_a_name(inputs: Path, tmp_path: Path) -> None:
+    config = tmp_path / "parts.toml"
+    config.write_text('partitions = 3\n[partitioner]\nname = "kmeans"\nnum_starts = 2\n')
+    words = ("partition", "fit", config, "--data", inputs / "labelled.npz", "--dry-run")
+    settings = json.loads(run_pgmkit(*words, "--seed", 5).stdout)["settings"]
+    assert settings["partitioner"]["name"] == "pgmkit:kmeans"
+    assert settings["partitioner"]["params"]["num_starts"] == 2
+    assert (settings["partitions"], settings["seed"]) == (3, 5)
+    twice = run_pgmkit(*words, "--config", config)
+    assert twice.code == 2
+    assert "two config files are given" in twice.stderr
+    missing = one_error(run_pgmkit("partition", "fit", "none.toml", "--dry-run"))
+    assert "cannot read the config file none.toml" in missing
+
+
+TINY = {
+    "network": "{ blocks = [1, 1], width = 4 }",
+    "pretext": "{ steps = 4, batch_size = 16, projection = [8, 8] }",
+    "partition": "{ steps = 4, batch_size = 16, num_neighbors = 3 }",
+}
+TINY_WORDS = [
+    word for name, table in TINY.items() for word in ("--set", f"partitioner.{name}={table}")
+]
+
+
+def test_a_fit_that_learns_leaves_its_curves(inputs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    finished = fit(inputs / "labelled.npz", out, "iresnet", *TINY_WORDS)
+    assert finished.code == 0, finished.stderr
+    assert "pretext loss" in finished.stdout
+    assert not (out / "learning").exists()
+    with (out / "curves" / "partition stage" / "measurements.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows] == [1, 2, 3, 4]
+    assert all(0 <= float(row["NMI"]) <= 1 for row in rows)
+    with (out / "curves" / "pretext stage" / "measurements.csv").open() as file:
+        assert "neighbours of the same label" in next(csv.DictReader(file))
+    assert load_partitioner(out).num_partitions == 2
+
+
+def test_a_dry_run_of_passes_over_the_images_counts_those_over_all_of_them(tmp_path: Path) -> None:
+    """It tries few images, and the more there are the more steps an epoch has."""
+    random = np.random.default_rng(0)
+    for count in (300, 1200):
+        images = random.integers(0, 255, (count, 8, 8), dtype=np.uint8)
+        np.savez(tmp_path / f"{count}.npz", images=images)
+    words = [word.replace("steps = 4", "epochs = 400") for word in TINY_WORDS]
+    seconds = [
+        told(
+            *("partition", "fit", "iresnet", "--partitions", 2, "--dry-run", *words),
+            *("--data", tmp_path / f"{count}.npz"),
+        )["seconds"]["parts"]
+        for count in (300, 1200)
+    ]
+    assert 2 < seconds[1] / seconds[0] < 8
+
+
 BAD: dict[str, tuple[list[object], str]] = {
     "no images": ([], "no images are given"),
     "images that are not there": (["--data", "none.npz"], "there are no images at none.npz"),
@@ -431,6 +489,14 @@ BAD: dict[str, tuple[list[object], str]] = {
     "more than a single part": (
         ["single", "--data", "LABELLED", "--partitions", 2],
         "has one part, so num_partitions must be 1 or left out, not 2",
+    ),
+    "fewer images than a batch": (["iresnet", "--data", "LABELLED"], "needs at least 400 images"),
+    "images of a size that cannot be halved": (
+        [
+            *("iresnet", "--data", "LABELLED", "--size", 28, *TINY_WORDS),
+            *("--set", "partitioner.network.blocks=[1, 1, 1, 1]"),
+        ],
+        "so both must be multiples of 8, and these are 28×28",
     ),
     "features of latents": (
         ["kmeans", "--data", "LABELLED", "--set", "partitioner.features=latents"],

@@ -81,10 +81,17 @@ TABLES: dict[str, dict[str, Any]] = {
     },
     "labels": QUICK,
     "random": {},
+    "iresnet": {
+        "network": {"blocks": [1, 1], "width": 16, "power_iterations": 1},
+        "pretext": {"steps": 40, "batch_size": 24, "learning_rate": 0.1, "projection": [32, 16]},
+        "partition": {"steps": 120, "batch_size": 24, "learning_rate": 3e-3, "num_neighbors": 5},
+        "deformations": "digits",
+        "strength": 0.3,
+    },
 }
 NO_GRADIENT = ("clusterer", "manifold")
 NO_POINTS = ("labels", "random")
-DRAWN = ("self-trained", "kmeans of contrast", "kmeans of timm", "labels", "random")
+DRAWN = ("self-trained", "kmeans of contrast", "kmeans of timm", "labels", "random", "iresnet")
 quiet = pytest.mark.filterwarnings("ignore::pgmkit.errors.PgmkitWarning")
 
 
@@ -265,7 +272,8 @@ def test_a_single_part_is_everything_unless_the_number_is_found(brief: Case) -> 
 
 def test_points_of_the_plane_are_split_or_refused(case: Case) -> None:
     source = groups.points(100)
-    if case.name in ("self-trained", "labels") or "timm" in case.label or "contrast" in case.label:
+    networks = case.name in ("self-trained", "labels", "iresnet")
+    if networks or "timm" in case.label or "contrast" in case.label:
         with pytest.raises(ParameterError, match="looks at images, and these are points; choose"):
             case.fitted(source, k=2)
     else:

@@ -210,7 +210,7 @@ def test_arguments_of_another_kind_are_one_line(spectrum: pgmkit.Spectrum) -> No
         ),
         "a reference is a text: ": lambda: pgmkit.load_partitioner(None),
         "hf-hub:org/name[@revision], not int": lambda: pgmkit.load_generator(3),
-        "points:grid, not int": lambda: load_images(3),
+        "stacked:IMAGES, not int": lambda: load_images(3),
         "size is a side, or (height, width), not '32'": lambda: load_images(".", size="32"),
         "images are an array or a tensor, not list": lambda: ArrayImages([[1, 2]]),
     }

@@ -44,7 +44,7 @@ def partition() -> None:
 
 
 @partition.command()
-@click.argument("name", required=False)
+@click.argument("name", required=False, metavar="[NAME|CONFIG]")
 @click.option("--data", help=_DATA)
 @click.option(
     "--partitions",
@@ -69,11 +69,16 @@ def fit(
 ) -> None:
     """Fit the partitioner NAME to images, and leave it in OUT as a Hub folder, with a report.
 
-    NAME is one of `pgmkit components ls partitioners`. A run that was stopped continues.
+    NAME is one of `pgmkit components ls partitioners`; or CONFIG, a file that ends in .toml, names
+    it and other settings, as --config does. A run that was stopped continues.
     `pgmkit shatter SOURCE --partitioner local-dir:OUT` shatters a generator with it, and `pgmkit
     generators push OUT org/name` publishes it.
     """
     check_out(out, dry_run)
+    if name is not None and name.endswith(".toml"):
+        if config is not None:
+            raise click.UsageError(f"two config files are given, {name} and --config {config}")
+        config, name = Path(name), None
     from pgmkit.jobs.partition import prepare
 
     with working(quiet, dry_run):

@@ -2,9 +2,9 @@
 
 import contextlib
 from collections.abc import Sequence
+from importlib.metadata import version
 
 import torch
-import torchvision
 from safetensors.torch import load
 from torch import Tensor
 
@@ -160,7 +160,7 @@ def reference_features(
             extractor.interpolation,
         ],
         "neighbours": NEIGHBOURS,
-        "versions": [torch.__version__, torchvision.__version__],
+        "versions": [torch.__version__, version("torchvision")],
     }
     entry = cache_entry("references", determining)
     with contextlib.suppress(OSError):

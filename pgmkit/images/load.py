@@ -10,11 +10,13 @@ from pgmkit.images.library import find_data_set, load_torchvision
 from pgmkit.images.npz import load_npz
 from pgmkit.images.points import find_points, load_points
 from pgmkit.images.rows import Images
+from pgmkit.images.stacked import StackedImages, parse_stacked
 
 _LIBRARY = "torchvision:"
 _FOLDER = "torchvision:ImageFolder:"
 """What torchvision calls so is read here, without hidden folders and whatever the numbers are."""
 _POINTS = "points:"
+_STACKED = "stacked:"
 _SPLITS = ("train", "test")
 
 
@@ -29,8 +31,9 @@ def load_images(
         reference: "FILE.npz" with `images`/`labels` or `x_train`/`y_train`; a folder of images, or
             a zip or tar archive of one, with one sub-folder per class or none;
             "torchvision:NAME:ROOT", a data set of torchvision that lies in the folder ROOT already,
-            with parameters of its own behind, such as "torchvision:EMNIST:ROOT:split=letters"; or
-            "points:ring" and "points:grid", with ":n=50000" and ":seed=1" behind.
+            with parameters of its own behind, such as "torchvision:EMNIST:ROOT:split=letters";
+            "points:ring" and "points:grid", with ":n=50000" and ":seed=1" behind; or "stacked:" and
+            any of the former that are grey, likewise.
         split: "train" or "test", where the source has both.
         size: side of the square images, or height and width. Images are shrunk until one side
             fits, never enlarged; what is too long is cut off, what is too short is padded with 0,
@@ -52,6 +55,10 @@ def load_images(
         if shape is not None:
             raise DataError(f"{reference} are points, which have no size; leave image_size out")
         return load_points(reference, split)
+    if reference.startswith(_STACKED):
+        source, numbers = parse_stacked(reference)
+        grey = load_images(source, split=split, size=size)
+        return StackedImages(grey, split, numbers.get("n"), numbers.get("seed", 0))
     if reference.startswith(_LIBRARY):
         return load_torchvision(reference, split, shape)
     path = Path(reference)
@@ -73,6 +80,9 @@ def check_source(reference: str) -> None:
     reference = reference.removeprefix(_FOLDER)
     if reference.startswith(_POINTS):
         find_points(reference)
+        return
+    if reference.startswith(_STACKED):
+        check_source(parse_stacked(reference)[0])
         return
     if reference.startswith(_LIBRARY):
         find_data_set(reference)

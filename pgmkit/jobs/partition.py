@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pgmkit import defaults, files, pictures, progress, runs
+from pgmkit import contracts, defaults, files, pictures, progress, runs
 from pgmkit.components import name_of
 from pgmkit.config import IMAGES, check_count, check_seed, make_settings, with_names
 from pgmkit.errors import ParameterError
@@ -33,7 +33,7 @@ from pgmkit.partition.fitted import (
 from pgmkit.partition.parts import gathered_logits, margins_of
 from pgmkit.states import table_of, why_not_saved
 
-_LEARNING = "learning"
+_LEARNING, _CURVES = "learning", "curves"
 _DRAWN = 24
 """Bytes for each value of an image that is drawn: in float32, and on the way to a picture."""
 
@@ -104,10 +104,14 @@ class Job:
             few = self.source.subset(torch.arange(count))
             fit_partitioner(partitioner, few, seed=settings.seed, device=few.device)
 
-        return seconds_of(fit, len(self.source), few=8 * self.partitioner.num_partitions)
+        least = contracts.least_images_of(self.partitioner)
+        few = max(8 * self.partitioner.num_partitions, least)
+        return seconds_of(fit, len(self.source), few)
 
     def run(self, out: Path) -> dict[str, Any]:
         """Fits into `out`; a run that was stopped continues, a complete one is read back.
+
+        What was logged where something was trained is left in `curves`, a folder for each loop.
 
         Returns:
             Sizes of the parts, scores where the images have labels, and how it was made.
@@ -135,6 +139,8 @@ class Job:
             assert fitted.labels is not None
             scores = score_partition(fitted.labels, self.source)
             fitted = fitted.with_origin(settings=dict(settings), scores=scores)
+            for log in sorted((out / _LEARNING).glob("*/*.csv")):
+                files.write_text(out / _CURVES / log.parent.name / log.name, log.read_text())
             with progress.phase("saving, with samples of each part"):
                 write_partition_report(out, fitted, self.source, scores)
                 fitted.save_pretrained(out)

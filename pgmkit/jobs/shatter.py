@@ -9,10 +9,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pgmkit import defaults, files, progress, runs
+from pgmkit import contracts, defaults, files, progress, runs
 from pgmkit.choosing import NUM_CLUSTERS
 from pgmkit.config import check_seed, make_settings, with_names
-from pgmkit.contracts import Binds
 from pgmkit.engines import decide, is_coordinator
 from pgmkit.errors import LoadError, ParameterError, PgmkitNote, PgmkitWarning
 from pgmkit.evaluate.classifier import Classifier, load_classifier
@@ -24,6 +23,7 @@ from pgmkit.loading.generators import check_source, load_described, pinned
 from pgmkit.loading.options import GeneratorOptions
 from pgmkit.machine import check_device, check_memory
 from pgmkit.plugins import build
+from pgmkit.sampling import PartitionSampler
 from pgmkit.selection import select
 from pgmkit.shattering import SAMPLER_CONFIG, ShatteredGenerator, shatter
 from pgmkit.shattering.algorithm import (
@@ -116,6 +116,9 @@ class Job:
             else getattr(sampler, "num_clusters", defaults.CLUSTERS)
         )
         check_shatter(self._latents, settings.remove, self._clusters)
+        self._least = 1
+        if isinstance(sampler, PartitionSampler):
+            self._least = contracts.least_images_of(sampler.partitioner)
         self._spectrum.check()
         GeneratorOptions.from_table(settings.generator, "the table 'generator'")
         self._tables = {"density": table_of(estimator), "sampler": table_of(sampler)}
@@ -133,7 +136,7 @@ class Job:
         self.generator: Generator = load_described(
             settings.source, settings.generator, device=device
         )
-        check_sampler(self.generator, sampler, self._clusters, settings.remove)
+        check_sampler(self.generator, sampler, self._clusters, self._latents, settings.remove)
         if self.classifier is not None:
             self.classifier.check_images(self.generator.image.shape)
             self.classifier.module.to(device)
@@ -168,7 +171,8 @@ class Job:
         spectrum, seconds = self._given, dict[str, float]()
         remove = self.settings.remove
         clusters = self._clusters if isinstance(self._clusters, int) else max(NUM_CLUSTERS)
-        few = math.ceil(8 * clusters / (1 - (remove if isinstance(remove, float) else 0.5)))
+        kept = 1 - (remove if isinstance(remove, float) else 0.5)
+        few = math.ceil(max(8 * clusters, self._least) / kept)
         if spectrum is None:
             spectrum, seconds["spectrum"] = self._spectrum.tried(
                 self.generator, self._latents, seed=self.settings.seed, count=3 * few
@@ -258,7 +262,7 @@ class Job:
         estimator = build("density-estimators", self.settings.density)
         remove = float(saved.origin.settings["remove"])
         selection = select(estimator, spectrum, remove=remove, seed=self.settings.seed)
-        if isinstance(saved.sampler, Binds):
+        if isinstance(saved.sampler, contracts.Binds):
             saved.sampler.bind(self.generator)
         return ShatteredGenerator(
             self.generator,

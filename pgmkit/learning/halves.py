@@ -90,7 +90,10 @@ def _both(run: Callable[[int], Any], device: torch.device) -> list[Any]:
     """Returns what `run` makes of 0 and 1."""
     if device.type != "cpu":
         return [run(0), run(1)]
-    with tensor_threads(1), ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as other:
+    with (
+        tensor_threads(1),
+        ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as other,
+    ):
         second = other.submit(run, 1)
         return [run(0), second.result()]
 

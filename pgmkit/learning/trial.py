@@ -16,10 +16,12 @@ class Loops:
     Attributes:
         spent: seconds that those steps took.
         whole: seconds that all steps would take.
+        lengths: how many steps each loop has, and the seconds of one.
     """
 
     def __init__(self) -> None:
         self.spent = self.whole = 0.0
+        self.lengths: list[tuple[int, float]] = []
 
 
 @contextlib.contextmanager
@@ -51,13 +53,16 @@ def try_steps(step: Callable[[], object], steps: int) -> None:
     ended = time.perf_counter()
     loops.spent += ended - started
     loops.whole += ended - started
-    loops.whole += (steps - count) * (ended - first) / max(count - 1, 1)
+    each = (ended - first) / max(count - 1, 1)
+    loops.whole += (steps - count) * each
+    loops.lengths.append((steps, each))
 
 
 def seconds_of(work: Callable[[int], object], count: int, few: int) -> float:
     """Returns about how many seconds `work(count)` takes, by doing `few` and three times as many.
 
-    The steps of loops are counted. All else is taken to grow in a straight line.
+    The steps of loops are counted. Their numbers, which grow where they are passes over the images,
+    and the seconds of all else are taken to grow in a straight line.
     """
     few, more = min(few, count), min(3 * few, count)
 
@@ -70,7 +75,12 @@ def seconds_of(work: Callable[[int], object], count: int, few: int) -> float:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         tried(few)  # what is done once
-        first, _ = tried(few)
+        first, shorter = tried(few)
         second, loops = tried(more)
     each = max(second - first, 0.0) / max(more - few, 1)
-    return loops.whole + second + each * (count - more)
+    further = (count - more) / max(more - few, 1)
+    longer = sum(
+        max(steps - before, 0) * further * seconds
+        for (before, _), (steps, seconds) in zip(shorter.lengths, loops.lengths, strict=False)
+    )
+    return loops.whole + longer + second + each * (count - more)

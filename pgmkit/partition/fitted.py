@@ -204,7 +204,6 @@ def build_partitioner(partitioner: Any, partitions: int | None = None) -> Any:
 
 def check_fit(partitioner: Any, source: ImageSource) -> None:
     """Raises ParameterError if a partitioner cannot be fitted to these images."""
-    number = contracts.num_partitions_of(partitioner)
     if contracts.space_of(partitioner) != "images":
         raise ParameterError(
             f"the {name_of(partitioner)!r} looks at latents, and these are images; take other "
@@ -215,10 +214,7 @@ def check_fit(partitioner: Any, source: ImageSource) -> None:
             f"the {called('partitioners', partitioner)} learns from labels, and the images have "
             "none; sort them into one folder per class, add an array of labels, or choose another"
         )
-    if len(source) < number:
-        raise ParameterError(
-            f"{number} partitions need as many images, and there are {len(source)}; ask for fewer"
-        )
+    contracts.check_images(partitioner, source.image, len(source))
     check_batch(source)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from pgmkit import contracts
 from pgmkit.components import name_of
 from pgmkit.errors import ParameterError
-from pgmkit.images.source import ImageSource
+from pgmkit.images.source import ImageSource, ImageSpec
 from pgmkit.partition.fitted import load_partitioner
 from pgmkit.plugins import build
 
@@ -33,6 +33,8 @@ class FixedPartitioner:
         ParameterError: neither source nor partitioner is given.
         LoadError: the source holds no partitioner, or a damaged one.
     """
+
+    least_images = 1
 
     def __init__(
         self,
@@ -70,7 +72,7 @@ class FixedPartitioner:
 
     def fit(self, source: ImageSource, *, seed: int) -> None:
         """Does nothing but look at the shape of the images."""
-        self.check_images(source.image.shape, source.name)
+        self.check_image(source.image)
 
     def logits(self, x: Tensor) -> Tensor:
         """Returns the logits of the partitioner."""
@@ -83,10 +85,10 @@ class FixedPartitioner:
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Takes up nothing."""
 
-    def check_images(self, shape: Sequence[int], whose: str) -> None:
-        """Raises ParameterError unless images have the shape that the parts were found in."""
-        if self.space == "images" and self.image is not None and tuple(shape) != self.image:
+    def check_image(self, image: ImageSpec) -> None:
+        """Raises ParameterError if the parts were found in images of another shape."""
+        if self.space == "images" and self.image is not None and image.shape != self.image:
             raise ParameterError(
-                f"the {name_of(self.partitioner)!r} was fitted to images of {self.image}, and the "
-                f"images of {whose!r} are {tuple(shape)}; fit it to images of that size (--size)"
+                f"the {name_of(self.partitioner)!r} was fitted to images of {self.image}, and "
+                f"these are {image.shape}; fit it to images of that size (--size)"
             )

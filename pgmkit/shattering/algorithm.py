@@ -24,7 +24,6 @@ from pgmkit.config import check_count, check_seed, expect
 from pgmkit.errors import ParameterError, PluginError
 from pgmkit.generator import Generator
 from pgmkit.loading.cards import Origin
-from pgmkit.partition.fixed import FixedPartitioner
 from pgmkit.plugins import build
 from pgmkit.progress import phase
 from pgmkit.sampling import PartitionSampler
@@ -102,7 +101,7 @@ def shatter(
     wanted = told or 1  # what an object finds that says no number is counted
     check_shatter(count, remove, wanted)
     generator.check()
-    check_sampler(generator, finder, wanted, remove)
+    check_sampler(generator, finder, wanted, count, remove)
     started = time.perf_counter()
     if isinstance(spectrum, Spectrum):
         check_spectrum(generator, spectrum)
@@ -244,22 +243,26 @@ def check_shatter(latents: int, remove: Any, clusters: Any) -> None:
         )
 
 
-def check_sampler(generator: Generator, finder: Any, clusters: Any, remove: Any) -> None:
-    """Raises ParameterError if a sampler cannot find parts of what a generator makes.
+def check_sampler(
+    generator: Generator, finder: Any, clusters: Any, latents: int, remove: Any
+) -> None:
+    """Checks that a sampler can split the images of so many latents, less those removed.
 
-    Its parts are of images of another shape, or would have to be learned from labels, or there is
-    nothing by which their number or the removed mass could be chosen.
+    Raises:
+        ParameterError: its partitioner cannot be fitted to such images, to so few, or without
+            labels; or there is nothing by which clusters or the removed mass could be chosen.
     """
     if not isinstance(finder, PartitionSampler):
         return
-    if isinstance(finder.partitioner, FixedPartitioner):
-        finder.partitioner.check_images(generator.image.shape, generator.name)
     if contracts.needs_labels(finder.partitioner):
         raise ParameterError(
             f"the {called('partitioners', finder.partitioner)} learns from labels, and what a "
             "generator makes has none; fit it to labelled images with pgmkit partition fit, and "
             "give its folder"
         )
+    if contracts.space_of(finder.partitioner) == "images":
+        kept = num_kept(latents, remove) if _mass_options(remove) is None else latents
+        contracts.check_images(finder.partitioner, generator.image, kept)
     if not (_clusters_options(clusters) is None and _mass_options(remove) is None):
         finder.check_prepares()
 

@@ -63,4 +63,10 @@ def pgmkit_partitioners() -> list[Component]:
             "pgmkit_plugins.partitioners.single:Single",
             "one part, everything: the unconditional baseline",
         ),
+        Component(
+            "iresnet",
+            "pgmkit_plugins.partitioners.iresnet:IResNet",
+            "an invertible residual network that gives images and their neighbours one part",
+            citation="Armandpour, Sadeghian, Li and Zhou, Partition-Guided GANs, CVPR 2021",
+        ),
     ]
