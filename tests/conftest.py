@@ -1,5 +1,6 @@
 """What holds in all tests, and what several of them need."""
 
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,6 +10,8 @@ import pytest
 import torch
 from hub_server import HubServer, use_hub
 from huggingface_hub import close_session, constants
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background lacks
 
 
 @pytest.fixture(scope="session", autouse=True)

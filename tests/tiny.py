@@ -47,7 +47,6 @@ import signal
 import pgmkit_plugins.features.contrastive as features
 from pgmkit.cli import main
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background lacks
 steps, loss = [], features.contrastive_loss
 
 def interrupted(*arguments):
@@ -161,18 +160,10 @@ def environment(**more: str) -> Mapping[str, str]:
 
 
 def begun(words: Sequence[str], **more: str) -> subprocess.Popen[str]:
-    """Starts a subprocess that listens to Ctrl-C, also where the tests run in the background."""
-    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        return subprocess.Popen(
-            words,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment(**more),
-        )
-    finally:
-        signal.signal(signal.SIGINT, previous)
+    """Starts a subprocess."""
+    return subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(**more)
+    )
 
 
 @contextmanager
