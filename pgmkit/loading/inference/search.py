@@ -457,10 +457,13 @@ def _deviation(x: Tensor, norm: Mapping[str, Tensor]) -> float:
     if maps.shape[1] > len(mean) and maps.shape[1] % len(mean) == 0 and x.ndim == 2:
         maps = x.reshape(len(x), len(mean), -1)
     channels = maps.shape[1]
-    seen_variance, seen_mean = torch.var_mean(maps, dim=(0, 2), correction=0)
     mean, variance = mean[:channels], variance[:channels].clamp(min=1e-30)
     scale = variance.sqrt()
-    squares = ((seen_mean - mean) / scale).square() + (seen_variance.sqrt() / scale - 1).square()
+    # Around what is remembered this is exact enough, and in half the time of torch.var_mean.
+    around = maps - mean[:, None]
+    shift = around.mean(dim=(0, 2))
+    seen = (around.square_().mean(dim=(0, 2)) - shift.square()).clamp(min=0).sqrt()
+    squares = (shift / scale).square() + (seen / scale - 1).square()
     squares = squares[variance > 1e-6 * variance.mean()].clamp(max=_WORST**2)
     found = squares.mean().sqrt().item()
     return found if math.isfinite(found) else _WORST
