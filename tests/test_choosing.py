@@ -314,7 +314,13 @@ def test_parts_that_are_named_or_built_are_chosen_as_many(
 
 def test_self_training_is_chosen_by_the_points_of_its_base(grouped: pgmkit.Spectrum) -> None:
     quick = {"steps": 50, "batch_size": 48, "width": 6, "learning_rate": 5e-3}
-    learned = {"name": "self-trained", "base": "kmeans", "strength": 0.3, "flip": False, **quick}
+    learned = {
+        "name": "self-trained",
+        "base": "kmeans",
+        "strength": 0.3,
+        "deformations": "digits",
+        **quick,
+    }
     chosen = [
         pgmkit.shatter(
             groups.gated(), "none", table, "mixture", clusters=AUTO, remove=0.0, spectrum=grouped

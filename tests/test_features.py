@@ -562,7 +562,7 @@ def test_more_than_two_threads_change_nothing() -> None:
         ("contrastive", {"move": 1.0}, ParameterError, "move must be .*1.0"),
         ("contrastive", {"move": -0.1}, ParameterError, "move must be .*-0.1"),
         ("contrastive", {"strength": -1.0}, ParameterError, "strength must be .*-1.0"),
-        ("contrastive", {"flip": "no"}, ParameterError, "flip = true or false or nothing"),
+        ("contrastive", {"deformations": "no"}, UnknownNameError, "kind of images"),
     ],
 )
 def test_parameters_outside_their_range_are_refused(

@@ -740,7 +740,7 @@ def test_the_number_of_parts_can_be_chosen_by_its_projections() -> None:
 @quiet
 def test_it_is_the_base_of_self_training() -> None:
     source, _ = pictures(60)
-    few = {"steps": 2, "width": 4, "batch_size": 16, "rounds": 1, "flip": False}
+    few = {"steps": 2, "width": 4, "batch_size": 16, "rounds": 1, "deformations": "digits"}
     learned = build(
         "partitioners", {"name": "self-trained", "base": HASTY, **few}, num_partitions=K
     )

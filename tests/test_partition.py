@@ -33,7 +33,7 @@ from pgmkit.states import load_state_of, state_of
 
 quiet = pytest.mark.filterwarnings("ignore::pgmkit.errors.PgmkitWarning")
 K = 4
-SMALL = {"batch_size": 48, "width": 6, "strength": 0.3, "flip": False}
+SMALL = {"batch_size": 48, "width": 6, "strength": 0.3, "deformations": "digits"}
 
 
 class Layers(nn.Module):

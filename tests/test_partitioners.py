@@ -34,7 +34,7 @@ QUICK: dict[str, Any] = {
     "batch_size": 48,
     "width": 8,
     "strength": 0.3,
-    "flip": False,
+    "deformations": "digits",
     "learning_rate": 5e-3,
 }
 CONTRAST = {"name": "contrastive", **QUICK, "steps": 20, "batch_size": 32, "move": 0.0}
@@ -466,7 +466,7 @@ def test_a_small_part_is_learned_again_evenly(monkeypatch: pytest.MonkeyPatch) -
         rounds=1,
         steps=10,
         width=4,
-        flip=False,
+        deformations="digits",
     )
     learned.fit(source, seed=0)
     assert taken == [False, True]
@@ -951,7 +951,7 @@ def test_what_is_learned_by_heart_is_measured_on_what_was_held_out(name: str, se
         ("labels", {"batch_size": 3}, "batch_size"),
         ("random", {"num_partitions": 0}, "num_partitions"),
         ("random", {"features": "nothing"}, "nothing"),
-        ("self-trained", {"flip": "no"}, "flip = true or false or nothing, not 'no'"),
+        ("self-trained", {"deformations": "no"}, "kind of images"),
     ],
 )
 def test_parameters_are_checked(name: str, parameters: dict[str, Any], message: str) -> None:

@@ -1,7 +1,6 @@
 """A small convolutional network that looks at images, for features and for parts."""
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 
 from pgmkit.config import check_count
 from pgmkit.errors import ParameterError
-from pgmkit.images import Deformations, ImageSource, deformed, preset, resized
+from pgmkit.images import Deformations, ImageSource, deformed, resized
 from pgmkit.images.source import batches
 from pgmkit.seeds import derive_seed
 
@@ -73,18 +72,6 @@ def image_bytes(source: ImageSource) -> Tensor:
     return torch.cat([part.add(1).mul_(127.5).round_().byte().cpu() for part in parts])
 
 
-def deformations_of(strength: float, flip: bool | None, channels: int) -> Deformations:
-    """Returns the deformations that suit images of so many channels, scaled.
-
-    Args:
-        strength: factor on all of them, at least 0.
-        flip: whether to mirror half of them; None means in colour alone.
-        channels: C of the images.
-    """
-    found = preset("auto", channels).scaled(strength)
-    return found if flip is None else replace(found, flip=flip)
-
-
 def another_version(pixels: Tensor, deformations: Deformations, random: torch.Generator) -> Tensor:
     """Returns deformed images in [-1, 1] of bytes (B, C, H, W)."""
     return deformed(pixels.float().div_(127.5).sub_(1), deformations, random)
@@ -103,16 +90,10 @@ def check_images(source: ImageSource, who: str) -> None:
         raise ParameterError(f"{who} looks at images, and these are points; choose another")
 
 
-def check_training(
-    steps: Any, batch_size: Any, width: Any, strength: Any, flip: Any, learning_rate: Any
-) -> None:
+def check_training(steps: Any, batch_size: Any, width: Any, learning_rate: Any) -> None:
     """Raises ParameterError for parameters that networks are not trained with."""
     check_count("steps", steps)
     check_count("batch_size", batch_size)
     check_count("width", width)
-    if not isinstance(strength, int | float) or not 0 <= strength < math.inf:
-        raise ParameterError(f"strength must be at least 0, not {strength!r}")
-    if flip is not None and not isinstance(flip, bool):
-        raise ParameterError(f"flip must be true, false or left out, not {flip!r}")
     if not isinstance(learning_rate, int | float) or not 0 < learning_rate < math.inf:
         raise ParameterError(f"learning_rate must be above 0, not {learning_rate!r}")

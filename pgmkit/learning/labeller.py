@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pgmkit.images import Deformations
 from pgmkit.learning.clock import Clock
 from pgmkit.learning.encoder import (
     Encoder,
     another_version,
-    deformations_of,
     encoder_of,
     seeded,
 )
@@ -30,9 +30,8 @@ def learn_labels(
     device: torch.device,
     steps: int,
     batch_size: int,
-    strength: float,
     width: int,
-    flip: bool | None,
+    deformations: Deformations,
     learning_rate: float,
     evenly: bool = False,
     seed: int,
@@ -48,9 +47,8 @@ def learn_labels(
         device: where it learns.
         steps: of training.
         batch_size: images per step, at least 4; all of them where there are fewer.
-        strength: of the deformations; see `pgmkit.learning.encoder.deformations_of`.
         width: channels of the first layer.
-        flip: whether a mirror image shows the same; None means for colour images only.
+        deformations: how far the images are deformed.
         learning_rate: the highest.
         evenly: whether all labels are seen equally often.
         seed: of the run.
@@ -67,7 +65,6 @@ def learn_labels(
         return _network(Encoder(pixels.shape[1], width), head)
 
     network: nn.Sequential = seeded(fresh, seed, name).to(device)
-    deformations = deformations_of(strength, flip, pixels.shape[1])
     halves = Halves(network)
     batch = min(batch_size, len(pixels))
     weights = labels.bincount().double().reciprocal()[labels]

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -115,7 +116,7 @@ class Dual:
         """Multiplies the tangents with a slope of the shape of the primal, in place if it may."""
         slope = self.lift(slope, primal.ndim)
         tangents = self.widen(primal.ndim)
-        if self.spare and torch.broadcast_shapes(tangents.shape, slope.shape) == tangents.shape:
+        if self.spare and np.broadcast_shapes(tangents.shape, slope.shape) == tangents.shape:
             return self.like(primal, tangents.mul_(slope))
         return self.like(primal, tangents * slope)
 

@@ -3,6 +3,7 @@
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -52,7 +53,7 @@ def _push_sum(call: Application, sign: int) -> Dual:
     dual.demand_latents_first(primal)
     if isinstance(left, Dual) and isinstance(right, Dual):
         wide, other = left.widen(primal.ndim), right.widen(primal.ndim)
-        if left.spare and torch.broadcast_shapes(wide.shape, other.shape) == wide.shape:
+        if left.spare and np.broadcast_shapes(wide.shape, other.shape) == wide.shape:
             return dual.like(primal, wide.add_(other, alpha=factor))
         return dual.like(primal, torch.add(wide, other, alpha=factor))
     tangents = dual.widen(primal.ndim)

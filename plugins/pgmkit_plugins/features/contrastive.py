@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from pgmkit.components import parameters_of
 from pgmkit.errors import ParameterError
-from pgmkit.images import ImageSource, Moves
+from pgmkit.images import ImageSource, Moves, preset
 from pgmkit.learning import Clock, minimise
 from pgmkit.learning.contrast import contrastive_loss
 from pgmkit.learning.encoder import (
@@ -17,7 +17,6 @@ from pgmkit.learning.encoder import (
     another_version,
     check_images,
     check_training,
-    deformations_of,
     encoder_of,
     image_bytes,
     looked_at,
@@ -51,7 +50,7 @@ class Contrastive:
         strength: of the deformations, at least 0; 1 suits digits and clothes.
         temperature: of the contrastive loss, above 0.
         width: channels of the network's first layer, at least 1.
-        flip: whether a mirror image shows the same; None means for colour images only.
+        deformations: for what kind of images; see `pgmkit.images.preset`.
         learning_rate: the highest, above 0.
 
     Attributes:
@@ -67,10 +66,11 @@ class Contrastive:
         strength: float = 1.0,
         temperature: float = 0.2,
         width: int = 24,
-        flip: bool | None = None,
+        deformations: str = "auto",
         learning_rate: float = 2e-3,
     ) -> None:
-        check_training(steps, batch_size, width, strength, flip, learning_rate)
+        check_training(steps, batch_size, width, learning_rate)
+        preset(deformations, channels=1).scaled(strength)  # which checks them
         if batch_size < 2:
             raise ParameterError("batch_size must be a whole number from 2, not 1")
         if not 0 < temperature < math.inf:
@@ -83,7 +83,7 @@ class Contrastive:
         self.strength = strength
         self.temperature = temperature
         self.width = width
-        self.flip = flip
+        self.deformations = deformations
         self.learning_rate = learning_rate
 
     def fit(self, source: ImageSource, *, seed: int) -> None:
@@ -141,7 +141,7 @@ class Contrastive:
     def _train(self, head: nn.Module, pool: Tensor, seed: int, source: ImageSource) -> Tensor:
         count = pool.shape[1]
         batch = min(self.batch_size, count)
-        deformations = deformations_of(self.strength, self.flip, pool.shape[2])
+        deformations = preset(self.deformations, pool.shape[2]).scaled(self.strength)
         network = nn.Sequential(self.encoder_, head)
         halves = Halves(network)
 

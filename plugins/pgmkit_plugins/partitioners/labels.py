@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from pgmkit.components import parameters_of
 from pgmkit.config import check_count
 from pgmkit.errors import ParameterError
-from pgmkit.images import ImageSource, require_labels
+from pgmkit.images import ImageSource, preset, require_labels
 from pgmkit.learning.encoder import check_images, check_training, image_bytes, looked_at
 from pgmkit.learning.labeller import labeller_of, learn_labels
 from pgmkit.partition import gathered_logits
@@ -36,7 +36,7 @@ class Labels:
         batch_size: images per step, at least 4.
         strength: of the deformations, at least 0; see `pgmkit.images.deform`.
         width: channels of the network's first layer, at least 1.
-        flip: whether a mirror image shows the same; None means for colour images only.
+        deformations: for what kind of images; see `pgmkit.images.preset`.
         learning_rate: the highest, above 0.
 
     Attributes:
@@ -54,12 +54,13 @@ class Labels:
         batch_size: int = 128,
         strength: float = 0.5,
         width: int = 24,
-        flip: bool | None = None,
+        deformations: str = "auto",
         learning_rate: float = 2e-3,
     ) -> None:
         if num_partitions is not None:
             check_count("num_partitions", num_partitions)
-        check_training(steps, batch_size, width, strength, flip, learning_rate)
+        check_training(steps, batch_size, width, learning_rate)
+        preset(deformations, channels=1).scaled(strength)  # which checks them
         if batch_size < 4:
             raise ParameterError(f"batch_size must be a whole number from 4, not {batch_size}")
         self.num_partitions = num_partitions or 1
@@ -67,7 +68,7 @@ class Labels:
         self.batch_size = batch_size
         self.strength = strength
         self.width = width
-        self.flip = flip
+        self.deformations = deformations
         self.learning_rate = learning_rate
         self.network_: nn.Sequential | None = None
         self._asked = num_partitions
@@ -135,9 +136,8 @@ class Labels:
             device=source.device,
             steps=self.steps,
             batch_size=self.batch_size,
-            strength=self.strength,
             width=self.width,
-            flip=self.flip,
+            deformations=preset(self.deformations, source.image.shape[0]).scaled(self.strength),
             learning_rate=self.learning_rate,
             seed=seed,
             name="labels",

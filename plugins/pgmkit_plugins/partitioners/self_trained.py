@@ -11,7 +11,7 @@ from pgmkit import contracts
 from pgmkit.components import name_of, parameters_of
 from pgmkit.config import check_count
 from pgmkit.errors import ParameterError, PgmkitWarning
-from pgmkit.images import ImageSource, batches
+from pgmkit.images import ImageSource, batches, preset
 from pgmkit.learning.encoder import check_images, check_training, image_bytes, looked_at
 from pgmkit.learning.labeller import labeller_of, learn_labels
 from pgmkit.partition import gathered_logits
@@ -43,7 +43,7 @@ class SelfTrained:
         batch_size: images per step, at least 4.
         strength: of the deformations, at least 0; see `pgmkit.images.deform`.
         width: channels of the network's first layer, at least 1.
-        flip: whether a mirror image shows the same; None means for colour images only.
+        deformations: for what kind of images; see `pgmkit.images.preset`.
         learning_rate: the highest, above 0.
 
     Attributes:
@@ -60,12 +60,13 @@ class SelfTrained:
         batch_size: int = 128,
         strength: float = 0.5,
         width: int = 24,
-        flip: bool | None = None,
+        deformations: str = "auto",
         learning_rate: float = 2e-3,
     ) -> None:
         check_count("num_partitions", num_partitions)
         check_count("rounds", rounds)
-        check_training(steps, batch_size, width, strength, flip, learning_rate)
+        check_training(steps, batch_size, width, learning_rate)
+        preset(deformations, channels=1).scaled(strength)  # which checks them
         if batch_size < 4:
             raise ParameterError(f"batch_size must be a whole number from 4, not {batch_size}")
         given = {"num_partitions": num_partitions} if isinstance(base, str | Mapping) else {}
@@ -79,7 +80,7 @@ class SelfTrained:
         self.batch_size = batch_size
         self.strength = strength
         self.width = width
-        self.flip = flip
+        self.deformations = deformations
         self.learning_rate = learning_rate
         self.network_: nn.Sequential | None = None
 
@@ -201,9 +202,8 @@ class SelfTrained:
             device=source.device,
             steps=self.steps,
             batch_size=self.batch_size,
-            strength=self.strength,
             width=self.width,
-            flip=self.flip,
+            deformations=preset(self.deformations, source.image.shape[0]).scaled(self.strength),
             learning_rate=self.learning_rate,
             evenly=even,
             seed=seed,
