@@ -728,7 +728,7 @@ def test_a_head_of_other_logits_is_refused() -> None:
 
 def test_the_network_of_self_training_tells_what_its_last_layer_sees() -> None:
     source, _ = pictures(60)
-    table = {"name": "self-trained", "base": "kmeans", "steps": 20, "batch_size": 32, "width": 6}
+    table = {"name": "self-trained", "base": "kmeans", "steps": 60, "batch_size": 32, "width": 6}
     learned = pgmkit.fit_partitioner(
         {**table, "strength": 0.3, "deformations": "digits"}, source, partitions=4
     )
