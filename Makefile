@@ -16,7 +16,7 @@ test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	OMP_NUM_THREADS=1 PGMKIT_STRICT_PLUGINS=1 $(BIN)/pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 PGMKIT_STRICT_PLUGINS=1 $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
 
 $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "pgmkit needs Python 3.11 or newer"'

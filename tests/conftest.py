@@ -13,6 +13,13 @@ from huggingface_hub import close_session, constants
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background lacks
 
+_LONGEST = ("test_docs", "test_engines", "test_shatter", "test_inference", "test_ablate")
+"""Files that take the longest come first, so that no process is left alone with one at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem not in _LONGEST)
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_cache_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
