@@ -448,7 +448,21 @@ def test_a_fit_that_learns_leaves_its_curves(inputs: Path, tmp_path: Path) -> No
     assert all(0 <= float(row["NMI"]) <= 1 for row in rows)
     with (out / "curves" / "pretext stage" / "measurements.csv").open() as file:
         assert "neighbours of the same label" in next(csv.DictReader(file))
+    page = (out / "report.html").read_text()
+    assert page.index("curves of the partition stage") < page.index("curves of the pretext stage")
     assert load_partitioner(out).num_partitions == 2
+
+
+def test_curves_are_a_panel_for_each_number_over_its_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "losses.csv").write_text("step,epoch,loss\n1,1,5\n2,1,4\n3,2,\n")
+    (tmp_path / "measurements.csv").write_text("step,NMI\n3,0.5\n")
+    drawn: list[Any] = []
+    monkeypatch.setattr(Axes, "plot", lambda _, *given, **more: drawn.append(given))
+    picture = figures.curves([tmp_path / "losses.csv", tmp_path / "measurements.csv"])
+    assert picture.startswith(b"\x89PNG")
+    assert drawn == [((1, 2), (5.0, 4.0)), ((3,), (0.5,))]
 
 
 def test_a_dry_run_of_passes_over_the_images_counts_those_over_all_of_them(tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """Figures of a shattering, of a spectrum and of parts of the plane."""
 
+import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,8 @@ from pgmkit.spectrum.summary import term_spread
 _SIZE = (6.4, 3.2)
 _SQUARE = (6.4, 6.4)
 _PAGE, _PAGE_DPI = (12.8, 7.2), 150
+_PANEL, _PANELS_ACROSS = (3.2, 2.0), 3
+_WHEN = ("step", "epoch")
 _MOST_BINS = 60
 _MOST_TICKS = 20
 _POINTS = 20_000
@@ -44,6 +48,34 @@ def sizes(counts: Sequence[int], part: str, members: str) -> bytes:
     axes.bar(range(len(counts)), counts, color=_BLUE)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=_MOST_TICKS, integer=True))
     axes.set(xlabel=part, ylabel=members)
+    return png(figure)
+
+
+def curves(logs: Sequence[Path]) -> bytes:
+    """Draws every column of CSV files over their steps, each for itself.
+
+    Args:
+        logs: with the column "step", such as `pgmkit.learning.learn` leaves.
+    """
+    drawn = []
+    for log in logs:
+        with log.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        for name in [name for name in rows[0] if name not in _WHEN]:
+            told = [(int(row["step"]), float(row[name])) for row in rows if row[name]]
+            drawn.append((name, *zip(*told, strict=True)))
+    width, height = _PANEL
+    across = min(len(drawn), _PANELS_ACROSS)
+    down = -(-len(drawn) // across)
+    figure = Figure(figsize=(width * across, height * down), layout="constrained")
+    panels = figure.subplots(down, across, squeeze=False).flatten()
+    for axes, (name, steps, values) in zip(panels, drawn, strict=False):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.plot(steps, values, color=_BLUE)
+        axes.set_title(name, fontsize="medium")
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
+    for axes in panels[len(drawn) :]:
+        axes.set_visible(False)
     return png(figure)
 
 

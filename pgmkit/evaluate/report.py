@@ -22,6 +22,9 @@ from pgmkit.machine import machine
 from pgmkit.partition.fitted import FittedPartitioner
 from pgmkit.shattering import ShatteredGenerator
 
+CURVES = "curves"
+"""Folder beside a report, of what loops logged."""
+
 _PER_CLUSTER = 32
 _MOST_SCORED = 10_000
 
@@ -140,7 +143,7 @@ def write_partition_report(
     """Writes report.html of a fresh partitioner: its parts, its sizes, and how it was made.
 
     Args:
-        folder: where to.
+        folder: where to; what was logged in loops lies in its folder `curves`.
         fitted: what `pgmkit.fit_partitioner` returned.
         source: what it was fitted to.
         scores: against labels, see `pgmkit.evaluate.partitions.PartitionScores`, or None.
@@ -156,10 +159,16 @@ def write_partition_report(
     else:
         parts = f"<div class=clusters>{''.join(_part_figures(fitted))}</div>"
     chart = figures.sizes(fitted.sizes, "part", "images")
+    loops = sorted((folder / CURVES).iterdir()) if (folder / CURVES).exists() else []
+    curves = "".join(
+        f"<h2>{html.escape(loop.name)}</h2>"
+        f"{_image(figures.curves(sorted(loop.glob('*.csv'))), f'curves of the {loop.name}')}"
+        for loop in loops
+    )
     page = _document(
         f"{fitted.num_partitions} parts of {len(source):,} {source.image}",
         f"{_partition_facts(fitted)}{_partition_scores(scores)}<h2>Parts</h2>{parts}"
-        f"<h2>Sizes of the parts</h2>{_image(chart, 'sizes of the parts')}",
+        f"<h2>Sizes of the parts</h2>{_image(chart, 'sizes of the parts')}{curves}",
     )
     files.write_text(folder / "report.html", page)
     return folder / "report.html"

@@ -16,7 +16,7 @@ from pgmkit.config import IMAGES, check_count, check_seed, make_settings, with_n
 from pgmkit.errors import ParameterError
 from pgmkit.evaluate import figures
 from pgmkit.evaluate.partitions import score_partition
-from pgmkit.evaluate.report import write_partition_report
+from pgmkit.evaluate.report import CURVES, write_partition_report
 from pgmkit.images import check_source, load_images
 from pgmkit.images.source import ImageSource
 from pgmkit.learning import keeping
@@ -33,7 +33,7 @@ from pgmkit.partition.fitted import (
 from pgmkit.partition.parts import gathered_logits, margins_of
 from pgmkit.states import table_of, why_not_saved
 
-_LEARNING, _CURVES = "learning", "curves"
+_LEARNING = "learning"
 _DRAWN = 24
 """Bytes for each value of an image that is drawn: in float32, and on the way to a picture."""
 
@@ -140,7 +140,7 @@ class Job:
             scores = score_partition(fitted.labels, self.source)
             fitted = fitted.with_origin(settings=dict(settings), scores=scores)
             for log in sorted((out / _LEARNING).glob("*/*.csv")):
-                files.write_text(out / _CURVES / log.parent.name / log.name, log.read_text())
+                files.write_text(out / CURVES / log.parent.name / log.name, log.read_text())
             with progress.phase("saving, with samples of each part"):
                 write_partition_report(out, fitted, self.source, scores)
                 fitted.save_pretrained(out)
