@@ -43,9 +43,10 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "paper-cifar": {},
         "paper-stl": {"pretext": {"batch_size": 200}},
         "tiny": {
-            "network": {"blocks": [0, 0, 3], "width": 64, "pooled": False},
+            "network": {"blocks": [0, 0, 4], "width": 64, "pooled": False},
             "pretext": {"steps": 2000, "batch_size": 128, "learning_rate": 0.1},
-            "partition": {"steps": 1000, "learning_rate": 1e-3},
+            "partition": {"steps": 2000, "learning_rate": 2e-3},
+            "strength": 0.6,
         },
     }
 )
