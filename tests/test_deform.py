@@ -138,7 +138,7 @@ def test_without_any_range_an_image_stays_as_it_is() -> None:
     images = smooth(8, 3, 20, 24)
     torch.testing.assert_close(deformed(images, STILL, random()), images, rtol=0, atol=1e-5)
     for kind in PRESETS:
-        ranges = replace(PRESETS[kind].scaled(0.0), flip=False, grey=0.0)
+        ranges = replace(PRESETS[kind].scaled(0.0), flip=False, grey=0.0, apart=False)
         assert ranges == STILL
     mirrored = deformed(images, replace(STILL, flip=True), random())
     turned = [
@@ -213,6 +213,19 @@ def test_contrast_and_brightness_are_those_that_are_said() -> None:
     assert (found[:, 0] - found[:, 1]).abs().max() > 0.1
 
 
+def test_channels_that_are_images_are_deformed_each_on_its_own() -> None:
+    digits, stacked = PRESETS["digits"], PRESETS["stacked"]
+    images = torch.rand(6, 1, 16, 16, generator=random()).repeat(1, 3, 1, 1) * 2 - 1
+    together = deformed(images, digits, random())
+    assert torch.equal(together[:, 0], together[:, 2])
+    found = deformed(images, stacked, random())
+    assert (found[:, 0] - found[:, 2]).abs().amax(dim=(1, 2)).min() > 0.1
+    alone = deformed(images.reshape(18, 1, 16, 16), digits, random())
+    assert torch.equal(found, alone.reshape(6, 3, 16, 16))
+    grey = images[:, :1]
+    assert torch.equal(deformed(grey, stacked, random()), deformed(grey, digits, random()))
+
+
 def test_kinds_of_images_suit_what_they_show() -> None:
     assert preset("auto", 1) == PRESETS["digits"]
     assert preset("auto", 3) == PRESETS["colour"]
@@ -229,7 +242,7 @@ def test_strength_scales_how_far_and_not_how_often() -> None:
     for ranges in PRESETS.values():
         half = asdict(ranges.scaled(0.5))
         for name, value in asdict(ranges).items():
-            if name in ("grey", "flip"):
+            if name in ("grey", "flip", "apart"):
                 assert half[name] == value
             elif name == "crop":
                 assert half[name] == pytest.approx((1 + value) / 2)
@@ -252,6 +265,7 @@ def test_strength_scales_how_far_and_not_how_often() -> None:
         ("grey", 1.5, "grey of deformations must be from 0 to 1, not 1.5"),
         ("crop", 2, "crop of deformations must be from 0 to 1, not 2"),
         ("flip", 1, "flip must be true or false, not 1"),
+        ("apart", "no", "apart must be true or false, not 'no'"),
     ],
 )
 def test_ranges_that_are_none_are_refused(name: str, value: Any, said: str) -> None:

@@ -32,6 +32,7 @@ class Deformations:
         grey: share of images in colour that lose it.
         flip: whether half of the images are mirrored, left to right.
         crop: least share of the area that is seen; 1 is all of it, before what the others do.
+        apart: whether each channel is deformed on its own, where it is an image by itself.
 
     Raises:
         ParameterError: a value is outside its range.
@@ -48,11 +49,13 @@ class Deformations:
     grey: float = 0.0
     flip: bool = False
     crop: float = 1.0
+    apart: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.flip, bool):
-            raise ParameterError(f"flip must be true or false, not {self.flip!r}")
-        for name in [name for name in vars(self) if name != "flip"]:
+        for name in ("flip", "apart"):
+            if not isinstance(getattr(self, name), bool):
+                raise ParameterError(f"{name} must be true or false, not {getattr(self, name)!r}")
+        for name in [name for name in vars(self) if name not in ("flip", "apart")]:
             value, most = getattr(self, name), 1 if name in ("grey", "crop") else math.inf
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
             if not is_number or not 0 <= value <= most or value == math.inf:
@@ -62,14 +65,14 @@ class Deformations:
     def scaled(self, strength: float) -> "Deformations":
         """Returns the same, with images deformed `strength` times as far.
 
-        How many lose their colour or are mirrored stays.
+        How many lose their colour or are mirrored stays, and whether channels are apart.
 
         Raises:
             ParameterError: the strength is below 0 or not finite.
         """
         if not isinstance(strength, int | float) or not 0 <= strength < math.inf:
             raise ParameterError(f"strength must be at least 0, not {strength!r}")
-        as_often = ("grey", "flip")
+        as_often = ("grey", "flip", "apart")
         farther = {
             name: value * strength for name, value in vars(self).items() if name not in as_often
         }
@@ -84,6 +87,7 @@ _DIGITS = Deformations(
 PRESETS: Mapping[str, Deformations] = MappingProxyType(
     {
         "digits": _DIGITS,
+        "stacked": replace(_DIGITS, apart=True),
         "clothes": Deformations(
             turn=8,
             stretch=0.2,
@@ -130,6 +134,8 @@ def deformed(images: Tensor, deformations: Deformations, random: torch.Generator
         deformations: how far.
         random: decides, on the CPU, so that every device sees the same.
     """
+    if deformations.apart and images.shape[1] > 1:
+        return deformed(images.flatten(0, 1)[:, None], deformations, random).reshape(images.shape)
     count, channels, height, width = images.shape
     device = images.device
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pgmkit.components import parameters_of
+from pgmkit.config import check_count
 from pgmkit.errors import ParameterError
 from pgmkit.images import ImageSource, Moves, preset
 from pgmkit.learning import Clock, minimise
@@ -25,7 +26,6 @@ from pgmkit.learning.encoder import (
 from pgmkit.learning.halves import Halves
 from pgmkit.seeds import random_generator
 
-_POOL = 10_000
 _ENOUGH = 6_000
 _MORE = 4
 _LEAST_IMAGES = 16
@@ -52,6 +52,7 @@ class Contrastive:
         width: channels of the network's first layer, at least 1.
         deformations: for what kind of images; see `pgmkit.images.preset`.
         learning_rate: the highest, above 0.
+        max_images: it learns from so many that are drawn, and all where there are fewer.
 
     Attributes:
         encoder_: the network; images (B, C, 32, 32) in [-1, 1] to features (B, 128).
@@ -68,7 +69,9 @@ class Contrastive:
         width: int = 24,
         deformations: str = "auto",
         learning_rate: float = 2e-3,
+        max_images: int = 10_000,
     ) -> None:
+        check_count("max_images", max_images)
         check_training(steps, batch_size, width, learning_rate)
         preset(deformations, channels=1).scaled(strength)  # which checks them
         if batch_size < 2:
@@ -85,9 +88,10 @@ class Contrastive:
         self.width = width
         self.deformations = deformations
         self.learning_rate = learning_rate
+        self.max_images = max_images
 
     def fit(self, source: ImageSource, *, seed: int) -> None:
-        """Trains the network on at most 10,000 of the images.
+        """Trains the network.
 
         If there are fewer than 6,000 and they come from a generator, it makes more of them, up to
         four times as many, so that the network does not learn the few by heart.
@@ -125,7 +129,7 @@ class Contrastive:
 
     def _pool(self, source: ImageSource, random: torch.Generator) -> Tensor:
         """Returns images in bytes, (1 or 2, n, C, S, S): as they are and, if they can be, moved."""
-        chosen = torch.randperm(len(source), generator=random)[:_POOL]
+        chosen = torch.randperm(len(source), generator=random)[: self.max_images]
         if not isinstance(source, Moves):
             return image_bytes(source.subset(chosen))[None]
         wanted = min(_ENOUGH, _MORE * len(chosen))

@@ -18,8 +18,6 @@ from pgmkit.partition import gathered_logits
 from pgmkit.plugins import build
 from pgmkit.seeds import random_generator
 
-_POOL = 20_000
-
 
 class SelfTrained:
     """A network learns the parts that another partitioner finds, and says what each image shows.
@@ -45,6 +43,7 @@ class SelfTrained:
         width: channels of the network's first layer, at least 1.
         deformations: for what kind of images; see `pgmkit.images.preset`.
         learning_rate: the highest, above 0.
+        max_images: it learns from so many that are drawn, and all where there are fewer.
 
     Attributes:
         network_: images (B, C, 32, 32) in [-1, 1] to logits (B, k).
@@ -62,7 +61,9 @@ class SelfTrained:
         width: int = 24,
         deformations: str = "auto",
         learning_rate: float = 2e-3,
+        max_images: int = 20_000,
     ) -> None:
+        check_count("max_images", max_images)
         check_count("num_partitions", num_partitions)
         check_count("rounds", rounds)
         check_training(steps, batch_size, width, learning_rate)
@@ -82,6 +83,7 @@ class SelfTrained:
         self.width = width
         self.deformations = deformations
         self.learning_rate = learning_rate
+        self.max_images = max_images
         self.network_: nn.Sequential | None = None
 
     def fit(self, source: ImageSource, *, seed: int) -> None:
@@ -165,7 +167,7 @@ class SelfTrained:
         found = first = gathered_logits(self.base, source).argmax(dim=1)
         self.num_partitions = contracts.num_partitions_of(self.base)
         chosen = torch.randperm(len(source), generator=random_generator(seed, "self-training"))
-        chosen = chosen[:_POOL]
+        chosen = chosen[: self.max_images]
         pool = image_bytes(source.subset(chosen))
         for turn in range(self.rounds):
             for even in (False, True):
