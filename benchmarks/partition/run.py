@@ -29,6 +29,7 @@ HERE = Path(__file__).parent
 PUBLISHED = read_toml(HERE / "published.toml")
 SCORES = {
     "normalized_mutual_information": "NMI",
+    "adjusted_mutual_information": "AMI",
     "adjusted_rand_index": "ARI",
     "matched_accuracy": "accuracy",
 }
@@ -58,7 +59,12 @@ def list_data_sets() -> None:
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--device", default="auto", show_default=True)
 @click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("runs/partition"))
-def fit(name: str, data: str, only: tuple[str, ...], seed: int, device: str, out: Path) -> None:
+@click.option(
+    "--results", type=click.Path(path_type=Path), default=HERE, help="Beside this script."
+)
+def fit(
+    name: str, data: str, only: tuple[str, ...], seed: int, device: str, out: Path, results: Path
+) -> None:
     """Fit the methods of the data set NAME, one after the other, and write the pages."""
     if name not in configs():
         raise UnknownNameError("data set", name, configs())
@@ -83,14 +89,14 @@ def fit(name: str, data: str, only: tuple[str, ...], seed: int, device: str, out
                 progress.tell(f"{name}: {cell}")
                 prepare(values).run(out / name / cell)
                 record = result_of(out / name / cell, values)
-            files.write_json(HERE / name / f"{cell}.json", {"method": method, **record})
-            write_pages()
+            files.write_json(results / name / f"{cell}.json", {"method": method, **record})
+            write_pages(results)
 
 
 @cli.command()
 def pages() -> None:
-    """Write the tables again, from the results."""
-    write_pages()
+    """Write the tables again, from the results beside this script."""
+    write_pages(HERE)
 
 
 def configs() -> dict[str, dict[str, Any]]:
@@ -127,7 +133,7 @@ def fitted_device(origin: Mapping[str, Any]) -> torch.device:
     return torch.device(origin["device"] if is_here else "cpu")
 
 
-def write_pages() -> None:
+def write_pages(results: Path) -> None:
     """Writes README.md: a table for each data set, with the published numbers below."""
     lines = [
         "# Partitioners on data sets",
@@ -141,14 +147,14 @@ def write_pages() -> None:
         "the fit alone.",
     ]
     for name, config in configs().items():
-        lines += ["", f"## {config['title']}", "", *table_of(name, config)]
-    files.write_text(HERE / "README.md", "\n".join(lines) + "\n")
+        lines += ["", f"## {config['title']}", "", *table_of(results / name, config)]
+    files.write_text(results / "README.md", "\n".join(lines) + "\n")
 
 
-def table_of(name: str, config: Mapping[str, Any]) -> list[str]:
+def table_of(results: Path, config: Mapping[str, Any]) -> list[str]:
     """Returns the table of a data set, in Markdown, and what stands below it."""
     cells: dict[tuple[str, int], list[dict[str, Any]]] = defaultdict(list)
-    for path in sorted((HERE / name).glob("*.json")):
+    for path in sorted(results.glob("*.json")):
         cell = files.read_json(path, str(path))
         cells[cell["method"], cell["partitions"]].append(cell)
     header = ["method", "k", *SCORES.values(), "dead", "minutes", "device", "seeds"]
@@ -158,9 +164,10 @@ def table_of(name: str, config: Mapping[str, Any]) -> list[str]:
         for (_, partitions), found in sorted(i for i in cells.items() if i[0][0] == method):
             rows.append([f"`{method}`", str(partitions), *map(str, row_of(found))])
             machines |= {f"{cell['machine']}, torch {cell['versions']['torch']}" for cell in found}
-    published = PUBLISHED.get(name, {})
-    for label, value in published.items():
-        rows.append([label, "", f"{value:.3f}", *[""] * (len(header) - 3)])
+    published = PUBLISHED.get(results.name, {})
+    rows += [
+        [label, "", f"{nmi:.3f}", *[""] * (len(header) - 3)] for label, nmi in published.items()
+    ]
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     methods = {m: in_toml(t) for m, t in config["methods"].items() if any(c[0] == m for c in cells)}
     lines += ["", f"Images: {config['about']}", ""]

@@ -1,0 +1,56 @@
+"""The benchmark of partitioners on data sets: methods can be built, and one command runs them."""
+
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from click.testing import CliRunner
+from tiny import write_tiny_images
+
+from pgmkit.config import read_toml
+from pgmkit.files import read_json
+from pgmkit.partition.fitted import build_partitioner
+
+HERE = Path(__file__).parent.parent / "benchmarks" / "partition"
+CONFIGS = sorted((HERE / "configs").glob("*.toml"))
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    monkeypatch.syspath_prepend(HERE)
+    sys.modules.pop("run", None)  # that of another benchmark
+    yield importlib.import_module("run")
+    sys.modules.pop("run")
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_every_method_can_be_built(config: Path) -> None:
+    values = read_toml(config)
+    for table in values["methods"].values():
+        numbers = table.pop("partitions", values["partitions"])
+        for number in numbers if isinstance(numbers, list) else [numbers]:
+            assert build_partitioner(table, number).num_partitions == number
+
+
+def test_one_command_fits_and_writes_the_page(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tiny_images(tmp_path / "digits.npz", count=80, size=28)
+    monkeypatch.chdir(tmp_path)
+    words = ["fit", "mnist", "--data", "digits.npz", "--results", "results"]
+    for seed in ("0", "1"):
+        more = ["--only", "kmeans-pixels", "--only", "single", "--seed", seed]
+        result = CliRunner().invoke(script.cli, [*words, *more], catch_exceptions=False)
+        assert result.exit_code == 0
+    cell = read_json(tmp_path / "results" / "mnist" / "kmeans-pixels-10-1.json", "a result")
+    assert cell["partitions"] == 10
+    assert cell["scores"]["num_images"] == 80
+    page = (tmp_path / "results" / "README.md").read_text()
+    (row,) = [line for line in page.splitlines() if line.startswith("| `kmeans-pixels`")]
+    assert row.endswith("| 0/0 | 0.0 | cpu | 0, 1 |")
+    assert "| Partition-Guided GANs, published |  | 0.480 |" in page
+    refused = CliRunner().invoke(script.cli, [*words, "--only", "kmean-pixels"])
+    assert "did you mean 'kmeans-pixels'" in str(refused.exception)
