@@ -21,6 +21,7 @@ from pgmkit.images import Deformations, ImageSource, ImageSpec, preset
 from pgmkit.learning import learn
 from pgmkit.learning.encoder import seeded
 from pgmkit.learning.neighbours import nearest_neighbors
+from pgmkit.machine import tensor_threads
 from pgmkit.progress import phase
 from pgmkit.seeds import derive_seed, random_generator
 from pgmkit_plugins.partitioners.invertible import Headed, Representation, check_sides
@@ -365,16 +366,17 @@ class IResNet:
             in_bfloat16=self.mixed_precision and source.device.type == "cuda",
             **more,
         )
-        learn(
-            stage,
-            steps=steps,
-            seed=derive_seed(seed, name),
-            name=f"{name} stage",
-            source=source,
-            batch_size=settings.batch_size,
-            identity={"partitioner": self.get_params(), "images": source.summary()},
-            measure_steps=math.ceil(steps / _MEASUREMENTS),
-        )
+        with tensor_threads(1):  # since two would stall where cores are busy
+            learn(
+                stage,
+                steps=steps,
+                seed=derive_seed(seed, name),
+                name=f"{name} stage",
+                source=source,
+                batch_size=settings.batch_size,
+                identity={"partitioner": self.get_params(), "images": source.summary()},
+                measure_steps=math.ceil(steps / _MEASUREMENTS),
+            )
         return stage
 
 
