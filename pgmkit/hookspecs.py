@@ -169,9 +169,9 @@ def pgmkit_cluster_samplers() -> Iterable[Component]:  # type: ignore[empty-body
     """Offers cluster samplers: they find clusters of latents and draw new ones, both in one.
 
     Where the two can be told apart, a partitioner and a mapper serve more people. The factory takes
-    `num_clusters` and builds an object with `fit(latents, *, generator, seed)`, `labels_ (n,)`,
-    `predict(latents) -> (n,)` and `sample(n, cluster, seed) -> (n, M)`; see
-    `pgmkit.contracts.ClusterSampler`.
+    `num_clusters`, with a default for where no number is asked for, and builds an object with
+    `fit(latents, *, generator, seed)`, `labels_ (n,)`, `predict(latents) -> (n,)` and
+    `sample(n, cluster, seed) -> (n, M)`; see `pgmkit.contracts.ClusterSampler`.
 
     Optional parts: `bind(generator)` is called after loading, for a sampler that needs its
     generator; `prepare`, `make_clusterer` and `split` let the number of clusters be chosen

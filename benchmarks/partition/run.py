@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import torch
 
 from pgmkit import files, progress
 from pgmkit.cli import main
@@ -23,6 +22,7 @@ from pgmkit.config import in_toml, read_toml
 from pgmkit.errors import UnknownNameError
 from pgmkit.images import load_images
 from pgmkit.jobs.partition import assign_images, prepare
+from pgmkit.machine import check_device
 from pgmkit.partition import load_partitioner
 
 HERE = Path(__file__).parent
@@ -108,7 +108,7 @@ def result_of(folder: Path, values: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what is to be kept of a fit: scores of its images and of others, and its making."""
     fitted = load_partitioner(folder)
     others = load_images(values["data"], split="test", size=values["size"])
-    others = others.to(fitted_device(fitted.origin))
+    others = others.to(check_device(values["device"]))
     found = assign_images(fitted, others)
     origin = fitted.origin
     return {
@@ -125,12 +125,6 @@ def result_of(folder: Path, values: Mapping[str, Any]) -> dict[str, Any]:
         "machine": origin["machine"],
         "versions": origin["versions"],
     }
-
-
-def fitted_device(origin: Mapping[str, Any]) -> torch.device:
-    """Returns where a partitioner was fitted, if that is here, and else the CPU."""
-    is_here = origin["device"] == "cpu" or torch.cuda.is_available()
-    return torch.device(origin["device"] if is_here else "cpu")
 
 
 def write_pages(results: Path) -> None:

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from pgmkit.errors import ParameterError, UnknownNameError
 
+_SWITCHES = ("flip", "apart")
 _KNOTS = 5
 """A bend is given at so many places along each side, and smooth between them."""
 
@@ -52,10 +53,10 @@ class Deformations:
     apart: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("flip", "apart"):
+        for name in _SWITCHES:
             if not isinstance(getattr(self, name), bool):
                 raise ParameterError(f"{name} must be true or false, not {getattr(self, name)!r}")
-        for name in [name for name in vars(self) if name not in ("flip", "apart")]:
+        for name in [name for name in vars(self) if name not in _SWITCHES]:
             value, most = getattr(self, name), 1 if name in ("grey", "crop") else math.inf
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
             if not is_number or not 0 <= value <= most or value == math.inf:
@@ -72,7 +73,7 @@ class Deformations:
         """
         if not isinstance(strength, int | float) or not 0 <= strength < math.inf:
             raise ParameterError(f"strength must be at least 0, not {strength!r}")
-        as_often = ("grey", "flip", "apart")
+        as_often = ("grey", *_SWITCHES)
         farther = {
             name: value * strength for name, value in vars(self).items() if name not in as_often
         }

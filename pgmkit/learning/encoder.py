@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pgmkit.config import check_count
 from pgmkit.errors import ParameterError
-from pgmkit.images import Deformations, ImageSource, deformed, resized
+from pgmkit.images import Deformations, ImageSource, ImageSpec, deformed, resized
 from pgmkit.images.source import batches
 from pgmkit.seeds import derive_seed
 
@@ -84,9 +84,9 @@ def seeded(build: Any, seed: int, *parts: int | str) -> Any:
         return build()
 
 
-def check_images(source: ImageSource, who: str) -> None:
+def check_images(image: ImageSpec, who: str) -> None:
     """Raises ParameterError if a source holds points, where networks look at images."""
-    if source.image.is_points:
+    if image.is_points:
         raise ParameterError(f"{who} looks at images, and these are points; choose another")
 
 

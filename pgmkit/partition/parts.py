@@ -79,6 +79,11 @@ def check_values(x: Tensor, in_range: bool = True) -> None:
             )
 
 
+def one_part(x: Tensor) -> Tensor:
+    """Returns the logits of a single part, 0 for each of x, float32 (B, 1); their gradient is 0."""
+    return x.flatten(1)[:, :1].float() * 0
+
+
 def margins_of(logits: Tensor) -> Tensor:
     """Returns by how much the best of each row of logits (B, k) exceeds the second, (B,)."""
     if logits.shape[1] == 1:

@@ -25,7 +25,7 @@ class OfClassifier:
 
     def fit(self, source: ImageSource, *, seed: int) -> None:
         """Checks that these are images; there is nothing to learn."""
-        check_images(source, "features 'classifier'")
+        check_images(source.image, "features 'classifier'")
 
     def __call__(self, x: Tensor) -> Tensor:
         """Returns features (B, D), float32, of images x (B, C, H, W)."""

@@ -99,7 +99,7 @@ class Contrastive:
         Raises:
             ParameterError: there are fewer than 16, or they are points.
         """
-        check_images(source, "features 'contrastive'")
+        check_images(source.image, "features 'contrastive'")
         if len(source) < _LEAST_IMAGES:
             raise ParameterError(
                 f"features 'contrastive' need at least {_LEAST_IMAGES} images to learn from, not "

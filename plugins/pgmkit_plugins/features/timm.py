@@ -64,7 +64,7 @@ class Timm:
             LoadError: they cannot be fetched or read, or do not fit.
             ParameterError: the model cannot look at such images.
         """
-        check_images(source, "features 'timm'")
+        check_images(source.image, "features 'timm'")
         self.network_ = _frozen(self._build(derive_seed(seed, "network") % 2**32))
         try:
             self(source.batch(torch.arange(1)))

@@ -19,9 +19,10 @@ from pgmkit.config import check_count, make_settings
 from pgmkit.errors import ParameterError, PgmkitWarning, UnknownNameError
 from pgmkit.images import Deformations, ImageSource, ImageSpec, preset
 from pgmkit.learning import learn
-from pgmkit.learning.encoder import seeded
+from pgmkit.learning.encoder import check_images, seeded
 from pgmkit.learning.neighbours import nearest_neighbors
 from pgmkit.machine import tensor_threads
+from pgmkit.partition import one_part
 from pgmkit.progress import phase
 from pgmkit.seeds import derive_seed, random_generator
 from pgmkit_plugins.partitioners.invertible import Headed, Representation, check_sides
@@ -179,8 +180,7 @@ class IResNet:
 
     def check_image(self, image: ImageSpec) -> None:
         """Raises ParameterError if the network cannot look at images of this shape."""
-        if image.is_points:
-            raise ParameterError(f"{_WHO} looks at images, and these are points; choose another")
+        check_images(image, _WHO)
         check_sides(image.shape, self.network.blocks)
 
     def fit(self, source: ImageSource, *, seed: int) -> None:
@@ -235,7 +235,7 @@ class IResNet:
             ParameterError: images of another shape were fitted.
         """
         if self.network_ is None:
-            return x.flatten(1)[:, :1].float() * 0
+            return one_part(x)
         if tuple(x.shape[1:]) != self._image:
             raise ParameterError(
                 f"{_WHO} was fitted to images of {self._image}, and these are "

@@ -12,7 +12,7 @@ from pgmkit.errors import ParameterError
 from pgmkit.images import ImageSource, preset, require_labels
 from pgmkit.learning.encoder import check_images, check_training, image_bytes, looked_at
 from pgmkit.learning.labeller import labeller_of, learn_labels
-from pgmkit.partition import gathered_logits
+from pgmkit.partition import gathered_logits, one_part
 from pgmkit.seeds import random_generator
 
 _LEAST = 5
@@ -81,7 +81,7 @@ class Labels:
             ParameterError: another number of parts is asked for than there are classes, or there
                 are too few images.
         """
-        check_images(source, "the partitioner 'labels'")
+        check_images(source.image, "the partitioner 'labels'")
         classes, labels = require_labels(source).unique(return_inverse=True)
         if self._asked not in (None, len(classes)):
             raise ParameterError(
@@ -107,7 +107,7 @@ class Labels:
     def logits(self, x: Tensor) -> Tensor:
         """Returns the logits of the network, float32 (B, k)."""
         if self.network_ is None:
-            return x.flatten(1)[:, :1].float() * 0
+            return one_part(x)
         logits: Tensor = self.network_.to(x.device)(looked_at(x))
         return logits
 

@@ -14,7 +14,7 @@ from pgmkit.errors import ParameterError, PgmkitWarning
 from pgmkit.images import ImageSource, batches, preset
 from pgmkit.learning.encoder import check_images, check_training, image_bytes, looked_at
 from pgmkit.learning.labeller import labeller_of, learn_labels
-from pgmkit.partition import gathered_logits
+from pgmkit.partition import gathered_logits, one_part
 from pgmkit.plugins import build
 from pgmkit.seeds import random_generator
 
@@ -90,7 +90,7 @@ class SelfTrained:
         """Fits the base, and the network to its parts."""
         if self._is_single():
             return
-        check_images(source, "the partitioner 'self-trained'")
+        check_images(source.image, "the partitioner 'self-trained'")
         contracts.fit("partitioners", self.base, source, seed)
         self._learn(source, seed)
 
@@ -100,7 +100,7 @@ class SelfTrained:
         Raises:
             ParameterError: the base has none.
         """
-        check_images(source, "the partitioner 'self-trained'")
+        check_images(source.image, "the partitioner 'self-trained'")
         return contracts.prepared_points(self._prepares(), source, seed)
 
     def make_clusterer(self, num_partitions: int, seed: int) -> Any:
@@ -122,7 +122,7 @@ class SelfTrained:
     def represent(self, x: Tensor) -> Tensor:
         """Returns what the last layer of the network looks at, float32 (B, 128)."""
         if self.network_ is None:
-            return x.flatten(1)[:, :1].float() * 0
+            return one_part(x)
         points: Tensor = self.network_[:-1].to(x.device)(looked_at(x))
         return points
 
