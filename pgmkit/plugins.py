@@ -28,6 +28,7 @@ from pgmkit.components import (
 from pgmkit.errors import ParameterError, PluginError, UnknownNameError, nearest_names, shortened
 
 _REFERENCES = ("local-dir:", "hf-hub:")
+_REFERRED = ("partitioners", "features")
 _ALARM_SECONDS = 3.0
 _MOST_SECONDS = 30.0
 
@@ -243,7 +244,8 @@ def build(kind: str, what: Any, /, **parameters: Any) -> Any:
         kind: one of the kinds of component.
         what: a name; a table with a `name` and parameters; or an object that keeps the contract of
             its kind, see `pgmkit.contracts`. Of partitioners also the reference of one that was
-            fitted ("local-dir:...", "hf-hub:...").
+            fitted ("local-dir:...", "hf-hub:..."), and of features that of a partitioner which
+            looks at them.
         **parameters: of the one that is built, where a table does not have them.
 
     Raises:
@@ -266,7 +268,7 @@ def build(kind: str, what: Any, /, **parameters: Any) -> Any:
             raise ParameterError(
                 f"a table of {kind} needs a name, such as {{ name = ... }}, and is {what!r:.80}"
             )
-        if kind == "partitioners" and name.startswith(_REFERENCES):
+        if kind in _REFERRED and name.startswith(_REFERENCES):
             table["source"], name = name, "fixed"
         component = installed().find(kind, name).build(**table)
     elif parameters:

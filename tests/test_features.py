@@ -118,7 +118,7 @@ def fitted(case: Case) -> Any:
 
 def test_every_built_in_is_among_the_cases() -> None:
     offered = {component.name for component in list_components("features")}
-    assert offered == {table()["name"] for table in TABLES.values()}
+    assert offered == {table()["name"] for table in TABLES.values()} | {"fixed"}
 
 
 def test_points_are_finite_and_one_for_each_image(case: Case, fitted: Any) -> None:
@@ -481,6 +481,24 @@ def test_what_a_network_of_ours_sees_is_32_pixels_wide_from_minus_one_to_one(
     assert kept.dtype == torch.uint8
     torch.testing.assert_close(kept.float() / 127.5 - 1, seen, atol=1 / 255 + 1e-6, rtol=0)
     assert looked_at(torch.full((1, 1, 50, 50), 7.0)).max() == 1
+
+
+def test_contrast_learns_in_residual_blocks_and_in_bfloat16() -> None:
+    source, _ = pictures(64)
+    quick = {"steps": 2, "batch_size": 16, "width": 2, "residual": True}
+    exact, mixed = (
+        build("features", "contrastive", mixed_precision=choice, **quick)
+        for choice in (False, True)
+    )
+    for features in (exact, mixed):
+        contracts.fit("features", features, source, 0)
+    x = source.batch(torch.arange(64))
+    assert exact(x).dtype == mixed(x).dtype == torch.float32
+    assert (exact(x) * mixed(x)).sum(dim=1).mean() > 0.9  # cosines: almost the same features
+    assert not torch.equal(exact(x), mixed(x))
+    again = build("features", "contrastive", **quick)
+    load_state_of(again, state_of(exact))
+    assert torch.equal(again(x), exact(x))
 
 
 def test_contrast_finds_a_shape_whatever_its_place_and_brightness() -> None:

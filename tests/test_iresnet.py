@@ -21,6 +21,7 @@ from pgmkit.errors import LoadError, ParameterError, PgmkitError, PgmkitWarning,
 from pgmkit.images import preset
 from pgmkit.learning.clock import clock_at
 from pgmkit.learning.neighbours import nearest_neighbors
+from pgmkit.learning.precision import InBfloat16
 from pgmkit.partition import assign, fit_partitioner, guide, load_partitioner
 from pgmkit.plugins import build
 from pgmkit.states import load_state_of, state_of
@@ -287,7 +288,7 @@ def test_under_autocast_the_network_does_nearly_the_same() -> None:
     )
     x = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     representation.initialise(x)
-    mixed = stages.InBfloat16(representation)(x)
+    mixed = InBfloat16(representation)(x)
     exact = representation(x)
     assert mixed.dtype == torch.float32
     assert not torch.equal(mixed, exact)

@@ -876,3 +876,33 @@ def test_a_partitioner_goes_to_the_hub_and_comes_back(
         *("--latents", 60, "--mapper", "mixture", "--set", "mapper.num_components=1", "-o", out),
     )
     assert finished.code == 0, finished.stderr
+
+
+def test_features_that_were_learned_serve_other_partitioners(inputs: Path, tmp_path: Path) -> None:
+    learned = "partitioner.features={name='contrastive', steps=3, batch_size=16, width=4}"
+    data, given, out = inputs / "labelled.npz", tmp_path / "given", tmp_path / "out"
+    assert fit(data, given, "kmeans", "--set", learned).code == 0
+    before = load_file(given / STATE)
+    taken = f"partitioner.features=local-dir:{given}"
+    assert fit(data, out, "mixture", "--partitions", 3, "--set", taken).code == 0
+    shutil.rmtree(given)  # the result needs it no more
+    after = load_file(out / STATE)
+    learned_names = [name for name in before if name.startswith("features.")]
+    assert learned_names
+    for name in learned_names:
+        assert torch.equal(after[f"features.{name}"], before[name])
+    assert load_partitioner(out).num_partitions == 3
+    assert str(tmp_path) not in (out / "partitioner.json").read_text()
+
+
+def test_features_of_a_partitioner_that_has_none_or_other_images_are_one_error(
+    inputs: Path, parts: Path, tmp_path: Path
+) -> None:
+    data = inputs / "labelled.npz"
+    assert fit(data, tmp_path / "one", "single", "--partitions", 1).code == 0
+    taken = f"partitioner.features=local-dir:{tmp_path / 'one'}"
+    error = one_error(fit(data, tmp_path / "out", "kmeans", "--set", taken))
+    assert "'pgmkit:single' is not made of features" in error
+    taken = f"partitioner.features=local-dir:{parts}"
+    error = one_error(fit(inputs / "small.npz", tmp_path / "out", "kmeans", "--set", taken))
+    assert "fitted to images of (1, 32, 32), and these are (1, 16, 16)" in error

@@ -17,32 +17,70 @@ SIDE = 32
 
 
 class Encoder(nn.Module):
-    """Four convolutions and a linear layer, each with batch norm.
+    """Four convolutions and a linear layer, each with batch norm; or residual blocks instead.
+
+    Plain, it sees what is drawn in lines within seconds. With residual blocks (He et al. 2016) it
+    takes twenty times as long for an image, and sees what photographs show.
 
     Args:
         image_channels: C.
         width: channels of the first layer.
+        residual: whether it has five residual blocks.
     """
 
     features = 128
 
-    def __init__(self, image_channels: int, width: int) -> None:
+    def __init__(self, image_channels: int, width: int, residual: bool = False) -> None:
         super().__init__()
-        final = 4 * width * (SIDE // 8) ** 2
-        self.body = nn.Sequential(
-            *_convolution(image_channels, width, 2),
-            *_convolution(width, 2 * width, 2),
-            *_convolution(2 * width, 2 * width, 1),
-            *_convolution(2 * width, 4 * width, 2),
-            nn.Flatten(),
-            nn.Linear(final, self.features, bias=False),
-            nn.BatchNorm1d(self.features),
-        )
+        layers = _residual(image_channels, width) if residual else _plain(image_channels, width)
+        self.body = nn.Sequential(*layers, nn.BatchNorm1d(self.features))
 
     def forward(self, images: Tensor) -> Tensor:
         """Returns features (B, 128) for images (B, C, 32, 32) in [-1, 1]."""
         features: Tensor = self.body(images)
         return features
+
+
+class _Block(nn.Module):
+    """Two convolutions, whose result is added to their input."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            *_convolution(inputs, outputs, stride), *_convolution(outputs, outputs, 1)[:-1]
+        )
+        self.shortcut = nn.Sequential(
+            nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        total: Tensor = self.body(x) + self.shortcut(x)
+        return total.relu_()
+
+
+def _plain(image_channels: int, width: int) -> list[nn.Module]:
+    return [
+        *_convolution(image_channels, width, 2),
+        *_convolution(width, 2 * width, 2),
+        *_convolution(2 * width, 2 * width, 1),
+        *_convolution(2 * width, 4 * width, 2),
+        nn.Flatten(),
+        nn.Linear(4 * width * (SIDE // 8) ** 2, Encoder.features, bias=False),
+    ]
+
+
+def _residual(image_channels: int, width: int) -> list[nn.Module]:
+    return [
+        *_convolution(image_channels, width, 1),
+        _Block(width, width, 2),
+        _Block(width, 2 * width, 1),
+        _Block(2 * width, 4 * width, 2),
+        _Block(4 * width, 4 * width, 1),
+        _Block(4 * width, 8 * width, 2),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8 * width, Encoder.features, bias=False),
+    ]
 
 
 def _convolution(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
@@ -56,7 +94,8 @@ def _convolution(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
 def encoder_of(state: dict[str, Tensor]) -> Encoder:
     """Returns the network that these weights belong to, in eval mode."""
     first = state["body.0.weight"]
-    encoder = Encoder(first.shape[1], first.shape[0])
+    residual = any(".shortcut." in name for name in state)
+    encoder = Encoder(first.shape[1], first.shape[0], residual)
     encoder.load_state_dict(state)
     return encoder.to(memory_format=torch.channels_last).eval().requires_grad_(False)
 

@@ -40,4 +40,9 @@ def pgmkit_features() -> list[Component]:
             "learned from the images by contrast, without labels",
             citation="Chen et al., SimCLR, 2020, with moves of the latent",
         ),
+        Component(
+            "fixed",
+            "pgmkit.partition.fixed:FixedFeatures",
+            "those of a partitioner that was fitted before, unchanged",
+        ),
     ]

@@ -17,6 +17,7 @@ from pgmkit.learning import Batch, Clock, ranks
 from pgmkit.learning.contrast import contrastive_loss
 from pgmkit.learning.halves import Halves
 from pgmkit.learning.neighbours import nearest_neighbors
+from pgmkit.learning.precision import InBfloat16
 from pgmkit.learning.schedules import cosine, set_rate
 from pgmkit.seeds import random_generator
 from pgmkit_plugins.partitioners.invertible import Headed
@@ -247,20 +248,6 @@ class PartitionStage(Stage):
         if some.labels is not None:
             told["NMI"] = float(normalized_mutual_info_score(some.labels.numpy(), parts.numpy()))
         return told
-
-
-class InBfloat16(nn.Module):
-    """A module that runs under autocast in bfloat16, and returns float32."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Returns what the module makes of x."""
-        with torch.autocast(x.device.type, dtype=torch.bfloat16):
-            y: Tensor = self.module(x)
-        return y.float()
 
 
 def partition_losses(own: Tensor, other: Tensor) -> Mapping[str, Tensor]:
