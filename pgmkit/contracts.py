@@ -676,15 +676,24 @@ def blocks_by(
         raise PluginError(f"the {who} ends without {len(left)} of {len(blocks)} blocks")
 
 
-def network_of(backbone: Backbone, which: Literal["generator", "discriminator"]) -> nn.Module:
+def network_of(
+    backbone: Backbone,
+    which: Literal["generator", "discriminator"],
+    num_partitions: int | None = None,
+) -> nn.Module:
     """Returns one of the networks of a backbone, untrained.
+
+    Args:
+        backbone: what builds it.
+        which: of both.
+        num_partitions: k; None for a network without parts.
 
     Raises:
         PluginError: it fails, or builds something else.
     """
     who = called("backbones", backbone)
     with speaking_for(who, f"in {which}"):
-        network = getattr(backbone, which)()
+        network = getattr(backbone, which)(num_partitions)
     if not isinstance(network, nn.Module) or not list(network.parameters()):
         raise PluginError(
             f"the {who} has {which}() of {_kind_of(network)}; it must return a torch.nn.Module "
@@ -693,11 +702,20 @@ def network_of(backbone: Backbone, which: Literal["generator", "discriminator"])
     return network
 
 
-def check_discriminator(backbone: Backbone, network: nn.Module, x: Tensor) -> None:
-    """Raises PluginError unless a discriminator gives logits (B,) of images x (B, C, H, W)."""
+def check_discriminator(
+    backbone: Backbone, network: nn.Module, x: Tensor, parts: Tensor | None = None
+) -> None:
+    """Raises PluginError unless a discriminator gives logits (B,) of images x (B, C, H, W).
+
+    Args:
+        backbone: what built it.
+        network: the discriminator.
+        x: images.
+        parts: that they lie in, (B,); None for a network without parts.
+    """
     who = called("backbones", backbone)
     with torch.no_grad(), speaking_for(who, f"on images {tuple(x.shape)}"):
-        logits = network(x)
+        logits = network(x) if parts is None else network(x, parts)
     if not isinstance(logits, Tensor) or logits.shape != (len(x),):
         raise PluginError(
             f"the {who} has a discriminator that returns {_kind_of(logits)}; it must return "

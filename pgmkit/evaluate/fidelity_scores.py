@@ -76,6 +76,32 @@ class FidelityScores:
 
 
 @dataclass(frozen=True)
+class Moments:
+    """What FID compares of features: their mean float64 (d,), and covariance over n - 1, (d, d)."""
+
+    mean: Tensor
+    covariance: Tensor
+
+    @classmethod
+    def of(cls, features: Tensor) -> "Moments":
+        """Takes features (n, d), n at least 2."""
+        features = features.double()
+        centred = features - features.mean(dim=0)
+        return cls(features.mean(dim=0), centred.T @ centred / (len(features) - 1))
+
+
+def frechet_distance(first: Moments, second: Moments) -> float:
+    """Returns the Fréchet distance of two normal distributions, which is FID of their features."""
+    from torch_fidelity import metric_fid
+
+    sides = [
+        {"mu": side.mean.numpy(), "sigma": side.covariance.numpy()} for side in (first, second)
+    ]
+    found = metric_fid.fid_statistics_to_metric(*sides, verbose=False)
+    return max(0.0, float(found[metric_fid.KEY_METRIC_FID]))
+
+
+@dataclass(frozen=True)
 class FeatureStatistics:
     """Features of images with what is computed of them alone.
 
@@ -95,17 +121,13 @@ class FeatureStatistics:
     @classmethod
     def of(cls, features: Tensor) -> "FeatureStatistics":
         """Takes features (n, d), n at least `FEWEST`, and computes all else in float64."""
-        from torch_fidelity.metric_fid import fid_features_to_statistics
-
-        found = fid_features_to_statistics(features.double())
-        mean = torch.from_numpy(found["mu"])
-        covariance = torch.from_numpy(found["sigma"].reshape(features.shape[1], -1))
-        centred = features.double() - mean
+        moments = Moments.of(features)
+        centred = features.double() - moments.mean
         nearest = [
             squared.topk(max(NEIGHBOURS) + 1, dim=1, largest=False).values[:, NEIGHBOURS]
             for squared in _squared_distances(centred, centred)
         ]
-        return cls(features, mean, covariance, torch.cat(nearest))
+        return cls(features, moments.mean, moments.covariance, torch.cat(nearest))
 
     def __len__(self) -> int:
         return len(self.features)
@@ -124,14 +146,11 @@ def compare(
     Raises:
         ParameterError: their dimensions differ.
     """
-    from torch_fidelity import metric_fid, metric_kid
+    from torch_fidelity import metric_kid
 
     n, m, d = len(samples), len(reference), samples.features.shape[1]
     check_dimensions(extractor, d, reference.features.shape[1])
-    sides = [
-        {"mu": side.mean.numpy(), "sigma": side.covariance.numpy()} for side in (samples, reference)
-    ]
-    fid = metric_fid.fid_statistics_to_metric(*sides, verbose=False)
+    fid = frechet_distance(*(Moments(s.mean, s.covariance) for s in (samples, reference)))
     subset_size = min(KID_SUBSET_SIZE, min(n, m) // 2)
     kid = metric_kid.kid_features_to_metric(
         samples.features.double(),
@@ -148,7 +167,7 @@ def compare(
         num_samples=n,
         num_reference=m,
         num_features=d,
-        fid=max(0.0, fid[metric_fid.KEY_METRIC_FID]),
+        fid=fid,
         kid=kid[metric_kid.KEY_METRIC_KID_MEAN],
         kid_std=kid[metric_kid.KEY_METRIC_KID_STD],
         kid_subset_size=subset_size,

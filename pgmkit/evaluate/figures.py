@@ -118,6 +118,24 @@ def plane(fitted: FittedPartitioner, source: ImageSource, part: int | None = Non
     return png(figure)
 
 
+def points(x: Tensor, parts: Tensor | None, shown: tuple[float, float]) -> bytes:
+    """Draws points of the plane, in the colours of the parts that they were asked for.
+
+    Args:
+        x: (n, d), of which the first two coordinates are drawn.
+        parts: (n,), or None.
+        shown: part of both axes.
+    """
+    figure = Figure(figsize=_SQUARE, dpi=_PAGE_DPI / 2, layout="constrained")
+    axes = figure.add_subplot(aspect="equal", xlim=shown, ylim=shown)
+    colours: Any = (
+        _BLUE if parts is None else _distinct_colours(int(parts.max()) + 1)[parts.numpy()]
+    )
+    across, up = x[:, :2].T.numpy()
+    axes.scatter(across, up, s=1, c=colours, linewidths=0)
+    return png(figure)
+
+
 def _draw_pull(axes: Axes, fitted: FittedPartitioner, x: Tensor, part: int) -> None:
     """Draws an arrow of one length along −∇R_i at each point x (n, 2) where there is one."""
     x = x.requires_grad_()

@@ -6,20 +6,26 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
-from pgmkit import files, runs
+from pgmkit import contracts, files, runs
 from pgmkit.config import make_settings
 from pgmkit.errors import UnknownNameError
 from pgmkit.images import check_source
-from pgmkit.images.source import ImageSource
+from pgmkit.images.rows import Images
+from pgmkit.jobs import partition
 from pgmkit.learning import learn, ranks
 from pgmkit.learning.batches import Batches
 from pgmkit.learning.trial import trying
 from pgmkit.machine import check_device
+from pgmkit.partition import FittedPartitioner, fit_partitioner, load_partitioner
+from pgmkit.train.gan import GANTask
 from pgmkit.train.settings import SNAPSHOTS, TrainSettings
 from pgmkit.train.tasks import TASKS, TrainTask
 
+PARTITIONER = "partitioner"
+"""Folder of a run in which the partitioner lies that a GAN is conditioned on."""
 _NOT_ON_RECORD = ("device", "save_steps", "save_minutes")
 """Settings that may change when a run continues."""
 
@@ -29,7 +35,7 @@ class Job:
     """A training whose settings have been checked, with its images and what is trained."""
 
     settings: TrainSettings
-    source: ImageSource
+    source: Images
     task: TrainTask
 
     @property
@@ -52,9 +58,15 @@ class Job:
 
         It uses up the task.
         """
+        task = self.task
+        parts = 0.0
+        if isinstance(task, GANTask) and task.partitioner is not None:
+            parts = self._parts().estimate()
+            with trying():
+                task.condition(self._few_parts(task), self.source)
         with trying() as loops:
             self._learn()
-        return loops.whole
+        return loops.whole + parts
 
     def run(self, out: Path) -> Path | None:
         """Trains in a folder, continues there, or finds that all is done.
@@ -83,6 +95,7 @@ class Job:
         }
         with contextlib.ExitStack() as held:
             ranks.decide(take)
+            self._condition(out / PARTITIONER)
             self._learn(
                 identity=resolved,
                 folder=out,
@@ -92,6 +105,36 @@ class Job:
                 exports={**exports, model: self.steps},
             )
         return model if ranks.is_coordinator() else None
+
+    def _condition(self, folder: Path) -> None:
+        """Fits the partitioner of a conditional GAN, or reads it where it was fitted before."""
+        task = self.task
+        if isinstance(task, GANTask) and task.partitioner is not None:
+            ranks.decide(lambda: self._parts().run(folder))
+            task.condition(load_partitioner(folder), self.source)
+
+    def _parts(self) -> partition.Job:
+        """Returns the fit of a partitioner to the training images, as a run of its own."""
+        settings = self.settings
+        assert isinstance(self.task, GANTask)
+        model = self.task.settings
+        assert model.partitioner is not None
+        return partition.Job(
+            partition.PartitionSettings(
+                data=settings.data,
+                partitioner=model.partitioner,
+                partitions=model.partitions,
+                size=settings.image_size,
+                seed=settings.seed,
+                device=str(self.task.device),
+            )
+        )
+
+    def _few_parts(self, task: GANTask) -> FittedPartitioner:
+        """Returns the partitioner fitted to few images, for a trial."""
+        least = contracts.least_images_of(task.partitioner)
+        few = torch.arange(min(max(8 * task.partitioner.num_partitions, least), len(self.source)))
+        return fit_partitioner(task.partitioner, self.source.subset(few), seed=self.settings.seed)
 
     def _learn(self, **more: Any) -> None:
         settings = self.settings

@@ -61,7 +61,12 @@ def guide(partitioner: contracts.Partitioner, x: Tensor, part: int | Tensor) -> 
             f"the logits of the {called('partitioners', partitioner)} have no gradient, so they "
             "guide nothing; make it the base of a partitioner that learns its parts as a network"
         )
-    own = logits.gather(1, index[:, None])
+    return pull_of(logits, index)
+
+
+def pull_of(logits: Tensor, parts: Tensor) -> Tensor:
+    """Returns the guide (B,) of logits (B, k) and parts (B,): Eq. 6, without any check."""
+    own = logits.gather(1, parts[:, None])
     return (logits - own).relu().sum(dim=1)
 
 

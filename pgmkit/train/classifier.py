@@ -29,7 +29,7 @@ from pgmkit.train.settings import TrainSettings
 
 def prepare_classifier(
     settings: TrainSettings, device: torch.device
-) -> tuple[ImageSource, "ClassifierTask"]:
+) -> tuple[Images, "ClassifierTask"]:
     """Returns the training images and the task of a config; `model` is what is trained.
 
     Raises:

@@ -1,34 +1,41 @@
-"""Unconditional GAN training."""
+"""Training of GANs, unconditional and guided by the parts of a partitioner."""
 
+import contextlib
 import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from pgmkit import defaults, pictures
+from pgmkit import contracts, defaults
 from pgmkit.components import called, speaking_for
 from pgmkit.config import check_count, make_settings
 from pgmkit.contracts import check_discriminator, network_of
 from pgmkit.errors import ParameterError
 from pgmkit.generator import Generator
 from pgmkit.images import load_images
-from pgmkit.images.source import ImageSource, ImageSpec
+from pgmkit.images.rows import Images
+from pgmkit.images.source import ImageSource
 from pgmkit.learning import Batch, Clock, ranks
 from pgmkit.learning.checkpoints import Part
+from pgmkit.learning.ema import Average
 from pgmkit.loading.saving import save_generator, terms
+from pgmkit.partition import FittedPartitioner
+from pgmkit.partition.fitted import build_partitioner, check_fit
 from pgmkit.plugins import build, installed
 from pgmkit.priors import LatentSpec
 from pgmkit.seeds import random_generator
 from pgmkit.train.card import model_card
-from pgmkit.train.objectives import NonSaturating, Objective
+from pgmkit.train.conditions import Conditions, Guide
+from pgmkit.train.objectives import Objective, Penalises, make_objective
 from pgmkit.train.optimizer import Adam
+from pgmkit.train.samples import Fidelity, Samples
 from pgmkit.train.settings import SNAPSHOTS, TrainSettings
 
-_GRID_IMAGES = 64
+_TRIED = 64
 
 
 @dataclass(frozen=True)
@@ -39,21 +46,62 @@ class GANSettings:
         backbone: name of the backbone component.
         backbone_args: its parameters.
         latent: the prior; its dimension is handed to the backbone as `latent_dim`.
+        loss: "non-saturating", "hinge", "wasserstein", or a table; see
+            `pgmkit.train.objectives.OBJECTIVES`.
         optimizer: of the generator, and of the discriminator unless it has its own.
         discriminator_optimizer: of the discriminator.
         discriminator_steps: of the discriminator for each of the generator, at least 1; each takes
-            a batch of its own.
+            batches of its own.
+        accumulate: batches whose gradients are averaged before a step, at least 1.
+        partitioner: what splits the images into the parts that both networks are conditioned on: a
+            name, a table, or the reference of one that was fitted; None trains without parts.
+        partitions: k, as for `pgmkit.fit_partitioner`.
+        guide: how much the guide to the part counts; None is `Guide()`.
+        labels: parts of generated images: "fresh" are drawn as often as images lie in them,
+            "reused" are those of the real images in the batch, as in the authors' code.
+        ema: decay of the average of the generator's weights that is sampled from and written, in
+            [0, 1); None writes the weights themselves.
+        precision: "float32", or "bfloat16" as far as autocast goes.
+        compile: whether both networks are compiled by torch.compile.
+        fidelity: with it FID is measured.
     """
 
     backbone: str = defaults.BACKBONE
     backbone_args: Mapping[str, Any] = field(default_factory=dict)
     latent: LatentSpec = field(default_factory=lambda: LatentSpec(64))
+    loss: str | Mapping[str, Any] = "non-saturating"
     optimizer: Adam = field(default_factory=Adam)
     discriminator_optimizer: Adam | None = None
     discriminator_steps: int = 1
+    accumulate: int = 1
+    partitioner: str | Mapping[str, Any] | None = None
+    partitions: int | None = None
+    guide: Guide | None = None
+    labels: Literal["fresh", "reused"] = "fresh"
+    ema: float | None = None
+    precision: Literal["float32", "bfloat16"] = "float32"
+    compile: bool = False
+    fidelity: Fidelity | None = None
+
+    def check(self) -> None:
+        """Raises ParameterError if a setting is outside its range, or of no use beside others."""
+        check_count("model.discriminator_steps", self.discriminator_steps)
+        check_count("model.accumulate", self.accumulate)
+        if self.partitioner is None:
+            for name in ("partitions", "guide"):
+                if getattr(self, name) is not None:
+                    raise ParameterError(
+                        f"model.{name} is of parts, and there is no model.partitioner; name one, "
+                        "or leave it out"
+                    )
+            if self.labels != "fresh":
+                raise ParameterError(
+                    "model.labels are of parts, and there is no model.partitioner; name one, or "
+                    "leave them out"
+                )
 
 
-def prepare_gan(settings: TrainSettings, device: torch.device) -> tuple[ImageSource, "GANTask"]:
+def prepare_gan(settings: TrainSettings, device: torch.device) -> tuple[Images, "GANTask"]:
     """Returns the training images and the task of a config; `model` is a `GANSettings`.
 
     Raises:
@@ -69,12 +117,26 @@ def prepare_gan(settings: TrainSettings, device: torch.device) -> tuple[ImageSou
     for name in ("optimizer", "discriminator_optimizer"):
         if name in model:
             model[name] = make_settings(Adam, model[name], name)
-    if "latent" in model:
-        model["latent"] = make_settings(LatentSpec, model["latent"], "model.latent")
+    for name, kind in (("latent", LatentSpec), ("guide", Guide), ("fidelity", Fidelity)):
+        if name in model:
+            model[name] = make_settings(kind, model[name], f"model.{name}")
     task = GANTask(make_settings(GANSettings, model, "model"), seed=settings.seed, device=device)
     source = load_images(settings.data, size=settings.image_size)
     task.check(source)
     return source, task
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Generated images with what they were made of.
+
+    Args:
+        images: (B, C, H, W).
+        parts: that they are to lie in, (B,); None where there are none.
+    """
+
+    images: Tensor
+    parts: Tensor | None
 
 
 class GANTask:
@@ -82,127 +144,234 @@ class GANTask:
 
     Args:
         settings: what is trained.
-        objective: what both minimise.
         seed: of the initial weights and of the sample grid.
         device: where it is trained.
+
+    Attributes:
+        generator, discriminator: the networks.
+        average: of the generator's weights, or None.
+        conditions: the parts of the images; None before `condition`, and where there are none.
 
     Raises:
         ParameterError: a setting is outside its range.
     """
 
-    def __init__(
-        self,
-        settings: GANSettings,
-        objective: Objective | None = None,
-        *,
-        seed: int,
-        device: torch.device,
-    ) -> None:
-        check_count("model.discriminator_steps", settings.discriminator_steps)
-        self.settings = settings
-        self.objective = objective or NonSaturating()
-        self.device = device
-        self.model_args = {"latent_dim": settings.latent.dim, **settings.backbone_args}
-        if self.model_args["latent_dim"] != settings.latent.dim:
+    def __init__(self, settings: GANSettings, *, seed: int, device: torch.device) -> None:
+        settings.check()
+        self.settings, self.seed, self.device = settings, seed, device
+        self.objective: Objective = make_objective(settings.loss)
+        self.backbone_args = {"latent_dim": settings.latent.dim, **settings.backbone_args}
+        if self.backbone_args["latent_dim"] != settings.latent.dim:
             raise ParameterError(
-                f"model.backbone_args.latent_dim is {self.model_args['latent_dim']!r:.40} and the "
-                f"prior has {settings.latent.dim} dimensions; set model.latent.dim alone"
+                f"model.backbone_args.latent_dim is {self.backbone_args['latent_dim']!r:.40} and "
+                f"the prior has {settings.latent.dim} dimensions; set model.latent.dim alone"
             )
-        self.backbone = build("backbones", settings.backbone, **self.model_args)
+        if "num_partitions" in self.backbone_args:
+            raise ParameterError(
+                "model.backbone_args.num_partitions is that of the parts; set model.partitions"
+            )
+        self.backbone = build("backbones", settings.backbone, **self.backbone_args)
+        self.guide = settings.guide or Guide()
+        self.partitioner: Any = None
+        self.conditions: Conditions | None = None
+        if settings.partitioner is not None:
+            self.partitioner = build_partitioner(settings.partitioner, settings.partitions)
+            self._build(contracts.num_partitions_of(self.partitioner))
+        else:
+            self._build(None)
+
+    def _build(self, num_partitions: int | None) -> None:
+        """Makes both networks for so many parts, and all that follows from them."""
+        settings = self.settings
+        self.num_partitions = num_partitions
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            generator = network_of(self.backbone, "generator")
-            discriminator = network_of(self.backbone, "discriminator")
-        self.generator = generator.to(device).to(memory_format=torch.channels_last)
-        self.discriminator = discriminator.to(device).to(memory_format=torch.channels_last)
+            torch.manual_seed(self.seed)
+            generator = network_of(self.backbone, "generator", num_partitions)
+            discriminator = network_of(self.backbone, "discriminator", num_partitions)
+        self.generator = generator.to(self.device).to(memory_format=torch.channels_last)
+        self.discriminator = discriminator.to(self.device).to(memory_format=torch.channels_last)
+        # Whose batch norms would mix real and generated images, sees them one after the other.
+        self.is_joint = not any(
+            isinstance(module, nn.modules.batchnorm._BatchNorm)
+            for module in self.discriminator.modules()
+        )
         self.generator_optimizer = settings.optimizer.build(self.generator)
         own = settings.discriminator_optimizer or settings.optimizer
         self.discriminator_optimizer = own.build(self.discriminator)
-        self.grid_latents = settings.latent.sample(
-            _GRID_IMAGES, random_generator(seed, "sample grid")
-        )
         self.parts: dict[str, Part] = {
             "generator": self.generator,
             "discriminator": self.discriminator,
             "generator_optimizer": self.generator_optimizer,
             "discriminator_optimizer": self.discriminator_optimizer,
         }
+        self.average = None
+        if settings.ema is not None:
+            self.average = self.parts["average"] = Average(self.generator, settings.ema)
+        if settings.compile:
+            self.generator.compile()
+            self.discriminator.compile()
 
     @property
     def batches_per_step(self) -> int:
         """How many batches of images one step takes."""
-        return self.settings.discriminator_steps
+        return self.settings.discriminator_steps * self.settings.accumulate
+
+    @property
+    def shown(self) -> nn.Module:
+        """The generator that is sampled from and written."""
+        return self.generator if self.average is None else self.average.module
 
     def check(self, source: ImageSource) -> None:
         """Tries both networks, and checks that the result can be loaded and fits the data.
 
         Raises:
             UnknownNameError: no generator loader has the backbone's name.
-            ParameterError: images are made of another shape than the data's.
+            ParameterError: images are made of another shape than the data's, or the partitioner
+                cannot be fitted to them.
             PluginError: a network fails, or the discriminator returns no logits (B,).
         """
         installed().find("generator-loaders", self.settings.backbone)
+        if self.partitioner is not None:
+            check_fit(self.partitioner, source)
+        latents = self.settings.latent.sample(_TRIED, random_generator(self.seed, "sample grid"))
+        parts = None
+        if self.num_partitions is not None:
+            parts = (torch.arange(_TRIED) % self.num_partitions).to(self.device)
         who = called("backbones", self.backbone)
-        with speaking_for(who, f"on latents {tuple(self.grid_latents.shape)}"):
-            grid = self._sample_grid()
-        made, held = tuple(grid.shape[1:]), source.image.shape
+        self.generator.eval()
+        with torch.no_grad(), speaking_for(who, f"on latents {tuple(latents.shape)}"):
+            images = self.generator(latents.to(self.device), *_given(parts))
+        self.generator.train()
+        made, held = tuple(images.shape[1:]), source.image.shape
         if made != held:
             raise ParameterError(
                 f"the generator makes images of {made} and the data holds {held}; "
                 "set image_size or the backbone's parameters"
             )
         self.discriminator.eval()
-        check_discriminator(self.backbone, self.discriminator, grid.to(self.device))
+        check_discriminator(self.backbone, self.discriminator, images, parts)
         self.discriminator.train()
+        self.samples = Samples(self.settings.latent, source, self.settings.fidelity, self.seed)
 
-    def step(self, batches: Iterator[Batch], clock: Clock) -> dict[str, Tensor]:
+    def condition(self, fitted: FittedPartitioner, source: Images) -> None:
+        """Takes up the parts that a fitted partitioner finds in the training images.
+
+        Raises:
+            ParameterError: the guide is wanted, and the partitioner has no gradient.
+            DataError: all images are in one part.
+        """
+        self.conditions = Conditions(fitted, source.to(self.device), not self.guide.is_off)
+        if fitted.num_partitions != self.num_partitions:
+            self._build(fitted.num_partitions)
+
+    def step(self, batches: Iterator[Batch], clock: Clock) -> dict[str, Tensor | float]:
         """Learns from real images (B, C, H, W) in [-1, 1]."""
-        for _ in range(self.settings.discriminator_steps):
-            real = next(batches)
-            fake = self.generator(self._latents(real.size, clock))
-            discriminator_loss = self._discriminator_step(real.images, fake.detach())
-        return {"discriminator": discriminator_loss, "generator": self._generator_step(fake)}
-
-    def _latents(self, count: int, clock: Clock) -> Tensor:
-        """Returns this process's share of so many latents."""
-        return ranks.share(self.settings.latent.sample(count, clock.random)).to(self.device)
-
-    def _discriminator_step(self, images: Tensor, fake: Tensor) -> Tensor:
-        real = images.to(self.device, memory_format=torch.channels_last)
-        loss = self.objective.discriminator(self.discriminator(real), self.discriminator(fake))
-        _descend(loss, self.discriminator, self.discriminator_optimizer)
-        return loss.detach()
-
-    def _generator_step(self, fake: Tensor) -> Tensor:
+        settings = self.settings
+        told: dict[str, Tensor | float] = {}
+        kept: list[Drawn] = []
+        for turn in range(settings.discriminator_steps):
+            # What the last step saw is what the generator learns from, unless it would take the
+            # memory of several batches.
+            keeps = turn == settings.discriminator_steps - 1 and settings.accumulate == 1
+            self.discriminator_optimizer.zero_grad()
+            for _ in range(settings.accumulate):
+                batch = next(batches)
+                fake = self._drawn(batch.size, batch, clock, keeps)
+                kept = [fake] if keeps else []
+                told |= self._judge_both(batch, fake, clock)
+            _descend(self.discriminator, self.discriminator_optimizer)
         self.discriminator.requires_grad_(False)
-        loss = self.objective.generator(self.discriminator(fake))
-        _descend(loss, self.generator, self.generator_optimizer)
+        self.generator_optimizer.zero_grad()
+        for index in range(settings.accumulate):
+            fake = kept[index] if kept else self._drawn(batch.size, batch, clock, True)
+            told |= self._convince(fake, clock)
+        _descend(self.generator, self.generator_optimizer)
         self.discriminator.requires_grad_(True)
-        return loss.detach()
+        if self.average is not None:
+            self.average.update(self.generator, clock)
+        return told
+
+    def _drawn(self, count: int, batch: Batch, clock: Clock, with_graph: bool) -> Drawn:
+        """Returns this process's share of so many generated images."""
+        latents = ranks.share(self.settings.latent.sample(count, clock.random)).to(self.device)
+        parts = None
+        if self.conditions is not None and self.settings.labels == "fresh":
+            parts = ranks.share(self.conditions.draw(count, clock.random)).to(self.device)
+        elif self.conditions is not None:
+            parts = self._parts_of(batch)
+        with torch.set_grad_enabled(with_graph), self._precision():
+            images = self.generator(latents, *_given(parts))
+        return Drawn(images.float(), parts)
+
+    def _parts_of(self, batch: Batch) -> Tensor | None:
+        if self.conditions is None:
+            return None
+        return self.conditions.labels[batch.index].to(self.device)
+
+    def _judge(self, images: Tensor, parts: Tensor | None) -> Tensor:
+        with self._precision():
+            logits: Tensor = self.discriminator(images, *_given(parts))
+        return logits.float()
+
+    def _judge_both(self, batch: Batch, fake: Drawn, clock: Clock) -> dict[str, Tensor | float]:
+        """Adds to the discriminator's gradients; returns its loss and how often it is right."""
+        real, parts = _placed(batch.images, self.device), self._parts_of(batch)
+        made = fake.images.detach()
+        if self.is_joint:
+            given = [asked for asked in (parts, fake.parts) if asked is not None]
+            both = torch.cat(given) if given else None
+            of_real, of_fake = self._judge(torch.cat([real, made]), both).split(len(real))
+        else:
+            of_real, of_fake = self._judge(real, parts), self._judge(made, fake.parts)
+        loss = self.objective.discriminator(of_real, of_fake)
+        told = {"discriminator": loss.detach()}
+        if isinstance(self.objective, Penalises):
+            penalty = self.objective.penalty(
+                lambda x: self._judge(x, parts), real, made, clock.random
+            )
+            told["penalty"] = penalty.detach()
+            loss = loss + penalty
+        (loss / self.settings.accumulate).backward()
+        right = ((of_real > 0).float().mean() + (of_fake < 0).float().mean()) / 2
+        return {**told, "accuracy": right.detach()}
+
+    def _convince(self, fake: Drawn, clock: Clock) -> dict[str, Tensor | float]:
+        """Adds to the generator's gradients; returns its loss and the guide."""
+        loss = self.objective.generator(self._judge(fake.images, fake.parts))
+        told: dict[str, Tensor | float] = {"generator": loss.detach()}
+        if self.conditions is not None and not self.guide.is_off:
+            assert fake.parts is not None
+            with self._precision():
+                pull = self.conditions.pull(fake.images, fake.parts).float().mean()
+            weight = self.guide.weight(clock)
+            told |= {"guide": pull.detach(), "guide weight": weight}
+            loss = loss + weight * pull
+        (loss / self.settings.accumulate).backward()
+        return told
+
+    def _precision(self) -> contextlib.AbstractContextManager[Any]:
+        is_mixed = self.settings.precision == "bfloat16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=is_mixed)
 
     def measure(self, clock: Clock, folder: Path) -> dict[str, float]:
-        """Writes a grid of samples from the same latents every time."""
-        path = folder / "samples" / f"step-{clock.step:07d}.png"
-        pictures.write_grid(path, self._sample_grid(), (-1.0, 1.0))
-        return {}
+        """Writes a grid of samples from the same latents every time, and scores others."""
+        return self.samples.measure(self.shown, self.conditions, self.device, clock, folder)
 
     def export(self, folder: Path, record: Mapping[str, Any]) -> None:
         """Writes the generator as a Hub folder with a model card, and the discriminator beside."""
-        grid = self._sample_grid()
+        grid = self.samples.grid(self.shown, self.conditions, self.device)
         run = folder.parent
         name = f"{run.parent.name}-{folder.name}" if run.name == SNAPSHOTS else run.name
-        shape = (grid.shape[1], grid.shape[2], grid.shape[3])
+        provenance = {**terms(record.get("card", {})), "training": record}
+        module = copy.deepcopy(self.shown).to(memory_format=torch.contiguous_format)
         generator = Generator(
-            copy.deepcopy(self.generator).to(memory_format=torch.contiguous_format),
+            module,
             latent=self.settings.latent,
-            image=ImageSpec(shape, (-1.0, 1.0)),
+            image=self.samples.image,
             name=name,
             architecture=self.settings.backbone,
-            model_args=self.model_args,
-            provenance={
-                **terms(record.get("card", {})),
-                "training": record,
-            },
+            model_args=self.backbone_args,
+            provenance=provenance,
         )
         generator.check()
         save_generator(
@@ -213,16 +382,18 @@ class GANTask:
             discriminator=self.discriminator,
         )
 
-    @torch.no_grad()
-    def _sample_grid(self) -> Tensor:
-        self.generator.eval()
-        images: Tensor = self.generator(self.grid_latents.to(self.device))
-        self.generator.train()
-        return images.cpu()
+
+def _given(parts: Tensor | None) -> tuple[Tensor, ...]:
+    """Returns what a network takes beside latents or images."""
+    return () if parts is None else (parts,)
 
 
-def _descend(loss: Tensor, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    optimizer.zero_grad()
-    loss.backward()
+def _placed(images: Tensor, device: torch.device) -> Tensor:
+    """Returns images or points where networks look at them."""
+    layout = torch.channels_last if images.ndim == 4 else torch.preserve_format
+    return images.to(device, memory_format=layout)
+
+
+def _descend(module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     ranks.average_gradients(module.parameters())
     optimizer.step()

@@ -5,7 +5,7 @@ from typing import Protocol
 
 import torch
 
-from pgmkit.images.source import ImageSource
+from pgmkit.images.rows import Images
 from pgmkit.learning import Exports, Measures, Task
 from pgmkit.train.classifier import prepare_classifier
 from pgmkit.train.gan import prepare_gan
@@ -27,7 +27,7 @@ class TrainTask(Task, Measures, Exports, Protocol):
         """How many batches of images one step takes."""
 
 
-TASKS: dict[str, Callable[[TrainSettings, torch.device], tuple[ImageSource, TrainTask]]] = {
+TASKS: dict[str, Callable[[TrainSettings, torch.device], tuple[Images, TrainTask]]] = {
     "gan": prepare_gan,
     "classifier": prepare_classifier,
 }
