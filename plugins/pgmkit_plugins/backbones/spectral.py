@@ -37,7 +37,7 @@ class Spectral(nn.Module):
         sigma: Tensor | None = self._sigma
         if sigma is None:
             (sigma,) = _sigmas([self], iterate=False)
-        return self.weight.div(sigma)
+        return self.weight / sigma
 
 
 class SpectralLinear(Spectral, nn.Linear):
@@ -53,7 +53,8 @@ class SpectralConv2d(Spectral, nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns maps (B, outputs, ...) for x (B, inputs, H, W)."""
-        return self._conv_forward(x, self.normalised(), self.bias)
+        maps: Tensor = self._conv_forward(x, self.normalised(), self.bias)
+        return maps
 
 
 class SpectralEmbedding(Spectral, nn.Embedding):
@@ -95,7 +96,8 @@ class SpectralNetwork(nn.Module):
 def _sigmas(layers: Sequence[Spectral], *, iterate: bool) -> Sequence[Tensor]:
     """Returns σ, (), of layers whose matrices have one shape; `iterate` also moves their u."""
     with torch.autocast(layers[0].weight.device.type, enabled=False):
-        matrices = torch.stack([layer.weight.flatten(1) for layer in layers])
+        each = [layer.weight.flatten(1) for layer in layers]
+        matrices = torch.stack(each) if len(each) > 1 else each[0][None]
         with torch.no_grad():
             # Averages of weights hold averages of u, which are no unit vectors.
             u = F.normalize(torch.stack([layer.u for layer in layers]), dim=1)
