@@ -311,6 +311,21 @@ def test_reductions_and_norms_have_their_rule(name: str) -> None:
     check_function((4, 4, 4), REDUCTIONS[name])
 
 
+POOLS: dict[str, tuple[tuple[int, ...], Function]] = {
+    "max pool 1d": ((2, 6), lambda x: F.max_pool1d(x, 2)),
+    "max pool 2d": ((2, 4, 6), nn.MaxPool2d((2, 3))),
+    "max pool 2d overlapping": ((2, 4, 4), nn.MaxPool2d(2, stride=1, padding=1)),
+    "max pool 2d dilated": ((2, 5, 5), nn.MaxPool2d(2, 2, dilation=2, ceil_mode=True)),
+    "max pool 2d behind a ReLU": ((2, 4, 4), lambda x: F.max_pool2d(F.relu(x - 0.1), 2)),
+    "max pool 3d": ((2, 4, 4, 4), nn.MaxPool3d(2)),
+}
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_max_pools_have_their_rule(name: str) -> None:
+    check_function(*POOLS[name])
+
+
 @pytest.mark.parametrize("name", STRUCTURAL)
 def test_what_moves_values_has_its_rule(name: str) -> None:
     check_function((4, 4, 4), STRUCTURAL[name])
@@ -584,10 +599,7 @@ def test_custom_functions_are_seen_however_they_are_called() -> None:
 
 
 WITHOUT_A_RULE: dict[str, tuple[tuple[int, ...], Function]] = {
-    "max_pool1d": ((2, 6), lambda x: F.max_pool1d(x, 2)),
-    "max_pool2d": ((2, 4, 4), nn.MaxPool2d(2, stride=1, padding=1)),
     "max_pool2d_with_indices": ((2, 4, 4), lambda x: F.max_pool2d(x, 2, return_indices=True)[0]),
-    "max_pool3d": ((2, 4, 4, 4), nn.MaxPool3d(2)),
     "adaptive_max_pool1d": ((2, 6), nn.AdaptiveMaxPool1d(4)),
     "adaptive_max_pool2d": ((2, 5, 4), nn.AdaptiveMaxPool2d(2)),
     "adaptive_max_pool3d": ((2, 3, 3, 3), nn.AdaptiveMaxPool3d(2)),

@@ -1,9 +1,11 @@
 """Rules of reductions, selections and norms."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from pgmkit.tangents.dual import Application, Dual, Rule, demand_rule, rule_for
 from pgmkit.tangents.rules_elementwise import push_elementwise
@@ -71,6 +73,25 @@ def _push_gather(call: Application) -> Dual:
     dual.demand_latents_first(indices)
     axis = dual.axis(call.argument(1, "dim"))
     return dual.like(call.primal, _gathered(dual, axis, indices))
+
+
+def _push_max_pool(call: Application) -> Dual:
+    dual, (dims, pooled) = call.dual, _MAX_POOLS[call.name]
+    enough = dual.primal.ndim == dims + 2
+    dual.demand(enough, call.name)
+    demand_rule(enough)
+    _, where = pooled(dual.primal, *call.args[1:], **call.kwargs)
+    flat = dual.like(dual.primal.flatten(-dims), dual.tangents.flatten(-dims))
+    pushed = _gathered(flat, -1, where.flatten(-dims))
+    return dual.like(call.primal, pushed.unflatten(-1, where.shape[-dims:]))
+
+
+_MAX_POOLS: dict[str, tuple[int, Callable[..., tuple[Tensor, Tensor]]]] = {
+    "max_pool1d": (1, functional.max_pool1d_with_indices),
+    "max_pool2d": (2, functional.max_pool2d_with_indices),
+    "max_pool3d": (3, functional.max_pool3d_with_indices),
+}
+"""How many dimensions each looks at, and what also tells where the largest values were."""
 
 
 def _push_softmax(call: Application) -> Dual:
@@ -163,6 +184,7 @@ REDUCTIONS: dict[str, Rule] = {
     **rule_for("norm linalg_vector_norm vector_norm", _reduction_rule(2)),
     **rule_for("max min", _push_extremum),
     **rule_for("gather", _push_gather),
+    **rule_for("max_pool1d max_pool2d max_pool3d", _push_max_pool),
     **rule_for("softmax", _push_softmax),
     **rule_for("log_softmax", _push_log_softmax),
     **rule_for("batch_norm", _push_batch_norm),

@@ -3,18 +3,52 @@
 from pgmkit import Component, hookimpl
 
 _DCGAN = "Radford et al. 2016; layer tables of the LASH paper, appendix A.2"
+_SNGAN = "Miyato et al. 2018; Partition-Guided GANs 2021, table"
+_NETWORKS = (
+    (
+        "dcgan",
+        "dcgan:DCGAN",
+        "dcgan:dcgan_generator",
+        "transposed convolutions with batch norm, 32×32 by default",
+        _DCGAN,
+    ),
+    (
+        "mlp-2d",
+        "mlp:MLP2D",
+        "mlp:MLPGenerator",
+        "fully connected, with a maxout discriminator, for points in the plane",
+        "Lin et al. 2018 (PacGAN), experiments on ring and grid",
+    ),
+    (
+        "sngan-32",
+        "sngan:SNGAN32",
+        "sngan:SNGAN32Generator",
+        "residual blocks with spectral norm, 32×32",
+        f"{_SNGAN} 6",
+    ),
+    (
+        "sngan-48",
+        "sngan:SNGAN48",
+        "sngan:SNGAN48Generator",
+        "residual blocks with spectral norm, 48×48",
+        f"{_SNGAN} 7",
+    ),
+    (
+        "biggan-128",
+        "biggan:BigGAN128",
+        "biggan:BigGANGenerator",
+        "residual blocks and self-attention, 128×128",
+        "Brock et al. 2019; Partition-Guided GANs 2021, table 8",
+    ),
+)
 
 
 @hookimpl
 def pgmkit_backbones() -> list[Component]:
     """Offers the networks for training."""
     return [
-        Component(
-            "dcgan",
-            "pgmkit_plugins.backbones.dcgan:DCGAN",
-            "transposed convolutions with batch norm, 32×32 by default",
-            citation=_DCGAN,
-        )
+        Component(name, f"{__name__}.{backbone}", summary, citation=citation)
+        for name, backbone, _, summary, citation in _NETWORKS
     ]
 
 
@@ -22,11 +56,14 @@ def pgmkit_backbones() -> list[Component]:
 def pgmkit_generator_loaders() -> list[Component]:
     """Offers the same generators to `config.json` files."""
     return [
-        Component(
-            "dcgan",
-            "pgmkit_plugins.backbones.dcgan:DCGANGenerator",
-            "the generator of the backbone dcgan",
-            citation=_DCGAN,
+        *(
+            Component(
+                name,
+                f"{__name__}.{generator}",
+                f"the generator of the backbone {name}",
+                citation=citation,
+            )
+            for name, _, generator, _, citation in _NETWORKS
         ),
         Component(
             "layers",
