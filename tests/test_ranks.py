@@ -91,12 +91,18 @@ def test_a_batch_that_cannot_be_shared_out_is_refused(told: list[Mapping[str, An
 
 
 def test_pgmkit_train_trains_under_torchrun_and_one_process_tells(
-    folder: Path, told: list[Mapping[str, Any]]
+    folder: Path, told: list[Mapping[str, Any]], tmp_path: Path
 ) -> None:
     model = folder / "trained" / "model"
     assert told[0]["trained"] == [0, f"{model}\n", ""]
     assert told[1]["trained"] == [0, "", ""]
-    assert pgmkit.load_generator(f"local-dir:{model}").provenance["training"]["steps"] == 8
+    both = pgmkit.load_generator(f"local-dir:{model}")
+    assert both.provenance["training"]["steps"] == 8
+    train = ("train", folder / "train.toml", "--data", folder / "noise.npz", "--device", "cpu")
+    assert run_pgmkit(*train, "-o", tmp_path / "alone", "-q").code == 0
+    alone = pgmkit.load_generator(f"local-dir:{tmp_path / 'alone' / 'model'}")
+    for name, value in alone.module.state_dict().items():
+        torch.testing.assert_close(both.module.state_dict()[name], value, rtol=1e-4, atol=1e-5)
     assert [one["refused folder"][0] for one in told] == [1, 1]
     assert all("holds thesis.tex" in one["refused folder"][1] for one in told)
 

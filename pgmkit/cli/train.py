@@ -46,8 +46,7 @@ def train(
         seconds = job.estimate() if dry_run else 0.0
         folder = None if dry_run or out is None else job.run(out)
     if dry_run:
-        sizes = {n: sum(p.numel() for p in m.parameters()) for n, m in job.models.items()}
-        told = {"settings": job.resolved(), "steps": job.steps, "parameters": sizes}
+        told = {"settings": job.resolved(), "steps": job.steps, "parameters": job.sizes}
         told["seconds"] = {"training": round(seconds, 1)}
         if ranks.is_coordinator():
             print_json(told)

@@ -1,4 +1,4 @@
-"""Reports, each one self-contained HTML page: of a shattering and of a fitted partitioner."""
+"""Reports, each one self-contained HTML page: of a shattering, of a partitioner, of a training."""
 
 import base64
 import html
@@ -18,6 +18,7 @@ from pgmkit.evaluate import figures
 from pgmkit.evaluate.classifier import Classifier
 from pgmkit.evaluate.metrics import ClusterScores, score_latents, score_samples
 from pgmkit.images.source import ImageSource, ImageSpec
+from pgmkit.learning.log import LOSSES, MEASUREMENTS
 from pgmkit.machine import machine
 from pgmkit.partition.fitted import FittedPartitioner
 from pgmkit.shattering import ShatteredGenerator
@@ -169,6 +170,38 @@ def write_partition_report(
         f"{fitted.num_partitions} parts of {len(source):,} {source.image}",
         f"{_partition_facts(fitted)}{_partition_scores(scores)}<h2>Parts</h2>{parts}"
         f"<h2>Sizes of the parts</h2>{_image(chart, 'sizes of the parts')}{curves}",
+    )
+    files.write_text(folder / "report.html", page)
+    return folder / "report.html"
+
+
+def write_training_report(folder: Path, facts: Mapping[str, str], partitioner: Path | None) -> Path:
+    """Writes report.html of a training that is over.
+
+    Args:
+        folder: of the run, with what `pgmkit.learning.learn` logged in it, and pictures in
+            `samples`.
+        facts: of the model and its making, by name.
+        partitioner: folder with a report of its own, within `folder`; None for none.
+
+    Returns:
+        The path of `report.html`.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    logs = [path for name in (LOSSES, MEASUREMENTS) if (path := folder / name).exists()]
+    pictures = sorted((folder / "samples").glob("*.png"))
+    shown = "".join(
+        f"<figure><figcaption>{_text(path.stem)}</figcaption>"
+        f"{_image(path.read_bytes(), path.stem)}</figure>"
+        for path in dict.fromkeys([*pictures[-1:], *pictures[:1]])
+    )
+    own = f'<p><a href="{partitioner.name}/report.html">The parts</a></p>' if partitioner else ""
+    curves = _image(figures.curves(logs), "losses and measurements") if logs else ""
+    page = _document(
+        folder.name,
+        f"{_table(list(facts.items()))}{own}<h2>Samples</h2>{shown}<h2>Curves</h2>{curves}",
     )
     files.write_text(folder / "report.html", page)
     return folder / "report.html"

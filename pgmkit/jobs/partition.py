@@ -121,31 +121,35 @@ class Job:
         """
         runs.check_folder(out)
         with files.single_writer(out):
-            settings = {k: v for k, v in self.resolved().items() if k != "device"}
-            done = (out / PARTITIONER_CONFIG).exists()
-            runs.record(out, settings, device="" if done else str(self.source.device))
-            if done:
-                progress.tell(f"{out} is complete; nothing was computed")
-                return describe(load_partitioner(out))
-            with contextlib.ExitStack() as stack:
-                stack.enter_context(keeping(out / _LEARNING))
-                stack.enter_context(progress.phase(f"parts by {name_of(self.partitioner)}"))
-                fitted = fit_partitioner(
-                    self.partitioner,
-                    self.source,
-                    seed=self.settings.seed,
-                    device=self.source.device,
-                )
-            assert fitted.labels is not None
-            scores = score_partition(fitted.labels, self.source)
-            fitted = fitted.with_origin(settings=dict(settings), scores=scores)
-            for log in sorted((out / _LEARNING).glob("*/*.csv")):
-                files.write_text(out / CURVES / log.parent.name / log.name, log.read_text())
-            with progress.phase("saving, with samples of each part"):
-                write_partition_report(out, fitted, self.source, scores)
-                fitted.save_pretrained(out)
-            files.remove_folder(out / _LEARNING)
-            return describe(fitted)
+            return self.run_within(out)
+
+    def run_within(self, out: Path) -> dict[str, Any]:
+        """Does as `run` in a folder that belongs to another run, which holds its lock."""
+        settings = {k: v for k, v in self.resolved().items() if k != "device"}
+        done = (out / PARTITIONER_CONFIG).exists()
+        runs.record(out, settings, device="" if done else str(self.source.device))
+        if done:
+            progress.tell(f"{out} is complete; nothing was computed")
+            return describe(load_partitioner(out))
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(keeping(out / _LEARNING))
+            stack.enter_context(progress.phase(f"parts by {name_of(self.partitioner)}"))
+            fitted = fit_partitioner(
+                self.partitioner,
+                self.source,
+                seed=self.settings.seed,
+                device=self.source.device,
+            )
+        assert fitted.labels is not None
+        scores = score_partition(fitted.labels, self.source)
+        fitted = fitted.with_origin(settings=dict(settings), scores=scores)
+        for log in sorted((out / _LEARNING).glob("*/*.csv")):
+            files.write_text(out / CURVES / log.parent.name / log.name, log.read_text())
+        with progress.phase("saving, with samples of each part"):
+            write_partition_report(out, fitted, self.source, scores)
+            fitted.save_pretrained(out)
+        files.remove_folder(out / _LEARNING)
+        return describe(fitted)
 
 
 def prepare(values: Mapping[str, Any]) -> Job:

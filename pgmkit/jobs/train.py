@@ -10,15 +10,17 @@ import torch
 from torch import nn
 
 from pgmkit import contracts, files, runs
-from pgmkit.config import make_settings
+from pgmkit.config import in_toml, make_settings
 from pgmkit.errors import UnknownNameError
+from pgmkit.evaluate.report import write_training_report
 from pgmkit.images import check_source
 from pgmkit.images.rows import Images
 from pgmkit.jobs import partition
 from pgmkit.learning import learn, ranks
 from pgmkit.learning.batches import Batches
+from pgmkit.learning.log import MEASUREMENTS, Log
 from pgmkit.learning.trial import trying
-from pgmkit.machine import check_device
+from pgmkit.machine import check_device, machine
 from pgmkit.partition import FittedPartitioner, fit_partitioner, load_partitioner
 from pgmkit.train.gan import GANTask
 from pgmkit.train.settings import SNAPSHOTS, TrainSettings
@@ -26,6 +28,7 @@ from pgmkit.train.tasks import TASKS, TrainTask
 
 PARTITIONER = "partitioner"
 """Folder of a run in which the partitioner lies that a GAN is conditioned on."""
+REPORT = "report.html"
 _NOT_ON_RECORD = ("device", "save_steps", "save_minutes")
 """Settings that may change when a run continues."""
 
@@ -42,6 +45,11 @@ class Job:
     def models(self) -> dict[str, nn.Module]:
         """The networks by name."""
         return {n: part for n, part in self.task.parts.items() if isinstance(part, nn.Module)}
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """How many parameters each network has."""
+        return {n: sum(p.numel() for p in m.parameters()) for n, m in self.models.items()}
 
     @property
     def steps(self) -> int:
@@ -104,13 +112,39 @@ class Job:
                 measure_steps=settings.measure_steps,
                 exports={**exports, model: self.steps},
             )
+            ranks.decide(lambda: self._report(out))
         return model if ranks.is_coordinator() else None
+
+    def _report(self, out: Path) -> None:
+        """Writes report.html, unless a run that was complete before left it."""
+        if (out / REPORT).exists():
+            return
+        settings = self.settings
+        facts = {
+            "task": settings.task,
+            "steps": f"{self.steps:,}",
+            "images": f"{self.source.name}, {len(self.source):,} of {self.source.image}",
+            "batch size": f"{settings.batch_size:,}",
+            "model": in_toml(dict(settings.model)),
+            "optimizer": in_toml(dict(settings.optimizer)),
+            "parameters": ", ".join(f"{n} {count:,}" for n, count in self.sizes.items()),
+            **self._last_measured(out),
+            "seed": str(settings.seed),
+            "device": str(self.task.device),
+            "machine": machine(),
+        }
+        parts = out / PARTITIONER
+        write_training_report(out, facts, parts if parts.exists() else None)
+
+    def _last_measured(self, out: Path) -> dict[str, str]:
+        log = Log(out / MEASUREMENTS, self.steps)
+        return {k: v for k, v in (log.rows[-1] if log.rows else {}).items() if k != "step" and v}
 
     def _condition(self, folder: Path) -> None:
         """Fits the partitioner of a conditional GAN, or reads it where it was fitted before."""
         task = self.task
         if isinstance(task, GANTask) and task.partitioner is not None:
-            ranks.decide(lambda: self._parts().run(folder))
+            ranks.decide(lambda: self._parts().run_within(folder))
             task.condition(load_partitioner(folder), self.source)
 
     def _parts(self) -> partition.Job:

@@ -1,12 +1,16 @@
 """Numbers of a run as CSV."""
 
 import csv
+import importlib.util
 import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pgmkit import files
+
+LOSSES, MEASUREMENTS = "losses.csv", "measurements.csv"
+"""What a loop logs in its folder."""
 
 
 class Log:
@@ -32,3 +36,30 @@ class Log:
             writer.writeheader()
             writer.writerows(self.rows)
             files.write_text(self.path, buffer.getvalue())
+
+
+class Board:
+    """The same numbers for TensorBoard, where it is installed; without it nothing happens.
+
+    Args:
+        folder: of its files.
+        step: that the run continues from; what is later is dropped.
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        self._writer: Any = None
+        if importlib.util.find_spec("tensorboard") is not None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(folder), purge_step=step + 1)
+
+    def add(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Adds numbers by name."""
+        if self._writer is not None:
+            for name, value in numbers.items():
+                self._writer.add_scalar(name, value, step)
+
+    def write(self) -> None:
+        """Writes what was added."""
+        if self._writer is not None:
+            self._writer.flush()

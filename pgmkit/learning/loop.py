@@ -29,11 +29,12 @@ from pgmkit.learning.batches import Batch, Batches
 from pgmkit.learning.checkpoints import Checkpoints, Part, synchronise
 from pgmkit.learning.clock import Clock, clock_at
 from pgmkit.learning.folder import folder_of
-from pgmkit.learning.log import Log
+from pgmkit.learning.log import LOSSES, MEASUREMENTS, Board, Log
 from pgmkit.learning.trial import is_trial, try_steps
 from pgmkit.seeds import derive_seed
 
 _STOP, _SAVE = 2, 1
+_BOARD = "tensorboard"
 _TOO_LARGE = 1e30
 
 
@@ -212,8 +213,10 @@ class _Run:
             ranks.decide(self._try_the_end)
         elif self.step < self.steps:
             progress.tell(f"continues at step {self.step} of {self.steps}")
-        self.losses_log = Log(self.folder / "losses.csv", self.step)
-        self.measured_log = Log(self.folder / "measurements.csv", self.step)
+        self.losses_log = Log(self.folder / LOSSES, self.step)
+        self.measured_log = Log(self.folder / MEASUREMENTS, self.step)
+        wanted = bool(self.exports) and ranks.is_coordinator()
+        self.board = Board(self.folder / _BOARD, self.step) if wanted else None
 
     def _take_up(self) -> tuple[int, int, float]:
         saved = self.checkpoints.newest()
@@ -244,7 +247,7 @@ class _Run:
                 self._numbers()
             return
         if self.step % self.log_steps == 0:
-            self.losses_log.add(self._when(), self._numbers())
+            self._log(self.losses_log, self._numbers())
         if self._is_measured(epoch):
             self._tell(ranks.decide(functools.partial(self._measure, self.folder)))
         if self.step < self.steps and self.step in self.exports.values():
@@ -294,7 +297,7 @@ class _Run:
         if not isinstance(self.task, Measures):
             return
         if measured:
-            self.measured_log.add(self._when(), measured)
+            self._log(self.measured_log, measured)
         numbers = {**self._numbers(), **measured}
         values = ", ".join(f"{name} {value:.4f}" for name, value in numbers.items())
         at = f"step {self.step}/{self.steps}"
@@ -303,6 +306,11 @@ class _Run:
             epochs = max(round(self.steps * per_step / self.batches.per_epoch), self._epoch)
             at = f"epoch {self._epoch}/{epochs}"
         progress.tell(f"{at}: {values} ({time.monotonic() - self.started:.0f} s)")
+
+    def _log(self, log: Log, numbers: Mapping[str, float]) -> None:
+        log.add(self._when(), numbers)
+        if self.board is not None:
+            self.board.add(self.step, numbers)
 
     def _numbers(self) -> dict[str, float]:
         """Returns the losses of the last step, averaged over all processes.
@@ -330,6 +338,8 @@ class _Run:
         # The logs go first: rows that are newer than the checkpoint are dropped on resume.
         self.losses_log.write()
         self.measured_log.write()
+        if self.board is not None:
+            self.board.write()
         header = {
             "step": self.step,
             "batches": 0 if self.batches is None else self.batches.taken,

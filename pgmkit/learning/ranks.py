@@ -10,13 +10,13 @@ Each takes its share of a joint batch (`share`) and learns from the gradients of
 the joint batch would have, up to rounding. A module wrapped in DistributedDataParallel does the
 same while it goes backward; a task may use either.
 
-Batch norm takes the statistics of a process's own share, as under DistributedDataParallel, and the
-running ones that count, since they are saved, are the coordinator's. So two processes with batch
-norm do not reproduce one; `torch.nn.SyncBatchNorm` does, on CUDA.
+A batch norm takes the statistics of a process's own share, as under DistributedDataParallel, unless
+its network was given to `share_statistics`: then it takes those of the joint batch, on any device.
 """
 
 import atexit
 import contextlib
+import functools
 import importlib
 import multiprocessing
 import os
@@ -118,6 +118,52 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """
     if world_size() > 1:
         _average([p.grad for p in parameters if p.grad is not None])
+
+
+def share_statistics(network: nn.Module) -> None:
+    """Lets all batch norms of a network, in training, take the statistics of the joint batch.
+
+    All processes then go forward and backward through it equally often, with equal shares. Alone,
+    nothing changes.
+    """
+    if world_size() > 1:
+        for module in network.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                vars(module)["forward"] = functools.partial(_jointly_normalised, module)
+
+
+def _jointly_normalised(norm: nn.modules.batchnorm._BatchNorm, x: Tensor) -> Tensor:
+    if not norm.training:
+        plain: Tensor = type(norm).forward(norm, x)
+        return plain
+    from torch.distributed.nn.functional import all_reduce
+
+    axes, shape = [0, *range(2, x.ndim)], (1, -1, *[1] * (x.ndim - 2))
+    wide = x.float()
+    with _in_touch():
+        mean = all_reduce(wide.mean(axes)) / world_size()
+        apart = wide - mean.reshape(shape)
+        variance = all_reduce(apart.square().mean(axes)) / world_size()
+    if norm.track_running_stats:
+        _follow(norm, mean, variance, world_size() * x.numel() // x.shape[1])
+    normal: Tensor = (apart * (variance + norm.eps).rsqrt().reshape(shape)).to(x.dtype)
+    if norm.affine:
+        normal = normal * norm.weight.reshape(shape) + norm.bias.reshape(shape)
+    return normal
+
+
+@torch.no_grad()
+def _follow(
+    norm: nn.modules.batchnorm._BatchNorm, mean: Tensor, variance: Tensor, count: int
+) -> None:
+    """Moves the running statistics of a norm as it does itself."""
+    assert norm.num_batches_tracked is not None
+    norm.num_batches_tracked.add_(1)
+    share = norm.momentum if norm.momentum is not None else 1 / float(norm.num_batches_tracked)
+    unbiased = variance * (count / max(count - 1, 1))
+    for kept, now in ((norm.running_mean, mean), (norm.running_var, unbiased)):
+        assert kept is not None
+        kept.lerp_(now.to(kept.dtype), share)
 
 
 def average(values: Mapping[str, float]) -> dict[str, float]:

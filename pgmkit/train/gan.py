@@ -195,6 +195,8 @@ class GANTask:
             isinstance(module, nn.modules.batchnorm._BatchNorm)
             for module in self.discriminator.modules()
         )
+        for network in (self.generator, self.discriminator):
+            ranks.share_statistics(network)
         self.generator_optimizer = settings.optimizer.build(self.generator)
         own = settings.discriminator_optimizer or settings.optimizer
         self.discriminator_optimizer = own.build(self.discriminator)
