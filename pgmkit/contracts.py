@@ -220,10 +220,14 @@ class PreparesClusters(Protocol):
 
 
 class Backbone(Protocol):
-    """Builds the matching networks of a GAN."""
+    """Builds the matching networks of a GAN, with first weights that torch's global seed decides.
+
+    With partitions, `num_partitions` of them, at least 1, both networks also take y (B,), int64
+    from 0 to `num_partitions - 1`. A number below 1 is a `ParameterError`.
+    """
 
     def generator(self, num_partitions: int | None = None) -> nn.Module:
-        """Returns z (B, M) -> x, or with partitions (z, y) -> x, x in [-1, 1]."""
+        """Returns z (B, M) -> x, or with partitions (z, y) -> x: images in [-1, 1], or points."""
 
     def discriminator(self, num_partitions: int | None = None) -> nn.Module:
         """Returns x -> logits (B,), or with partitions (x, y) -> logits (B,)."""

@@ -213,12 +213,14 @@ def pgmkit_backbones() -> Iterable[Component]:  # type: ignore[empty-body]
     """Offers backbones: matching generator and discriminator networks for training.
 
     The factory builds an object with `generator(num_partitions=None)` and
-    `discriminator(num_partitions=None)`. Without partitions they return modules that map latents
-    `z (B, M)` to images and images `x` to logits `(B,)`; with partitions the modules also take the
-    part `y (B,)`. The factory takes `latent_dim` and whatever else a training config gives. What is
-    trained is exported under the backbone's name, so the plugin also offers a generator loader of
-    the same name and parameters. Discriminators may have `features(x) -> (B, ...)`, what their last
-    layer sees, for features `discriminator`.
+    `discriminator(num_partitions=None)`; see `pgmkit.contracts.Backbone`. Without partitions they
+    return modules that map latents `z (B, M)` to images and images `x` to logits `(B,)`; with
+    `num_partitions`, at least 1, modules that map `(z, y)` and `(x, y)`, where `y (B,)`, int64,
+    holds parts from 0 to `num_partitions - 1`. The factory takes `latent_dim` and whatever else a
+    training config gives. What is trained is exported under the backbone's name, so the plugin also
+    offers a generator loader of the same name and parameters, and `num_partitions: int | None =
+    None`. Discriminators may have `features(x) -> (B, ...)`, what their last layer sees, for
+    features `discriminator`.
 
     Example:
         ::

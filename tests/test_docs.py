@@ -16,7 +16,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from hub_server import HubServer, use_hub
-from tiny import run_pgmkit, write_tiny_images
+from tiny import install, run_pgmkit, write_tiny_images
 
 import pgmkit
 from pgmkit import hookspecs
@@ -34,7 +34,7 @@ from pgmkit.loading.configs import FIELDS
 from pgmkit.loading.options import GeneratorOptions
 from pgmkit.loading.weights import read_weights
 from pgmkit.partition import load_partitioner
-from pgmkit.plugins import list_components
+from pgmkit.plugins import build, installed, list_components
 from pgmkit.priors import DISTRIBUTIONS
 from pgmkit.spectrum.settings import SpectrumSettings
 from pgmkit.train.settings import TrainSettings
@@ -415,6 +415,25 @@ def test_the_example_plugin_of_the_docs_is_a_plugin(
     assert component.name == "central"
     assert len(code.splitlines()) <= 30
     sys.modules.pop("my_plugin")
+
+
+def test_the_backbone_of_its_page_is_a_plugin_and_learns_with_partitions(site: Path) -> None:
+    (code,) = blocks(ROOT / "docs" / "backbones.md", "python")
+    install(site, "my-networks", code)
+    installed.cache_clear()
+    for given in ((), (torch.arange(4) % 3,)):
+        count = {"num_partitions": 3} if given else {}
+        backbone = build("backbones", "tiny", latent_dim=5)
+        generator, discriminator = backbone.generator(**count), backbone.discriminator(**count)
+        images = generator(torch.randn(4, 5), *given)
+        assert images.shape == (4, 1, 8, 8)
+        logits = discriminator(images, *given)
+        assert logits.shape == (4,)
+        logits.sum().backward()
+        assert all(weight.grad is not None for weight in generator.parameters())
+        loaded = build("generator-loaders", "tiny", latent_dim=5, **count)
+        loaded.load_state_dict(generator.state_dict())
+    installed.cache_clear()
 
 
 def test_the_example_sampler_of_the_specification_shatters() -> None:
