@@ -77,7 +77,9 @@ class Drawn:
         """
         if self.inside is None or self.tries is None:
             return None
-        return self.partitions[self.inside].bincount(minlength=len(self.tries)) / self.tries.double()
+        return (
+            self.partitions[self.inside].bincount(minlength=len(self.tries)) / self.tries.double()
+        )
 
 
 class ConditionalGenerator:
@@ -117,7 +119,7 @@ class ConditionalGenerator:
         partitioner: FittedPartitioner | None = None,
         provenance: Mapping[str, Any] | None = None,
     ) -> None:
-        self.masses = checked_masses(masses.tolist() if isinstance(masses, Tensor) else masses)
+        self.masses = checked_masses(masses.tolist() if hasattr(masses, "tolist") else masses)
         # Holds the network and what is known of it, and is not called: partitions are missing.
         self._network = Generator(
             module,
@@ -296,19 +298,24 @@ class ConditionalGenerator:
         z = latent_chunk(latent, len(y), seed, start)
         images = self(z, y).cpu()
         inside = torch.zeros(len(y), dtype=torch.bool)
-        outside = torch.arange(len(y))
-        for again in range(1, redraws + 2 if redraws else 1):
-            x = as_source(images[outside].to(self.device), self.image)
-            assert self.partitioner is not None
-            inside[outside] = self.partitioner.assign(x).cpu() == y[outside]
-            tries += y[outside].bincount(minlength=len(tries))
+        if redraws:
+            inside = self._inside(images, y, tries)
+        for again in range(1, redraws + 1):
             outside = (~inside).nonzero().flatten()
-            if again > redraws or not len(outside):
+            if not len(outside):
                 break
             fresh = latent_chunk(latent, len(y), derive_seed(seed, "redraw", again), start)
             z[outside] = fresh[outside]
             images[outside] = self(z[outside], y[outside]).cpu()
+            inside[outside] = self._inside(images[outside], y[outside], tries)
         return images, z, y, inside
+
+    def _inside(self, images: Tensor, y: Tensor, tries: Tensor) -> Tensor:
+        """Returns which images the partitioner finds in partitions y (B,), and counts them."""
+        assert self.partitioner is not None
+        tries += y.bincount(minlength=len(tries))
+        x = as_source(images.to(self.device), self.image)
+        return self.partitioner.assign(x).cpu() == y
 
     def _truncated(self, truncation: float) -> LatentSpec:
         """Returns the prior within so many standard deviations."""
@@ -322,13 +329,10 @@ class ConditionalGenerator:
                 f"truncation is for normal priors, and that of {self.name!r} is {self.latent}; "
                 "leave truncation out"
             )
-        mean, std = (
-            torch.tensor(part, dtype=torch.float64) for part in (self.latent.mean, self.latent.std)
-        )
+        mean, std = (torch.tensor(part).double() for part in (self.latent.mean, self.latent.std))
         low, high = mean - truncation * std, mean + truncation * std
-        return replace(
-            self.latent, distribution="truncated-normal", low=low.tolist(), high=high.tolist()
-        )
+        bounds: dict[str, Any] = {"low": low.tolist(), "high": high.tolist()}
+        return replace(self.latent, distribution="truncated-normal", **bounds)
 
     def partition(self, number: int) -> Generator:
         """Returns one partition, from 0 to k - 1, as a generator of its own.
