@@ -361,7 +361,7 @@ def _lattice(count: int, dim: int) -> Tensor:
 
 def _each(value: Numbers, dim: int) -> Tensor:
     """Returns one number for each of the dimensions, float64 (dim,)."""
-    return torch.tensor(value, dtype=torch.float64).expand(dim).clone()
+    return torch.zeros(dim, dtype=torch.float64) + torch.tensor(value, dtype=torch.float64)
 
 
 def _numbers(value: float | list[float]) -> Numbers:
