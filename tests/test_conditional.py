@@ -595,7 +595,8 @@ def test_options_are_refused_where_they_do_not_apply(tmp_path: Path) -> None:
         ({"masses": (math.nan, 0.5, 0.5)}, "masses are numbers from 0 that sum to 1, not"),
         ({"masses": ()}, "masses are numbers, one for each partition, not"),
         ({"masses": "abc"}, "masses are numbers, one for each partition, not 'abc'"),
-        ({"model_args": {"num_partitions": 4}}, "masses of 3 partitions, and num_partitions is 4"),
+        ({"model_args": {"num_partitions": 4}}, "num_partitions among model_args is 4; give one"),
+        ({"architecture": "levels"}, "3 partitions, and num_partitions among model_args is None"),
         (
             {"masses": (0.5, 0.5), "partitioner": partitioner()},
             "masses of 2 partitions, and the partitioner has 3; give one mass for each",
@@ -698,6 +699,7 @@ DAMAGED: dict[str, tuple[Callable[[Path], None], str]] = {
         configure(architecture="dcgan", model_args={"latent_dim": 2}),
         "do not fit DCGANGenerator",
     ),
+    "no number": (configure(model_args={}), "do not fit Levels: of another shape: gain"),
     "an unknown network": (configure(architecture="levls"), "levls"),
     "code of its own": (configure(architecture="os:system"), "os:system"),
     "cut partitioner": (cut("partitioner/partitioner.json"), "is not valid JSON"),

@@ -238,8 +238,8 @@ def taken(folder: ModelFolder, network: Network, partition: int | None) -> Netwo
 
 def check_number(network: Network, masses: Sequence[float], reference: str) -> None:
     """Raises LoadError unless a network has as many partitions as there are masses."""
-    number = network.arguments.get("num_partitions", len(masses))
-    if number != len(masses):
+    number = network.arguments.get("num_partitions")
+    if number != len(masses) and (number is not None or network.architecture is not None):
         raise LoadError(
             f"{CONDITIONAL_CONFIG} of {reference} has masses of {len(masses)} partitions, and "
             f"num_partitions is {number!r:.60}; save the generator again"

@@ -1,85 +1,38 @@
 """The result of partition-guided training: a generator that makes images of one partition."""
 
-import math
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pgmkit import files, pictures
+from pgmkit.conditional.drawing import Drawing, Drawn, truncated
+from pgmkit.conditional.folders import read_folder, write_folder
 from pgmkit.config import check_count, check_seed, expect, fits
-from pgmkit.errors import LoadError, ParameterError, PgmkitNote, PgmkitWarning
+from pgmkit.errors import LoadError, ParameterError, PgmkitNote
 from pgmkit.forms import as_images
-from pgmkit.generator import LATENT_CHUNK, Generator, latent_chunk
+from pgmkit.generator import Generator
 from pgmkit.images.generated import as_source
 from pgmkit.images.source import ImageSpec
 from pgmkit.loading.building import Architecture
-from pgmkit.loading.cards import MOST_ROWS, PER_CLUSTER, SAMPLES_FILE, conditional_card
-from pgmkit.loading.configs import checked_masses, read_masses
-from pgmkit.loading.folders import (
-    CONDITIONAL_CONFIG,
-    FORMAT_VERSION,
-    PARTITIONER_FOLDER,
-    sub_folder,
-)
-from pgmkit.loading.generators import name_of, provenance_of
+from pgmkit.loading.cards import MOST_ROWS, PER_CLUSTER
+from pgmkit.loading.configs import checked_masses
 from pgmkit.loading.hub import check_push, push_folder
-from pgmkit.loading.networks import read_network
 from pgmkit.loading.options import GeneratorOptions
 from pgmkit.loading.partitions import (
     Unconditional,
     all_partitions,
-    check_number,
     check_partition,
     one_partition,
 )
-from pgmkit.loading.references import open_folder, reference_of
-from pgmkit.loading.saving import CARD_FILE, published, write_generator
+from pgmkit.loading.references import reference_of
+from pgmkit.loading.saving import published
 from pgmkit.machine import check_device
 from pgmkit.partition import FittedPartitioner
-from pgmkit.partition.fitted import partitioner_from_folder
 from pgmkit.priors import LatentSpec
-from pgmkit.seeds import derive_seed, random_generator
-from pgmkit.states import why_not_saved
-
-_LEAST_TRUNCATION = 1e-5
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """What was drawn from a conditional generator, on the CPU.
-
-    Args:
-        images: (n, C, H, W), in the generator's range.
-        latents: z (n, M), float32.
-        partitions: y (n,), int64.
-        inside: whether the partitioner finds each image in its partition, bool (n,); None where it
-            was not asked.
-        tries: how many images of each partition it was shown, int64 (k,); None likewise.
-    """
-
-    images: Tensor
-    latents: Tensor
-    partitions: Tensor
-    inside: Tensor | None = None
-    tries: Tensor | None = None
-
-    @property
-    def acceptance(self) -> Tensor | None:
-        """The share of tries that the partitioner found in their partition, float64 (k,).
-
-        It is NaN for partitions that were not drawn, and None where the partitioner was not asked.
-        """
-        if self.inside is None or self.tries is None:
-            return None
-        return (
-            self.partitions[self.inside].bincount(minlength=len(self.tries)) / self.tries.double()
-        )
 
 
 class ConditionalGenerator:
@@ -130,13 +83,15 @@ class ConditionalGenerator:
             model_args=model_args,
             provenance=provenance,
         )
-        said = {"num_partitions is": self._network.model_args.get("num_partitions")}
+        said = {}
+        if architecture is not None or "num_partitions" in self._network.model_args:
+            said["num_partitions among model_args is"] = (model_args or {}).get("num_partitions")
         if partitioner is not None:
             expect(partitioner, FittedPartitioner, "a partitioner is a FittedPartitioner or None")
             partitioner.check_images(image.shape, self.name)
             said["the partitioner has"] = partitioner.num_partitions
         for what, number in said.items():
-            if number not in (None, self.num_partitions):
+            if number != self.num_partitions:
                 raise ParameterError(
                     f"there are masses of {self.num_partitions} partitions, and {what} "
                     f"{number!r:.60}; give one mass for each partition"
@@ -271,68 +226,24 @@ class ConditionalGenerator:
             raise ParameterError(
                 f"{self.name!r} has no partitioner to draw again by; leave redraws out (--redraws)"
             )
-        latent = self.latent if truncation is None else self._truncated(truncation)
-        tries = torch.zeros(self.num_partitions, dtype=torch.int64)
-        chunks = []
-        for start in range(0, n, LATENT_CHUNK):
-            count = min(LATENT_CHUNK, n - start)
-            y = torch.full((count,), partition if partition is not None else 0)
-            if partition is None:
-                random = random_generator(seed, "partitions", start)
-                masses = torch.tensor(self.masses, dtype=torch.float64)
-                y = torch.multinomial(masses, LATENT_CHUNK, replacement=True, generator=random)
-            chunks.append(self._chunk(latent, y[:count], seed, start, redraws, tries))
-        images, latents, partitions, inside = map(torch.cat, zip(*chunks, strict=True))
-        if not redraws:
-            return Drawn(images, latents, partitions)
-        return Drawn(images, latents, partitions, inside, tries)
+        latent = self.latent
+        if truncation is not None:
+            latent = truncated(latent, truncation, self.name)
+        drawing = Drawing(
+            lambda z, y: self(z, y).cpu(),
+            self._find if redraws else None,
+            latent,
+            self.masses,
+            partition=partition,
+            seed=seed,
+            redraws=redraws,
+        )
+        return drawing.drawn(n)
 
-    def _chunk(
-        self, latent: LatentSpec, y: Tensor, seed: int, start: int, redraws: int, tries: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Draws for partitions y (B,), of one chunk, and counts tries.
-
-        Returns:
-            Images, latents, y, and which were found inside: none where nothing is drawn again.
-        """
-        z = latent_chunk(latent, len(y), seed, start)
-        images = self(z, y).cpu()
-        inside = torch.zeros(len(y), dtype=torch.bool)
-        if redraws:
-            inside = self._inside(images, y, tries)
-        for again in range(1, redraws + 1):
-            outside = (~inside).nonzero().flatten()
-            if not len(outside):
-                break
-            fresh = latent_chunk(latent, len(y), derive_seed(seed, "redraw", again), start)
-            z[outside] = fresh[outside]
-            images[outside] = self(z[outside], y[outside]).cpu()
-            inside[outside] = self._inside(images[outside], y[outside], tries)
-        return images, z, y, inside
-
-    def _inside(self, images: Tensor, y: Tensor, tries: Tensor) -> Tensor:
-        """Returns which images the partitioner finds in partitions y (B,), and counts them."""
+    def _find(self, images: Tensor) -> Tensor:
+        """Returns the partitions (B,) in which the partitioner finds images (B, C, H, W)."""
         assert self.partitioner is not None
-        tries += y.bincount(minlength=len(tries))
-        x = as_source(images.to(self.device), self.image)
-        return self.partitioner.assign(x).cpu() == y
-
-    def _truncated(self, truncation: float) -> LatentSpec:
-        """Returns the prior within so many standard deviations."""
-        if not fits(truncation, float) or not _LEAST_TRUNCATION <= truncation < math.inf:
-            raise ParameterError(
-                f"truncation must be a number of standard deviations from {_LEAST_TRUNCATION:g}, "
-                f"not {truncation!r:.60}"
-            )
-        if self.latent.parts or self.latent.distribution != "normal":
-            raise ParameterError(
-                f"truncation is for normal priors, and that of {self.name!r} is {self.latent}; "
-                "leave truncation out"
-            )
-        mean, std = (torch.tensor(part).double() for part in (self.latent.mean, self.latent.std))
-        low, high = mean - truncation * std, mean + truncation * std
-        bounds: dict[str, Any] = {"low": low.tolist(), "high": high.tolist()}
-        return replace(self.latent, distribution="truncated-normal", **bounds)
+        return self.partitioner.assign(as_source(images.to(self.device), self.image)).cpu()
 
     def partition(self, number: int) -> Generator:
         """Returns one partition, from 0 to k - 1, as a generator of its own.
@@ -392,40 +303,11 @@ class ConditionalGenerator:
         self._save(Path(folder), self._network, None)
 
     def _save(self, folder: Path, network: Generator, repository: str | None) -> None:
-        shown = range(min(self.num_partitions, MOST_ROWS))
-        samples = torch.cat([self.sample(PER_CLUSTER, number) for number in shown])
-        partitioner = self._saved_partitioner()
-        files.remove(folder / CONDITIONAL_CONFIG)
-        write_generator(folder, network)
-        files.remove_folder(folder / PARTITIONER_FOLDER)
-        if partitioner is not None:
-            partitioner.save_pretrained(folder / PARTITIONER_FOLDER)
-        pictures.write_rows(folder / SAMPLES_FILE, samples, self.image.range, PER_CLUSTER, scale=2)
-        table = None if partitioner is None else partitioner.origin.get("partitioner")
-        files.write_text(
-            folder / CARD_FILE, conditional_card(network, self.masses, table, repository)
-        )
-        # Last, since its presence says that the folder is whole.
-        description = {
-            "format_version": FORMAT_VERSION,
-            "masses": self.masses,
-            "partitioner": partitioner is not None,
-        }
-        files.write_json(folder / CONDITIONAL_CONFIG, description)
-
-    def _saved_partitioner(self) -> FittedPartitioner | None:
-        """Returns the partitioner if it can be saved, and warns if there is one that cannot."""
-        if self.partitioner is None:
-            return None
-        why = why_not_saved(self.partitioner.partitioner)
-        if why is None:
-            return self.partitioner
-        warnings.warn(
-            f"the partitioner of {self.name!r} cannot be saved and is left out: {why}",
-            PgmkitWarning,
-            stacklevel=4,
-        )
-        return None
+        samples = [
+            self.sample(PER_CLUSTER, number)
+            for number in range(min(self.num_partitions, MOST_ROWS))
+        ]
+        write_folder(folder, network, self.masses, self.partitioner, torch.cat(samples), repository)
 
     def push_to_hub(
         self, repository: str, *, private: bool = False, message: str | None = None
@@ -468,38 +350,25 @@ class ConditionalGenerator:
             UnknownNameError: no installed plugin offers the architecture or the partitioner.
             GeneratorError: what it makes breaks the contract, or is not finite.
         """
-        text, where = reference_of(reference), check_device(device)
-        folder = open_folder(text)
-        masses = read_masses(folder)
-        if masses is None:
-            raise LoadError(
-                f"{reference} holds no conditional generator: it has no {CONDITIONAL_CONFIG}; load "
-                "others with pgmkit.load"
-            )
+        where = check_device(device)
         options = GeneratorOptions(architecture=architecture, model_args=model_args)
-        network = read_network(folder, options)
-        check_number(network, masses, text)
-        described = files.read_json(folder.path(CONDITIONAL_CONFIG), text)
-        partitioner = None
-        if described.get("partitioner"):
-            partitioner = partitioner_from_folder(
-                sub_folder(folder, PARTITIONER_FOLDER), f"{text}, in {PARTITIONER_FOLDER},"
-            )
+        read = read_folder(reference_of(reference), options)
+        network = read.network
         try:
             found = cls(
                 network.module,
                 network.latent,
                 network.image,
-                masses,
-                name=name_of(folder, network),
+                read.masses,
+                name=read.name,
                 architecture=network.architecture,
                 model_args=network.arguments,
-                partitioner=partitioner,
-                provenance=provenance_of(folder, network),
+                partitioner=read.partitioner,
+                provenance=read.provenance,
             )
         except ParameterError as error:
             raise LoadError(
-                f"{text} is damaged or of another version: {error}; save the generator again"
+                f"{reference} is damaged or of another version: {error}; save the generator again"
             ) from error
         found.to(where).check()
         for told in network.notes:
