@@ -558,7 +558,7 @@ def test_options_are_refused_where_they_do_not_apply(tmp_path: Path) -> None:
     saved_to(tmp_path / "own")
     own = f"local-dir:{tmp_path / 'own'}"
     for words, said in (
-        ((own, "--cluster", 0), "is conditional; take --partition, or find clusters first"),
+        ((own, "--cluster", 0), "conditional and has no clusters; take --partition instead, or"),
         ((own, "--redraws", 3), "'levels' has no partitioner to draw again by"),
         ((own, "--partition", 3), "there is no partition 3; the partitions are 0 to 2"),
         ((own, "--partition", -1), "there is no partition -1"),

@@ -125,7 +125,7 @@ def _without_clusters(source: str, is_unconditional: bool, table: dict[str, Any]
     if is_unconditional:
         what = "a generator without clusters; leave --cluster out, or find clusters first"
     else:
-        what = "conditional; take --partition, or find clusters first, with one or without"
+        what = "conditional and has no clusters; take --partition instead, or find clusters first"
     return f"{source} is {what}: {command}"
 
 
