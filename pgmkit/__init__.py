@@ -12,6 +12,7 @@ from pgmkit.hookspecs import hookimpl
 from pgmkit.plugins import list_components
 
 if TYPE_CHECKING:
+    from pgmkit.conditional import ConditionalGenerator
     from pgmkit.generator import Generator
     from pgmkit.images.source import ImageSpec
     from pgmkit.loading.generators import load_generator
@@ -25,6 +26,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Component",
+    "ConditionalGenerator",
     "FittedPartitioner",
     "Generator",
     "ImageSpec",
@@ -43,6 +45,7 @@ __all__ = [
 ]
 
 _LAZY = {
+    "ConditionalGenerator": "pgmkit.conditional",
     "FittedPartitioner": "pgmkit.partition",
     "Generator": "pgmkit.generator",
     "ImageSpec": "pgmkit.images.source",

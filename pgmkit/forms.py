@@ -84,10 +84,12 @@ def range_complaint(images: Tensor, declared: tuple[float, float]) -> str | None
     have none, and one of bytes where images stay within [-1, 1].
 
     Args:
-        images: of any shape; values that are not finite do not count.
+        images: (B, C, H, W), or points (B, d), which may well have no negative values; those that
+            are not finite do not count.
         declared: lowest and highest value, as the image spec says.
     """
     low, high = declared
+    are_points = images.ndim == 2
     images = images[images.isfinite()]
     if not len(images):
         return None
@@ -96,7 +98,7 @@ def range_complaint(images: Tensor, declared: tuple[float, float]) -> str | None
     outside = float(((images < low - slack) | (images > high + slack)).double().mean())
     if outside > _OVERSHOOTING:
         odd = f"{outside:.0%} of the values lie outside, which is cut off in pictures"
-    elif low < 0 < high and least >= 0 and most > high / 4:
+    elif not are_points and low < 0 < high and least >= 0 and most > high / 4:
         odd = "no value is negative, which is what a sigmoid makes"
     elif high - low > 100 and least >= -1 - _SLACK and most <= 1 + _SLACK:
         odd = "these are no bytes"

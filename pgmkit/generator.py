@@ -20,7 +20,9 @@ from pgmkit.machine import check_memory
 from pgmkit.priors import LatentSpec
 from pgmkit.seeds import random_generator
 
-_LATENT_CHUNK = 256
+LATENT_CHUNK = 256
+"""How many latents share a seed."""
+
 _DRAWN_IN_ORDER = ("normal", "uniform", "truncated-normal")
 _IMAGE_BATCH = 256
 _CHECKED_IMAGES = 64
@@ -168,31 +170,20 @@ class Generator:
         """
         check_count("the number of latents", count)
         check_memory(
-            4 * self.latent.dim * max(count, self._rows_to_draw(count)),
+            4 * self.latent.dim * max(count, _rows_to_draw(self.latent, count)),
             f"{count:,} latents of {self.latent.dim:,} dimensions",
             "ask for fewer, or correct latent.dim",
         )
         drawn = torch.empty(count, self.latent.dim)
-        for start in range(0, count, _LATENT_CHUNK):
-            part = drawn[start : start + _LATENT_CHUNK]
-            random = random_generator(seed, "latents", start)
-            part.copy_(self.latent.sample(self._rows_to_draw(len(part)), random)[: len(part)])
+        for start in range(0, count, LATENT_CHUNK):
+            part = drawn[start : start + LATENT_CHUNK]
+            part.copy_(latent_chunk(self.latent, len(part), seed, start))
         return drawn
 
     def fixed_latents(self) -> Tensor:
         """Returns the latents (n, M) whose images stand for all: 64, or fewer of large images."""
         count = min(_CHECKED_IMAGES, max(2, _CHECKED_VALUES // math.prod(self.image.shape)))
         return self.sample_latents(count, seed=0)
-
-    def _rows_to_draw(self, count: int) -> int:
-        """Returns how many latents of a chunk to draw for the first `count` to be what they are.
-
-        torch draws normal numbers 16 at a time and uniform ones in order; other priors draw what
-        belongs to a chunk in ways of their own.
-        """
-        if self.latent.distribution not in _DRAWN_IN_ORDER or getattr(self.latent, "parts", None):
-            return _LATENT_CHUNK
-        return min(_LATENT_CHUNK, -(-count // 16) * 16)
 
     def log_prior(self, z: Tensor) -> Tensor:
         """Returns log p(z) in nats, float64 (B,)."""
@@ -336,6 +327,26 @@ class Generator:
             f"Generator({self.name!r}: {self.latent} latents -> {self.image}, "
             f"{parameters:,} parameters)"
         )
+
+
+def latent_chunk(latent: LatentSpec, count: int, seed: int, start: int) -> Tensor:
+    """Draws latents (count, M) from number `start` on, which is a multiple of `LATENT_CHUNK`.
+
+    There are at most `LATENT_CHUNK`, and fewer are the first of them.
+    """
+    random = random_generator(seed, "latents", start)
+    return latent.sample(_rows_to_draw(latent, count), random)[:count]
+
+
+def _rows_to_draw(latent: LatentSpec, count: int) -> int:
+    """Returns how many latents of a chunk to draw for the first `count` to be what they are.
+
+    torch draws normal numbers 16 at a time and uniform ones in order; other priors draw what
+    belongs to a chunk in ways of their own.
+    """
+    if latent.distribution not in _DRAWN_IN_ORDER or getattr(latent, "parts", None):
+        return LATENT_CHUNK
+    return min(LATENT_CHUNK, -(-count // 16) * 16)
 
 
 class _Network(nn.Module):

@@ -388,6 +388,7 @@ def _array(value: Tensor | np.ndarray[Any, Any]) -> list[Any]:
     if tensor.layout != torch.strided:
         tensor = tensor.to_dense()
     flat = tensor.cpu().resolve_conj().resolve_neg().contiguous().flatten()
+    flat = flat.as_strided(flat.shape, (1,))  # of a single value the stride may be another
     return [*kind, hashlib.sha256(flat.view(torch.uint8).numpy().data).hexdigest()]
 
 

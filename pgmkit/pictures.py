@@ -4,6 +4,7 @@ import io
 import math
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -95,17 +96,24 @@ def write_rows(
 
 
 def write_images(
-    out: Path, images: Tensor, value_range: tuple[float, float], *, latents: Tensor
+    out: Path,
+    images: Tensor,
+    value_range: tuple[float, float],
+    *,
+    latents: Tensor,
+    partitions: Tensor | None = None,
 ) -> None:
     """Writes images (N, C, H, W) in the form that the name asks for.
 
     Args:
-        out: "*.png" is one grid; "*.npz" holds `images` (N, H, W, C) as bytes and `latents` (N, M);
-            a name without a suffix is a folder of PNGs. The last two keep alpha. Of points, *.npz
-            holds `points` (N, d) as they are, and there are no single PNGs.
+        out: "*.png" is one grid; "*.npz" holds `images` (N, H, W, C) as bytes, `latents` (N, M)
+            and, if there are any, `partitions` (N,); a name without a suffix is a folder of PNGs.
+            The last two keep alpha. Of points, *.npz holds `points` (N, d) as they are, and there
+            are no single PNGs.
         images: in `value_range`.
         value_range: lowest and highest value.
         latents: that the images were made from.
+        partitions: that the images are of.
 
     Raises:
         ParameterError: the suffix is another one, or does not go with points.
@@ -116,12 +124,14 @@ def write_images(
         write_grid(out, images, value_range)
     elif suffix == ".npz":
         buffer = io.BytesIO()
-        made = latents.cpu().numpy()
+        made: dict[str, Any] = {"latents": latents.cpu().numpy()}
+        if partitions is not None:
+            made["partitions"] = partitions.cpu().numpy()
         if images.ndim == 2:
-            np.savez_compressed(buffer, points=images.cpu().numpy(), latents=made)
+            np.savez_compressed(buffer, points=images.cpu().numpy(), **made)
         else:
             pixels = to_uint8(images, value_range).permute(0, 2, 3, 1).cpu().numpy()
-            np.savez_compressed(buffer, images=pixels, latents=made)
+            np.savez_compressed(buffer, images=pixels, **made)
         files.write_bytes(out, buffer.getvalue())
     elif suffix == "" and images.ndim == 2:
         raise ParameterError(

@@ -410,6 +410,8 @@ class _Mixture:
         self.weights = _weights(spec.weights, len(spec.means))
         self.means = torch.stack([_tensor(mean).expand(spec.dim) for mean in spec.means])
         self.stds = torch.stack([_tensor(std).expand(spec.dim) for std in spec.stds])
+        self.shared = ((self.means == self.means[0]) & (self.stds == self.stds[0])).all(dim=0)
+        """Which coordinates (M,) tell nothing of the component."""
 
     def sample(self, count: int, random: torch.Generator) -> Tensor:
         chosen = torch.multinomial(self.weights, count, replacement=True, generator=random)
@@ -417,14 +419,19 @@ class _Mixture:
         return (drawn * self.stds[chosen] + self.means[chosen]).float()
 
     def log_prior(self, z: Tensor) -> Tensor:
-        each = _log_normal(z.double()[:, None], self.means, self.stds).sum(dim=2)
-        return (each + self.weights.log()).logsumexp(dim=1)
+        z, own = z.double(), ~self.shared
+        each = _log_normal(z[:, None, own], self.means[:, own], self.stds[:, own]).sum(dim=2)
+        alike = (z[:, self.shared], self.means[0, self.shared], self.stds[0, self.shared])
+        return (each + self.weights.log()).logsumexp(dim=1) + _log_normal(*alike).sum(dim=1)
 
     def to_normal(self, z: Tensor) -> Tensor:
         log_weights = self.weights.log().expand(len(z), -1)
         turned = torch.empty_like(z)
         for index in range(z.shape[1]):
             value = z[:, index, None]
+            if self.shared[index]:
+                turned[:, index] = (z[:, index] - self.means[0, index]) / self.stds[0, index]
+                continue
             share = self._share(value, log_weights.softmax(dim=1), index)
             turned[:, index] = _normal_quantile(share)
             log_weights = self._given(value, log_weights, index)
@@ -434,6 +441,9 @@ class _Mixture:
         log_weights = self.weights.log().expand(len(x), -1)
         turned = torch.empty_like(x)
         for index, share in enumerate(_normal_share(x).unbind(1)):
+            if self.shared[index]:
+                turned[:, index] = x[:, index] * self.stds[0, index] + self.means[0, index]
+                continue
             value = self._quantile(share, log_weights.softmax(dim=1), index)[:, None]
             turned[:, index] = value[:, 0]
             log_weights = self._given(value, log_weights, index)

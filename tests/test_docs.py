@@ -215,6 +215,26 @@ def test_the_page_on_generators_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert torch.equal(pgmkit.load_generator(str(tmp_path))(z), shipped(z))
 
 
+def test_the_page_on_conditional_generators_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = ROOT / "docs" / "conditional.md"
+    (block,) = blocks(page, "python")
+    (tmp_path / "rings.py").write_text(block)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {"__name__": "__main__"}
+    exec(compile(block, page.name, "exec"), names)
+    assert "tensor([0.2000, 0.2000]" in capsys.readouterr().out
+    assert (names["third"] - names["ring"].module.corners[3]).abs().max() < 0.15  # type: ignore[attr-defined, operator]
+    run_commands(page, tmp_path)
+    assert (tmp_path / "third.png").stat().st_size > 500
+    table = re.findall(r"^\| (`[\w./]+`.*?) \|", page.read_text(), flags=re.MULTILINE)
+    files = {name.rstrip("/") for row in table for name in re.findall(r"`([\w./]+)`", row)}
+    assert {path.name for path in (tmp_path / "ring").iterdir()} == files - {"partitioner"}
+    sys.modules.pop("rings", None)
+
+
 def test_every_option_and_field_of_generators_is_documented() -> None:
     text = (ROOT / "docs" / "generators.md").read_text()
     rows = [re.findall(r"`(\w+)`", row) for row in re.findall(r"^\| (`\w+`.*?) \|", text, re.M)]

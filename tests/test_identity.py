@@ -462,6 +462,14 @@ def test_names_and_memory_layout_do_not_count() -> None:
     assert plain.fingerprint() == other.fingerprint()
 
 
+def test_a_single_value_may_lie_in_memory_as_it_will() -> None:
+    plain, spread = Net(), Net()
+    plain.register_buffer("shift", torch.ones(1))
+    spread.register_buffer("shift", torch.ones(()).expand(1))
+    assert spread.shift.stride() == (0,)
+    assert fingerprint(plain) == fingerprint(spread)
+
+
 def test_the_fingerprint_lasts_while_the_generator_is_used() -> None:
     generator = generator_of(Counting())
     before = generator.fingerprint()

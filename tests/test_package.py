@@ -63,6 +63,7 @@ def test_shipped_weights_are_small() -> None:
 def test_every_public_name_is_there_and_documented() -> None:
     assert set(pgmkit.__all__) == {
         "Component",
+        "ConditionalGenerator",
         "FittedPartitioner",
         "Generator",
         "ImageSpec",

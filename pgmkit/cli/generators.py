@@ -12,7 +12,7 @@ from pgmkit.cli.output import json_option, print_json, print_table
 from pgmkit.cli.push import push
 from pgmkit.cli.settings import OutPath, check_file, working
 from pgmkit.cli.sources import generator_options
-from pgmkit.loading.configs import read_config
+from pgmkit.loading.configs import read_config, read_masses
 from pgmkit.loading.references import open_folder, registry_configs
 from pgmkit.runs import check_place
 
@@ -53,10 +53,15 @@ def info(reference: str, as_json: bool) -> None:
     """
     folder = open_folder(reference)
     config = {**read_config(folder).ours, **folder.provenance}
+    masses = read_masses(folder)
     if as_json:
-        print_json({"reference": reference, **config})
+        more = {} if masses is None else {"masses": masses}
+        print_json({"reference": reference, **config, **more})
         return
     rows = [("reference", reference), *_facts(config).items()]
+    if masses is not None:
+        low, high = min(masses), max(masses)
+        rows.append(("partitions", f"{len(masses)}, with masses from {low:.3g} to {high:.3g}"))
     rows += [(key, str(config[key])) for key in ("paper", "repo", "revision") if key in config]
     if "architecture" not in config:
         rows.append(("to look closer", f"pgmkit generators inspect {reference}"))

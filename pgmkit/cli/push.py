@@ -33,8 +33,8 @@ def push(
 ) -> None:
     """Publish SOURCE on the Hub as REPOSITORY.
 
-    SOURCE is a generator, or what pgmkit shatter or pgmkit partition fit wrote: a folder or
-    anything else that loads; REPOSITORY is org/name, and is created if it is
+    SOURCE is a generator, conditional or not, or what pgmkit shatter or pgmkit partition fit
+    wrote: a folder or anything else that loads; REPOSITORY is org/name, and is created if it is
     not there. It gets a model card with pictures, numbers and a recipe. Before, log in with
     hf auth login.
     """
@@ -42,10 +42,10 @@ def push(
     if repository is None:
         raise click.UsageError("Missing argument 'REPOSITORY': org/name.")
     check_push(repository)
-    from pgmkit.generator import Generator
     from pgmkit.loading.cards import SAMPLES_FILE
     from pgmkit.models import load
     from pgmkit.partition import load_partitioner
+    from pgmkit.shattering import ShatteredGenerator
 
     folder = open_folder(source)
     model: Any
@@ -54,7 +54,7 @@ def push(
         model, more = load_partitioner(source), {"picture": folder.fetch(SAMPLES_FILE)}
     else:
         model = load(source, **(generator or {}))
-        if not isinstance(model, Generator):
+        if isinstance(model, ShatteredGenerator):
             more = {"numbers": _numbers(source, model.cluster_sizes)}
     address = model.push_to_hub(repository, private=private, message=message, **more)
     if as_json:

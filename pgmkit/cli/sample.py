@@ -3,7 +3,7 @@
 import math
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,6 +13,9 @@ from pgmkit.cli.sources import generator_options, needed_source
 from pgmkit.errors import OutputError, ParameterError
 from pgmkit.runs import check_place
 
+if TYPE_CHECKING:
+    from pgmkit.conditional import Drawn
+
 _PICTURE = re.compile(r"\d+\.png")
 
 
@@ -20,6 +23,17 @@ _PICTURE = re.compile(r"\d+\.png")
 @click.argument("source", required=False)
 @click.option(
     "--cluster", type=int, help="Cluster number from 0; all clusters by size if left out."
+)
+@click.option(
+    "--truncation",
+    type=float,
+    help="Of a conditional generator: latents within so many standard deviations.",
+)
+@click.option(
+    "--redraws",
+    type=int,
+    help="Of a conditional generator: draw again, at most so often, what its partitioner finds in "
+    "another partition.",
 )
 @click.option("-n", "--num", "count", default=64, show_default=True, help="Number of images.")
 @click.option("--seed", default=0, show_default=True, help="The same seed gives the same images.")
@@ -37,6 +51,8 @@ _PICTURE = re.compile(r"\d+\.png")
 def sample(
     source: str | None,
     cluster: int | None,
+    truncation: float | None,
+    redraws: int | None,
     count: int,
     seed: int,
     out: Path,
@@ -45,40 +61,79 @@ def sample(
     generator: dict[str, Any] | None,
     as_json: bool,
 ) -> None:
-    """Make images with SOURCE: a folder that `pgmkit shatter` wrote, or any generator."""
+    """Make images with SOURCE: a folder that `pgmkit shatter` wrote, or any generator.
+
+    A conditional generator mixes its partitions by their masses; --partition takes one.
+    """
     old = _check_out(out, overwrite)
+    from pgmkit.conditional import ConditionalGenerator
     from pgmkit.generator import Generator
-    from pgmkit.loading.options import GeneratorOptions, shatter_command
     from pgmkit.machine import check_device, check_memory
     from pgmkit.models import load
     from pgmkit.pictures import write_images
+    from pgmkit.shattering import ShatteredGenerator
 
+    source, options = needed_source(source), dict(generator or {})
+    of_conditional = {"partition": options.pop("partition", None)}
+    of_conditional |= {"truncation": truncation, "redraws": redraws}
+    given = {name: value for name, value in of_conditional.items() if value is not None}
+    drawn, partitions = None, None
     with working(quiet=True):
-        model = load(
-            needed_source(source), device=check_device(device or "auto"), **(generator or {})
-        )
-        frozen = model if isinstance(model, Generator) else model.generator
+        model = load(source, device=check_device(device or "auto"), **options)
+        frozen = model.generator if isinstance(model, ShatteredGenerator) else model
+        if not isinstance(model, ShatteredGenerator) and cluster is not None:
+            raise ParameterError(_without_clusters(source, isinstance(model, Generator), generator))
+        if not isinstance(model, ConditionalGenerator) and given:
+            raise ParameterError(
+                f"{source} is not conditional, and --{next(iter(given))} is for what is; leave it "
+                "out"
+            )
         size = 4 * frozen.latent.dim + 16 * math.prod(frozen.image.shape)
         check_memory(count * size, f"{count:,} images", "ask for fewer, with several seeds")
-        if not isinstance(model, Generator):
-            latents = model.sample_latents(count, cluster, seed)
-        elif cluster is None:
-            latents = model.sample_latents(count, seed)
+        if isinstance(model, ConditionalGenerator):
+            drawn = model.draw(count, seed=seed, **given)
+            latents, images, partitions = drawn.latents, drawn.images, drawn.partitions
         else:
-            options = GeneratorOptions.from_table(generator or {})
-            raise ParameterError(
-                f"{source} is a generator without clusters; leave --cluster out, or find clusters "
-                f"first: {shatter_command(needed_source(source), options)}"
-            )
-        images = frozen.images(latents)
+            if isinstance(model, ShatteredGenerator):
+                latents = model.sample_latents(count, cluster, seed)
+            else:
+                latents = model.sample_latents(count, seed)
+            images = model.images(latents)
     for picture in old:
         picture.unlink()
-    write_images(out, images, frozen.image.range, latents=latents)
+    write_images(out, images, frozen.image.range, latents=latents, partitions=partitions)
+    told = {"out": str(out), "num": count, "cluster": cluster, "seed": seed}
+    if drawn is not None:
+        told |= {**of_conditional, "acceptance": _shares(drawn)}
     if as_json:
-        told = {"out": str(out), "num": count, "cluster": cluster, "seed": seed}
         print_json({**told, "device": str(frozen.device)})
+        return
+    click.echo(out)
+    if drawn is not None and drawn.inside is not None and drawn.tries is not None:
+        tries, inside = int(drawn.tries.sum()), int(drawn.inside.sum())
+        click.echo(
+            f"acceptance {inside / tries:.1%}: {inside:,} of {tries:,} images were in their "
+            f"partition, and {count - inside:,} that are not were kept"
+        )
+
+
+def _without_clusters(source: str, is_unconditional: bool, table: dict[str, Any] | None) -> str:
+    """Returns what is wrong with a cluster of what has none."""
+    from pgmkit.loading.options import GeneratorOptions, shatter_command
+
+    command = shatter_command(source, GeneratorOptions.from_table(table or {}))
+    if is_unconditional:
+        what = "a generator without clusters; leave --cluster out, or find clusters first"
     else:
-        click.echo(out)
+        what = "conditional and has no clusters; take --partition instead, or find clusters first"
+    return f"{source} is {what}: {command}"
+
+
+def _shares(drawn: "Drawn") -> list[float | None] | None:
+    """Returns the acceptance of each partition, None where it was not drawn."""
+    if drawn.acceptance is None:
+        return None
+    return [None if math.isnan(share) else share for share in drawn.acceptance.tolist()]
 
 
 def _check_out(out: Path, overwrite: bool) -> list[Path]:

@@ -35,7 +35,13 @@ def generator_options(command: _Command) -> _Command:
     """
 
     @functools.wraps(command)
-    def wrapped(*args: Any, generator_file: Path | None, recalibrate: bool, **given: Any) -> Any:
+    def wrapped(
+        *args: Any,
+        generator_file: Path | None,
+        recalibrate: bool,
+        partition: int | None,
+        **given: Any,
+    ) -> Any:
         flags = {name: given.pop(name) for name in _NAMES}
         table = {} if generator_file is None else read_toml(generator_file)
         source = table.pop("source", None)
@@ -46,10 +52,15 @@ def generator_options(command: _Command) -> _Command:
                 table[name] = _value(name, value)
         if recalibrate:
             table["recalibrate"] = True
+        if partition is not None:
+            table["partition"] = partition
         return command(*args, generator=table or None, **given)
 
     for option, metavar, text in reversed(_OPTIONS):
         wrapped = click.option(option, metavar=metavar, help=text)(wrapped)
+    wrapped = click.option(
+        "--partition", type=int, help="One partition of a conditional generator, from 0."
+    )(wrapped)
     wrapped = click.option(
         "--recalibrate", is_flag=True, help="Estimate its batch-norm statistics anew."
     )(wrapped)

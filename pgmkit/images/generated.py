@@ -98,6 +98,19 @@ def moved_latents(
     return prior.from_normal(torch.where(prior.continuous.to(normal.device), stepped, normal))
 
 
+def as_source(made: Tensor, image: ImageSpec) -> Tensor:
+    """Returns what a generator made as sources give it, float32: images in [-1, 1], or points.
+
+    Args:
+        made: images (B, C, H, W), or points (B, d).
+        image: what the generator says of them.
+    """
+    if image.is_points:
+        return made.float()
+    low, high = image.range
+    return (made.float() - low).mul_(2 / (high - low)).sub_(1).clamp_(-1, 1)
+
+
 class _Generated:
     """G(z) by number."""
 
@@ -113,11 +126,8 @@ class _Generated:
 
     @torch.no_grad()
     def read(self, index: Tensor) -> Tensor:
-        made = torch.cat(list(self._generator.image_batches(self._latents[index]))).float()
-        if self.image.is_points:
-            return made
-        low, high = self._generator.image.range
-        return (made - low).mul_(2 / (high - low)).sub_(1).clamp_(-1, 1)
+        made = torch.cat(list(self._generator.image_batches(self._latents[index])))
+        return as_source(made, self._generator.image)
 
     def digest(self) -> str:
         content = self._latents.contiguous().numpy().tobytes()

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from pgmkit.conditional import ConditionalGenerator
 from pgmkit.config import IMAGES, check_count
 from pgmkit.errors import ParameterError
 from pgmkit.generator import Generator
@@ -145,6 +146,11 @@ def _of_generator(settings: AuditSettings) -> dict[str, Any]:
     fitted = None if settings.partitioner is None else load_partitioner(settings.partitioner)
     device = check_device(settings.device)
     model = load(settings.source, device=device, **(settings.generator or {}))
+    if isinstance(model, ConditionalGenerator):
+        raise ParameterError(
+            f"{settings.source} is conditional, and Theorem 1 is about one partition at a time; "
+            "name it, such as --partition 0"
+        )
     generator = model if isinstance(model, Generator) else model.generator
     parts, bound, images = None, None, None
     if fitted is not None:

@@ -14,15 +14,19 @@ from typing import Any
 
 from pgmkit import defaults
 from pgmkit.components import KINDS, OWN_DISTRIBUTION
-from pgmkit.config import in_toml
+from pgmkit.config import fits, in_toml
 from pgmkit.errors import PgmkitError
 from pgmkit.generator import Generator
+from pgmkit.loading.folders import PARTITIONER_FOLDER
 from pgmkit.loading.requests import without_secrets
 from pgmkit.plugins import installed
 
 SAMPLES_FILE = "samples.png"
 PER_CLUSTER = 8
 """Samples of each cluster in the picture."""
+
+MOST_ROWS = 16
+"""Partitions in the picture, at most."""
 
 _PIPELINE = "unconditional-image-generation"
 _HERE = "local-dir:path/to/this/folder"
@@ -156,6 +160,63 @@ def shattered_card(
         *_clusters(sizes, numbers or {}),
         *_recipe(generator, origin, repository),
         *_weights(generator),
+    ]
+    return "\n".join(lines)
+
+
+def conditional_card(
+    generator: Generator,
+    masses: Sequence[float],
+    partitioner: Any = None,
+    repository: str | None = None,
+) -> str:
+    """Returns the card of a conditional generator; see `generator_card`.
+
+    Args:
+        generator: the network, which takes a partition beside latents, and what is known of it.
+        masses: how often each partition is drawn.
+        partitioner: name and parameters of what found the partitions; None if it is not there.
+        repository: "org/name" on the Hub, or None.
+    """
+    reference, count = _reference(repository), len(masses)
+    use = [
+        f'm = pgmkit.load("{reference}"{_argument(generator)})',
+        f"images = m.sample(16, partition={count - 1})  # {_shape(generator, 16)}",
+    ]
+    rows = [[str(number), f"{mass:.2%}"] for number, mass in enumerate(masses)]
+    header, record = ["partition", "mass"], dict(generator.provenance)
+    acceptance = record.pop("acceptance", None)
+    if fits(acceptance, list[float | None]) and len(acceptance) == count:
+        header.append("acceptance")
+        for row, share in zip(rows, acceptance, strict=True):
+            row.append("-" if share is None else f"{share:.1%}")
+    found = "The partitioner that tells them is not here."
+    if partitioner is not None:
+        table = json.dumps(shortened_table("partitioners", partitioner))
+        found = f"The partitioner that tells them, `{_code(table)}`, is in `{PARTITIONER_FOLDER}`."
+    command = f"pgmkit shatter {reference} --partition {count - 1} -o shattered"
+    shatter = ["To find clusters in one of them:", "", *_block(command, "bash")]
+    shown = min(count, MOST_ROWS)
+    lines = [
+        *card_header(
+            generator.provenance.get("license"),
+            _PIPELINE,
+            [*_tags(generator), "partition-guided", "conditional-image-generation"],
+        ),
+        f"# {plain(generator.name)}, of {count} partition{'s' if count > 1 else ''}",
+        "",
+        f"![{PER_CLUSTER} samples of each of {shown} partitions]({SAMPLES_FILE})",
+        "",
+        f"Each row of the picture shows {PER_CLUSTER} samples of the partition of its number.",
+        "",
+        *_use(generator, use),
+        *(shatter if generator.architecture is not None else []),
+        "## Partitions",
+        "",
+        found,
+        "",
+        *_table(header, rows),
+        *_weights(generator, record),
     ]
     return "\n".join(lines)
 
@@ -442,10 +503,10 @@ def partitioner_card(config: Mapping[str, Any], repository: str | None = None) -
     return "\n".join(lines)
 
 
-def _weights(generator: Generator) -> list[str]:
-    """Returns size, licence and origin of the weights."""
+def _weights(generator: Generator, facts: Mapping[str, Any] | None = None) -> list[str]:
+    """Returns size, licence and origin of the weights; the facts are the provenance by default."""
     parameters = sum(parameter.numel() for parameter in generator.module.parameters())
-    record = public(dict(generator.provenance)) or {}
+    record = public(generator.provenance if facts is None else facts) or {}
     licence = record.pop("license", None)
     low, high = generator.image.range
     rows = [

@@ -1,12 +1,20 @@
 """What the `config.json` of a model folder says, whoever wrote it. Nothing here imports torch."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pgmkit import files
 from pgmkit.config import fits, mismatch
-from pgmkit.errors import LoadError, nearest_names
-from pgmkit.loading.folders import CONFIG_FILE, PARTITIONER_CONFIG, ModelFolder
+from pgmkit.errors import LoadError, ParameterError, nearest_names
+from pgmkit.loading.folders import (
+    CONDITIONAL_CONFIG,
+    CONFIG_FILE,
+    PARTITIONER_CONFIG,
+    ModelFolder,
+    check_version,
+)
 
 FIELDS: Mapping[str, type] = {
     **dict.fromkeys(("architecture", "weights", "weights_key", "weights_prefix"), str),
@@ -16,6 +24,7 @@ FIELDS: Mapping[str, type] = {
 }
 """What `config.json` of a generator may hold, with the types."""
 
+_SLACK = 1e-6
 _OURS = ("format_version", "architecture", "model_args", "latent", "image", "weights_key")
 _OF_OTHERS = {
     *("_name_or_path", "architectures", "model_type", "torch_dtype", "dtype", "library_name"),
@@ -70,3 +79,36 @@ def read_config(folder: ModelFolder) -> FolderConfig:
             raise LoadError(f"{name!r} in {where} must be {mismatch(value, FIELDS[name])}")
     others = {k: v for k, v in config.items() if k not in FIELDS and k not in _OF_OTHERS}
     return FolderConfig(ours, others, where)
+
+
+def read_masses(folder: ModelFolder) -> tuple[float, ...] | None:
+    """Returns the masses of the partitions of a conditional generator; None if it is none.
+
+    Raises:
+        LoadError: its `conditional.json` is damaged.
+    """
+    path = folder.fetch(CONDITIONAL_CONFIG)
+    if path is None:
+        return None
+    described = files.read_json(path, folder.reference)
+    check_version(described, folder.reference)
+    try:
+        return checked_masses(described.get("masses"))
+    except ParameterError as error:
+        raise LoadError(
+            f"{CONDITIONAL_CONFIG} of {folder.reference} is damaged or of another version: "
+            f"{error}; save the generator again"
+        ) from error
+
+
+def checked_masses(masses: Any) -> tuple[float, ...]:
+    """Returns the masses of partitions, how often each is drawn, as numbers.
+
+    Raises:
+        ParameterError: they are no numbers from 0 that sum to 1.
+    """
+    if not fits(masses, list[float]) or not masses:
+        raise ParameterError(f"masses are numbers, one for each partition, not {masses!r:.60}")
+    if not all(0 <= mass <= 1 for mass in masses) or abs(math.fsum(masses) - 1) > _SLACK:
+        raise ParameterError(f"masses are numbers from 0 that sum to 1, not {masses!r:.60}")
+    return tuple(map(float, masses))

@@ -22,6 +22,10 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 DISCRIMINATOR_FILE = "discriminator.safetensors"
 PARTITIONER_CONFIG = "partitioner.json"
+CONDITIONAL_CONFIG = "conditional.json"
+PARTITIONER_FOLDER = "partitioner"
+"""Where the partitioner of a conditional generator lies in its folder."""
+
 WEIGHT_SUFFIXES = (
     *(".safetensors", ".pt", ".pth", ".bin", ".pkl", ".ckpt", ".tar", ".pt2", ".onnx"),
 )

@@ -11,10 +11,10 @@ from pgmkit.errors import ParameterError, PgmkitNote, PgmkitWarning
 from pgmkit.generator import Generator
 from pgmkit.loading.batch_norm import recalibrate
 from pgmkit.loading.building import Architecture
-from pgmkit.loading.configs import FolderConfig
 from pgmkit.loading.folders import WEIGHTS_FILE, ModelFolder
-from pgmkit.loading.networks import read_network
+from pgmkit.loading.networks import Network, read_network
 from pgmkit.loading.options import GeneratorOptions, Image, Latent
+from pgmkit.loading.partitions import taken
 from pgmkit.loading.references import open_folder
 from pgmkit.loading.saving import terms
 from pgmkit.machine import check_device
@@ -31,6 +31,7 @@ def load_generator(
     key: str | None = None,
     prefix: str | None = None,
     recalibrate: bool = False,
+    partition: int | None = None,
     device: torch.device | str = "auto",
 ) -> Generator:
     """Loads a pretrained generator: strict weights, eval mode, gradients off.
@@ -54,6 +55,8 @@ def load_generator(
         key: the entry of the weight file that holds the generator, such as "g_ema".
         prefix: what the names of the generator's weights begin with, such as "module.".
         recalibrate: whether to estimate the statistics of batch norms anew, from the prior.
+        partition: the one of a conditional generator that is taken, from 0; None takes a
+            conditional generator as a whole, with latents that tell the partition.
         device: where to put the weights; "auto" is CUDA, then MPS, then the CPU.
 
     Raises:
@@ -75,6 +78,7 @@ def load_generator(
         key=key,
         prefix=prefix,
         recalibrate=recalibrate,
+        partition=partition,
     )
     return generator_from_folder(open_folder(reference), options, device=device)
 
@@ -120,25 +124,17 @@ def generator_from_folder(
 ) -> Generator:
     """Loads the generator of an open folder; see `load_generator`."""
     options, where = options or GeneratorOptions(), check_device(device)
-    network = read_network(folder, options)
-    config, path = network.config, network.path
+    network = taken(folder, read_network(folder, options), options.partition)
+    which = "" if options.partition is None else f", partition {options.partition}"
     generator = Generator(
         network.module,
         network.latent,
         network.image,
-        name=_name(folder, config),
+        name=f"{name_of(folder, network)}{which}",
         architecture=network.architecture,
         model_args=network.arguments,
-        program=path if network.is_program else None,
-        provenance={
-            **(config.ours.get("provenance") or {}),
-            **terms(config.ours),
-            "reference": folder.reference,
-            **folder.provenance,
-            **({"weights": path.name} if path.name != WEIGHTS_FILE else {}),
-            "sha256": files.sha256(path),
-            **network.record,
-        },
+        program=network.path if network.is_program else None,
+        provenance=provenance_of(folder, network),
     )
     generator.to(where)
     generator.check()
@@ -156,8 +152,22 @@ def generator_from_folder(
     return generator
 
 
-def _name(folder: ModelFolder, config: FolderConfig) -> str:
-    """A registry entry is called by its name; what has a scheme as its config says."""
+def name_of(folder: ModelFolder, network: Network) -> str:
+    """Returns what a generator is called: a registry entry by its name, others as they say."""
     if ":" not in folder.reference and folder.weights is None:
         return folder.reference
-    return str(config.ours.get("name") or folder.reference)
+    return str(network.config.ours.get("name") or folder.reference)
+
+
+def provenance_of(folder: ModelFolder, network: Network) -> dict[str, Any]:
+    """Returns where a network came from: what its folder says, and what pins its weights."""
+    ours, path = network.config.ours, network.path
+    return {
+        **(ours.get("provenance") or {}),
+        **terms(ours),
+        "reference": folder.reference,
+        **folder.provenance,
+        **({"weights": path.name} if path.name != WEIGHTS_FILE else {}),
+        "sha256": files.sha256(path),
+        **network.record,
+    }

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from pgmkit.config import in_toml, make_settings
+from pgmkit.config import fits, in_toml, make_settings
 from pgmkit.errors import LoadError, ParameterError, nearest_names
 from pgmkit.images.source import ImageSpec
 from pgmkit.loading.building import Architecture
@@ -41,6 +41,7 @@ class GeneratorOptions:
     key: str | None = None
     prefix: str | None = None
     recalibrate: bool = False
+    partition: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("weights", "key", "prefix"):
@@ -51,6 +52,10 @@ class GeneratorOptions:
             raise ParameterError(f"model_args must be a table, not {self.model_args!r:.60}")
         if not isinstance(self.recalibrate, bool):
             raise ParameterError(f"recalibrate must be true or false, not {self.recalibrate!r:.60}")
+        if self.partition is not None and (not fits(self.partition, int) or self.partition < 0):
+            raise ParameterError(
+                f"partition must be a whole number from 0, not {self.partition!r:.60}"
+            )
         if isinstance(self.architecture, nn.Module | Mapping) or not (
             self.architecture is None
             or isinstance(self.architecture, str)
@@ -139,7 +144,9 @@ def shatter_command(source: str, options: GeneratorOptions) -> str:
         value = getattr(options, field.name)
         if value is True:
             words.append(f"--{field.name}")
-        elif value not in (None, False) and (isinstance(value, str) or not callable(value)):
+        elif value is None or value is False or (callable(value) and not isinstance(value, str)):
+            continue
+        else:
             words += [f"--{field.name.replace('_', '-')}", _typed(value)]
     return shlex.join([*words, "-o", "shattered"])
 

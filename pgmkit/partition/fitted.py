@@ -20,7 +20,12 @@ from pgmkit.errors import LoadError, ParameterError, first_line
 from pgmkit.images.rows import Images
 from pgmkit.images.source import ImageSource, ImageSpec, check_batch
 from pgmkit.loading.cards import SAMPLES_FILE, partitioner_card
-from pgmkit.loading.folders import FORMAT_VERSION, PARTITIONER_CONFIG, check_version
+from pgmkit.loading.folders import (
+    FORMAT_VERSION,
+    PARTITIONER_CONFIG,
+    ModelFolder,
+    check_version,
+)
 from pgmkit.loading.hub import check_push, push_folder
 from pgmkit.loading.references import open_folder, reference_of
 from pgmkit.loading.saving import CARD_FILE
@@ -292,7 +297,16 @@ def load_partitioner(reference: Path | str) -> FittedPartitioner:
         UnknownNameError: no installed plugin offers the partitioner.
     """
     text = reference_of(reference)
-    folder = open_folder(text)
+    return partitioner_from_folder(open_folder(text), text)
+
+
+def partitioner_from_folder(folder: ModelFolder, text: str) -> FittedPartitioner:
+    """Loads the partitioner of an open folder; see `load_partitioner`.
+
+    Args:
+        folder: where its files come from.
+        text: what the folder is called in messages.
+    """
     if folder.fetch(PARTITIONER_CONFIG) is None:
         raise LoadError(
             f"{text} holds no partitioner: it has no {PARTITIONER_CONFIG}; fit one with pgmkit "

@@ -76,4 +76,14 @@ def pgmkit_generator_loaders() -> list[Component]:
             "the decoder of an AutoencoderKL or VQModel",
             requires=("pgmkit[diffusers]",),
         ),
+        Component(
+            "one-partition",
+            "pgmkit.loading.partitions:build_one_partition",
+            "one partition of what another loader builds with num_partitions",
+        ),
+        Component(
+            "all-partitions",
+            "pgmkit.loading.partitions:build_all_partitions",
+            "all partitions of such a network, told apart by the latents",
+        ),
     ]
