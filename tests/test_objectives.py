@@ -66,7 +66,7 @@ def test_the_penalty_is_of_the_gradient_between_real_and_fake_images() -> None:
 
 
 def test_losses_that_there_are_not_are_named() -> None:
-    with pytest.raises(UnknownNameError, match="'hing'.*hinge"):
+    with pytest.raises(UnknownNameError, match=r"'hing'.*hinge"):
         make_objective("hing")
     with pytest.raises(ParameterError, match=r"loss\.weight must be at least 0, not -1"):
         make_objective({"name": "wasserstein", "weight": -1.0})

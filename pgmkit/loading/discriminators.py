@@ -20,9 +20,10 @@ class Discriminator:
     """A trained discriminator.
 
     Args:
-        module: maps images x to logits (B,), in eval mode, without gradients by its weights.
+        module: maps images x, and partitions y (B,) where it is conditional, to logits (B,), in
+            eval mode, without gradients by its weights.
         backbone: name of the backbone that builds it.
-        backbone_args: its parameters.
+        backbone_args: its parameters, and `num_partitions` where it is conditional.
         shape: of the images, (C, H, W), or of points, (d,).
     """
 
@@ -76,8 +77,8 @@ def build_discriminator(
     """
     component = installed().find("backbones", backbone)
 
-    def untrained(**arguments: Any) -> nn.Module:
-        module: nn.Module = component.build(**arguments).discriminator()
+    def untrained(num_partitions: int | None = None, **arguments: Any) -> nn.Module:
+        module: nn.Module = component.build(**arguments).discriminator(num_partitions)
         return module
 
     module = build(untrained, backbone_args, where, weights)

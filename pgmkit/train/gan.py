@@ -10,8 +10,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from pgmkit import contracts, defaults
+from pgmkit import contracts, defaults, files
 from pgmkit.components import called, speaking_for
+from pgmkit.conditional import ConditionalGenerator
 from pgmkit.config import check_count, make_settings
 from pgmkit.contracts import check_discriminator, network_of
 from pgmkit.errors import ParameterError
@@ -22,7 +23,9 @@ from pgmkit.images.source import ImageSource
 from pgmkit.learning import Batch, Clock, ranks
 from pgmkit.learning.checkpoints import Part
 from pgmkit.learning.ema import Average
+from pgmkit.loading.folders import DISCRIMINATOR_FILE
 from pgmkit.loading.saving import save_generator, terms
+from pgmkit.loading.weights import serialise
 from pgmkit.partition import FittedPartitioner
 from pgmkit.partition.fitted import build_partitioner, check_fit
 from pgmkit.plugins import build, installed
@@ -214,6 +217,12 @@ class GANTask:
             self.discriminator.compile()
 
     @property
+    def model_args(self) -> dict[str, Any]:
+        """What builds the generator, and the discriminator."""
+        number = self.num_partitions
+        return {**self.backbone_args, **({} if number is None else {"num_partitions": number})}
+
+    @property
     def batches_per_step(self) -> int:
         """How many batches of images one step takes."""
         return self.settings.discriminator_steps * self.settings.accumulate
@@ -361,26 +370,32 @@ class GANTask:
 
     def export(self, folder: Path, record: Mapping[str, Any]) -> None:
         """Writes the generator as a Hub folder with a model card, and the discriminator beside."""
-        grid = self.samples.grid(self.shown, self.conditions, self.device)
         run = folder.parent
         name = f"{run.parent.name}-{folder.name}" if run.name == SNAPSHOTS else run.name
-        provenance = {**terms(record.get("card", {})), "training": record}
         module = copy.deepcopy(self.shown).to(memory_format=torch.contiguous_format)
-        generator = Generator(
-            module,
-            latent=self.settings.latent,
-            image=self.samples.image,
-            name=name,
-            architecture=self.settings.backbone,
-            model_args=self.backbone_args,
-            provenance=provenance,
-        )
+        specs = self.settings.latent, self.samples.image
+        built: dict[str, Any] = {
+            "name": name,
+            "architecture": self.settings.backbone,
+            "model_args": self.model_args,
+            "provenance": {**terms(record.get("card", {})), "training": record},
+        }
+        weights = serialise(self.discriminator.state_dict())
+        if self.conditions is not None:
+            fitted, masses = self.conditions.fitted, self.conditions.masses
+            conditional = ConditionalGenerator(module, *specs, masses, partitioner=fitted, **built)
+            conditional.check()
+            with files.replaced_folder(folder) as fresh:
+                conditional.save_pretrained(fresh)
+                files.write_bytes(fresh / DISCRIMINATOR_FILE, weights)
+            return
+        generator = Generator(module, *specs, **built)
         generator.check()
         save_generator(
             folder,
             generator,
             card=model_card(record, "unconditional-image-generation"),
-            samples=grid,
+            samples=self.samples.grid(self.shown, None, self.device),
             discriminator=self.discriminator,
         )
 
