@@ -270,6 +270,20 @@ class Binds(Protocol):
 
 
 @runtime_checkable
+class Watches(Protocol):
+    """Features that look through the discriminator of a GAN while it is being trained."""
+
+    def watch(self, module: nn.Module, backbone: str, backbone_args: Mapping[str, Any]) -> None:
+        """Takes the discriminator, whose weights go on changing; `fit` is to keep a copy.
+
+        Args:
+            module: maps images to logits.
+            backbone: name of the backbone that built it.
+            backbone_args: its parameters, and `num_partitions` where it is conditional.
+        """
+
+
+@runtime_checkable
 class Finds(Protocol):
     """What has something to tell in reports, once it is fitted."""
 

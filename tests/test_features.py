@@ -570,7 +570,7 @@ def test_more_than_two_threads_change_nothing() -> None:
         ("timm", {"input_size": 0}, ParameterError, "input_size"),
         ("network", {}, ParameterError, "module"),
         ("classifier", {}, ParameterError, "classifier"),
-        ("discriminator", {}, ParameterError, "source"),
+        ("discriminator", {"normalize": "yes"}, ParameterError, "normalize"),
         ("contrastive", {"steps": 0}, ParameterError, "steps must be .*0"),
         ("contrastive", {"width": 0}, ParameterError, "width must be .*0"),
         ("contrastive", {"batch_size": 0}, ParameterError, "batch_size must be .*0"),

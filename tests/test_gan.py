@@ -29,6 +29,7 @@ from pgmkit.learning.batches import Batch
 from pgmkit.learning.clock import clock_at
 from pgmkit.loading.discriminators import load_discriminator
 from pgmkit.partition import fit_partitioner
+from pgmkit.partition.fitted import build_partitioner
 from pgmkit.train.gan import GANTask
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -371,3 +372,63 @@ def test_images_that_all_lie_in_one_part_are_an_error() -> None:
     one = made.source.subset((fitted.labels == 2).nonzero().flatten())
     with pytest.raises(DataError, match=r"all .* images lie in part 2"):
         task.condition(fitted, one)
+
+
+RECLUSTERED = (
+    "model.partitioner={name='kmeans', features='discriminator', num_starts=1}",
+    "model.recluster_steps=5",
+)
+
+
+def test_parts_of_what_the_discriminator_sees_are_found_anew_on_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, made, step = tmp_path / "whole", job(*RECLUSTERED), GANTask.step
+    labels: dict[int, Tensor] = {}
+
+    def watched(task: GANTask, *given: Any) -> Any:
+        told = step(task, *given)
+        assert task.conditions is not None
+        assert "guide" not in told
+        labels[given[1].step] = task.conditions.labels.clone()
+        return told
+
+    monkeypatch.setattr(GANTask, "step", watched)
+    made.run(whole)
+    changed = [n for n in range(1, STEPS) if not torch.equal(labels[n], labels[n - 1])]
+    assert changed == [5, 10]
+    for number in changed:  # of four groups that have nothing in common, one in four would stay
+        assert (labels[number] == labels[number - 1]).float().mean() > 0.4
+    loaded = pgmkit.load(f"local-dir:{whole / 'model'}", device="cpu")
+    assert isinstance(loaded, pgmkit.ConditionalGenerator)
+    assert loaded.partitioner is not None
+    index = torch.arange(400)
+    assert torch.equal(loaded.partitioner.assign(made.source.batch(index)), labels[STEPS - 1])
+
+    def stopping(task: GANTask, *given: Any) -> Any:
+        if given[1].step == STOPPED_AT:
+            signal.raise_signal(signal.SIGINT)
+        return watched(task, *given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(GANTask, "step", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            job(*RECLUSTERED).run(tmp_path / "stopped")
+    job(*RECLUSTERED).run(tmp_path / "stopped")
+    for name in ("model.safetensors", "partitioner/partitioner.safetensors"):
+        assert (tmp_path / "stopped" / "model" / name).read_bytes() == (
+            whole / "model" / name
+        ).read_bytes()
+
+
+def test_parts_are_found_anew_in_what_the_discriminator_sees_alone(trained: Path) -> None:
+    with pytest.raises(ParameterError, match=r"recluster_steps is for parts of what the disc"):
+        job("model.recluster_steps=5")
+    with pytest.raises(ParameterError, match=r"are for a GAN in training, with model\.recluster"):
+        fit_partitioner({"name": "kmeans", "features": "discriminator"}, job().source)
+    features = {"name": "discriminator", "source": f"local-dir:{trained / 'model'}"}
+    made = job(*RECLUSTERED)
+    assert isinstance(made.task, GANTask)
+    made.task.partitioner = build_partitioner({"name": "kmeans", "features": features}, 4)
+    with pytest.raises(ParameterError, match=r"leave out source, or model\.recluster_steps"):
+        made.task.condition_by_itself(made.source)

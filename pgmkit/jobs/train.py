@@ -68,7 +68,9 @@ class Job:
         """
         task = self.task
         parts = 0.0
-        if isinstance(task, GANTask) and task.partitioner is not None:
+        if isinstance(task, GANTask) and task.settings.recluster_steps:
+            task.condition_by_itself(self.source)
+        elif isinstance(task, GANTask) and task.partitioner is not None:
             parts = self._parts().estimate()
             with trying():
                 task.condition(self._few_parts(task), self.source)
@@ -143,7 +145,9 @@ class Job:
     def _condition(self, folder: Path) -> None:
         """Fits the partitioner of a conditional GAN, or reads it where it was fitted before."""
         task = self.task
-        if isinstance(task, GANTask) and task.partitioner is not None:
+        if isinstance(task, GANTask) and task.settings.recluster_steps:
+            task.condition_by_itself(self.source)
+        elif isinstance(task, GANTask) and task.partitioner is not None:
             ranks.decide(lambda: self._parts().run_within(folder))
             task.condition(load_partitioner(folder), self.source)
 

@@ -84,9 +84,10 @@ class FixedPartitioner(_Fixed):
         partitioner: the one that was fitted, as an object or a table.
         image: shape (C, H, W) of the images that it looks at.
         sha256: of its tensors; None where they cannot be saved.
+        order: its parts by new numbers (k,); None leaves their numbers.
 
     Raises:
-        ParameterError: neither source nor partitioner is given.
+        ParameterError: neither source nor partitioner is given, or the order is none.
         LoadError: the source holds no partitioner, or a damaged one.
     """
 
@@ -100,8 +101,18 @@ class FixedPartitioner(_Fixed):
         partitioner: Any = None,
         image: Sequence[int] | None = None,
         sha256: str | None = None,
+        order: Sequence[int] | None = None,
     ) -> None:
         super().__init__(source, partitioner, image, sha256)
+        self.order = None if order is None else list(order)
+        if self.order is not None and sorted(self.order) != list(range(self.num_partitions)):
+            raise ParameterError(
+                f"order must name each of {self.num_partitions} parts once, not {self.order!r:.60}"
+            )
+
+    def get_params(self) -> dict[str, Any]:
+        """Returns what it is on record as."""
+        return {**super().get_params(), "order": self.order}
 
     @property
     def num_partitions(self) -> int:
@@ -114,7 +125,8 @@ class FixedPartitioner(_Fixed):
 
     def logits(self, x: Tensor) -> Tensor:
         """Returns the logits of the partitioner."""
-        return contracts.logits_of(self.component, x)
+        logits = contracts.logits_of(self.component, x)
+        return logits if self.order is None else logits[:, self.order]
 
 
 class FixedFeatures(_Fixed):

@@ -1,19 +1,35 @@
 """What a conditional generator is conditioned on: parts of the images, and the guide to them."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from pgmkit import contracts
 from pgmkit.components import called
 from pgmkit.config import check_count
 from pgmkit.errors import DataError, ParameterError
 from pgmkit.images.source import ImageSource
 from pgmkit.learning import Clock
 from pgmkit.learning.schedules import linear
-from pgmkit.partition import FittedPartitioner, gathered_logits
+from pgmkit.partition import FittedPartitioner, fit_partitioner, gathered_logits
+from pgmkit.partition.fixed import FixedPartitioner
 from pgmkit.partition.parts import pull_of
+from pgmkit.plugins import build
+from pgmkit.states import (
+    load_state_of,
+    parts_of,
+    state_of,
+    table_of,
+    with_prefix,
+    without_prefix,
+)
+
+_STATE = "partitioner."
 
 
 @dataclass(frozen=True)
@@ -59,6 +75,8 @@ class Guide:
 class Conditions:
     """The parts of the images that a generator is trained on.
 
+    They are a part of a checkpoint where they are found anew on the way.
+
     Args:
         fitted: the partitioner.
         source: the images, all of which it looks at once.
@@ -77,10 +95,16 @@ class Conditions:
 
     def __init__(self, fitted: FittedPartitioner, source: ImageSource, guided: bool) -> None:
         fitted.check_images(source.image.shape)
-        self.fitted = fitted
         if guided:
             two = source.batch(torch.arange(min(2, len(source)))).requires_grad_(True)
             fitted.guide(two, 0)  # which says if it cannot
+        self.source = source
+        self.labels = torch.zeros(len(source), dtype=torch.int64)
+        self._take(fitted)
+
+    def _take(self, fitted: FittedPartitioner) -> None:
+        """Takes up the parts that a partitioner finds."""
+        self.fitted, source = fitted, self.source
         self.labels = gathered_logits(fitted.partitioner, source, "parts of images").argmax(dim=1)
         sizes = self.labels.bincount(minlength=fitted.num_partitions).double()
         if len(sizes) > 1 and int((sizes > 0).sum()) == 1:
@@ -90,6 +114,34 @@ class Conditions:
                 "on; fit it to these images"
             )
         self.masses = sizes / len(source)
+
+    def find_anew(self, seed: int) -> None:
+        """Fits the partitioner again, such as to what a discriminator sees by now.
+
+        The new parts take the numbers of those before, so that as many images as possible stay.
+        """
+        before, number = self.labels, self.fitted.num_partitions
+        inner = _inner(self.fitted.partitioner)
+        found = fit_partitioner(inner, self.source, seed=seed, device=self.source.device)
+        assert found.labels is not None
+        common = torch.zeros(number, number, dtype=torch.int64)
+        common.index_put_((before, found.labels), torch.ones_like(before), accumulate=True)
+        _, order = linear_sum_assignment(common.numpy(), maximize=True)
+        self._take(renumbered(found, order.tolist()))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the parts of all images, and the fitted partitioner's tensors and order."""
+        order = getattr(self.fitted.partitioner, "order", None) or range(len(self.masses))
+        own = {"labels": self.labels, "order": torch.tensor(list(order))}
+        return {**own, **with_prefix(_STATE, state_of(self.fitted.partitioner))}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes up what `state_dict` returned."""
+        fixed = renumbered(self.fitted, state["order"].tolist()).partitioner
+        load_state_of(fixed, without_prefix(_STATE, state))
+        self.fitted = replace(self.fitted, partitioner=fixed)
+        self.labels = state["labels"]
+        self.masses = self.labels.bincount(minlength=len(self.masses)).double() / len(self.labels)
 
     def draw(self, count: int, random: torch.Generator) -> Tensor:
         """Draws parts (count,), int64, as often as images lie in them."""
@@ -101,3 +153,25 @@ class Conditions:
         It asks nothing of the device that it would have to wait for.
         """
         return pull_of(self.fitted.partitioner.logits(x), parts)
+
+
+def renumbered(fitted: FittedPartitioner, order: Sequence[int]) -> FittedPartitioner:
+    """Returns the same parts with other numbers: `order` has the old ones by the new (k,)."""
+    inner = _inner(fitted.partitioner)
+    table = {"name": "fixed", "partitioner": inner, "image": list(fitted.image.shape)}
+    fixed = build("partitioners", {**table, "order": list(order)})
+    sizes = [fitted.sizes[part] for part in order]
+    origin = {**fitted.origin, "partitioner": table_of(fixed)}
+    return FittedPartitioner(fixed, fitted.image, sizes, origin)
+
+
+def watching(component: Any) -> Iterator[contracts.Watches]:
+    """Yields what a partitioner is made of that looks through a discriminator in training."""
+    if isinstance(component, contracts.Watches):
+        yield component
+    for part in parts_of(component).values():
+        yield from watching(part)
+
+
+def _inner(partitioner: Any) -> Any:
+    return partitioner.component if isinstance(partitioner, FixedPartitioner) else partitioner

@@ -26,13 +26,13 @@ from pgmkit.learning.ema import Average
 from pgmkit.loading.folders import DISCRIMINATOR_FILE
 from pgmkit.loading.saving import save_generator, terms
 from pgmkit.loading.weights import serialise
-from pgmkit.partition import FittedPartitioner
+from pgmkit.partition import FittedPartitioner, fit_partitioner
 from pgmkit.partition.fitted import build_partitioner, check_fit
 from pgmkit.plugins import build, installed
 from pgmkit.priors import LatentSpec
-from pgmkit.seeds import random_generator
+from pgmkit.seeds import derive_seed, random_generator
 from pgmkit.train.card import model_card
-from pgmkit.train.conditions import Conditions, Guide
+from pgmkit.train.conditions import Conditions, Guide, renumbered, watching
 from pgmkit.train.objectives import Objective, Penalises, make_objective
 from pgmkit.train.optimizer import Adam
 from pgmkit.train.samples import Fidelity, Samples
@@ -59,7 +59,11 @@ class GANSettings:
         partitioner: what splits the images into the parts that both networks are conditioned on: a
             name, a table, or the reference of one that was fitted; None trains without parts.
         partitions: k, as for `pgmkit.fit_partitioner`.
-        guide: how much the guide to the part counts; None is `Guide()`.
+        guide: how much the guide to the part counts; None is `Guide()`, and nothing where parts
+            are found anew.
+        recluster_steps: after so many steps the partitioner is fitted again, to what the
+            discriminator sees by then, as self-conditioned GANs do (Liu et al. 2020); it looks at
+            features "discriminator" without a source. None leaves the parts as they are.
         labels: parts of generated images: "fresh" are drawn as often as images lie in them,
             "reused" are those of the real images in the batch, as in the authors' code.
         ema: decay of the average of the generator's weights that is sampled from and written, in
@@ -80,6 +84,7 @@ class GANSettings:
     partitioner: str | Mapping[str, Any] | None = None
     partitions: int | None = None
     guide: Guide | None = None
+    recluster_steps: int | None = None
     labels: Literal["fresh", "reused"] = "fresh"
     ema: float | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -90,8 +95,10 @@ class GANSettings:
         """Raises ParameterError if a setting is outside its range, or of no use beside others."""
         check_count("model.discriminator_steps", self.discriminator_steps)
         check_count("model.accumulate", self.accumulate)
+        if self.recluster_steps is not None:
+            check_count("model.recluster_steps", self.recluster_steps)
         if self.partitioner is None:
-            for name in ("partitions", "guide"):
+            for name in ("partitions", "guide", "recluster_steps"):
                 if getattr(self, name) is not None:
                     raise ParameterError(
                         f"model.{name} is of parts, and there is no model.partitioner; name one, "
@@ -174,11 +181,16 @@ class GANTask:
                 "model.backbone_args.num_partitions is that of the parts; set model.partitions"
             )
         self.backbone = build("backbones", settings.backbone, **self.backbone_args)
-        self.guide = settings.guide or Guide()
+        self.guide = settings.guide or (Guide(0, 0) if settings.recluster_steps else Guide())
         self.partitioner: Any = None
         self.conditions: Conditions | None = None
         if settings.partitioner is not None:
             self.partitioner = build_partitioner(settings.partitioner, settings.partitions)
+            if settings.recluster_steps and not any(watching(self.partitioner)):
+                raise ParameterError(
+                    "model.recluster_steps is for parts of what the discriminator sees; give the "
+                    "partitioner features = 'discriminator', or leave it out"
+                )
             self._build(contracts.num_partitions_of(self.partitioner))
         else:
             self._build(None)
@@ -275,9 +287,28 @@ class GANTask:
         if fitted.num_partitions != self.num_partitions:
             self._build(fitted.num_partitions)
 
+    def condition_by_itself(self, source: Images) -> None:
+        """Takes up the parts that the partitioner finds in what the discriminator sees, for now.
+
+        Raises:
+            ParameterError: see `condition`, and the features have a source of their own.
+        """
+        for features in watching(self.partitioner):
+            features.watch(self.discriminator, self.settings.backbone, self.model_args)
+        source = source.to(self.device)
+        fitted = fit_partitioner(
+            self.partitioner, source, partitions=self.num_partitions, seed=self.seed
+        )
+        self.condition(renumbered(fitted, range(fitted.num_partitions)), source)
+        assert self.conditions is not None
+        self.parts["conditions"] = self.conditions
+
     def step(self, batches: Iterator[Batch], clock: Clock) -> dict[str, Tensor | float]:
         """Learns from real images (B, C, H, W) in [-1, 1]."""
         settings = self.settings
+        every = settings.recluster_steps
+        if self.conditions is not None and every and clock.step and clock.step % every == 0:
+            self.conditions.find_anew(derive_seed(clock.seed, "recluster"))
         told: dict[str, Tensor | float] = {}
         kept: list[Drawn] = []
         for turn in range(settings.discriminator_steps):

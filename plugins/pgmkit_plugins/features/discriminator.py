@@ -1,5 +1,6 @@
 """Features of a trained discriminator."""
 
+import copy
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -27,24 +28,52 @@ class OfDiscriminator:
 
     Args:
         source: reference of the GAN's generator, with the discriminator in its folder, such as
-            "local-dir:runs/digits/model" of one that `pgmkit train` left.
+            "local-dir:runs/digits/model" of one that `pgmkit train` left; None is the one that is
+            being trained, where a GAN is conditioned on its parts.
         normalize: whether features are divided by their length.
 
     Attributes:
         network_: in eval mode.
     """
 
-    def __init__(self, source: str, normalize: bool = True) -> None:
+    def __init__(self, source: str | None = None, normalize: bool = True) -> None:
         self.source = source
         self.normalize = normalize
+        self._watched: tuple[nn.Module, str, Mapping[str, Any]] | None = None
+
+    def watch(self, module: nn.Module, backbone: str, backbone_args: Mapping[str, Any]) -> None:
+        """Takes the discriminator that is being trained.
+
+        Raises:
+            ParameterError: a source names another one.
+        """
+        if self.source is not None:
+            raise ParameterError(
+                f"features 'discriminator' look through that of {self.source}, so their parts do "
+                "not change in training; leave out source, or model.recluster_steps"
+            )
+        self._watched = module, backbone, backbone_args
 
     def fit(self, source: ImageSource, *, seed: int) -> None:
-        """Reads the discriminator.
+        """Reads the discriminator, or copies the one that is being trained.
 
         Raises:
             LoadError: the folder holds none, or it is damaged.
-            ParameterError: it looks at images of another shape, or does not tell its features.
+            ParameterError: it looks at images of another shape, or does not tell its features; or
+                there is none.
         """
+        if self.source is None:
+            if self._watched is None:
+                raise ParameterError(
+                    "features 'discriminator' need a source, such as "
+                    "local-dir:runs/digits/model; without one they are for a GAN in training, "
+                    "with model.recluster_steps"
+                )
+            module, self._backbone, arguments = self._watched
+            self._backbone_args = dict(arguments)
+            copied = copy.deepcopy(module).eval().requires_grad_(False)
+            self.network_ = _checked(copied, self._backbone)
+            return
         found = load_discriminator(self.source)
         if found.shape != source.image.shape:
             raise ParameterError(
@@ -70,7 +99,8 @@ class OfDiscriminator:
         """Takes up what `state` returned."""
         self._backbone, self._backbone_args = json.loads(state[_NETWORK].numpy().tobytes())
         weights = {n.removeprefix(_WEIGHTS): v for n, v in state.items() if n != _NETWORK}
-        module = build_discriminator(self._backbone, self._backbone_args, weights, self.source)
+        where = self.source or "a GAN in training"
+        module = build_discriminator(self._backbone, self._backbone_args, weights, where)
         self.network_ = _checked(module, self._backbone)
 
 
