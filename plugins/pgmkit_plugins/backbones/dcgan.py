@@ -175,7 +175,7 @@ class DCGANDiscriminator(nn.Module):
         return logits
 
     def features(self, x: Tensor) -> Tensor:
-        """Returns what the last layer sees of images x (B, C, H, W), (B, channels[-1], 4, 4)."""
+        """Returns what the last layer sees of images x (B, C, H, W), (B, channels[-1], s, s)."""
         maps: Tensor = self.layers[:-1](x)
         return maps
 

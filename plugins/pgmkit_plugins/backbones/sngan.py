@@ -51,7 +51,7 @@ class SNGANGenerator(nn.Module):
         check_sizes(
             num_partitions,
             latent_dim=latent_dim,
-            width=min(channels),
+            width=channels[-1],
             image_channels=image_channels,
         )
         self.num_partitions = num_partitions
@@ -94,7 +94,7 @@ class SNGANDiscriminator(SpectralNetwork):
         num_partitions: int | None,
     ) -> None:
         super().__init__()
-        check_sizes(num_partitions, width=min(channels), image_channels=image_channels)
+        check_sizes(num_partitions, width=channels[0], image_channels=image_channels)
         self.num_partitions = num_partitions
         self.blocks = nn.Sequential(
             *(

@@ -30,14 +30,14 @@ class Spectral(nn.Module):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.register_buffer("u", torch.randn(len(self.weight)))
-        self._sigma: Tensor | None = None
+        self._scale: Tensor | None = None
 
     def normalised(self) -> Tensor:
         """Returns the weight divided by σ."""
-        sigma: Tensor | None = self._sigma
-        if sigma is None:
-            (sigma,) = _sigmas([self], iterate=False)
-        return self.weight / sigma
+        scale: Tensor | None = self._scale
+        if scale is None:
+            (scale,) = _scales([self], iterate=False)
+        return self.weight * scale
 
 
 class SpectralLinear(Spectral, nn.Linear):
@@ -84,17 +84,17 @@ class SpectralNetwork(nn.Module):
                 groups.setdefault(module.weight.flatten(1).shape, []).append(module)
         try:
             for layers in groups.values():
-                for layer, sigma in zip(layers, _sigmas(layers, iterate=True), strict=True):
-                    layer._sigma = sigma
+                for layer, scale in zip(layers, _scales(layers, iterate=True), strict=True):
+                    layer._scale = scale
             yield
         finally:
             for layers in groups.values():
                 for layer in layers:
-                    layer._sigma = None
+                    layer._scale = None
 
 
-def _sigmas(layers: Sequence[Spectral], *, iterate: bool) -> Sequence[Tensor]:
-    """Returns σ, (), of layers whose matrices have one shape; `iterate` also moves their u."""
+def _scales(layers: Sequence[Spectral], *, iterate: bool) -> Sequence[Tensor]:
+    """Returns 1/σ, (), of layers whose matrices have one shape; `iterate` also moves their u."""
     with torch.autocast(layers[0].weight.device.type, enabled=False):
         each = [layer.weight.flatten(1) for layer in layers]
         matrices = torch.stack(each) if len(each) > 1 else each[0][None]
@@ -107,4 +107,4 @@ def _sigmas(layers: Sequence[Spectral], *, iterate: bool) -> Sequence[Tensor]:
             u = F.normalize(products.detach(), dim=1)
             for layer, moved in zip(layers, u, strict=True):
                 layer.u.copy_(moved)
-        return (u * products).sum(dim=1).unbind()
+        return (u * products).sum(dim=1).reciprocal().unbind()
