@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 from click.testing import CliRunner
-from tiny import write_tiny_images
+from tiny import write_tiny_classifier, write_tiny_generator, write_tiny_images
 
 from pgmkit.config import read_toml
 from pgmkit.files import read_json
@@ -35,11 +35,21 @@ def test_every_method_can_be_built(config: Path) -> None:
             assert build_partitioner(table, number).num_partitions == number
 
 
+@pytest.mark.filterwarnings("ignore:.*clusters have fewer latents")
+@pytest.mark.filterwarnings("ignore:.*took none of the trial proposals")
+@pytest.mark.filterwarnings("ignore:.*is empty")
 def test_one_command_fits_and_writes_the_page(
     script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_tiny_images(tmp_path / "digits.npz", count=80, size=28)
     monkeypatch.chdir(tmp_path)
+    write_tiny_generator(tmp_path / "tiny")
+    small = {"generator": f"local-dir:{tmp_path / 'tiny'}"}
+    small["classifier"] = write_tiny_classifier(tmp_path / "classifier", image_size=32)
+    configs = script.configs()
+    monkeypatch.setattr(script, "configs", lambda: {**configs, "mnist": configs["mnist"] | small})
+    monkeypatch.setattr(script, "LATENTS", 100)
+    monkeypatch.setattr(script, "SAMPLES", 20)
     words = ["fit", "mnist", "--data", "digits.npz", "--results", "results"]
     for seed in ("0", "1"):
         more = ["--only", "kmeans-pixels", "--only", "single", "--seed", seed]
@@ -48,6 +58,9 @@ def test_one_command_fits_and_writes_the_page(
     cell = read_json(tmp_path / "results" / "mnist" / "kmeans-pixels-10-1.json", "a result")
     assert cell["partitions"] == 10
     assert cell["scores"]["num_images"] == 80
+    assert -0.5 < cell["shattered"] <= 1
+    single = read_json(tmp_path / "results" / "mnist" / "single-1-0.json", "a result")
+    assert isinstance(single["shattered"], float)
     page = (tmp_path / "results" / "README.md").read_text()
     (row,) = [line for line in page.splitlines() if line.startswith("| `kmeans-pixels`")]
     assert row.endswith("| 0/0 | 0.0 | cpu | 0, 1 |")
