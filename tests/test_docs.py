@@ -29,6 +29,7 @@ from pgmkit.evaluate.diagnostics import Diagnostics, ReturnRate
 from pgmkit.evaluate.fidelity_scores import FidelityScores
 from pgmkit.evaluate.metrics import ClusterScores
 from pgmkit.jobs.shatter import prepare
+from pgmkit.jobs.train import prepare as prepare_training
 from pgmkit.loading import requests
 from pgmkit.loading.configs import FIELDS
 from pgmkit.loading.options import GeneratorOptions
@@ -37,6 +38,7 @@ from pgmkit.partition import load_partitioner
 from pgmkit.plugins import build, installed, list_components
 from pgmkit.priors import DISTRIBUTIONS
 from pgmkit.spectrum.settings import SpectrumSettings
+from pgmkit.train.gan import GANSettings
 from pgmkit.train.settings import TrainSettings
 
 ROOT = Path(__file__).parent.parent
@@ -325,6 +327,23 @@ def test_the_page_on_training_runs(
     exec(compile(block, page.name, "exec"), {})
     assert capsys.readouterr().out == "3.0 2.0\n3.0 2.0\n"
     assert len(list((tmp_path / "runs" / "line").glob("checkpoint-*"))) == 1
+
+
+def test_the_page_on_guided_gans_runs(tmp_path: Path) -> None:
+    page = ROOT / "docs" / "guided.md"
+    (config,) = blocks(page, "toml")
+    (tmp_path / "rings.toml").write_text(config.replace("steps = 300", "steps = 10"))
+    run_commands(page, tmp_path)
+    assert (tmp_path / "third.npz").stat().st_size > 1000
+    assert (tmp_path / "shattered" / "report.html").exists()
+    rows = re.findall(r"^\| (`.*?`) \|", page.read_text(), flags=re.MULTILINE)
+    described = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    settings = {field.name for field in dataclasses.fields(GANSettings)}
+    assert described == settings - {"optimizer"}
+    (table,) = [tomllib.loads(block) for block in indented(page)]
+    task = {"task": "gan", "steps": 10, "batch_size": 10, "data": "points:ring:n=100", **table}
+    task["model"] |= {"backbone": "mlp-2d", "latent": {"dim": 2}}
+    assert prepare_training(task).task.settings.recluster_steps == 10_000  # type: ignore[attr-defined]
 
 
 def test_the_page_on_priors_runs(capsys: pytest.CaptureFixture[str]) -> None:
