@@ -1,7 +1,9 @@
 """The benchmark of partitioners on data sets: methods can be built, and one command runs them."""
 
 import importlib
+import re
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -28,7 +30,12 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_every_method_can_be_built(config: Path) -> None:
-    values = read_toml(config)
+    methods = read_toml(config)["methods"]
+    # Features of another fit are not there yet.
+    fits = re.findall(r"local-dir:{fits}/([\w-]+)-\d+-{seed}", config.read_text())
+    assert {*fits} <= {*methods}
+    text = re.sub(r"local-dir:{fits}/[\w-]+-{seed}", "pca", config.read_text())
+    values = tomllib.loads(text)
     for table in values["methods"].values():
         numbers = table.pop("partitions", values["partitions"])
         for number in numbers if isinstance(numbers, list) else [numbers]:
@@ -50,6 +57,10 @@ def test_one_command_fits_and_writes_the_page(
     monkeypatch.setattr(script, "configs", lambda: {**configs, "mnist": configs["mnist"] | small})
     monkeypatch.setattr(script, "LATENTS", 100)
     monkeypatch.setattr(script, "SAMPLES", 20)
+    assert script.filled({"a": [1], "b": "{fits}-{seed}"}, fits="x", seed=3) == {
+        "a": [1],
+        "b": "x-3",
+    }
     words = ["fit", "mnist", "--data", "digits.npz", "--results", "results"]
     for seed in ("0", "1"):
         more = ["--only", "kmeans-pixels", "--only", "single", "--seed", seed]

@@ -109,6 +109,13 @@ def configs() -> dict[str, dict[str, Any]]:
     return {path.stem: read_toml(path) for path in sorted((HERE / "configs").glob("*.toml"))}
 
 
+def filled(value: Any, **known: Any) -> Any:
+    """Returns a table with `{fits}`, the folder of all fits, and `{seed}` filled in."""
+    if isinstance(value, Mapping):
+        return {key: filled(inner, **known) for key, inner in value.items()}
+    return value.format(**known) if isinstance(value, str) else value
+
+
 def result_of(folder: Path, values: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what is to be kept of a fit: scores of its images and of others, and its making."""
     fitted = load_partitioner(folder)
