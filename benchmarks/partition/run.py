@@ -77,7 +77,7 @@ def fit(
         if method not in config["methods"]:
             raise UnknownNameError(f"method of {name}", method, config["methods"])
     for method in only or config["methods"]:
-        table = dict(config["methods"][method])
+        table = filled(config["methods"][method], fits=str((out / name).absolute()), seed=seed)
         numbers = table.pop("partitions", config["partitions"])
         for partitions in numbers if isinstance(numbers, list) else [numbers]:
             cell = f"{method}-{partitions}-{seed}"
