@@ -18,6 +18,21 @@ from pgmkit.learning.checkpoints import Part
 from pgmkit.learning.schedules import cosine, set_rate
 
 STEPS = 12
+POINTS = "points:ring:n=200"
+GUIDED = """
+task = "gan"
+steps = 6
+batch_size = 20
+
+[model]
+backbone = "mlp-2d"
+backbone_args = { width = 16, depth = 2 }
+latent = { dim = 2 }
+ema = 0.5
+accumulate = 2
+partitioner = { name = "kmeans", features = "pixels", num_starts = 1 }
+partitions = 4
+"""
 
 
 def pictures(count: int = 36) -> ArrayImages:
@@ -134,6 +149,9 @@ def main(folder: Path) -> None:
     train = ("train", folder / "train.toml", "--data", folder / "noise.npz", "--device", "cpu")
     finished = run_pgmkit(*train, "-o", folder / "trained", "-q")
     told["trained"] = [finished.code, finished.stdout, finished.stderr]
+    guided = ("train", folder / "guided.toml", "--data", POINTS, "--device", "cpu")
+    finished = run_pgmkit(*guided, "-o", folder / "guided", "-q")
+    told["guided"] = [finished.code, finished.stderr]
     finished = run_pgmkit(*train, "-o", folder / "mine", "-q")
     told["refused folder"] = [finished.code, finished.stderr]
     rank = ranks.rank()

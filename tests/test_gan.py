@@ -88,6 +88,10 @@ def test_a_conditional_gan_is_trained_written_and_loaded(trained: Path) -> None:
     assert loaded.masses == pytest.approx([size / 400 for size in fitted.sizes])
     assert loaded.partitioner is not None
     assert loaded.sample(5, partition=3).shape == (5, 2)
+    (*_, last) = rows(trained / "partitions.csv")
+    assert last.pop("step") == str(STEPS)
+    for share, count in zip(loaded.provenance["acceptance"], last.values(), strict=True):
+        assert share * 100 <= float(count) <= share * 400  # of 1,000 samples about 250 each
     average = load_file(trained / f"checkpoint-{STEPS:09d}.safetensors")
     weights = loaded.module.state_dict()
     assert {n for n in average if n.startswith("average/")} == {f"average/{n}" for n in weights}

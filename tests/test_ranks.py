@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from ranked import STEPS, Small, run, weights
+from ranked import GUIDED, POINTS, STEPS, Small, run, weights
+from safetensors.torch import load_file
 from tiny import TRAIN_CONFIG, run_pgmkit, torchrun, write_tiny_images
 from torch import Tensor
 
@@ -22,6 +23,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
     write_tiny_images(folder / "noise.npz")
     (folder / "train.toml").write_text(TRAIN_CONFIG.replace("epochs = 40", "epochs = 2"))
+    (folder / "guided.toml").write_text(GUIDED)
     (folder / "mine").mkdir()
     (folder / "mine" / "thesis.tex").write_text("years of work")
     with torchrun(2, Path(__file__).with_name("ranked.py"), folder) as process:
@@ -105,6 +107,21 @@ def test_pgmkit_train_trains_under_torchrun_and_one_process_tells(
         torch.testing.assert_close(both.module.state_dict()[name], value, rtol=1e-4, atol=1e-5)
     assert [one["refused folder"][0] for one in told] == [1, 1]
     assert all("holds thesis.tex" in one["refused folder"][1] for one in told)
+
+
+def test_two_processes_train_a_guided_gan_as_one_does(
+    folder: Path, told: list[Mapping[str, Any]], tmp_path: Path
+) -> None:
+    assert [one["guided"] for one in told] == [[0, ""], [0, ""]]
+    words = ("train", folder / "guided.toml", "--data", POINTS, "--device", "cpu")
+    assert run_pgmkit(*words, "-o", tmp_path / "alone", "-q").code == 0
+    for name in ("model.safetensors", "discriminator.safetensors"):
+        both, alone = (
+            load_file(place / "model" / name) for place in (folder / "guided", tmp_path / "alone")
+        )
+        assert both.keys() == alone.keys()
+        for key, value in alone.items():
+            torch.testing.assert_close(both[key], value, rtol=1e-5, atol=1e-5)
 
 
 def test_no_thread_of_the_processes_outlives_their_group(told: list[Mapping[str, Any]]) -> None:

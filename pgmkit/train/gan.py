@@ -414,6 +414,9 @@ class GANTask:
         weights = serialise(self.discriminator.state_dict())
         if self.conditions is not None:
             fitted, masses = self.conditions.fitted, self.conditions.masses
+            built["provenance"]["acceptance"] = self.samples.acceptance(
+                self.shown, self.conditions, self.device
+            )
             conditional = ConditionalGenerator(module, *specs, masses, partitioner=fitted, **built)
             conditional.check()
             with files.replaced_folder(folder) as fresh:

@@ -143,7 +143,7 @@ class Samples:
         if self.image.is_points:
             told |= self._modes(generator, conditions, device)
         if conditions is not None:
-            inside = self._inside(generator, conditions, device)
+            _, inside = self._judged(generator, conditions, device)
             told["inside"] = float(inside.sum()) / _JUDGED
             log = Log(folder / "partitions.csv", clock.step - 1)
             log.add({"step": clock.step}, {str(p): float(n) for p, n in enumerate(inside.tolist())})
@@ -187,15 +187,26 @@ class Samples:
             "reverse KL": scores.reverse_kl,
         }
 
-    def _inside(self, generator: nn.Module, conditions: Conditions, device: torch.device) -> Tensor:
-        """Returns how many of some samples of each part lie in it, (k,)."""
+    def acceptance(
+        self, generator: nn.Module, conditions: Conditions, device: torch.device
+    ) -> list[float | None]:
+        """Returns the share of samples of each part that lie in it; None of parts without any."""
+        asked, inside = self._judged(generator, conditions, device)
+        pairs = zip(asked.tolist(), inside.tolist(), strict=True)
+        return [right / count if count else None for count, right in pairs]
+
+    def _judged(
+        self, generator: nn.Module, conditions: Conditions, device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        """Returns how many of some samples are asked for in each part, and lie in it, (k,)."""
         number = len(conditions.masses)
-        inside = torch.zeros(number, dtype=torch.int64)
+        counts = torch.zeros(2, number, dtype=torch.int64)
         for x, parts in self.made(generator, conditions, device, _JUDGED, "judged"):
             assert parts is not None
             found = conditions.fitted.assign(x if self.image.is_points else x.clamp(-1, 1))
-            inside += parts[found == parts].cpu().bincount(minlength=number)
-        return inside
+            for count, some in zip(counts, (parts, parts[found == parts]), strict=True):
+                count += some.cpu().bincount(minlength=number)
+        return counts[0], counts[1]
 
     def _fid(
         self, generator: nn.Module, conditions: Conditions | None, device: torch.device
