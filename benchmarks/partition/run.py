@@ -147,7 +147,10 @@ def shattered_by(
         return {}
     generator = load_generator(config["generator"], device=device)
     fitted = load_partitioner(folder)
-    shattered = shatter(generator, partitioner=fitted, latents=LATENTS, seed=seed)
+    spectrum = {"cache": True}
+    shattered = shatter(
+        generator, partitioner=fitted, latents=LATENTS, seed=seed, spectrum=spectrum
+    )
     scores = score_samples(shattered, load_classifier(config["classifier"]), SAMPLES, seed)
     return {"shattered": scores.adjusted_mutual_information}
 
