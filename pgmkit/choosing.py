@@ -9,13 +9,10 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.cluster import KMeans
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
 from pgmkit.config import check_count
@@ -23,6 +20,9 @@ from pgmkit.errors import ParameterError, PgmkitWarning, UnknownNameError, neare
 from pgmkit.machine import thread_limit
 from pgmkit.seeds import derive_seed
 from pgmkit.selection import check_remove, num_kept
+
+if TYPE_CHECKING:
+    from sklearn.cluster import KMeans
 
 Array = npt.NDArray[np.float32]
 Values = npt.NDArray[np.float64]
@@ -152,6 +152,8 @@ def choose_num_clusters(
         >>> choose_num_clusters(corners + noise, candidates=range(2, 6)).value
         3
     """
+    from sklearn.exceptions import ConvergenceWarning
+
     ordered = check_num_clusters(len(points), candidates, criterion)
     chosen_by = _CRITERIA[criterion]
     score = chosen_by.score
@@ -239,6 +241,8 @@ def choose_removed_mass(
         raise ParameterError(
             f"the log-weights have shape {tuple(log_weights.shape)} for {len(points)} points"
         )
+    from sklearn.exceptions import ConvergenceWarning
+
     array = _as_array(points)
     order = log_weights.argsort(descending=True, stable=True).cpu().numpy()
     gain, left = np.zeros((_REPEATS, len(ordered))), np.zeros((_REPEATS, len(ordered)))
@@ -420,6 +424,8 @@ def _agreement(
     make = make_clusterer or make_kmeans
     by_first = make(k, seed).fit(first).predict(second)
     by_second = make(k, seed + 1).fit(second).predict(second)
+    from sklearn.metrics import adjusted_rand_score
+
     return float(adjusted_rand_score(by_first, by_second))
 
 
@@ -467,12 +473,14 @@ CRITERIA = tuple(_CRITERIA)
 """Names of the criteria for the number of clusters; the first is the default."""
 
 
-def _kmeans(points: Array, k: int, seed: int) -> KMeans:
+def _kmeans(points: Array, k: int, seed: int) -> "KMeans":
     return make_kmeans(k, seed).fit(points)
 
 
-def make_kmeans(k: int, seed: int) -> KMeans:
+def make_kmeans(k: int, seed: int) -> "KMeans":
     """Returns the k-means that choices are made with: four starts, at most 100 rounds."""
+    from sklearn.cluster import KMeans
+
     return KMeans(k, n_init=_STARTS, max_iter=100, random_state=seed)
 
 

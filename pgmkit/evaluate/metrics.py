@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from sklearn import metrics
 from torch import Tensor
 
 from pgmkit.errors import ParameterError
@@ -78,6 +77,8 @@ def cluster_scores(
                 f"the numbers of the {what} go from {int(numbers.min())} to {int(numbers.max())}, "
                 f"and there are {bound} {what}, from 0"
             )
+    from sklearn import metrics
+
     clusters, classes = clusters.cpu(), classes.cpu()
     counts = torch.zeros(num_clusters, len(class_names), dtype=torch.int64)
     counts.index_put_((clusters, classes), torch.tensor(1), accumulate=True)

@@ -4,8 +4,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
-from sklearn import metrics
 from torch import Tensor
 
 from pgmkit.images.source import ImageSource
@@ -34,6 +32,9 @@ class PartitionScores:
 
 def partition_scores(parts: Tensor, labels: Tensor) -> PartitionScores:
     """Compares part numbers (n,) with class numbers (n,)."""
+    from scipy.optimize import linear_sum_assignment
+    from sklearn import metrics
+
     found, known = parts.cpu().numpy(), labels.cpu().numpy()
     _, columns = np.unique(known, return_inverse=True)
     counts = np.zeros((int(found.max()) + 1, int(columns.max()) + 1), dtype=np.int64)

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -12,10 +12,8 @@ from torch import nn
 from pgmkit import contracts, files, runs
 from pgmkit.config import in_toml, make_settings
 from pgmkit.errors import UnknownNameError
-from pgmkit.evaluate.report import write_training_report
 from pgmkit.images import check_source
 from pgmkit.images.rows import Images
-from pgmkit.jobs import partition
 from pgmkit.learning import learn, ranks
 from pgmkit.learning.batches import Batches
 from pgmkit.learning.log import MEASUREMENTS, Log
@@ -25,6 +23,9 @@ from pgmkit.partition import FittedPartitioner, fit_partitioner, load_partitione
 from pgmkit.train.gan import GANTask
 from pgmkit.train.settings import SNAPSHOTS, TrainSettings
 from pgmkit.train.tasks import TASKS, TrainTask
+
+if TYPE_CHECKING:
+    from pgmkit.jobs.partition import Job as PartitionJob
 
 PARTITIONER = "partitioner"
 """Folder of a run in which the partitioner lies that a GAN is conditioned on."""
@@ -135,6 +136,8 @@ class Job:
             "device": str(self.task.device),
             "machine": machine(),
         }
+        from pgmkit.evaluate.report import write_training_report
+
         parts = out / PARTITIONER
         write_training_report(out, facts, parts if parts.exists() else None)
 
@@ -151,8 +154,10 @@ class Job:
             ranks.decide(lambda: self._parts().run_within(folder))
             task.condition(load_partitioner(folder), self.source)
 
-    def _parts(self) -> partition.Job:
+    def _parts(self) -> "PartitionJob":
         """Returns the fit of a partitioner to the training images, as a run of its own."""
+        from pgmkit.jobs import partition
+
         settings = self.settings
         assert isinstance(self.task, GANTask)
         model = self.task.settings

@@ -4,7 +4,6 @@ import math
 import warnings
 
 import torch
-from sklearn.metrics import adjusted_rand_score
 
 from pgmkit import contracts
 from pgmkit.components import copied
@@ -34,6 +33,8 @@ def refitted_stability(
     k = contracts.num_partitions_of(partitioner)
     if k < 2 or len(source) < _LEAST_PER_PART * k:
         return math.nan
+    from sklearn.metrics import adjusted_rand_score
+
     scores = []
     for repeat in range(_REPEATS):
         order = torch.randperm(len(source), generator=random_generator(seed, "halves", repeat))

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from pgmkit import contracts
@@ -120,6 +119,8 @@ class Conditions:
 
         The new parts take the numbers of those before, so that as many images as possible stay.
         """
+        from scipy.optimize import linear_sum_assignment
+
         before, number = self.labels, self.fitted.num_partitions
         inner = _inner(self.fitted.partitioner)
         found = fit_partitioner(inner, self.source, seed=seed, device=self.source.device)

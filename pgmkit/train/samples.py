@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from pgmkit import files, pictures
 from pgmkit.config import check_count
 from pgmkit.errors import ParameterError
-from pgmkit.evaluate import figures
 from pgmkit.evaluate.extractors import FeatureExtractor, check_extractor, load_extractor
 from pgmkit.evaluate.fidelity_scores import Moments, check_enough, frechet_distance
 from pgmkit.evaluate.modes import mode_scores
@@ -165,6 +164,8 @@ class Samples:
             parts = None
             if conditions is not None:
                 parts = torch.cat([p.cpu() for _, p in found if p is not None])
+            from pgmkit.evaluate import figures
+
             files.write_bytes(path, figures.points(points, parts, self.image.range))
             return
         images = self.grid(generator, conditions, device)
