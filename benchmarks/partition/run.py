@@ -166,7 +166,8 @@ def write_pages(results: Path) -> None:
         "Scores are of the images that were fitted; in brackets of test images, which no method "
         "saw. Accuracy is by the best one-to-one matching of parts with classes, so it cannot be "
         "high where there are more parts than classes. Dead parts have no image. Minutes are of "
-        f"the fit alone. Shattered is AMI of {SAMPLES:,} samples of clusters where these parts "
+        "the fit alone, and where it looks at the features of another (`{fits}`) without theirs. "
+        f"Shattered is AMI of {SAMPLES:,} samples of clusters where these parts "
         f"shatter a generator that ships, with {LATENTS:,} latents and all else by default; a "
         "classifier that ships is the judge.",
     ]
