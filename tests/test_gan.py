@@ -125,10 +125,9 @@ def test_what_is_told_on_the_way_and_at_the_end(trained: Path) -> None:
     assert (trained / "partitioner" / "report.html").exists()
 
 
-def test_a_run_that_was_stopped_ends_in_the_same_bytes(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out, step = tmp_path / "rings", GANTask.step
+def run_until_stopped(made: Job, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs a training that gets a Ctrl-C on the way."""
+    step = GANTask.step
 
     def stopping(task: GANTask, *given: Any) -> Any:
         if given[1].step == STOPPED_AT:
@@ -138,7 +137,14 @@ def test_a_run_that_was_stopped_ends_in_the_same_bytes(
     with monkeypatch.context() as patched:
         patched.setattr(GANTask, "step", stopping)
         with pytest.raises(KeyboardInterrupt):
-            job().run(out)
+            made.run(out)
+
+
+def test_a_run_that_was_stopped_ends_in_the_same_bytes(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "rings"
+    run_until_stopped(job(), out, monkeypatch)
     assert not (out / "model").exists()
     fitted = (out / "partitioner" / "partitioner.json").stat().st_mtime_ns
     again = job()
@@ -409,15 +415,7 @@ def test_parts_of_what_the_discriminator_sees_are_found_anew_on_the_way(
     index = torch.arange(400)
     assert torch.equal(loaded.partitioner.assign(made.source.batch(index)), labels[STEPS - 1])
 
-    def stopping(task: GANTask, *given: Any) -> Any:
-        if given[1].step == STOPPED_AT:
-            signal.raise_signal(signal.SIGINT)
-        return watched(task, *given)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(GANTask, "step", stopping)
-        with pytest.raises(KeyboardInterrupt):
-            job(*RECLUSTERED).run(tmp_path / "stopped")
+    run_until_stopped(job(*RECLUSTERED), tmp_path / "stopped", monkeypatch)
     job(*RECLUSTERED).run(tmp_path / "stopped")
     for name in ("model.safetensors", "partitioner/partitioner.safetensors"):
         assert (tmp_path / "stopped" / "model" / name).read_bytes() == (
