@@ -101,7 +101,7 @@ def test_images_are_scored_by_a_classifier(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_tiny_images(tmp_path / "digits.npz", count=60, size=28)
-    judge = write_tiny_classifier(tmp_path / "judge", image_size=32)
+    judge = write_tiny_classifier(tmp_path / "judge")
     overrides = [
         *TINY,
         "samples=50",
@@ -150,3 +150,22 @@ def test_diversity_is_that_of_pairs(script: ModuleType) -> None:
     within = squares[(parts[:, None] == parts) & others].mean()
     expected = (within / squares[others].mean()).sqrt()
     assert script.diversity(features, parts) == pytest.approx(float(expected))
+
+
+def test_pgmkit_and_the_loop_by_hand_train_the_same_networks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(HERE)
+    speed = importlib.import_module("speed")
+    case = speed.replace(speed.cases()[0], steps=2)
+    fitted = speed.fit_partitioner(case.settings.partitioner, case.images, partitions=2)
+    tasks = [speed.task_of(case, fitted, torch.device("cpu"), speed.Guide()) for _ in range(2)]
+    monkeypatch.setattr(speed, "task_of", lambda *_: tasks[0])
+    before = {n: p.clone() for n, p in tasks[0].generator.state_dict().items()}
+    speed.by_hand(case, fitted, torch.device("cpu"), guided=True)()
+    speed.by_pgmkit(case, tasks[1])()
+    for task in tasks:
+        after = task.generator.state_dict()
+        assert all(not torch.equal(after[n], p) for n, p in before.items())
+        for optimizer in (task.generator_optimizer, task.discriminator_optimizer):
+            assert {float(state["step"]) for state in optimizer.state.values()} == {2.0}
