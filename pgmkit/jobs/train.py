@@ -1,6 +1,7 @@
 """The run behind `pgmkit train`."""
 
 import contextlib
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pgmkit import contracts, files, runs
+from pgmkit import files, runs
 from pgmkit.config import in_toml, make_settings
 from pgmkit.errors import UnknownNameError
 from pgmkit.evaluate.report import write_training_report
@@ -129,17 +130,17 @@ class Job:
         """
         settings, source = self.settings, self.source
         batch = batch_of_trial(settings.batch_size, source.image.shape)
-        count = max(batch + 2 * ranks.world_size(), contracts.least_images_of(task.partitioner))
-        if not isinstance(task.partitioner, FixedPartitioner):
-            count = max(count, 8 * task.partitioner.num_partitions)
-        count = min(count, len(source))
-        few = source.subset(torch.arange(count) * len(source) // count)
+        is_fitted = isinstance(task.partitioner, FixedPartitioner)
+        few = 1 if is_fitted else partition.few_images(task.partitioner)
+        count = min(max(few, batch + 2 * ranks.world_size()), len(source))
+        some = source.subset(torch.arange(count) * len(source) // count)
         if task.settings.recluster_steps:
-            task.condition_by_itself(few)
-            return 0.0, few
-        with trying():
-            task.condition(fit_partitioner(task.partitioner, few, seed=settings.seed), few)
-        return self._parts().estimate(), few
+            task.condition_by_itself(some)
+            return 0.0, some
+        with trying(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            task.condition(fit_partitioner(task.partitioner, some, seed=settings.seed), some)
+        return self._parts().estimate(), some
 
     def run(self, out: Path) -> Path | None:
         """Trains in a folder, continues there, or finds that all is done.
