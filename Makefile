@@ -1,15 +1,20 @@
-# make demo   shatters the shipped MNIST generator and leaves a report
-# make test   lints, type-checks and runs the tests
+# make demo       shatters the shipped MNIST generator and leaves a report
+# make demo-gan   trains a partition-guided GAN on a ring of eight modes and leaves a report
+# make test       lints, type-checks and runs the tests
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO := runs/mnist-dcgan
+DEMO_GAN := runs/ring-pgmgan
 
-.PHONY: demo test clean
+.PHONY: demo demo-gan test clean
 
 demo: $(READY)
 	$(BIN)/pgmkit shatter mnist-dcgan -o $(DEMO) --latents 4000 --classifier mnist-classifier
+
+demo-gan: $(READY)
+	$(BIN)/pgmkit train examples/ring-pgmgan.toml --data points:ring -o $(DEMO_GAN)
 
 test: $(READY)
 	$(BIN)/ruff format --check .

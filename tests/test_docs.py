@@ -428,7 +428,7 @@ def test_the_settings_of_ablations_are_documented_with_their_defaults() -> None:
             assert row.endswith(f"| {field.default} |")
 
 
-def test_the_two_commands_are_targets_of_the_makefile() -> None:
+def test_the_commands_of_the_readme_are_targets_of_the_makefile() -> None:
     makefile = (ROOT / "Makefile").read_text()
     (block,) = blocks(ROOT / "README.md", "")[:1]
     for line in block.splitlines():

@@ -5,8 +5,10 @@ import importlib.util
 import json
 import signal
 import sys
+import time
 import tomllib
 import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +25,17 @@ from pgmkit.errors import DataError, ParameterError
 from pgmkit.evaluate.extractors import load_extractor
 from pgmkit.evaluate.fidelity_scores import Moments, frechet_distance
 from pgmkit.evaluate.reference_images import features_of
-from pgmkit.images import load_images
+from pgmkit.images import ArrayImages, load_images
 from pgmkit.jobs.train import Job, prepare
+from pgmkit.learning import learn
 from pgmkit.learning.batches import Batch
-from pgmkit.learning.clock import clock_at
+from pgmkit.learning.clock import Clock, clock_at
+from pgmkit.learning.trial import trying
 from pgmkit.loading.discriminators import load_discriminator
 from pgmkit.partition import fit_partitioner
 from pgmkit.partition.fitted import build_partitioner
 from pgmkit.train.gan import GANTask
+from pgmkit.train.settings import TrainSettings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -318,6 +323,64 @@ def test_a_dry_run_tells_settings_sizes_and_time(tmp_path: Path) -> None:
     assert told["parameters"] == sizes
     assert told["settings"]["model"]["partitions"] == 4
     assert 0 < told["seconds"]["training"] < 60
+    assert told["shapes"] == {"image": [2], "latent": [2], "partitions": 4}
+    networks = task.generator, task.discriminator
+    buffers = [sum(b.nbytes for b in network.buffers()) for network in networks]
+    weights = 4 * sum(sizes.values())
+    moments = 2 * weights + 4 * sum(len(list(network.parameters())) for network in networks)
+    total = told["bytes"].pop("total")
+    activations = told["bytes"].pop("activations")
+    assert told["bytes"] == {
+        "weights": weights + sum(buffers),
+        "gradients": weights,
+        "optimizer": moments,
+        "average": 4 * sizes["generator"] + buffers[0],
+    }
+    assert total == sum(told["bytes"].values()) + activations
+    assert told["tried"].startswith("batches of 20 images of 20;")
+
+
+class Perceptron:
+    """A linear layer of 64 with ReLU and one of 1, which is to be small on images of 3×32×32."""
+
+    def __init__(self) -> None:
+        self.network = nn.Sequential(nn.Flatten(), nn.Linear(3072, 64), nn.ReLU(), nn.Linear(64, 1))
+        self.optimizer = torch.optim.SGD(self.network.parameters())
+        self.parts = {"network": self.network, "optimizer": self.optimizer}
+
+    def step(self, batches: Iterator[Batch], clock: Clock) -> dict[str, Tensor]:
+        loss = self.network(next(batches).images).sum()
+        loss.backward()
+        return {"loss": loss.detach()}
+
+
+@pytest.mark.parametrize("batch_size", [10, 100])
+def test_what_autograd_keeps_is_counted_on_few_images_and_told_of_a_whole_batch(
+    batch_size: int,
+) -> None:
+    values = {"task": "gan", "data": "none", "batch_size": batch_size, "steps": 50}
+    images = ArrayImages(torch.zeros(200, 3, 32, 32, dtype=torch.uint8), name="black")
+    task: Any = Perceptron()
+    estimate = Job(TrainSettings(**values), images, task).estimate()
+    assert estimate.batch_size == min(batch_size, 20)  # of 3,072 values each, 2¹⁶ in all
+    # The images, and what ReLU returns, which the last layer keeps as well.
+    assert estimate.memory["activations"] == 4 * batch_size * (3072 + 64)
+
+
+def test_a_trial_of_small_batches_tells_the_time_of_large_ones() -> None:
+    images = ArrayImages(torch.zeros(200, 3, 32, 32, dtype=torch.uint8), name="black")
+    seen: list[int] = []
+
+    class Sleeping(Perceptron):
+        def step(self, batches: Iterator[Batch], clock: Clock) -> dict[str, Tensor]:
+            seen.append(len(next(batches).images))
+            time.sleep(0.02)
+            return {}
+
+    with trying() as loops:
+        learn(Sleeping(), steps=10, seed=0, name="tried", source=images, batch_size=100)
+    assert seen == [20, 20]
+    assert 0.02 + 9 * 5 * 0.02 <= loops.whole < 10 * 5 * 0.2
 
 
 @pytest.mark.parametrize(

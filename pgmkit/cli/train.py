@@ -43,11 +43,16 @@ def train(
 
     with working(quiet, dry_run):
         job = prepare(gather_settings(config, flags, overrides))
-        seconds = job.estimate() if dry_run else 0.0
+        estimate = job.estimate() if dry_run else None
         folder = None if dry_run or out is None else job.run(out)
-    if dry_run:
+    if estimate is not None:
         told = {"settings": job.resolved(), "steps": job.steps, "parameters": job.sizes}
-        told["seconds"] = {"training": round(seconds, 1)}
+        told["shapes"], told["bytes"] = job.shapes, dict(estimate.memory)
+        told["seconds"] = {"training": round(estimate.seconds, 1)}
+        told["tried"] = (
+            f"batches of {estimate.batch_size} images of {job.settings.batch_size}; bytes of "
+            "activations are on a straight line through two such sizes, seconds in proportion"
+        )
         if ranks.is_coordinator():
             print_json(told)
         return

@@ -34,6 +34,7 @@ from pgmkit.partition.parts import gathered_logits, margins_of
 from pgmkit.states import table_of, why_not_saved
 
 _LEARNING = "learning"
+_FEW = 80
 _DRAWN = 24
 """Bytes for each value of an image that is drawn: in float32, and on the way to a picture."""
 
@@ -104,9 +105,7 @@ class Job:
             few = self.source.subset(torch.arange(count))
             fit_partitioner(partitioner, few, seed=settings.seed, device=few.device)
 
-        least = contracts.least_images_of(self.partitioner)
-        few = max(8 * self.partitioner.num_partitions, least)
-        return seconds_of(fit, len(self.source), few)
+        return seconds_of(fit, len(self.source), few_images(self.partitioner))
 
     def run(self, out: Path) -> dict[str, Any]:
         """Fits into `out`; a run that was stopped continues, a complete one is read back.
@@ -150,6 +149,12 @@ class Job:
             fitted.save_pretrained(out)
         files.remove_folder(out / _LEARNING)
         return describe(fitted)
+
+
+def few_images(partitioner: Any) -> int:
+    """Returns to how many images a partitioner is fitted in a trial."""
+    least = contracts.least_images_of(partitioner)
+    return max(2 * contracts.num_partitions_of(partitioner), _FEW, least)
 
 
 def prepare(values: Mapping[str, Any]) -> Job:

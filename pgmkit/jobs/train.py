@@ -1,6 +1,7 @@
 """The run behind `pgmkit train`."""
 
 import contextlib
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from pgmkit import contracts, files, runs
+from pgmkit import files, runs
 from pgmkit.config import in_toml, make_settings
 from pgmkit.errors import UnknownNameError
 from pgmkit.images import check_source
@@ -17,9 +18,11 @@ from pgmkit.images.rows import Images
 from pgmkit.learning import learn, ranks
 from pgmkit.learning.batches import Batches
 from pgmkit.learning.log import MEASUREMENTS, Log
-from pgmkit.learning.trial import trying
+from pgmkit.learning.memory import Activations, lasting_memory
+from pgmkit.learning.trial import batch_of_trial, trying
 from pgmkit.machine import check_device, machine
-from pgmkit.partition import FittedPartitioner, fit_partitioner, load_partitioner
+from pgmkit.partition import fit_partitioner, load_partitioner
+from pgmkit.partition.fixed import FixedPartitioner
 from pgmkit.train.gan import GANTask
 from pgmkit.train.settings import SNAPSHOTS, TrainSettings
 from pgmkit.train.tasks import TASKS, TrainTask
@@ -32,6 +35,22 @@ PARTITIONER = "partitioner"
 REPORT = "report.html"
 _NOT_ON_RECORD = ("device", "save_steps", "save_minutes")
 """Settings that may change when a run continues."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a training would take.
+
+    Args:
+        seconds: of all of it.
+        memory: bytes by what they are for, and in "total", of one process.
+        batch_size: of the trial, over all processes. Where it is smaller than that of the settings,
+            seconds are larger in proportion.
+    """
+
+    seconds: float
+    memory: Mapping[str, int]
+    batch_size: int
 
 
 @dataclass(frozen=True)
@@ -57,27 +76,74 @@ class Job:
         """How many steps there are."""
         return self._step_after(self.settings.length)
 
+    @property
+    def shapes(self) -> dict[str, Any]:
+        """What images are like, and what a GAN makes them of."""
+        told: dict[str, Any] = {"image": list(self.source.image.shape)}
+        if isinstance(self.task, GANTask):
+            told["latent"] = [self.task.settings.latent.dim]
+            told["partitions"] = self.task.num_partitions
+        return told
+
     def resolved(self) -> dict[str, Any]:
         """Returns the settings as plain values, with what tells the data from other data."""
         plain = {k: v for k, v in asdict(self.settings).items() if k not in _NOT_ON_RECORD}
         return {**plain, "data": self.source.summary()}
 
-    def estimate(self) -> float:
-        """Returns about how many seconds the steps would take, by making the first of them.
+    def estimate(self) -> Estimate:
+        """Makes a few steps, and tells what all would take; it uses up the task.
 
-        It uses up the task.
+        A step is tried with one batch for each turn, and with fewer images in it where they are
+        large; see `pgmkit.learning.trial.batch_of_trial`. What autograd keeps of a batch is counted
+        at two sizes, from which a straight line leads to the whole batch.
         """
-        task = self.task
-        parts = 0.0
-        if isinstance(task, GANTask) and task.settings.recluster_steps:
-            task.condition_by_itself(self.source)
-        elif isinstance(task, GANTask) and task.partitioner is not None:
-            parts = self._parts().estimate()
-            with trying():
-                task.condition(self._few_parts(task), self.source)
+        task, source = self.task, self.source
+        batches, seconds = 1, 0.0
+        if isinstance(task, GANTask):
+            batches, task.accumulate = task.accumulate, 1
+            if task.partitioner is not None:
+                seconds, source = self._condition_on_few(task)
+        whole = self.settings.batch_size
+        few = batch_of_trial(whole, source.image.shape)
         with trying() as loops:
-            self._learn()
-        return loops.whole + parts
+            self._learn(source=source)
+        least = 2 * ranks.world_size()
+        other = few - least if few > least else min(few + least, whole)
+        kept = {size: self._activations(source, size) for size in (few, other)}
+        each = (kept[few] - kept[other]) / ((few - other) or 1)
+        memory = lasting_memory(task.parts)
+        memory["activations"] = round(kept[few] + each * (whole - few))
+        return Estimate(
+            seconds + batches * loops.whole, {**memory, "total": sum(memory.values())}, few
+        )
+
+    def _activations(self, source: Images, batch_size: int) -> int:
+        """Returns the most bytes that autograd keeps in steps with batches of a size."""
+        with trying(), Activations(self.models.values()) as activations:
+            self._learn(source=source, batch_size=batch_size)
+        return activations.most
+
+    def _condition_on_few(self, task: GANTask) -> tuple[float, Images]:
+        """Gives a GAN the parts of few images.
+
+        Returns:
+            About how many seconds those of all would take, and the few images.
+        """
+        from pgmkit.jobs import partition
+
+        settings, source = self.settings, self.source
+        batch = batch_of_trial(settings.batch_size, source.image.shape)
+        is_fitted = isinstance(task.partitioner, FixedPartitioner)
+        few = 1 if is_fitted else partition.few_images(task.partitioner)
+        count = min(max(few, batch + 2 * ranks.world_size()), len(source))
+        some = source.subset(torch.arange(count) * len(source) // count)
+        if task.settings.recluster_steps:
+            task.condition_by_itself(some)
+            return 0.0, some
+        with trying(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            task.condition(fit_partitioner(task.partitioner, some, seed=settings.seed), some)
+        return self._parts().estimate(), some
 
     def run(self, out: Path) -> Path | None:
         """Trains in a folder, continues there, or finds that all is done.
@@ -173,23 +239,10 @@ class Job:
             )
         )
 
-    def _few_parts(self, task: GANTask) -> FittedPartitioner:
-        """Returns the partitioner fitted to few images, for a trial."""
-        least = contracts.least_images_of(task.partitioner)
-        few = torch.arange(min(max(8 * task.partitioner.num_partitions, least), len(self.source)))
-        return fit_partitioner(task.partitioner, self.source.subset(few), seed=self.settings.seed)
-
     def _learn(self, **more: Any) -> None:
         settings = self.settings
-        learn(
-            self.task,
-            steps=self.steps,
-            seed=settings.seed,
-            name="training",
-            source=self.source,
-            batch_size=settings.batch_size,
-            **more,
-        )
+        given = {"source": self.source, "batch_size": settings.batch_size, **more}
+        learn(self.task, steps=self.steps, seed=settings.seed, name="training", **given)
 
     def _step_after(self, length: int) -> int:
         """Returns after which step so many epochs, or steps, are over."""

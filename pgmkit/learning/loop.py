@@ -30,7 +30,7 @@ from pgmkit.learning.checkpoints import Checkpoints, Part, synchronise
 from pgmkit.learning.clock import Clock, clock_at
 from pgmkit.learning.folder import folder_of
 from pgmkit.learning.log import LOSSES, MEASUREMENTS, Board, Log
-from pgmkit.learning.trial import is_trial, try_steps
+from pgmkit.learning.trial import batch_of_trial, is_trial, try_steps
 from pgmkit.seeds import derive_seed
 
 _STOP, _SAVE = 2, 1
@@ -144,11 +144,14 @@ def learn(
         raise ParameterError(f"a model is written after steps from 1 to {steps:,}")
     ranks.join()
     own = folder_of(name)
+    size = batch_size
+    if source is not None and is_trial():
+        size = batch_of_trial(batch_size, source.image.shape)
     run = _Run(
         task,
         steps=steps,
         seed=seed,
-        batches=None if source is None else Batches(source, batch_size, seed),
+        batches=None if source is None else Batches(source, size, seed),
         identity={
             **(identity or {}),
             "steps": steps,
@@ -165,7 +168,7 @@ def learn(
     hidden = contextlib.nullcontext() if ranks.is_coordinator() else progress.shown(False)
     with hidden, torch.random.fork_rng(_cuda_devices()), torch.enable_grad():
         if is_trial():
-            try_steps(run.advance, steps)
+            try_steps(run.advance, steps, batch_size / size)
             return
         run.begin()
         with progress.phase(name, steps, initial=run.step) as bar, run.interrupts:

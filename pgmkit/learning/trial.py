@@ -1,12 +1,17 @@
 """How long work would take, told from a little of it."""
 
 import contextlib
+import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 
+from pgmkit.learning import ranks
+
 _STEPS = 2
+_VALUES = 2**16
+"""Values that the images of a batch may have in a trial; larger batches are made smaller."""
 _loops: ContextVar["Loops | None"] = ContextVar("pgmkit_trial", default=None)
 
 
@@ -40,8 +45,25 @@ def is_trial() -> bool:
     return _loops.get() is not None
 
 
-def try_steps(step: Callable[[], object], steps: int) -> None:
-    """Makes the first steps of a loop, and tells how long all would take."""
+def batch_of_trial(batch_size: int, shape: Sequence[int]) -> int:
+    """Returns how many images a batch has in a trial: all of them, or as many as are small enough.
+
+    Args:
+        batch_size: of the loop, over all processes.
+        shape: of an image.
+    """
+    least = 2 * ranks.world_size()
+    return min(batch_size, max(_VALUES // math.prod(shape) // least, 1) * least)
+
+
+def try_steps(step: Callable[[], object], steps: int, times: float = 1.0) -> None:
+    """Makes the first steps of a loop, and tells how long all would take.
+
+    Args:
+        step: makes one.
+        steps: how many there are.
+        times: how many times longer they would take than in the trial.
+    """
     loops = _loops.get()
     assert loops is not None
     count = min(_STEPS, steps)
@@ -52,9 +74,8 @@ def try_steps(step: Callable[[], object], steps: int) -> None:
         step()
     ended = time.perf_counter()
     loops.spent += ended - started
-    loops.whole += ended - started
-    each = (ended - first) / max(count - 1, 1)
-    loops.whole += (steps - count) * each
+    each = times * ((ended - first) if count > 1 else (first - started))
+    loops.whole += (steps - 1) * each + ((first - started) if count > 1 else each)
     loops.lengths.append((steps, each))
 
 

@@ -38,7 +38,7 @@ from pgmkit.train.optimizer import Adam
 from pgmkit.train.samples import Fidelity, Samples
 from pgmkit.train.settings import SNAPSHOTS, TrainSettings
 
-_TRIED = 64
+_TRIED = 8
 
 
 @dataclass(frozen=True)
@@ -159,6 +159,7 @@ class GANTask:
 
     Attributes:
         generator, discriminator: the networks.
+        accumulate: as in the settings; a trial may set it to 1.
         average: of the generator's weights, or None.
         conditions: the parts of the images; None before `condition`, and where there are none.
 
@@ -181,6 +182,7 @@ class GANTask:
                 "model.backbone_args.num_partitions is that of the parts; set model.partitions"
             )
         self.backbone = build("backbones", settings.backbone, **self.backbone_args)
+        self.accumulate = settings.accumulate
         self.guide = settings.guide or (Guide(0, 0) if settings.recluster_steps else Guide())
         self.partitioner: Any = None
         self.conditions: Conditions | None = None
@@ -316,7 +318,7 @@ class GANTask:
             # memory of several batches.
             keeps = turn == settings.discriminator_steps - 1 and settings.accumulate == 1
             self.discriminator_optimizer.zero_grad()
-            for _ in range(settings.accumulate):
+            for _ in range(self.accumulate):
                 batch = next(batches)
                 fake = self._drawn(batch.size, batch, clock, keeps)
                 kept = [fake] if keeps else []
@@ -324,7 +326,7 @@ class GANTask:
             _descend(self.discriminator, self.discriminator_optimizer)
         self.discriminator.requires_grad_(False)
         self.generator_optimizer.zero_grad()
-        for index in range(settings.accumulate):
+        for index in range(self.accumulate):
             fake = kept[index] if kept else self._drawn(batch.size, batch, clock, True)
             told |= self._convince(fake, clock)
         _descend(self.generator, self.generator_optimizer)
@@ -373,7 +375,7 @@ class GANTask:
             )
             told["penalty"] = penalty.detach()
             loss = loss + penalty
-        (loss / self.settings.accumulate).backward()
+        (loss / self.accumulate).backward()
         right = ((of_real > 0).float().mean() + (of_fake < 0).float().mean()) / 2
         return {**told, "accuracy": right.detach()}
 
@@ -388,7 +390,7 @@ class GANTask:
             weight = self.guide.weight(clock)
             told |= {"guide": pull.detach(), "guide weight": weight}
             loss = loss + weight * pull
-        (loss / self.settings.accumulate).backward()
+        (loss / self.accumulate).backward()
         return told
 
     def _precision(self) -> contextlib.AbstractContextManager[Any]:

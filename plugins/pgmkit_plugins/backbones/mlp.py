@@ -79,7 +79,7 @@ class Maxout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Returns (B, outputs) for x (B, inputs)."""
         pieces: Tensor = self.maps(x).unflatten(1, (-1, self.pieces))
-        return pieces.amax(dim=2)
+        return pieces.max(dim=2).values
 
 
 class MLPDiscriminator(nn.Module):
