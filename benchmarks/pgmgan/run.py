@@ -84,7 +84,7 @@ def run(
     data: str | None,
     only: tuple[str, ...],
     seeds: tuple[int, ...],
-    device: str,
+    device: str | None,
     out: Path,
     results: Path | None,
     overrides: tuple[str, ...],
@@ -134,15 +134,18 @@ def cells_of(results: Path, method: str) -> list[dict[str, Any]]:
     return [files.read_json(path, str(path)) for path in paths]
 
 
-def training_of(config: Mapping[str, Any], method: str, seed: int, device: str) -> dict[str, Any]:
+def training_of(
+    config: Mapping[str, Any], method: str, seed: int, device: str | None
+) -> dict[str, Any]:
     """Returns the training config of a method: that of all, and what it adds to `model`."""
     training = config["training"]
     model = {**training["model"], **config["methods"][method]}
-    return {**training, "model": model, "data": config["data"], "seed": seed, "device": device}
+    given = {"data": config["data"], "seed": seed, "device": device or "auto"}
+    return {**training, "model": model, **given}
 
 
 def result_of(
-    config: Mapping[str, Any], method: str, seed: int, device: str, out: Path, cell: Path
+    config: Mapping[str, Any], method: str, seed: int, device: str | None, out: Path, cell: Path
 ) -> dict[str, Any]:
     """Trains a method, or reads what was trained, and returns what is to be kept of it."""
     values = training_of(config, method, seed, device)
