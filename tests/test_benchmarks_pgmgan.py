@@ -39,7 +39,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 
 def invoke(script: ModuleType, *words: object, overrides: list[str] = TINY) -> Any:
     more = [word for override in overrides for word in ("--set", override)]
-    given = [*map(str, words), "--device", "cpu", "--results", "results", *more]
+    given = [*map(str, words), "--results", "results", *more]
     result = CliRunner().invoke(script.cli, ["run", *given], catch_exceptions=False)
     assert result.exit_code == 0, result.output
 

@@ -261,7 +261,7 @@ def test_networks_are_compiled_where_it_is_asked_for(monkeypatch: pytest.MonkeyP
 
 
 def test_fid_is_that_of_the_features_it_names(tmp_path: Path) -> None:
-    classifier = write_tiny_classifier(tmp_path / "classifier", image_size=32)
+    classifier = write_tiny_classifier(tmp_path / "classifier", image_size=8)
     write_tiny_images(tmp_path / "images.npz", count=60, size=32)
     made = job(
         "model.backbone=dcgan",
