@@ -65,7 +65,8 @@ def main() -> None:
     lines = [
         "# The third term of Eq. 5",
         "",
-        f"`python benchmarks/partition/third_term.py --data mnist.npz`: {args.images:,} images of "
+        f"`python benchmarks/partition/third_term.py --data mnist.npz --images {args.images} "
+        f"--steps {args.steps}`: {args.images:,} images of "
         f"MNIST, `iresnet` as `tiny` with {args.steps:,} steps of each stage, seeds "
         f"{', '.join(map(str, args.seeds))}; {machine()}, torch {torch.__version__}. Of each "
         "the largest probability and the entropy, in nats, as means; of W the sum of its squares.",
