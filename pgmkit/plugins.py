@@ -231,8 +231,8 @@ def list_components(kind: str) -> list[RegisteredComponent]:
         UnknownNameError: there is no such kind.
 
     Example:
-        >>> [component.name for component in list_components("backbones")]
-        ['dcgan']
+        >>> [component.name for component in list_components("classifiers")]
+        ['lash-classifier']
     """
     return installed().of_kind(kind)
 

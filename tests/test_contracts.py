@@ -820,19 +820,19 @@ class Beside(nn.Linear):
         ),
         (
             {"generator": lambda self, num_partitions=None: nn.Linear(3, 64)},
-            "failed on latents (64, 2): RuntimeError: mat1 and mat2 shapes cannot be multiplied",
+            "failed on latents (8, 2): RuntimeError: mat1 and mat2 shapes cannot be multiplied",
         ),
         (
             {"discriminator": lambda self, num_partitions=None: nn.Linear(3, 64)},
-            "failed on images (64, 1, 8, 8): RuntimeError: mat1 and mat2 shapes cannot be multipl",
+            "failed on images (8, 1, 8, 8): RuntimeError: mat1 and mat2 shapes cannot be multipl",
         ),
         (
             {"discriminator": lambda self, num_partitions=None: WIDE},
-            "has a discriminator that returns float32 numbers of shape (64, 64); it must return",
+            "has a discriminator that returns float32 numbers of shape (8, 64); it must return",
         ),
         (
             {"discriminator": lambda self, num_partitions=None: Beside(2, 2)},
-            "has a discriminator that returns type ndarray and shape (64, 1, 8, 8); it must retur",
+            "has a discriminator that returns type ndarray and shape (8, 1, 8, 8); it must retur",
         ),
     ],
 )
