@@ -314,7 +314,8 @@ def test_the_same_numbers_go_to_tensorboard_where_it_is_installed(
 
 def test_a_dry_run_tells_settings_sizes_and_time(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text(CONFIG)
-    dry = run_pgmkit("train", tmp_path / "config.toml", "--data", POINTS, "--dry-run")
+    words = ("train", tmp_path / "config.toml", "--data", POINTS, "--dry-run")
+    dry = run_pgmkit(*words, "--set", "steps=2000")
     assert dry.code == 0, dry.stderr
     told = json.loads(dry.stdout)
     task = job().task
@@ -322,7 +323,7 @@ def test_a_dry_run_tells_settings_sizes_and_time(tmp_path: Path) -> None:
     sizes = {n: sum(p.numel() for p in getattr(task, n).parameters()) for n in told["parameters"]}
     assert told["parameters"] == sizes
     assert told["settings"]["model"]["partitions"] == 4
-    assert 0 < told["seconds"]["training"] < 60
+    assert 0.5 < told["seconds"]["training"] < 600
     assert told["shapes"] == {"image": [2], "latent": [2], "partitions": 4}
     networks = task.generator, task.discriminator
     buffers = [sum(b.nbytes for b in network.buffers()) for network in networks]
