@@ -32,6 +32,7 @@ from pgmkit.evaluate.fidelity_scores import Moments, frechet_distance
 from pgmkit.evaluate.modes import ModeScores, class_mode_scores, mode_scores
 from pgmkit.evaluate.partitions import partition_scores
 from pgmkit.images import batches, load_images
+from pgmkit.images.generated import as_source
 from pgmkit.images.points import PLANES, find_points
 from pgmkit.jobs.train import PARTITIONER, prepare
 from pgmkit.machine import machine
@@ -197,9 +198,8 @@ def drawn(model: Any, count: int, seed: int, redraws: int) -> tuple[Tensor, Tens
 def found_in(model: ConditionalGenerator, images: Tensor, device: torch.device) -> Tensor:
     """Returns the partition (n,) in which the partitioner finds each sample."""
     assert model.partitioner is not None
-    is_flat = model.image.is_points
     found = [
-        model.partitioner.assign(x.to(device) if is_flat else x.to(device).clamp(-1, 1)).cpu()
+        model.partitioner.assign(as_source(x.to(device), model.image)).cpu()
         for x in images.split(250)
     ]
     return torch.cat(found)

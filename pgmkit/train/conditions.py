@@ -98,14 +98,13 @@ class Conditions:
             two = source.batch(torch.arange(min(2, len(source)))).requires_grad_(True)
             fitted.guide(two, 0)  # which says if it cannot
         self.source = source
-        self.labels = torch.zeros(len(source), dtype=torch.int64)
-        self._take(fitted)
+        logits = gathered_logits(fitted.partitioner, source, "parts of images")
+        self._take(fitted, logits.argmax(dim=1))
 
-    def _take(self, fitted: FittedPartitioner) -> None:
-        """Takes up the parts that a partitioner finds."""
-        self.fitted, source = fitted, self.source
-        self.labels = gathered_logits(fitted.partitioner, source, "parts of images").argmax(dim=1)
-        sizes = self.labels.bincount(minlength=fitted.num_partitions).double()
+    def _take(self, fitted: FittedPartitioner, labels: Tensor) -> None:
+        """Takes up the parts that a partitioner finds, labels (n,)."""
+        self.fitted, self.labels, source = fitted, labels, self.source
+        sizes = labels.bincount(minlength=fitted.num_partitions).double()
         if len(sizes) > 1 and int((sizes > 0).sum()) == 1:
             raise DataError(
                 f"all {len(source):,} images lie in part {int(sizes.argmax())} of the "
@@ -128,7 +127,8 @@ class Conditions:
         common = torch.zeros(number, number, dtype=torch.int64)
         common.index_put_((before, found.labels), torch.ones_like(before), accumulate=True)
         _, order = linear_sum_assignment(common.numpy(), maximize=True)
-        self._take(renumbered(found, order.tolist()))
+        renumbering = torch.from_numpy(order).argsort()
+        self._take(renumbered(found, order.tolist()), renumbering[found.labels])
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the parts of all images, and the fitted partitioner's tensors and order."""

@@ -137,7 +137,7 @@ def prepare_gan(settings: TrainSettings, device: torch.device) -> tuple[Images, 
 
 
 @dataclass(frozen=True)
-class Drawn:
+class Fake:
     """Generated images with what they were made of.
 
     Args:
@@ -312,7 +312,7 @@ class GANTask:
         if self.conditions is not None and every and clock.step and clock.step % every == 0:
             self.conditions.find_anew(derive_seed(clock.seed, "recluster"))
         told: dict[str, Tensor | float] = {}
-        kept: list[Drawn] = []
+        kept: list[Fake] = []
         for turn in range(settings.discriminator_steps):
             # What the last step saw is what the generator learns from, unless it would take the
             # memory of several batches.
@@ -335,7 +335,7 @@ class GANTask:
             self.average.update(self.generator, clock)
         return told
 
-    def _drawn(self, count: int, batch: Batch, clock: Clock, with_graph: bool) -> Drawn:
+    def _drawn(self, count: int, batch: Batch, clock: Clock, with_graph: bool) -> Fake:
         """Returns this process's share of so many generated images."""
         latents = ranks.share(self.settings.latent.sample(count, clock.random)).to(self.device)
         parts = None
@@ -345,7 +345,7 @@ class GANTask:
             parts = self._parts_of(batch)
         with torch.set_grad_enabled(with_graph), self._precision():
             images = self.generator(latents, *_given(parts))
-        return Drawn(images.float(), parts)
+        return Fake(images.float(), parts)
 
     def _parts_of(self, batch: Batch) -> Tensor | None:
         if self.conditions is None:
@@ -357,7 +357,7 @@ class GANTask:
             logits: Tensor = self.discriminator(images, *_given(parts))
         return logits.float()
 
-    def _judge_both(self, batch: Batch, fake: Drawn, clock: Clock) -> dict[str, Tensor | float]:
+    def _judge_both(self, batch: Batch, fake: Fake, clock: Clock) -> dict[str, Tensor | float]:
         """Adds to the discriminator's gradients; returns its loss and how often it is right."""
         real, parts = _placed(batch.images, self.device), self._parts_of(batch)
         made = fake.images.detach()
@@ -379,7 +379,7 @@ class GANTask:
         right = ((of_real > 0).float().mean() + (of_fake < 0).float().mean()) / 2
         return {**told, "accuracy": right.detach()}
 
-    def _convince(self, fake: Drawn, clock: Clock) -> dict[str, Tensor | float]:
+    def _convince(self, fake: Fake, clock: Clock) -> dict[str, Tensor | float]:
         """Adds to the generator's gradients; returns its loss and the guide."""
         loss = self.objective.generator(self._judge(fake.images, fake.parts))
         told: dict[str, Tensor | float] = {"generator": loss.detach()}

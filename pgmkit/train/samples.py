@@ -14,6 +14,7 @@ from pgmkit.evaluate.extractors import FeatureExtractor, check_extractor, load_e
 from pgmkit.evaluate.fidelity_scores import Moments, check_enough, frechet_distance
 from pgmkit.evaluate.modes import mode_scores
 from pgmkit.evaluate.reference_images import features_of
+from pgmkit.images.generated import as_source
 from pgmkit.images.points import PLANES
 from pgmkit.images.source import ImageSource, ImageSpec
 from pgmkit.learning import Clock
@@ -137,10 +138,15 @@ class Samples:
         they were asked for ("inside"), and how many samples of each part do, as a row of
         `partitions.csv`; FID, if it is wanted.
         """
-        self._draw(generator, conditions, device, folder / SAMPLES / f"step-{clock.step:07d}.png")
+        path = folder / SAMPLES / f"step-{clock.step:07d}.png"
         told: dict[str, float] = {}
         if self.image.is_points:
-            told |= self._modes(generator, conditions, device)
+            told |= self._look_at_points(generator, conditions, device, path)
+        elif conditions is None:
+            pictures.write_grid(path, self.grid(generator, None, device), self.image.range)
+        else:
+            images = self.grid(generator, conditions, device)
+            pictures.write_rows(path, images, self.image.range, _PER_ROW)
         if conditions is not None:
             _, inside = self._judged(generator, conditions, device)
             told["inside"] = float(inside.sum()) / _JUDGED
@@ -151,37 +157,25 @@ class Samples:
             told["FID"] = self._fid(generator, conditions, device)
         return told
 
-    def _draw(
+    def _look_at_points(
         self,
         generator: nn.Module,
         conditions: Conditions | None,
         device: torch.device,
         path: Path,
-    ) -> None:
-        if self.image.is_points:
-            found = list(self.made(generator, conditions, device, _POINTS, "points"))
-            points = torch.cat([x.cpu() for x, _ in found])
-            parts = None
-            if conditions is not None:
-                parts = torch.cat([p.cpu() for _, p in found if p is not None])
-            from pgmkit.evaluate import figures
-
-            files.write_bytes(path, figures.points(points, parts, self.image.range))
-            return
-        images = self.grid(generator, conditions, device)
-        if conditions is None:
-            pictures.write_grid(path, images, self.image.range)
-        else:
-            pictures.write_rows(path, images, self.image.range, _PER_ROW)
-
-    def _modes(
-        self, generator: nn.Module, conditions: Conditions | None, device: torch.device
     ) -> dict[str, float]:
+        """Draws some points, and returns which modes they reach, where these are known."""
+        from pgmkit.evaluate import figures
+
+        found = list(self.made(generator, conditions, device, _POINTS, "points"))
+        points = torch.cat([x.cpu() for x, _ in found])
+        asked = [parts.cpu() for _, parts in found if parts is not None]
+        parts = torch.cat(asked) if asked else None
+        files.write_bytes(path, figures.points(points, parts, self.image.range))
         plane = PLANES.get(self.source.name.removeprefix(_POINTS_NAME))
         if plane is None:
             return {}
-        found = self.made(generator, conditions, device, _POINTS, "points")
-        scores = mode_scores(torch.cat([x.cpu() for x, _ in found]), plane)
+        scores = mode_scores(points, plane)
         return {
             "modes": float(scores.covered),
             "high quality": scores.high_quality,
@@ -204,7 +198,7 @@ class Samples:
         counts = torch.zeros(2, number, dtype=torch.int64)
         for x, parts in self.made(generator, conditions, device, _JUDGED, "judged"):
             assert parts is not None
-            found = conditions.fitted.assign(x if self.image.is_points else x.clamp(-1, 1))
+            found = conditions.fitted.assign(as_source(x, self.image))
             for count, some in zip(counts, (parts, parts[found == parts]), strict=True):
                 count += some.cpu().bincount(minlength=number)
         return counts[0], counts[1]

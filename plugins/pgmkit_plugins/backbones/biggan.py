@@ -16,16 +16,19 @@ from pgmkit.errors import ParameterError
 from pgmkit_plugins.backbones.conditioning import (
     ConditionalBatchNorm,
     PartitionEmbedding,
-    Projection,
     check_sizes,
     condition,
     initialised,
     orthogonal,
 )
-from pgmkit_plugins.backbones.residual import DownBlock, NonLocalBlock, UpBlock
+from pgmkit_plugins.backbones.residual import (
+    DownBlock,
+    NonLocalBlock,
+    ResidualDiscriminator,
+    UpBlock,
+)
 from pgmkit_plugins.backbones.spectral import (
     SpectralConv2d,
-    SpectralEmbedding,
     SpectralLinear,
     SpectralNetwork,
 )
@@ -104,7 +107,7 @@ class BigGANGenerator(SpectralNetwork):
             return torch.tanh(self.conv(F.relu(self.norm(h))))
 
 
-class BigGANDiscriminator(SpectralNetwork):
+class BigGANDiscriminator(ResidualDiscriminator):
     """Maps 128×128 images to one logit each with six blocks, self-attention behind the first.
 
     All layers have spectral norm.
@@ -121,33 +124,15 @@ class BigGANDiscriminator(SpectralNetwork):
     def __init__(
         self, width: int = 96, image_channels: int = 3, num_partitions: int | None = None
     ) -> None:
-        super().__init__()
         check_sizes(num_partitions, width=width, image_channels=image_channels)
-        self.num_partitions = num_partitions
         channels = [factor * width for factor in _DOWN]
         first = DownBlock(image_channels, channels[0], channels[1], down=True, first=True)
         others = [
             DownBlock(inputs, outputs, outputs, down=place < 4)
             for place, (inputs, outputs) in enumerate(pairwise(channels[1:]))
         ]
-        self.blocks = nn.Sequential(first, NonLocalBlock(_ATTENDED * width), *others)
-        embedding = SpectralEmbedding(num_partitions, channels[-1]) if num_partitions else None
-        self.head = Projection(SpectralLinear(channels[-1], 1), embedding)
-
-    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """Returns logits (B,) for images x (B, C, 128, 128) in [-1, 1], with partitions also y."""
-        given = condition(y, self.num_partitions)
-        with self.power_iteration():
-            logits: Tensor = self.head(self._features(x), *given)
-        return logits
-
-    def features(self, x: Tensor) -> Tensor:
-        """Returns what the last layer sees of images x (B, C, 128, 128), (B, 16·width)."""
-        with self.power_iteration():
-            return self._features(x)
-
-    def _features(self, x: Tensor) -> Tensor:
-        return F.relu(self.blocks(x)).sum(dim=(2, 3))
+        blocks = nn.Sequential(first, NonLocalBlock(_ATTENDED * width), *others)
+        super().__init__(blocks, channels[-1], num_partitions)
 
 
 class BigGAN128:

@@ -6,7 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pgmkit_plugins.backbones.spectral import SpectralConv2d
+from pgmkit_plugins.backbones.conditioning import Projection, condition
+from pgmkit_plugins.backbones.spectral import (
+    SpectralConv2d,
+    SpectralEmbedding,
+    SpectralLinear,
+    SpectralNetwork,
+)
 
 
 class UpBlock(nn.Module):
@@ -104,3 +110,35 @@ class NonLocalBlock(nn.Module):
         seen = torch.bmm(values, weights.mT).unflatten(2, x.shape[2:])
         maps: Tensor = x + self.gain * self.output(seen)
         return maps
+
+
+class ResidualDiscriminator(SpectralNetwork):
+    """Maps images to one real-or-fake logit each: blocks, ReLU, global sum pooling, projection.
+
+    Args:
+        blocks: map images to maps.
+        channels: of these maps.
+        num_partitions: k of the projection; None makes no difference between partitions.
+    """
+
+    def __init__(self, blocks: nn.Sequential, channels: int, num_partitions: int | None) -> None:
+        super().__init__()
+        self.num_partitions = num_partitions
+        self.blocks = blocks
+        embedding = SpectralEmbedding(num_partitions, channels) if num_partitions else None
+        self.head = Projection(SpectralLinear(channels, 1), embedding)
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """Returns logits (B,) for images x (B, C, H, W) in [-1, 1], with partitions also y (B,)."""
+        given = condition(y, self.num_partitions)
+        with self.power_iteration():
+            logits: Tensor = self.head(self._features(x), *given)
+        return logits
+
+    def features(self, x: Tensor) -> Tensor:
+        """Returns what the last layer sees of images x (B, C, H, W), (B, channels)."""
+        with self.power_iteration():
+            return self._features(x)
+
+    def _features(self, x: Tensor) -> Tensor:
+        return F.relu(self.blocks(x)).sum(dim=(2, 3))

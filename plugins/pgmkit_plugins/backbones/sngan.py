@@ -14,15 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pgmkit_plugins.backbones.conditioning import (
-    Projection,
     batch_norm,
     check_sizes,
     condition,
     initialised,
     normal,
 )
-from pgmkit_plugins.backbones.residual import DownBlock, UpBlock
-from pgmkit_plugins.backbones.spectral import SpectralEmbedding, SpectralLinear, SpectralNetwork
+from pgmkit_plugins.backbones.residual import DownBlock, ResidualDiscriminator, UpBlock
 
 
 class SNGANGenerator(nn.Module):
@@ -73,7 +71,7 @@ class SNGANGenerator(nn.Module):
         return torch.tanh(self.conv(F.relu(self.norm(h))))
 
 
-class SNGANDiscriminator(SpectralNetwork):
+class SNGANDiscriminator(ResidualDiscriminator):
     """Maps images to one real-or-fake logit each with residual blocks.
 
     Args:
@@ -93,32 +91,12 @@ class SNGANDiscriminator(SpectralNetwork):
         image_channels: int,
         num_partitions: int | None,
     ) -> None:
-        super().__init__()
         check_sizes(num_partitions, width=channels[0], image_channels=image_channels)
-        self.num_partitions = num_partitions
-        self.blocks = nn.Sequential(
-            *(
-                DownBlock(inputs, outputs, outputs, down=place < downs, first=place == 0)
-                for place, (inputs, outputs) in enumerate(pairwise([image_channels, *channels]))
-            )
+        blocks = (
+            DownBlock(inputs, outputs, outputs, down=place < downs, first=place == 0)
+            for place, (inputs, outputs) in enumerate(pairwise([image_channels, *channels]))
         )
-        embedding = SpectralEmbedding(num_partitions, channels[-1]) if num_partitions else None
-        self.head = Projection(SpectralLinear(channels[-1], 1), embedding)
-
-    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """Returns logits (B,) for images x (B, C, H, W) in [-1, 1], with partitions also y (B,)."""
-        given = condition(y, self.num_partitions)
-        with self.power_iteration():
-            logits: Tensor = self.head(self._features(x), *given)
-        return logits
-
-    def features(self, x: Tensor) -> Tensor:
-        """Returns what the last layer sees of images x (B, C, H, W), (B, channels[-1])."""
-        with self.power_iteration():
-            return self._features(x)
-
-    def _features(self, x: Tensor) -> Tensor:
-        return F.relu(self.blocks(x)).sum(dim=(2, 3))
+        super().__init__(nn.Sequential(*blocks), channels[-1], num_partitions)
 
 
 class SNGAN32Generator(SNGANGenerator):
