@@ -21,6 +21,8 @@ from pgmkit.evaluate.classifier import load_classifier
 from pgmkit.images import load_images
 from pgmkit.jobs.train import prepare
 from pgmkit.learning import learn
+from pgmkit.learning.batches import Batches
+from pgmkit.learning.clock import clock_at
 from pgmkit.loading.discriminators import load_discriminator
 from pgmkit.train.gan import GANSettings, GANTask
 
@@ -124,6 +126,7 @@ def test_a_run_does_not_continue_on_other_data(digits: Path, tmp_path: Path) -> 
         "optimizer.learning_rate=-1",
         "optimizer.betas=[0.5]",
         "optimizer.momentum=0.9",
+        "optimizer.end_learning_rate=-1",
         "model.backbone_args.channels=[]",
         "model.latent.dim=0",
         "surprise=1",
@@ -160,6 +163,21 @@ def test_length_is_counted_in_steps_of_the_generator_too(digits: Path, tmp_path:
     del config["snapshots"]
     with pytest.raises(ParameterError, match="either epochs or steps"):
         run_training(config, str(digits), tmp_path / "neither")
+
+
+def test_the_learning_rate_goes_to_its_end_on_a_straight_line(digits: Path) -> None:
+    falls = gan_config(
+        "optimizer.learning_rate=0.01",
+        "optimizer.end_learning_rate=0.002",
+        "model.discriminator_optimizer.learning_rate=0.01",
+    )
+    job = prepare({**falls, "data": str(digits), "device": "cpu"})
+    assert isinstance(job.task, GANTask)
+    batches = Batches(job.source, 8, 0)
+    for step, rate in ((0, 0.01), (2, 0.006), (4, 0.002)):
+        job.task.step(batches, clock_at(0, step, 5))
+        assert job.task.generator_optimizer.param_groups[0]["lr"] == pytest.approx(rate)
+        assert job.task.discriminator_optimizer.param_groups[0]["lr"] == 0.01
 
 
 def test_the_discriminator_may_have_an_optimizer_of_its_own(digits: Path, tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ class ClassifierTask:
             network, self.name, self.model_args, self.num_classes = _built(model)
         self.classes = classes
         self.network = network.to(device)
-        self.optimizer = optimizer.build(self.network)
+        self.settings, self.optimizer = optimizer, optimizer.build(self.network)
         self.test = test
         self.device = device
         self.parts: dict[str, Part] = {"network": self.network, "optimizer": self.optimizer}
@@ -141,6 +141,7 @@ class ClassifierTask:
 
     def step(self, batches: Iterator[Batch], clock: Clock) -> dict[str, Tensor]:
         """Learns from one labelled batch."""
+        self.settings.schedule(self.optimizer, clock)
         batch = next(batches)
         assert batch.labels is not None
         logits = self.network(batch.images.to(self.device))

@@ -215,8 +215,7 @@ class GANTask:
         for network in (self.generator, self.discriminator):
             ranks.share_statistics(network)
         self.generator_optimizer = settings.optimizer.build(self.generator)
-        own = settings.discriminator_optimizer or settings.optimizer
-        self.discriminator_optimizer = own.build(self.discriminator)
+        self.discriminator_optimizer = self._discriminates.build(self.discriminator)
         self.parts: dict[str, Part] = {
             "generator": self.generator,
             "discriminator": self.discriminator,
@@ -229,6 +228,10 @@ class GANTask:
         if settings.compile:
             self.generator.compile()
             self.discriminator.compile()
+
+    @property
+    def _discriminates(self) -> Adam:
+        return self.settings.discriminator_optimizer or self.settings.optimizer
 
     @property
     def model_args(self) -> dict[str, Any]:
@@ -311,6 +314,8 @@ class GANTask:
         every = settings.recluster_steps
         if self.conditions is not None and every and clock.step and clock.step % every == 0:
             self.conditions.find_anew(derive_seed(clock.seed, "recluster"))
+        settings.optimizer.schedule(self.generator_optimizer, clock)
+        self._discriminates.schedule(self.discriminator_optimizer, clock)
         told: dict[str, Tensor | float] = {}
         kept: list[Fake] = []
         for turn in range(settings.discriminator_steps):

@@ -31,7 +31,7 @@ class TrainSettings:
             trained on; None where the data have a test split of their own.
         image_size: side to which images are padded or resized; None leaves them.
         model: settings of the task.
-        optimizer: `learning_rate` and `betas`.
+        optimizer: `learning_rate`, `betas` and `end_learning_rate` of Adam.
         card: what the model card says beside the recipe: title, data, data_license, license, paper.
     """
 
