@@ -175,6 +175,21 @@ def test_the_guide_brings_samples_to_their_part() -> None:
     assert inside[0] < 0.6
 
 
+def test_what_the_guide_weighs_is_the_mean_over_the_parts() -> None:
+    made, task = conditioned()
+    conditions = task.conditions
+    assert conditions is not None
+    x, parts = (
+        made.source.batch(torch.arange(20)),
+        torch.arange(20) % conditions.fitted.num_partitions,
+    )
+    whole = torch.stack(
+        [conditions.fitted.guide(x[i : i + 1], int(parts[i]))[0] for i in range(20)]
+    )
+    assert whole.max() > 0
+    torch.testing.assert_close(conditions.pull(x, parts) * conditions.fitted.num_partitions, whole)
+
+
 def batch_of(task: GANTask, made: Job, count: int = 200) -> Batch:
     index = torch.arange(count)
     return Batch(made.source.batch(index), None, index, count)

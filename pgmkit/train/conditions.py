@@ -35,8 +35,8 @@ _STATE = "partitioner."
 class Guide:
     """How much the guide counts beside the loss: λ, which falls on a straight line.
 
-    The guide is the sum of Eq. 6. The authors' code takes the mean over the k parts instead, so
-    that its λ is k times this one.
+    It multiplies R_i of Eq. 6 over k, as in the authors' code, so that one λ suits few parts and
+    many. That of the sum itself, as the paper has it, is λ/k.
 
     Args:
         start: λ in the first step, at least 0.
@@ -149,11 +149,12 @@ class Conditions:
         return torch.multinomial(self.masses, count, replacement=True, generator=random)
 
     def pull(self, x: Tensor, parts: Tensor) -> Tensor:
-        """Returns the guide of each image to its part, (B,); `FittedPartitioner.guide` unchecked.
+        """Returns the guide of each image to its part over k, (B,), at least 0.
 
-        It asks nothing of the device that it would have to wait for.
+        It is `FittedPartitioner.guide` unchecked, and asks nothing of the device that it would have
+        to wait for.
         """
-        return pull_of(self.fitted.partitioner.logits(x), parts)
+        return pull_of(self.fitted.partitioner.logits(x), parts) / len(self.masses)
 
 
 def renumbered(fitted: FittedPartitioner, order: Sequence[int]) -> FittedPartitioner:
