@@ -13,8 +13,10 @@ import torch
 from click.testing import CliRunner
 from tiny import write_tiny_classifier, write_tiny_images
 
+import pgmkit
 from pgmkit.config import read_toml
 from pgmkit.files import read_json
+from pgmkit.images import load_images
 from pgmkit.jobs.train import prepare
 from pgmkit.train.gan import GANTask
 
@@ -54,12 +56,20 @@ def test_every_method_can_be_prepared(
         tmp_path / "data.npz", images=np.zeros(shape, dtype=np.uint8), label=np.arange(1_000) % 10
     )
     data = config["data"].format(data=tmp_path / "data.npz")
-    values = script.training_of({**config, "data": data}, method, 3, "cpu")
+    partitions = config["methods"][method].get("partitions")
+    fitted = str(config["methods"][method].get("partitioner")).partition("{parts}/")[2]
+    if fitted:
+        partitions = int(fitted.split("-")[-2])
+        parts = pgmkit.fit_partitioner(
+            "random", load_images(data, size=32), partitions=partitions, seed=0
+        )
+        parts.save_pretrained(tmp_path / fitted)
+    values = script.training_of({**config, "data": data, "parts": tmp_path}, method, 3, "cpu")
     if "backbone_args" in values["model"]:
         values["model"]["backbone_args"] = {**values["model"]["backbone_args"], "width": 4}
     task = prepare(values).task
     assert isinstance(task, GANTask)
-    assert task.num_partitions == config["methods"][method].get("partitions")
+    assert task.num_partitions == partitions
     assert task.guide.is_off == (method in ("without-guide", "random-parts"))
 
 

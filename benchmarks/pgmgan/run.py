@@ -3,6 +3,7 @@
     python benchmarks/pgmgan/run.py ls
     python benchmarks/pgmgan/run.py run ring
     python benchmarks/pgmgan/run.py run mnist --data ../data/mnist.npz --only guided --seed 0
+    python benchmarks/pgmgan/run.py run cifar10 --data cifar10.npz --parts runs/partition/cifar10
     python benchmarks/pgmgan/run.py pages
 
 All methods of a data set have the networks and as many steps. A result that is there is left as it
@@ -74,6 +75,9 @@ def list_data_sets() -> None:
 @click.option("--data", help="The images, see docs/images.md; of Stacked MNIST, MNIST.")
 @click.option("--only", multiple=True, help="A method; may be given several times.")
 @click.option("--seed", "seeds", multiple=True, type=int, default=range(5), show_default=True)
+@click.option(
+    "--parts", help="Where benchmarks/partition left its fits.  [default: runs/partition/NAME]"
+)
 @click.option("--classifier", help="Of the samples' classes, where the data set has none.")
 @click.option("--features", help="Of FID and diversity, where the data set has none.")
 @device_option
@@ -89,6 +93,7 @@ def run(
     out: Path,
     results: Path | None,
     overrides: tuple[str, ...],
+    parts: str | None,
     **judges: str | None,
 ) -> None:
     """Train the methods of the data set NAME, one after the other, and write the pages."""
@@ -102,6 +107,7 @@ def run(
     if "{data}" in config["data"] and data is None:
         raise click.UsageError(f"{name} does not ship; name its images with --data")
     config["data"] = config["data"].format(data=data)
+    config["parts"] = parts or f"runs/partition/{name}"
     config |= {kind: judge for kind, judge in judges.items() if judge is not None}
     for method in only:
         if method not in config["methods"]:
@@ -141,6 +147,8 @@ def training_of(
     """Returns the training config of a method: that of all, and what it adds to `model`."""
     training = config["training"]
     model = {**training["model"], **config["methods"][method]}
+    if isinstance(model.get("partitioner"), str):
+        model["partitioner"] = model["partitioner"].format(parts=config["parts"])
     given = {"data": config["data"], "seed": seed, "device": device or "auto"}
     return {**training, "model": model, **given}
 
@@ -170,7 +178,7 @@ def result_of(
     origin = pgmkit.load_partitioner(folder / PARTITIONER).origin if is_conditional else {}
     return {
         "method": method,
-        "model": values["model"],
+        "model": {**config["training"]["model"], **config["methods"][method]},
         "partitions": model.num_partitions if is_conditional else None,
         "parts": origin.get("scores"),
         "seconds_of_parts": origin.get("seconds"),
