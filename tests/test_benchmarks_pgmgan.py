@@ -18,6 +18,7 @@ from pgmkit.config import read_toml
 from pgmkit.files import read_json
 from pgmkit.images import load_images
 from pgmkit.jobs.train import prepare
+from pgmkit.partition import FittedPartitioner
 from pgmkit.train.gan import GANTask
 
 HERE = Path(__file__).parent.parent / "benchmarks" / "pgmgan"
@@ -39,6 +40,16 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     sys.modules.pop("run")
 
 
+@pytest.fixture(scope="module")
+def few_parts(tmp_path_factory: pytest.TempPathFactory) -> FittedPartitioner:
+    """A partitioner of three parts, in place of those that were fitted before."""
+    path = tmp_path_factory.mktemp("noise") / "noise.npz"
+    noise = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3)).astype(np.uint8)
+    np.savez(path, images=noise)
+    table = {"name": "random", "features": "pixels"}
+    return pgmkit.fit_partitioner(table, load_images(str(path)), partitions=3, seed=0)
+
+
 def invoke(script: ModuleType, *words: object, overrides: list[str] = TINY) -> Any:
     more = [word for override in overrides for word in ("--set", override)]
     given = [*map(str, words), "--results", "results", *more]
@@ -48,7 +59,7 @@ def invoke(script: ModuleType, *words: object, overrides: list[str] = TINY) -> A
 
 @pytest.mark.parametrize(("name", "method"), METHODS, ids=str)
 def test_every_method_can_be_prepared(
-    script: ModuleType, tmp_path: Path, name: str, method: str
+    script: ModuleType, few_parts: FittedPartitioner, tmp_path: Path, name: str, method: str
 ) -> None:
     config = script.configs()[name]
     shape = (1_000, 32, 32, 3) if name == "cifar10" else (1_000, 28, 28)
@@ -56,14 +67,11 @@ def test_every_method_can_be_prepared(
         tmp_path / "data.npz", images=np.zeros(shape, dtype=np.uint8), label=np.arange(1_000) % 10
     )
     data = config["data"].format(data=tmp_path / "data.npz")
-    partitions = config["methods"][method].get("partitions")
-    fitted = str(config["methods"][method].get("partitioner")).partition("{parts}/")[2]
-    if fitted:
-        partitions = int(fitted.split("-")[-2])
-        parts = pgmkit.fit_partitioner(
-            "random", load_images(data, size=32), partitions=partitions, seed=0
-        )
-        parts.save_pretrained(tmp_path / fitted)
+    table = config["methods"][method]
+    partitions, fitted = table.get("partitions"), str(table.get("partitioner"))
+    if "{parts}/" in fitted:
+        partitions = 3
+        few_parts.save_pretrained(tmp_path / fitted.partition("{parts}/")[2])
     values = script.training_of({**config, "data": data, "parts": tmp_path}, method, 3, "cpu")
     if "backbone_args" in values["model"]:
         values["model"]["backbone_args"] = {**values["model"]["backbone_args"], "width": 4}
