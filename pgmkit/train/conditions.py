@@ -35,28 +35,27 @@ _STATE = "partitioner."
 class Guide:
     """How much the guide counts beside the loss: λ, which falls on a straight line.
 
-    It multiplies R_i of Eq. 6 over k, as in the authors' code, so that one λ suits few parts and
-    many. That of the sum itself, as the paper has it, is λ/k.
+    The guide is the sum of Eq. 6. The authors' code takes the mean over the k parts instead, so
+    that its λ, from 6 to 1e-4, is k times this one.
 
     Args:
-        start: λ in the first step, at least 0.
-        end: λ at the end, at least 0.
+        start: λ in the first step, at least 0; None is 6/k.
+        end: λ at the end, at least 0; None is 1e-4/k.
         steps: of the generator, after which λ stays at `end`; None is all of them.
 
     Raises:
         ParameterError: a number is outside its range.
     """
 
-    start: float = 6.0
-    end: float = 1e-4
+    start: float | None = None
+    end: float | None = None
     steps: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("start", "end"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ParameterError(
-                    f"guide.{name} must be at least 0, not {getattr(self, name)!r}"
-                )
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise ParameterError(f"guide.{name} must be at least 0, not {value!r}")
         if self.steps is not None:
             check_count("guide.steps", self.steps)
 
@@ -65,10 +64,12 @@ class Guide:
         """Whether it never counts."""
         return self.start == self.end == 0
 
-    def weight(self, clock: Clock) -> float:
-        """Returns λ in a step."""
+    def weight(self, clock: Clock, num_partitions: int) -> float:
+        """Returns λ in a step, for k partitions."""
+        start = 6 / num_partitions if self.start is None else self.start
+        end = 1e-4 / num_partitions if self.end is None else self.end
         over = 1.0 if self.steps is None else min(self.steps / clock.steps, 1.0)
-        return linear(clock, self.start, self.end, over)
+        return linear(clock, start, end, over)
 
 
 class Conditions:
@@ -149,12 +150,11 @@ class Conditions:
         return torch.multinomial(self.masses, count, replacement=True, generator=random)
 
     def pull(self, x: Tensor, parts: Tensor) -> Tensor:
-        """Returns the guide of each image to its part over k, (B,), at least 0.
+        """Returns the guide of each image to its part, (B,); `FittedPartitioner.guide` unchecked.
 
-        It is `FittedPartitioner.guide` unchecked, and asks nothing of the device that it would have
-        to wait for.
+        It asks nothing of the device that it would have to wait for.
         """
-        return pull_of(self.fitted.partitioner.logits(x), parts) / len(self.masses)
+        return pull_of(self.fitted.partitioner.logits(x), parts)
 
 
 def renumbered(fitted: FittedPartitioner, order: Sequence[int]) -> FittedPartitioner:

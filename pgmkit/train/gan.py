@@ -392,7 +392,7 @@ class GANTask:
             assert fake.parts is not None
             with self._precision():
                 pull = self.conditions.pull(fake.images, fake.parts).float().mean()
-            weight = self.guide.weight(clock)
+            weight = self.guide.weight(clock, len(self.conditions.masses))
             told |= {"guide": pull.detach(), "guide weight": weight}
             loss = loss + weight * pull
         (loss / self.accumulate).backward()
