@@ -175,8 +175,8 @@ def test_the_guide_brings_samples_to_their_part() -> None:
     assert inside[0] < 0.6
 
 
-def test_the_guide_is_the_sum_and_falls_from_the_authors_weight_of_the_mean() -> None:
-    made, task = conditioned("model.guide={}")
+def test_the_guide_is_the_sum_over_the_parts() -> None:
+    made, task = conditioned()
     conditions = task.conditions
     assert conditions is not None
     k = conditions.fitted.num_partitions
@@ -184,8 +184,6 @@ def test_the_guide_is_the_sum_and_falls_from_the_authors_weight_of_the_mean() ->
     one_by_one = [conditions.fitted.guide(x[i : i + 1], int(parts[i])) for i in range(20)]
     torch.testing.assert_close(conditions.pull(x, parts), torch.cat(one_by_one))
     assert conditions.pull(x, parts).max() > 0
-    for step, weight in ((0, 6 / k), (4, 1e-4 / k)):
-        assert task.guide.weight(clock_at(0, step, 5), k) == pytest.approx(weight)
 
 
 def batch_of(task: GANTask, made: Job, count: int = 200) -> Batch:

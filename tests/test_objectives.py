@@ -76,9 +76,9 @@ def test_losses_that_there_are_not_are_named() -> None:
 
 def test_the_guide_s_weight_falls_on_a_straight_line() -> None:
     whole, half = Guide(), Guide(2.0, 1.0, steps=50)
-    assert [whole.weight(clock_at(0, step, 101)) for step in (0, 100)] == [6.0, 1e-4]
-    assert whole.weight(clock_at(0, 50, 101)) == pytest.approx((6 + 1e-4) / 2)
-    found = [half.weight(clock_at(0, step, 101)) for step in (0, 25, 50, 75)]
+    authors = [whole.weight(clock_at(0, step, 101), 8) for step in (0, 50, 100)]
+    assert authors == pytest.approx([6 / 8, (6 + 1e-4) / 16, 1e-4 / 8])  # 6 to 1e-4 of the mean
+    found = [half.weight(clock_at(0, step, 101), 8) for step in (0, 25, 50, 75)]
     assert found == pytest.approx([2, 1.5, 1, 1], abs=0.01)
     assert not whole.is_off
     assert Guide(0, 0).is_off
