@@ -16,7 +16,7 @@ from pgmkit.errors import ParameterError, PgmkitWarning, SamplingError
 from pgmkit.plugins import build
 from pgmkit.seeds import derive_seed
 
-_TRIAL_PROPOSALS = 256
+_FEWEST_TRIALS, _MOST_TRIALS = 64, 256
 _LARGEST_BATCH = 4096
 
 
@@ -35,7 +35,8 @@ class RejectionMapper:
 
     Attributes:
         acceptance_: share of proposals that lay in the core of each cluster when it was fitted,
-            (k,), float64; measured on 256 per cluster.
+            (k,), float64; measured on as many per cluster as it has latents on average, from 64 to
+            256.
     """
 
     def __init__(self, proposal: Any = "mixture", max_tries: int = 1000, core: float = 1.0) -> None:
@@ -72,9 +73,10 @@ class RejectionMapper:
             seed=seed,
         )
         trial = derive_seed(seed, "trial")
+        count = min(max(len(latents) // num_clusters, _FEWEST_TRIALS), _MOST_TRIALS)
         shares = []
         for cluster in range(num_clusters):
-            drawn = self._propose(_TRIAL_PROPOSALS, cluster, assign, prior, trial)
+            drawn = self._propose(count, cluster, assign, prior, trial)
             shares.append((assign(drawn, self.core) == cluster).double().mean())
         self.acceptance_ = torch.stack(shares)
         never = (self.acceptance_ == 0).nonzero().flatten().tolist()
@@ -140,5 +142,5 @@ class RejectionMapper:
 
 def _num_proposals(missing: int, rate: float) -> int:
     """Returns how many proposals yield `missing` accepted ones, with a margin of one deviation."""
-    rate = max(rate, 1 / _TRIAL_PROPOSALS)
+    rate = max(rate, 1 / _MOST_TRIALS)
     return math.ceil((missing + math.sqrt(missing * (1 - rate))) / rate)
