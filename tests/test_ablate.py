@@ -19,13 +19,12 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from processes import forked
 from safetensors.torch import load_file, save, save_file
 from tiny import (
-    command,
     every_file,
     let_no_sample_of_cluster_1_be_drawn,
     run_pgmkit,
-    started,
     write_tiny_classifier,
     write_tiny_generator,
     write_tiny_images,
@@ -798,10 +797,10 @@ def is_worker(pid: int) -> bool:
 @pytest.mark.usefixtures("faulty")
 def test_after_kill_9_only_missing_cells_are_computed(tiny: str, tmp_path: Path) -> None:
     out, path = tmp_path / "out", slow(tiny, tmp_path / "config.toml")
-    with started(command("ablate", path, "-o", out)) as process:
+    with forked("-m", "pgmkit", "ablate", path, "-o", out) as process:
         wait_for_a_cell(out)
-        process.kill()
-        process.wait()
+        process.send_signal(signal.SIGKILL)
+        assert process.finished(60).code == -signal.SIGKILL
     before = every_file(out / "cells")
     whole = {name: stat for name, stat in before.items() if name.endswith(".json")}
     assert 1 <= len(whole) < 8
@@ -814,17 +813,17 @@ def test_after_kill_9_only_missing_cells_are_computed(tiny: str, tmp_path: Path)
 @pytest.mark.usefixtures("faulty")
 def test_ctrl_c_ends_all_processes_with_one_line(tiny: str, tmp_path: Path) -> None:
     out, path = tmp_path / "out", slow(tiny, tmp_path / "config.toml", jobs=2)
-    with started(command("ablate", path, "-o", out)) as process:
+    with forked("-m", "pgmkit", "ablate", path, "-o", out) as process:
         wait_for_a_cell(out)
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
         workers = [int(pid) for pid in children.split() if is_worker(int(pid))]
         assert len(workers) == 2
         for pid in [process.pid, *workers]:  # as a terminal does
             os.kill(pid, signal.SIGINT)
-        _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert stderr.splitlines()[-1].startswith("stopped: run the same command again")
-    assert "Traceback" not in stderr
+        run = process.finished(60)
+    assert run.code == 1
+    assert run.stderr.splitlines()[-1].startswith("stopped: run the same command again")
+    assert "Traceback" not in run.stderr
     assert not any(map(is_worker, workers))
 
 

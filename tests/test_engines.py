@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import ray
 import torch
+from processes import run_ranks
 from ray.cluster_utils import Cluster
 from tiny import (
     begin_like,
@@ -177,7 +178,7 @@ def wait_until_some_blocks_are_there(folder: Path, count: int) -> None:
 
 
 class TestTorchrun:
-    """The processes of torchrun, with the real one."""
+    """The processes of torchrun, which itself takes part where one of them is killed."""
 
     def test_a_killed_process_ends_the_run_and_the_same_command_continues_it(
         self, tiny: str, tmp_path: Path
@@ -218,10 +219,9 @@ class TestTorchrun:
         assert 8 <= len(before) < 100
         assert not (out / "sampler.json").exists()
 
-        with torchrun(2, *words) as process:
-            stdout, _ = process.communicate(timeout=TIMEOUT)
-            assert process.returncode == 0
-        assert stdout.count("report: ") == 1
+        ranks = run_ranks(2, *words)
+        assert [run.code for run in ranks] == [0, 0], ranks
+        assert sum(run.stdout.count("report: ") for run in ranks) == 1
         assert before.items() <= shards(out / "spectrum").items()
         assert contents(out / "spectrum") == contents(expected / "spectrum")
         sampler = "sampler.safetensors"
@@ -253,11 +253,11 @@ class TestTorchrun:
             "except OutputError:\n"
             "    os.write(1, b'refused\\n')\n"
         )
-        with torchrun(3, script, tiny, out) as process:
-            stdout, stderr = process.communicate(timeout=TIMEOUT)
-        assert process.returncode == 0, stderr
-        lines = stdout.splitlines()
+        ranks = run_ranks(3, script, tiny, out)
+        assert [run.code for run in ranks] == [0, 0, 0], ranks
+        lines = "".join(run.stdout for run in ranks).splitlines()
         assert lines.count("refused") == 3
+        stderr = "".join(run.stderr for run in ranks)
         assert stderr.count(f"Jacobians of {LATENTS} latents") == 1  # the coordinator alone tells
         lines = [line for line in lines if line != "refused"]
         assert len(lines) == 3
@@ -270,9 +270,8 @@ class TestTorchrun:
         words += ("--sampler", "kmeans-gmm", "--no-cache", "-o")
         assert run_pgmkit(*words, expected).code == 0
         begin_run_like(expected, out)
-        with torchrun(1, "-m", "pgmkit", *words, out, "--engine", "torchrun") as process:
-            process.communicate(timeout=TIMEOUT)
-        assert process.returncode == 0
+        (run,) = run_ranks(1, "-m", "pgmkit", *words, out, "--engine", "torchrun")
+        assert run.code == 0, run.stderr
         assert contents(out / "spectrum") == contents(expected / "spectrum")
 
     def test_one_process_computes_all_cells_of_an_ablation(self, tiny: str, tmp_path: Path) -> None:
@@ -285,10 +284,9 @@ class TestTorchrun:
             'samples = 20\njobs = 1\nmeasures = ["clusters"]\n'
             '[spectrum]\nengine = "torchrun"\ncache = false\n'
         )
-        with torchrun(2, "-m", "pgmkit", "ablate", config, "-o", out) as process:
-            stdout, stderr = process.communicate(timeout=TIMEOUT)
-        assert process.returncode == 0, stderr
-        assert stdout.count("Adjusted MI") == 1
+        ranks = run_ranks(2, "-m", "pgmkit", "ablate", config, "-o", out)
+        assert [run.code for run in ranks] == [0, 0], ranks
+        assert sum(run.stdout.count("Adjusted MI") for run in ranks) == 1
 
     def test_outside_torchrun_the_error_tells_the_command(self, tiny: str, tmp_path: Path) -> None:
         run = run_pgmkit("shatter", tiny, "--engine", "torchrun", "-o", tmp_path / "out")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import Forked, forked
 from tiny import (
     LATENT_DIM,
     TRAIN_CONFIG,
@@ -17,9 +18,9 @@ from tiny import (
     begin_run_like,
     command,
     contents,
+    environment,
     every_file,
     run_pgmkit,
-    started,
     write_tiny_generator,
     write_tiny_images,
 )
@@ -73,18 +74,13 @@ def trained(train: tuple[object, ...], tmp_path_factory: pytest.TempPathFactory)
     return out
 
 
-def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+def wait_for(path: Path, process: Forked) -> None:
     """Waits until a running process has written a file."""
     deadline = time.monotonic() + TIMEOUT
     while not path.exists():
-        assert process.poll() is None, process.communicate()
+        assert process.poll() is None, process.finished(0)
         assert time.monotonic() < deadline, f"no {path} after {TIMEOUT} s"
         time.sleep(0.002)
-
-
-def finished(process: subprocess.Popen[str]) -> Finished:
-    stdout, stderr = process.communicate(timeout=TIMEOUT)
-    return Finished(process.returncode, stdout, stderr)
 
 
 def killed_in_the_middle(words: tuple[object, ...], out: Path, sign: Path) -> Finished:
@@ -92,12 +88,12 @@ def killed_in_the_middle(words: tuple[object, ...], out: Path, sign: Path) -> Fi
 
     The first run is held still meanwhile, so that it cannot end before it is killed.
     """
-    with started(command(*words, out)) as process:
+    with forked("-m", "pgmkit", *words, out) as process:
         wait_for(sign, process)
         process.send_signal(signal.SIGSTOP)
         second = run_pgmkit(*words, out)
-        process.kill()
-        assert finished(process).code == -signal.SIGKILL
+        process.send_signal(signal.SIGKILL)
+        assert process.finished(TIMEOUT).code == -signal.SIGKILL
     return second
 
 
@@ -133,10 +129,10 @@ def test_ctrl_c_stops_a_run_with_one_line_and_it_continues_to_the_same_bytes(
 ) -> None:
     out = tmp_path / "out"
     begin_run_like(shattered, out)
-    with started(command(*shatter, out)) as process:
+    with forked("-m", "pgmkit", *shatter, out) as process:
         wait_for(out / "spectrum" / "block-000000.safetensors", process)
         process.send_signal(signal.SIGINT)
-        assert finished(process) == Finished(1, "", STOPPED)
+        assert process.finished(TIMEOUT) == Finished(1, "", STOPPED)
     assert 0 < num_blocks(out) < BLOCKS
     assert run_pgmkit(*shatter, out).code == 0
     assert contents(out) == contents(shattered)
@@ -149,8 +145,9 @@ def test_a_full_disk_is_one_line_and_with_space_the_run_ends_in_the_same_bytes(
     out = tmp_path / "out"
     begin_run_like(shattered, out)
     limit = 'ulimit -f 8; exec "$@"'
-    with started(["sh", "-c", limit, "sh", *command(*shatter, out)]) as process:
-        full = finished(process)
+    words = ["sh", "-c", limit, "sh", *command(*shatter, out)]
+    run = subprocess.run(words, capture_output=True, text=True, env=environment(), timeout=TIMEOUT)
+    full = Finished(run.returncode, run.stdout, run.stderr)
     assert full.code == 1
     assert full.stdout == ""
     assert full.stderr.startswith(f"error: cannot write {out / 'spectrum' / 'manifest.json'}: ")
@@ -267,10 +264,10 @@ def test_ctrl_c_stops_a_training_with_one_line_and_it_continues_to_the_same_byte
     train: tuple[object, ...], trained: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    with started(command(*train, out)) as process:
+    with forked("-m", "pgmkit", *train, out) as process:
         wait_for(out / "samples" / "step-0000004.png", process)
         process.send_signal(signal.SIGINT)
-        stopped = finished(process)
+        stopped = process.finished(TIMEOUT)
     assert stopped.code == 1
     assert stopped.stdout == ""
     lines = stopped.stderr.splitlines(keepends=True)

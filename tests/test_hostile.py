@@ -25,6 +25,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from processes import forked
 from tiny import (
     Finished,
     command,
@@ -32,7 +33,6 @@ from tiny import (
     environment,
     every_file,
     run_pgmkit,
-    started,
     write_tiny_generator,
 )
 
@@ -631,15 +631,15 @@ main(write)
 def test_signals_end_a_run_in_one_line_and_leave_nothing_half_written(
     signals: list[signal.Signals], code: int, tmp_path: Path
 ) -> None:
-    with started([sys.executable, "-c", WRITING, str(tmp_path / "out")]) as process:
+    with forked("-c", WRITING, tmp_path / "out") as process:
         while not (tmp_path / "out" / "data").exists() and process.poll() is None:
             time.sleep(0.01)
         for number in signals:
             process.send_signal(number)
-        stdout, stderr = process.communicate(timeout=30)
-    assert (process.returncode, stdout) == (code, "")
-    assert stderr.strip().startswith("stopped")
-    assert stderr.strip().count("\n") == 0
+        run = process.finished(30)
+    assert (run.code, run.stdout) == (code, "")
+    assert run.stderr.strip().startswith("stopped")
+    assert run.stderr.strip().count("\n") == 0
     assert {path.name for path in (tmp_path / "out").iterdir()} == {".lock", "data"}
     assert (tmp_path / "out" / "data").stat().st_size == 2**20
 

@@ -4,8 +4,6 @@ import csv
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 import tracemalloc
 from collections.abc import Iterator, Mapping
@@ -14,8 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+from processes import run_forked
 from safetensors import safe_open
-from tiny import environment
 from torch import Tensor, nn
 
 from pgmkit.errors import DataError, LoadError, ParameterError, PgmkitError, PgmkitWarning
@@ -220,14 +218,14 @@ def test_a_run_that_is_killed_while_it_saves_again_and_again_ends_in_the_same_by
     undisturbed: tuple[bytes, bytes], tmp_path: Path
 ) -> None:
     """Each save syncs losses and their folder, then a checkpoint and its folder."""
-    arguments = [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(tmp_path)]
+    arguments = ["-c", KILLED, Path(__file__).parent, tmp_path]
     found = []
     for syncs in (7, 3):
-        run = subprocess.run([*arguments, str(syncs)], capture_output=True, env=environment())
-        assert run.returncode == -signal.SIGKILL, run.stderr
+        run = run_forked(*arguments, syncs)
+        assert run.code == -signal.SIGKILL, run.stderr
         found.append([int(path.name[11:-12]) for path in checkpoints(tmp_path)])
     assert found == [[2], [2]]
-    subprocess.run([*arguments, "-1"], check=True, capture_output=True, env=environment())
+    assert run_forked(*arguments, -1).code == 0
     assert (tmp_path / "state").read_bytes() == undisturbed[0]
     assert (tmp_path / "losses.csv").read_bytes() == undisturbed[1]
 

@@ -7,8 +7,6 @@ import json
 import math
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,13 +19,13 @@ from hub_server import HubServer
 from huggingface_hub import snapshot_download
 from matplotlib.axes import Axes
 from PIL import Image
+from processes import run_forked
 from safetensors.torch import load_file, save_file
 from tiny import (
     STEPS,
     STOP_LEARNING,
     STOPPED_AT,
     Finished,
-    environment,
     every_file,
     run_pgmkit,
     write_tiny_generator,
@@ -564,11 +562,8 @@ def test_a_fit_that_was_stopped_continues_and_ends_as_one_that_was_not(
     whole, out = tmp_path / "whole", tmp_path / "out"
     assert fit(inputs / "labelled.npz", whole, *words).code == 0
     arguments = ("partition", "fit", "--data", inputs / "labelled.npz", "--partitions", 2, *words)
-    command = [sys.executable, "-c", STOP_LEARNING, *map(str, arguments), "-o", str(out)]
-    stopped = subprocess.run(
-        command, capture_output=True, text=True, env=environment(), timeout=280
-    )
-    assert stopped.returncode == 1
+    stopped = run_forked("-c", STOP_LEARNING, *arguments, "-o", out)
+    assert stopped.code == 1
     assert stopped.stderr.splitlines()[-1].startswith("stopped")
     assert "Traceback" not in stopped.stderr
     assert list((out / "learning").glob("*/checkpoint-*"))

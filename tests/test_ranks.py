@@ -1,4 +1,4 @@
-"""Two processes of torchrun that train one model."""
+"""Two processes, as torchrun starts them, that train one model."""
 
 import json
 from collections.abc import Mapping
@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from processes import run_ranks
 from ranked import GUIDED, POINTS, STEPS, Small, run, weights
 from safetensors.torch import load_file
-from tiny import TRAIN_CONFIG, run_pgmkit, torchrun, write_tiny_images
+from tiny import TRAIN_CONFIG, run_pgmkit, write_tiny_images
 from torch import Tensor
 
 import pgmkit
@@ -26,9 +27,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "guided.toml").write_text(GUIDED)
     (folder / "mine").mkdir()
     (folder / "mine" / "thesis.tex").write_text("years of work")
-    with torchrun(2, Path(__file__).with_name("ranked.py"), folder) as process:
-        _, stderr = process.communicate(timeout=200)
-    assert process.returncode == 0, stderr
+    ranks = run_ranks(2, Path(__file__).with_name("ranked.py"), folder)
+    assert [run.code for run in ranks] == [0, 0], ranks
     return folder
 
 

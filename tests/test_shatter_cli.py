@@ -4,7 +4,6 @@ import importlib
 import inspect
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -13,12 +12,12 @@ from typing import Any
 
 import pytest
 import torch
+from processes import run_forked
 from tiny import (
     STEPS,
     STOP_LEARNING,
     STOPPED_AT,
     Finished,
-    environment,
     every_file,
     run_pgmkit,
     write_tiny_generator,
@@ -133,11 +132,8 @@ def test_a_run_stopped_while_it_learned_continues_and_ends_with_the_same_bytes(
 ) -> None:
     out = tmp_path / "out"
     words = ("shatter", tiny, "--spectrum", spectrum, "-o", out, *METHODS)
-    command = [sys.executable, "-c", STOP_LEARNING, *map(str, words)]
-    stopped = subprocess.run(
-        command, capture_output=True, text=True, env=environment(), timeout=280
-    )
-    assert stopped.returncode == 1
+    stopped = run_forked("-c", STOP_LEARNING, *words)
+    assert stopped.code == 1
     assert stopped.stderr.splitlines()[-1].startswith("stopped")
     assert "Traceback" not in stopped.stderr
     assert list((out / "learning").glob("*/checkpoint-*"))

@@ -63,7 +63,7 @@ main()
 
 @dataclass(frozen=True)
 class Finished:
-    """What a run of the command line left behind."""
+    """What a run of the command line left behind; a signal that ended it is a negative code."""
 
     code: int
     stdout: str
@@ -164,17 +164,6 @@ def begun(words: Sequence[str], **more: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(**more)
     )
-
-
-@contextmanager
-def started(words: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
-    """Starts a subprocess as `begun` does, and ends it."""
-    process = begun(words)
-    with process:
-        try:
-            yield process
-        finally:
-            process.kill()
 
 
 def children(process: int) -> list[int]:
