@@ -192,8 +192,8 @@ def conditional_card(
             row.append("-" if share is None else f"{share:.1%}")
     found = "The partitioner that tells them is not here."
     if partitioner is not None:
-        table = json.dumps(shortened_table("partitioners", partitioner))
-        found = f"The partitioner that tells them, `{_code(table)}`, is in `{PARTITIONER_FOLDER}`."
+        name = shortened_table("partitioners", partitioner).get("name")
+        found = f"The partitioner that tells them, `{_code(name)}`, is in `{PARTITIONER_FOLDER}`."
     command = f"pgmkit shatter {reference} --partition {count - 1} -o shattered"
     shatter = ["To find clusters in one of them:", "", *_block(command, "bash")]
     shown = min(count, MOST_ROWS)
@@ -203,7 +203,7 @@ def conditional_card(
             _PIPELINE,
             [*_tags(generator), "partition-guided", "conditional-image-generation"],
         ),
-        f"# {plain(generator.name)}, of {count} partition{'s' if count > 1 else ''}",
+        f"# {plain(_title(generator))}, of {count} partition{'s' if count > 1 else ''}",
         "",
         f"![{PER_CLUSTER} samples of each of {shown} partitions]({SAMPLES_FILE})",
         "",
@@ -219,6 +219,14 @@ def conditional_card(
         *_weights(generator, record),
     ]
     return "\n".join(lines)
+
+
+def _title(generator: Generator) -> object:
+    """Returns what a training config calls the model, or its name."""
+    card = generator.provenance.get("training")
+    for key in ("card", "title"):
+        card = card.get(key) if isinstance(card, Mapping) else None
+    return card or generator.name
 
 
 def plain(text: object) -> str:
