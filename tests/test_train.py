@@ -271,6 +271,29 @@ def test_the_shipped_generator_is_what_its_example_says() -> None:
     assert training["steps"] == 50 * (60_000 // 64)
 
 
+def test_the_shipped_conditional_generator_is_what_its_example_says() -> None:
+    model = pgmkit.load("mnist-pgmgan")
+    example = read_toml(EXAMPLES / "mnist-pgmgan.toml")
+    training = model.provenance["training"]
+    assert {key: training[key] for key in example} == json.loads(json.dumps(example))
+    folder = EXAMPLES.parent / "registry" / "mnist-pgmgan"
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 4e6
+
+
+def test_each_part_of_the_shipped_conditional_generator_is_one_digit() -> None:
+    model = pgmkit.load("mnist-pgmgan", device="cpu")
+    assert isinstance(model, pgmkit.ConditionalGenerator)
+    assert model.partitioner is not None
+    judge, digits = load_classifier("mnist-classifier"), set()
+    for part in range(10):
+        images = model.sample(50, partition=part, seed=0)
+        assert (model.partitioner.assign(images) == part).double().mean() > 0.9
+        counts = judge.labels(images, model.image.range).bincount()
+        assert counts.max() > 45
+        digits.add(int(counts.argmax()))
+    assert len(digits) == 10
+
+
 def test_snapshots_are_exported_on_the_way_and_change_nothing(digits: Path, tmp_path: Path) -> None:
     plain = run_training(gan_config("epochs=2"), str(digits), tmp_path / "plain")
     config = gan_config("epochs=2", "snapshots=[1]")
