@@ -97,7 +97,10 @@ BAD_SHATTER: dict[str, tuple[list[object], str]] = {
     "no generator": ([], "no generator is given"),
     "folder that is no folder": (["{inputs}/none"], "there is no folder or file"),
     "folder that is not there": (["local-dir:{inputs}/none"], "there is no folder"),
-    "generator that is a classifier": (["mnist-classifier"], "did you mean 'mnist-dcgan'?"),
+    "generator that is a classifier": (
+        ["mnist-classifier"],
+        "did you mean 'mnist-dcgan' or 'mnist-pgmgan'?",
+    ),
     "generator of nan": (
         ["local-dir:{inputs}/nan"],
         "not finite: infinite or no numbers are among the weights",
