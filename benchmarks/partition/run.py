@@ -64,10 +64,23 @@ def list_data_sets() -> None:
 @click.option("--device", default="auto", show_default=True)
 @click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("runs/partition"))
 @click.option(
+    "--gans",
+    type=click.Path(path_type=Path),
+    default=Path("runs/pgmgan"),
+    help="Where benchmarks/pgmgan left its trainings.",
+)
+@click.option(
     "--results", type=click.Path(path_type=Path), default=HERE, help="Beside this script."
 )
 def fit(
-    name: str, data: str, only: tuple[str, ...], seed: int, device: str, out: Path, results: Path
+    name: str,
+    data: str,
+    only: tuple[str, ...],
+    seed: int,
+    device: str,
+    out: Path,
+    gans: Path,
+    results: Path,
 ) -> None:
     """Fit the methods of the data set NAME, one after the other, and write the pages."""
     if name not in configs():
@@ -77,7 +90,8 @@ def fit(
         if method not in config["methods"]:
             raise UnknownNameError(f"method of {name}", method, config["methods"])
     for method in only or config["methods"]:
-        table = filled(config["methods"][method], fits=str((out / name).absolute()), seed=seed)
+        folders = {"fits": (out / name).absolute(), "gans": (gans / name).absolute()}
+        table = filled(config["methods"][method], **folders, seed=seed)
         numbers = table.pop("partitions", config["partitions"])
         for partitions in numbers if isinstance(numbers, list) else [numbers]:
             cell = f"{method}-{partitions}-{seed}"
@@ -110,7 +124,7 @@ def configs() -> dict[str, dict[str, Any]]:
 
 
 def filled(value: Any, **known: Any) -> Any:
-    """Returns a table with `{fits}`, the folder of all fits, and `{seed}` filled in."""
+    """Returns a table in which `{fits}` and `{gans}`, folders, and `{seed}` are filled in."""
     if isinstance(value, Mapping):
         return {key: filled(inner, **known) for key, inner in value.items()}
     return value.format(**known) if isinstance(value, str) else value
