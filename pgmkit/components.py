@@ -129,13 +129,17 @@ class RegisteredComponent:
         """The name as it stands in messages, with kind and distribution."""
         return f"{singular(self.kind)} {self.qualified_name!r}"
 
+    def missing(self) -> list[str]:
+        """Returns the distributions that it needs and that are not installed."""
+        return [name for name in self.component.requires if not _is_installed(name)]
+
     def resolve(self) -> Any:
         """Imports and returns the factory itself; what is printed meanwhile goes to stderr.
 
         Raises:
             PluginError: a needed distribution is missing, or the factory cannot be imported.
         """
-        missing = [name for name in self.component.requires if not _is_installed(name)]
+        missing = self.missing()
         if missing:
             raise PluginError(
                 f"{self.qualified_name} needs {', '.join(missing)}; run: "
@@ -171,6 +175,20 @@ class RegisteredComponent:
             raise PluginError(f"the {self.called} is built as {built!r:.60}, which is no object")
         _remember(built, self, arguments)
         return built
+
+
+def command_of(component: RegisteredComponent) -> Any:
+    """Returns the `click.Command` that a component of the kind `commands` names.
+
+    Raises:
+        PluginError: it cannot be imported, or is something else.
+    """
+    import click
+
+    found = component.resolve()
+    if not isinstance(found, click.Command):
+        raise PluginError(f"the {component.called} is no click.Command but {found!r:.60}")
+    return found
 
 
 _built: dict[int, tuple[Any, RegisteredComponent, dict[str, Any]]] = {}

@@ -645,6 +645,104 @@ def drawn_by(
     return latents_of(drawn, n, None if prior is None else prior.dim, who)
 
 
+def fit_sampler(
+    sampler: ClusterSampler, latents: Tensor, *, generator: "Generator | None", seed: int
+) -> None:
+    """Fits a cluster sampler; see `ClusterSampler.fit`."""
+    with speaking_for(called("cluster-samplers", sampler), "in fit"):
+        sampler.fit(latents, generator=generator, seed=seed)
+
+
+def labels_of(sampler: Any, count: int, asked: int | None = None) -> tuple[Tensor, int | None]:
+    """Returns the clusters (n,), int64, of the latents that a sampler was fitted to.
+
+    Args:
+        sampler: was fitted.
+        count: n.
+        asked: the number of clusters, where it says none itself.
+
+    Returns:
+        Also how many clusters there are, empty ones included; None where nobody says.
+
+    Raises:
+        PluginError: there are no labels, or they are something else.
+    """
+    who = called("cluster-samplers", sampler)
+    number = getattr(sampler, "num_clusters_", getattr(sampler, "num_clusters", asked))
+    if number is not None and (
+        not isinstance(number, int) or isinstance(number, bool) or number < 1
+    ):
+        raise PluginError(
+            f"the {who} has num_clusters_ = {number!r} after fit; it must be a whole number from 1"
+        )
+    if not hasattr(sampler, "labels_"):
+        raise PluginError(
+            f"the {who} has no labels_ after fit; its fit must set labels_, int64 of shape (n,)"
+        )
+    return clusters_of(sampler.labels_, count, who, "has labels_", least=0, most=number), number
+
+
+def predicted_by(
+    sampler: ClusterSampler, latents: Tensor, *, most: int | None = None, who: str | None = None
+) -> Tensor:
+    """Returns the cluster of each latent (n, M) by a sampler, int64 (n,).
+
+    Args:
+        sampler: was fitted.
+        latents: z.
+        most: the number of clusters, if it is known.
+        who: what it is called in messages; by default its own name.
+
+    Raises:
+        PluginError: it fails, or predicts something else.
+    """
+    who = who or called("cluster-samplers", sampler)
+    with speaking_for(who, "in predict"):
+        found = sampler.predict(latents)
+    return clusters_of(found, len(latents), who, "predicts clusters", most=most)
+
+
+def sampled_by(
+    sampler: ClusterSampler, n: int, cluster: int, seed: int, *, dim: int, who: str | None = None
+) -> Tensor:
+    """Returns latents (n, dim), float32, that a sampler draws of a cluster; `who` as above.
+
+    Raises:
+        PluginError: it fails, or draws something else.
+    """
+    who = who or called("cluster-samplers", sampler)
+    with speaking_for(who, "in sample"):
+        drawn = sampler.sample(n, cluster, seed)
+    return latents_of(drawn, n, dim, who)
+
+
+def prepared_clusters(
+    sampler: PreparesClusters, latents: Tensor, *, generator: "Generator | None", seed: int
+) -> Tensor:
+    """Returns the points (n, d) among which a sampler seeks clusters of latents (n, M).
+
+    Raises:
+        PluginError: it fails, or returns something else.
+    """
+    who = called("cluster-samplers", sampler)
+    with speaking_for(who, "in prepare"):
+        points = sampler.prepare(latents, generator=generator, seed=seed)
+    if not isinstance(points, Tensor) or points.ndim != 2 or len(points) != len(latents):
+        raise PluginError(
+            f"the {who} prepares points of {getattr(points, 'shape', type(points).__name__)} for "
+            f"{len(latents)} latents; they must be a tensor of shape ({len(latents)}, d)"
+        )
+    return points
+
+
+def split_clusters(
+    sampler: PreparesClusters, latents: Tensor, *, generator: "Generator | None", seed: int
+) -> None:
+    """Finds the clusters by what `prepared_clusters` had it learn."""
+    with speaking_for(called("cluster-samplers", sampler), "in split"):
+        sampler.split(latents, generator=generator, seed=seed)
+
+
 def log_weights_of(estimator: DensityEstimator, spectrum: "Spectrum") -> Tensor:
     """Returns log-weights (n,), float64 on the CPU, that may be infinite or no numbers.
 
@@ -720,6 +818,31 @@ def network_of(
     return network
 
 
+def images_of(
+    backbone: Backbone, network: nn.Module, latents: Tensor, parts: Tensor | None = None
+) -> Tensor:
+    """Returns what a generator of a backbone makes of latents z (B, M), without gradients.
+
+    Args:
+        backbone: what built it.
+        network: the generator.
+        latents: z.
+        parts: that images are wanted of, (B,); None for a network without parts.
+
+    Raises:
+        PluginError: it fails, or makes something else than one image or point for each latent.
+    """
+    who = called("backbones", backbone)
+    with torch.no_grad(), speaking_for(who, f"on latents {tuple(latents.shape)}"):
+        images = network(latents) if parts is None else network(latents, parts)
+    if not isinstance(images, Tensor) or images.ndim not in (2, 4) or len(images) != len(latents):
+        raise PluginError(
+            f"the {who} has a generator that returns {_kind_of(images)}; it must return images "
+            f"of shape ({len(latents)}, C, H, W), or points of shape ({len(latents)}, d)"
+        )
+    return images
+
+
 def check_discriminator(
     backbone: Backbone, network: nn.Module, x: Tensor, parts: Tensor | None = None
 ) -> None:
@@ -739,6 +862,21 @@ def check_discriminator(
             f"the {who} has a discriminator that returns {_kind_of(logits)}; it must return "
             f"logits of shape ({len(x)},)"
         )
+
+
+def num_classes_of(module: nn.Module, name: str) -> int:
+    """Returns how many classes a network knows that the component `name` built.
+
+    Raises:
+        PluginError: it does not say so.
+    """
+    count: Any = getattr(module, "num_classes", None)
+    if not isinstance(count, int) or count < 1:
+        raise PluginError(
+            f"the classifier {name!r} builds a {type(module).__name__} whose num_classes is "
+            f"{count!r}; it has to be the number of its logits"
+        )
+    return count
 
 
 def class_logits_of(module: nn.Module, x: Tensor, num_classes: int, name: str) -> Tensor:

@@ -25,7 +25,7 @@ def why_not_saved(component: Any) -> str | None:
     It can if an installed plugin offers it and all that it was built with, and if it is a
     `torch.nn.Module` or has `state` and `load_state`; and so can all that it is made of.
     """
-    reason = _why_not_built(component)
+    reason = why_not_built(component)
     if reason is None and not isinstance(component, nn.Module | Saves):
         name = name_of(component)
         reason = f"{name!r} has neither state() and load_state(), nor is it a torch.nn.Module"
@@ -33,7 +33,7 @@ def why_not_saved(component: Any) -> str | None:
     return next((reason for reason in reasons if reason is not None), None)
 
 
-def _why_not_built(component: Any) -> str | None:
+def why_not_built(component: Any) -> str | None:
     """Returns why a component could not be built again from its record, or None if it could."""
     if origin_of(component) is None:
         return (
@@ -42,7 +42,7 @@ def _why_not_built(component: Any) -> str | None:
         )
     parts = parts_of(component)
     rest = {name: value for name, value in arguments_of(component).items() if name not in parts}
-    reasons = map(_why_not_built, _objects(rest))
+    reasons = map(why_not_built, _objects(rest))
     return next((reason for reason in reasons if reason is not None), None)
 
 

@@ -20,12 +20,11 @@ import click
 
 import pgmkit
 from pgmkit import files
-from pgmkit.components import speaking_for
+from pgmkit.components import command_of, speaking_for
 from pgmkit.errors import (
     PgmkitError,
     PgmkitNote,
     PgmkitWarning,
-    PluginError,
     first_line,
     in_words,
     nearest_names,
@@ -58,7 +57,7 @@ _COMMANDS = {
     "audit": ("pgmkit.cli.audit:audit", "Hold a partitioner or a generator against theory."),
     "generators": ("pgmkit.cli.generators:generators", "List, inspect and publish generators."),
     "components": ("pgmkit.cli.components:components", "List the installed methods."),
-    "plugins": ("pgmkit.cli.plugins:plugins", "List the installed plugins."),
+    "plugins": ("pgmkit.cli.plugins:plugins", "List, check and begin plugins."),
 }
 
 
@@ -78,11 +77,8 @@ class _LazyGroup(click.Group):
             command: click.Command = getattr(importlib.import_module(module), attribute)
             return command
         if installed().offers("commands", cmd_name):
-            offered = installed().find("commands", cmd_name)
-            found = offered.resolve()
-            if not isinstance(found, click.Command):
-                raise PluginError(f"the {offered.called} is no click.Command but {found!r:.60}")
-            return found
+            offered: click.Command = command_of(installed().find("commands", cmd_name))
+            return offered
         return None
 
     def invoke(self, ctx: click.Context) -> Any:

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pgmkit.contracts import class_logits_of
-from pgmkit.errors import LoadError, ParameterError, PgmkitWarning, PluginError, first_line
+from pgmkit.contracts import class_logits_of, num_classes_of
+from pgmkit.errors import LoadError, ParameterError, PgmkitWarning, first_line
 from pgmkit.images import as_channels
 from pgmkit.loading.building import build
 from pgmkit.loading.checkpoints import candidates, fit
@@ -114,24 +114,9 @@ def load_classifier(reference: str) -> Classifier:
     return Classifier(
         module.eval().requires_grad_(False),
         reference,
-        _classes(config.get("classes"), num_classes(module, chosen), reference),
+        _classes(config.get("classes"), num_classes_of(module, chosen), reference),
         measured,
     )
-
-
-def num_classes(module: nn.Module, name: str) -> int:
-    """Returns how many classes a network knows that the component `name` built.
-
-    Raises:
-        PluginError: it does not say so.
-    """
-    count: Any = getattr(module, "num_classes", None)
-    if not isinstance(count, int) or count < 1:
-        raise PluginError(
-            f"the classifier {name!r} builds a {type(module).__name__} whose num_classes is "
-            f"{count!r}; it has to be the number of its logits"
-        )
-    return count
 
 
 def _module(architecture: str, model_args: Any, weights: Path, reference: str) -> nn.Module:

@@ -17,9 +17,8 @@ from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from torch import Tensor
 
-from pgmkit.components import called, speaking_for
 from pgmkit.config import check_count
-from pgmkit.contracts import Rejects, acceptance_rate_of, clusters_of
+from pgmkit.contracts import Rejects, acceptance_rate_of, fit_sampler, predicted_by
 from pgmkit.errors import ParameterError, PgmkitWarning, SamplingError
 from pgmkit.evaluate.metrics import kept_latents
 from pgmkit.generator import Generator
@@ -233,17 +232,16 @@ def reproducibility(
     assigned = []
     for index in range(num_fits):
         sampler = build("cluster-samplers", name, **parameters)
-        who = called("cluster-samplers", sampler)
         with warnings.catch_warnings():
             # Small clusters were warned of when the result was made.
             warnings.simplefilter("ignore", PgmkitWarning)
-            with speaking_for(who, "in fit"):
-                sampler.fit(
-                    fitted, generator=shattered.generator, seed=derive_seed(seed, "refit", index)
-                )
-        with speaking_for(who, "in predict"):
-            found = sampler.predict(held_out)
-        assigned.append(clusters_of(found, len(held_out), who, "predicts clusters").numpy())
+            fit_sampler(
+                sampler,
+                fitted,
+                generator=shattered.generator,
+                seed=derive_seed(seed, "refit", index),
+            )
+        assigned.append(predicted_by(sampler, held_out).numpy())
     scores = [
         float(metrics.adjusted_mutual_info_score(*pair))
         for pair in itertools.combinations(assigned, 2)

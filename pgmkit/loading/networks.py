@@ -317,6 +317,15 @@ def _in_precision(module: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module
     return module
 
 
+def latent_dim_in(arguments: Mapping[str, Any]) -> tuple[str, int] | None:
+    """Returns which argument says how many latent dimensions there are, and how many."""
+    for name in _LATENT_NAMES:
+        dim = arguments.get(name)
+        if isinstance(dim, int) and not isinstance(dim, bool) and dim > 0:
+            return name, dim
+    return None
+
+
 def _latent_of(
     arguments: Mapping[str, Any],
     weights: Mapping[str, Tensor],
@@ -324,11 +333,11 @@ def _latent_of(
     notes: list[str],
 ) -> LatentSpec:
     """Returns the prior that the arguments show, or raises LoadError with what the weights show."""
-    for name in _LATENT_NAMES:
-        dim = arguments.get(name)
-        if isinstance(dim, int) and not isinstance(dim, bool) and dim > 0:
-            notes.append(f"took latents for {dim} normal dimensions, as {name} is {dim}")
-            return LatentSpec(dim)
+    told = latent_dim_in(arguments)
+    if told is not None:
+        name, dim = told
+        notes.append(f"took latents for {dim} normal dimensions, as {name} is {dim}")
+        return LatentSpec(dim)
     first, shape = next(
         ((name, tuple(v.shape)) for name, v in weights.items() if v.ndim >= 2), ("", ())
     )

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from torch import Tensor
-
 from pgmkit import contracts, defaults
 from pgmkit.choosing import (
     MASS_OPTIONS,
@@ -19,9 +17,9 @@ from pgmkit.choosing import (
     choose_num_clusters,
     choose_removed_mass,
 )
-from pgmkit.components import called, check_parameters, name_of, speaking_for
+from pgmkit.components import called, check_parameters, name_of
 from pgmkit.config import check_count, check_seed, expect
-from pgmkit.errors import ParameterError, PluginError
+from pgmkit.errors import ParameterError
 from pgmkit.generator import Generator
 from pgmkit.loading.cards import Origin
 from pgmkit.plugins import build
@@ -118,10 +116,11 @@ def shatter(
     chosen = time.perf_counter()
     selection = select(estimator, spectrum, remove=mass, seed=seed)
     kept = spectrum.latents[selection.kept]
-    with speaking_for(called("cluster-samplers", finder), f"in {'split' if prepared else 'fit'}"):
-        (finder.split if prepared else finder.fit)(kept, generator=generator, seed=seed)
+    find = contracts.split_clusters if prepared else contracts.fit_sampler
+    find(finder, kept, generator=generator, seed=seed)
     done = time.perf_counter()
-    sizes = _sizes_of(finder, len(kept), number if told else None)
+    labels, number = contracts.labels_of(finder, len(kept), number if told else None)
+    sizes = labels.bincount(minlength=number or 0).tolist()
     if isinstance(clusters, int):
         contracts.tell_of_number(name_of(finder), "clusters", clusters, len(sizes))
     tables = table_of(estimator), table_of(finder)
@@ -291,31 +290,6 @@ def check_spectrum(generator: Generator, spectrum: Spectrum) -> None:
     check_values(generator, spectrum.latents, spectrum.singular_values, warn=False)
 
 
-def _sizes_of(finder: Any, count: int, asked: int | None) -> list[int]:
-    """Returns the sizes of the clusters of a fitted sampler, empty ones included where it says so.
-
-    Args:
-        finder: was fitted.
-        count: how many latents it was fitted to.
-        asked: the number of clusters, if it says none itself; None counts those that are there.
-    """
-    who = called("cluster-samplers", finder)
-    number = getattr(finder, "num_clusters_", getattr(finder, "num_clusters", asked))
-    if number is not None and (
-        not isinstance(number, int) or isinstance(number, bool) or number < 1
-    ):
-        raise PluginError(
-            f"the {who} has num_clusters_ = {number!r} after fit; it must be a whole number from 1"
-        )
-    if not hasattr(finder, "labels_"):
-        raise PluginError(
-            f"the {who} has no labels_ after fit; its fit must set labels_, int64 of shape (n,)"
-        )
-    labels = contracts.clusters_of(finder.labels_, count, who, "has labels_", least=0, most=number)
-    sizes: list[int] = labels.bincount(minlength=number or 0).tolist()
-    return sizes
-
-
 def _clusters_options(clusters: Any) -> dict[str, Any] | None:
     return auto_options("the number of clusters", clusters, NUM_CLUSTERS_OPTIONS)
 
@@ -344,15 +318,10 @@ def _choose(
     with phase("choices without labels"):
         points, make_clusterer = spectrum.latents, None
         if prepares:
-            with speaking_for(called("cluster-samplers", finder), "in prepare"):
-                points = finder.prepare(spectrum.latents, generator=generator, seed=seed)
+            points = contracts.prepared_clusters(
+                finder, spectrum.latents, generator=generator, seed=seed
+            )
             make_clusterer = partial(contracts.Clusterer, "cluster-samplers", finder)
-            if not isinstance(points, Tensor) or points.ndim != 2 or len(points) != len(spectrum):
-                raise PluginError(
-                    f"the {called('cluster-samplers', finder)} prepares points of "
-                    f"{getattr(points, 'shape', type(points).__name__)} for {len(spectrum)} "
-                    f"latents; they must be a tensor of shape ({len(spectrum)}, d)"
-                )
         elif by_clusters is not None and name_of(finder) == type(finder).__name__:
             raise ParameterError(
                 f"the number of clusters of {type(finder).__name__} cannot be chosen, since it is "

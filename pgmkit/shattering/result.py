@@ -4,7 +4,6 @@ import copy
 import tempfile
 import warnings
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import torch
 from torch import Tensor
 
 from pgmkit import contracts, files, pictures
-from pgmkit.components import speaking_for
 from pgmkit.config import check_count, fits
 from pgmkit.errors import LoadError, ParameterError, PgmkitWarning, SamplingError, first_line
 from pgmkit.generator import Generator
@@ -108,10 +106,11 @@ class ShatteredGenerator:
         self._check_cluster(cluster)
         if not self.cluster_sizes[cluster]:
             raise SamplingError(f"cluster {cluster} is empty: no latent was assigned to it")
-        with self._speaking("in sample"):
-            latents = self.sampler.sample(n, cluster, derive_seed(seed, "sample"))
-        dim = self.generator.latent.dim
-        return self.generator.latent.clamp(contracts.latents_of(latents, n, dim, self._called))
+        prior = self.generator.latent
+        seed = derive_seed(seed, "sample")
+        return prior.clamp(
+            contracts.sampled_by(self.sampler, n, cluster, seed, dim=prior.dim, who=self._called)
+        )
 
     def draw(self, n: int, cluster: int | None = None, seed: int = 0) -> tuple[Tensor, Tensor]:
         """Draws latents as `sample_latents` does, but of those clusters alone that can be sampled.
@@ -194,18 +193,13 @@ class ShatteredGenerator:
     def predict(self, latents: Tensor) -> Tensor:
         """Returns the cluster of each latent (n, M), int64 (n,)."""
         self.generator.check_latents(latents)
-        with self._speaking("in predict"):
-            found = self.sampler.predict(latents)
-        return contracts.clusters_of(
-            found, len(latents), self._called, "predicts clusters", most=self.num_clusters
+        return contracts.predicted_by(
+            self.sampler, latents, most=self.num_clusters, who=self._called
         )
 
     @property
     def _called(self) -> str:
         return f"cluster-sampler {self.origin.sampler['name']!r}"
-
-    def _speaking(self, doing: str) -> AbstractContextManager[None]:
-        return speaking_for(self._called, doing)
 
     def images(self, latents: Tensor) -> Tensor:
         """Returns G(z) for latents (n, M); see `Generator.images`."""
@@ -297,7 +291,7 @@ class ShatteredGenerator:
                 sampler.bind(generator)
             # Parts that do not fit show here.
             two = generator.sample_latents(2, seed=0)
-            contracts.clusters_of(sampler.predict(two), 2, name, "predicts clusters")
+            contracts.predicted_by(sampler, two)
             count = int(getattr(sampler, "num_clusters_", len(cluster_sizes)))
         except Exception as error:  # of any kind, since the state may be anything
             raise LoadError(

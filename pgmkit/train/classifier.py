@@ -10,9 +10,8 @@ from torch.nn import functional
 
 from pgmkit import defaults, files
 from pgmkit.config import component_table, make_settings
-from pgmkit.contracts import class_logits_of
+from pgmkit.contracts import class_logits_of, num_classes_of
 from pgmkit.errors import DataError, ParameterError
-from pgmkit.evaluate.classifier import num_classes
 from pgmkit.images import ImageSource, is_number, load_images, require_labels
 from pgmkit.images.rows import Images
 from pgmkit.learning import Batch, Clock, ranks
@@ -78,7 +77,7 @@ def _built(model: Mapping[str, Any]) -> tuple[nn.Module, str, dict[str, Any], in
     model_args = component_table("model", model, defaults.CLASSIFIER)
     name = model_args.pop("name")
     network: nn.Module = build("classifiers", name, **model_args)
-    return network, name, model_args, num_classes(network, name)
+    return network, name, model_args, num_classes_of(network, name)
 
 
 class ClassifierTask:

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from pgmkit import contracts, defaults, files
-from pgmkit.components import called, speaking_for
 from pgmkit.conditional import ConditionalGenerator
 from pgmkit.config import check_count, make_settings
-from pgmkit.contracts import check_discriminator, network_of
+from pgmkit.contracts import check_discriminator, images_of, network_of
 from pgmkit.errors import ParameterError
 from pgmkit.generator import Generator
 from pgmkit.images import load_images
@@ -265,10 +264,8 @@ class GANTask:
         parts = None
         if self.num_partitions is not None:
             parts = (torch.arange(_TRIED) % self.num_partitions).to(self.device)
-        who = called("backbones", self.backbone)
         self.generator.eval()
-        with torch.no_grad(), speaking_for(who, f"on latents {tuple(latents.shape)}"):
-            images = self.generator(latents.to(self.device), *_given(parts))
+        images = images_of(self.backbone, self.generator, latents.to(self.device), parts)
         self.generator.train()
         made, held = tuple(images.shape[1:]), source.image.shape
         if made != held:
