@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from pgmkit import contracts
-from pgmkit.components import Component, RegisteredComponent, name_of
+from pgmkit.components import Component, RegisteredComponent
 from pgmkit.errors import (
     EngineError,
     ParameterError,
@@ -47,7 +47,9 @@ class Case:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     image: tuple[int, ...] = IMAGE
     latent: LatentSpec | None = None
-    _kept: dict[str, tuple[Any, BaseException | None]] = field(default_factory=dict, repr=False, compare=False)
+    _kept: dict[str, tuple[Any, BaseException | None]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     def __str__(self) -> str:
         given = ",".join(f"{name}={value}" for name, value in self.parameters.items())
@@ -81,6 +83,10 @@ class Case:
             built = self.component.build(**self.parameters)
         except EngineError as error:
             raise SkipTest(f"it cannot run here: {first_line(error)}") from error
+        except ParameterError as error:
+            if self.parameters:
+                raise
+            raise SkipTest(f"it needs to be told parameters: {first_line(error)}") from error
         contracts.check(self.kind, built)
         return built
 
@@ -124,7 +130,7 @@ class _Given(RegisteredComponent):
         """The name of the class or function."""
         own: Any = vars(self)["_factory"]
         own = own.func if isinstance(own, functools.partial) else own
-        return getattr(own, "__name__", type(own).__name__)
+        return getattr(own, "__name__", None) or getattr(own, "name", None) or repr(own)
 
     def resolve(self) -> Any:
         """Returns the factory."""
@@ -162,9 +168,7 @@ def case_of(
         component = parameters.pop("name", None)
     if isinstance(component, str):
         component = installed().find(kind, component)
-    elif callable(component) and name_of(component) == getattr(component, "__name__", ""):
-        component = _Given(kind, component)
-    elif isinstance(component, functools.partial):
+    elif _is_factory(component) or (kind == "commands" and callable(component)):
         component = _Given(kind, component)
     if not isinstance(component, RegisteredComponent):
         raise ParameterError(
@@ -172,6 +176,12 @@ def case_of(
             f"not {component!r:.60}"
         )
     return Case(component, parameters, image, latent)
+
+
+def _is_factory(value: Any) -> bool:
+    return (
+        inspect.isclass(value) or inspect.isroutine(value) or isinstance(value, functools.partial)
+    )
 
 
 @contextlib.contextmanager

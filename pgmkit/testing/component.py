@@ -30,7 +30,9 @@ print(json.dumps([time.perf_counter() - before, "torch" in sys.modules, told.get
 
 def plugin_is_imported_quickly(case: Case) -> None:
     """The plugin's module, which every command imports, takes less than a second."""
-    seconds, _, _ = _imported(case)
+    seconds, imports_torch, _ = _imported(case)
+    if imports_torch:
+        raise SkipTest("plugin_imports_no_torch fails")
     case.require(
         seconds < _MOST_SECONDS,
         f"is of a plugin whose module takes {seconds:.1f} s to import, and every command waits for "

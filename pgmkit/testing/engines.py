@@ -86,8 +86,8 @@ def no_blocks_are_no_error(case: Case) -> None:
 
 def blocks_can_come_one_at_a_time(case: Case) -> None:
     """With parallel=False a process runs one block at a time."""
-    with needs("each_block_is_yielded_once"):
-        _run(case, _Work())
+    with needs("results_are_not_changed"):
+        results_are_not_changed(case)
     found = _run(case, _Crowd(), parallel=False)
     most = max(int(result["count"]) for result in found.values())
     case.require(most == 1, f"runs {most} blocks at a time in one process with parallel=False")

@@ -59,6 +59,8 @@ def images_are_within_range(case: Case) -> None:
 
 def every_weight_learns(case: Case) -> None:
     """Logits of what the generator makes have a finite gradient by all weights of both networks."""
+    with needs("images_are_within_range"):
+        images_are_within_range(case)
     for number in (None, _PARTS):
         _images(case, number)
         generator, discriminator, z = _pair(case, number)
@@ -190,6 +192,8 @@ def the_same_comes_out_again(case: Case) -> None:
 def weights_come_back(case: Case) -> None:
     """A fresh module takes the weights, strictly, and does the same."""
     module, x = _module(case)
+    with needs("the_same_comes_out_again"):
+        the_same_comes_out_again(case)
     again = _reloaded(case.factory(), case.parameters, case.once("module", case.built))
     if case.kind == "generator-loaders":
         again = _generator(case, again).network()
@@ -397,4 +401,3 @@ def _require_gradients(case: Case, network: nn.Module, which: str) -> None:
 
 def _same(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> bool:
     return left.keys() == right.keys() and all(left[name].equal(right[name]) for name in left)
-
