@@ -95,7 +95,7 @@ BUILT_IN: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ("dcgan", CONVOLUTIONS),
         ("mlp-2d", {"width": 24, "depth": 2}),
         ("sngan-32", {"latent_dim": 4, "width": 5}),
-        ("sngan-48", {"latent_dim": 4, "width": 1, "image_channels": 1}),
+        ("sngan-48", {"latent_dim": 4, "width": 2, "image_channels": 1}),
         (
             "biggan-128",
             {"latent_dim": 6, "width": 2, "embedding_dim": 3, "image_channels": 1},
@@ -105,7 +105,7 @@ BUILT_IN: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ("dcgan", CONVOLUTIONS),
         ("mlp-2d", {"width": 24, "depth": 2}),
         ("sngan-32", {"latent_dim": 4, "width": 5}),
-        ("sngan-48", {"latent_dim": 4, "width": 1, "image_channels": 1}),
+        ("sngan-48", {"latent_dim": 4, "width": 2, "image_channels": 1}),
         (
             "biggan-128",
             {"latent_dim": 6, "width": 2, "embedding_dim": 3, "image_channels": 1},

@@ -119,8 +119,8 @@ def shatter(
     find = contracts.split_clusters if prepared else contracts.fit_sampler
     find(finder, kept, generator=generator, seed=seed)
     done = time.perf_counter()
-    labels, number = contracts.labels_of(finder, len(kept), number if told else None)
-    sizes = labels.bincount(minlength=number or 0).tolist()
+    labels, found = contracts.labels_of(finder, len(kept), number if told else None)
+    sizes: list[int] = labels.bincount(minlength=found or 0).tolist()
     if isinstance(clusters, int):
         contracts.tell_of_number(name_of(finder), "clusters", clusters, len(sizes))
     tables = table_of(estimator), table_of(finder)

@@ -16,7 +16,7 @@ from pgmkit.testing import commands, component, density, engines, fitted, images
 from pgmkit.testing.case import IMAGE, Case, Check, Outcome, Report, case_of, quietly, run, told
 
 if TYPE_CHECKING:
-    from pytest import MarkDecorator
+    import pytest
 
 __all__ = [
     "Case",
@@ -260,7 +260,7 @@ def parametrize_with_checks(
     *,
     image: tuple[int, ...] = IMAGE,
     latent: LatentSpec | int | None = None,
-) -> "MarkDecorator":
+) -> "pytest.MarkDecorator":
     """Makes one pytest test of each check of each component; arguments as `check_component` has.
 
     Raises:

@@ -51,7 +51,7 @@ def global_chance_is_left_alone(case: Case) -> None:
         trial.results(component)
         used = not is_untouched()
     case.require(
-        not used and not case.once("used", list),
+        not used and not _noted(case, "used"),
         "draws from the global generator of torch, numpy or Python; draw from one of its own, "
         "seeded by the seed that it is given",
     )
@@ -60,7 +60,7 @@ def global_chance_is_left_alone(case: Case) -> None:
 def inputs_are_left_alone(case: Case) -> None:
     """It changes nothing of what it is given."""
     results(case)
-    case.require(not case.once("changed", list), "changes in place what it is given; change a copy")
+    case.require(not _noted(case, "changed"), "changes in place what it is given; change a copy")
 
 
 def what_is_saved_comes_back(case: Case) -> None:
@@ -108,7 +108,7 @@ def _fit(case: Case, chance: int) -> Any:
     with global_chance(chance) as is_untouched, _watched(case, trial):
         trial.fit(component, _SEED)
         if not is_untouched():
-            case.once("used", list).append(chance)
+            _noted(case, "used").append(True)
     return component
 
 
@@ -118,7 +118,13 @@ def _watched(case: Case, trial: Trial) -> Iterator[None]:
     before = [value.clone() for value in trial.inputs]
     yield
     if not all(map(torch.equal, before, trial.inputs)):
-        case.once("changed", list).append(True)
+        _noted(case, "changed").append(True)
+
+
+def _noted(case: Case, what: str) -> list[bool]:
+    """Returns what was noted of a component on the way."""
+    empty: list[bool] = []
+    return case.once(what, lambda: empty)
 
 
 def _require_same(

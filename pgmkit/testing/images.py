@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pgmkit import contracts
 from pgmkit.components import copied
+from pgmkit.errors import ParameterError
 from pgmkit.images.source import ImageSpec
 from pgmkit.testing.case import Case, needs
 from pgmkit.testing.component import check_takes
@@ -87,7 +88,7 @@ def a_copy_does_the_same(case: Case) -> None:
 
 
 def held_out_logits_keep_the_contract(case: Case) -> None:
-    """Logits of images that it did not learn from have a row for each and a column for each part."""
+    """Logits of images that it did not learn from have a column for each part."""
     _, component = _ready(case)
     if contracts.held_out_logits_of(component) is None:
         raise SkipTest("it has no held_out_logits")
@@ -111,7 +112,7 @@ def parts_can_be_sought_in_two_steps(case: Case) -> None:
         again: Any = case.build()
     try:
         points = contracts.prepared_points(again, trial.source, 0)
-    except contracts.ParameterError as error:  # such as of a part that does not prepare
+    except ParameterError as error:  # such as of a part that does not prepare
         raise SkipTest(str(error)) from error
     number = contracts.num_partitions_of(again)
     array = points.double().numpy()

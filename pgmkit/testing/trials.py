@@ -29,8 +29,9 @@ _SPREAD = 0.05
 class Trial(Protocol):
     """Lets a component do its work once."""
 
-    inputs: tuple[Tensor, ...]
-    """What it is given, which it must leave alone."""
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """What it is given, which it must leave alone."""
 
     def fit(self, component: Any, seed: int) -> None:
         """Fits it, where there is something to fit."""
