@@ -11,13 +11,12 @@ from typing import Any
 
 import pytest
 from safetensors.torch import save
-from tiny import install, run_pgmkit, write_tiny_generator, write_tiny_images
+from tiny import install, run_pgmkit, write_tiny_generator
 
 from pgmkit.components import KINDS, Component, check_parameters
 from pgmkit.errors import LoadError, ParameterError, PluginError, UnknownNameError
 from pgmkit.evaluate.classifier import Classifier, load_classifier
 from pgmkit.evaluate.extractors import load_extractor
-from pgmkit.jobs import train
 from pgmkit.plugins import InstalledPlugins, build, installed, list_components
 
 GOOD = """
@@ -67,14 +66,7 @@ def test_a_third_party_plugin_is_found_built_and_listed_after_ours(site: Path) -
 @pytest.mark.parametrize(
     ("code", "reason"),
     [
-        ("import a_module_that_is_not_there", "ModuleNotFoundError"),
         ("this is no Python", "SyntaxError"),
-        ("raise SystemExit(3)", "SystemExit"),
-        ("PGMKIT_API_VERSION = 99\n" + GOOD, "plugin API 99"),
-        (
-            GOOD.replace("def pgmkit_density_estimators", "def pgmkit_density_estimator"),
-            "pgmkit_density_estimators",
-        ),
         (GOOD.replace('[Component("NAME", "MODULE:Flat", "all the same")]', "[3]"), "not a pgmkit"),
         (GOOD.replace("():", "(unknown_argument):", 1), "unknown_argument"),
         (GOOD.replace("NAME", "Not A Name"), "lower-case"),
@@ -145,14 +137,6 @@ def test_a_method_that_cannot_be_imported_is_named_with_its_plugin(site: Path) -
     (site / "acme_abi.py").write_text("raise ValueError('numpy.dtype size changed')")
     with pytest.raises(PluginError, match=r"acme-flat:flat cannot be imported .*size changed"):
         load().find("density-estimators", "flat").build()
-
-
-def test_a_plugin_that_ends_the_interpreter_is_recorded_as_failed(site: Path) -> None:
-    install(site, "aaa-exit", "import os\nos._exit(7)")
-    install(site, "zzz-good", GOOD.replace("NAME", "good"))
-    loaded = load()
-    assert "os._exit(7)" in next(r.error for r in loaded.records if r.name == "aaa-exit:main")
-    assert "good" in names(loaded)
 
 
 def test_a_plugin_that_stalls_is_named_and_then_left_out(
@@ -277,11 +261,9 @@ def test_help_and_listings_import_no_torch(arguments: tuple[str, ...]) -> None:
     assert not imported & {"torch", "numpy", "sklearn", "matplotlib", "huggingface_hub"}
 
 
-def test_the_command_line_survives_a_broken_plugin_and_obeys_its_switches(site: Path) -> None:
+def test_the_command_line_obeys_its_switches(site: Path) -> None:
     install(site, "acme-broken", "import a_module_that_is_not_there")
     path = os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")])
-    records = json.loads(run("plugins", "ls", "--json", PYTHONPATH=path).stdout)
-    assert [r["status"] for r in records if r["name"] == "acme-broken:main"] == ["failed"]
     switched_off = run("--no-plugins", "plugins", "ls", "--json", PYTHONPATH=path)
     assert json.loads(switched_off.stdout)[-1]["status"] == "disabled"
     by_name = run("plugins", "ls", PYTHONPATH=path, PGMKIT_DISABLE_PLUGINS="acme-broken")
@@ -289,25 +271,6 @@ def test_the_command_line_survives_a_broken_plugin_and_obeys_its_switches(site: 
     strict = run("plugins", "ls", PYTHONPATH=path, PGMKIT_STRICT_PLUGINS="1")
     assert strict.returncode == 1
     assert "error: the plugin 'acme-broken:main' failed" in strict.stderr
-
-
-def test_a_plugin_can_add_a_command(site: Path) -> None:
-    code = """
-import click
-from pgmkit import Component, hookimpl
-
-@hookimpl
-def pgmkit_commands():
-    return [Component("hello", "MODULE:hello", "Say hello.")]
-
-@click.command()
-def hello():
-    click.echo("hello from a plugin")
-"""
-    install(site, "acme-hello", code)
-    path = os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")])
-    assert "Say hello." in run("--help", PYTHONPATH=path).stdout
-    assert run("hello", PYTHONPATH=path).stdout == "hello from a plugin\n"
 
 
 def test_what_is_wrong_with_a_command_of_a_plugin_names_it(site: Path) -> None:
@@ -388,25 +351,6 @@ def linear(site: Path) -> Iterator[Path]:
     installed.cache_clear()
     yield site
     installed.cache_clear()
-
-
-def test_a_classifier_of_a_plugin_is_trained_and_scores_clusters(linear: Path) -> None:
-    data = write_tiny_images(linear / "data.npz", size=32)
-    config = {"task": "classifier", "epochs": 1, "batch_size": 8, "card": {"license": "MIT"}}
-    config["model"] = {"name": "acme-linear:linear", "num_classes": 10}
-    folder = train.prepare({**config, "data": str(data)}).run(linear / "training")
-    assert folder is not None
-    written = json.loads((folder / "config.json").read_text())
-    assert written["architecture"] == "acme-linear:linear"
-    assert written["model_args"] == {"num_classes": 10}
-    tiny = write_tiny_generator(linear / "tiny")
-    judge = ("--classifier", f"local-dir:{folder}")
-    wanted = ("--latents", 80, "--clusters", 2, "--sampler", "kmeans-gmm", "-o", linear / "out")
-    assert run_pgmkit("shatter", tiny, *judge, *wanted).code == 0
-    report = json.loads((linear / "out" / "report.json").read_text())
-    assert [scores["num_samples"] for scores in report["scores"].values()] == [64, 64]
-    found = run_pgmkit("evaluate", linear / "out", *judge, "-n", 20, "--json")
-    assert json.loads(found.stdout)["scores"]["mapper samples"]["num_samples"] == 20
 
 
 def test_what_is_wrong_with_a_classifier_is_said_where_it_is_loaded(linear: Path) -> None:

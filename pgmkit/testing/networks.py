@@ -35,16 +35,12 @@ _SLACK = 1e-3
 
 def networks_fit_each_other(case: Case) -> None:
     """The generator makes images, or points, and the discriminator gives each a logit."""
-    generator, discriminator, z = _pair(case, None)
-    images = images_of(case.built(), generator.eval(), z)
-    check_discriminator(case.built(), discriminator.eval(), images)
+    case.once("images of None", lambda: _fitting(case, None))
 
 
 def networks_with_partitions_fit_each_other(case: Case) -> None:
     """So they do with partitions."""
-    generator, discriminator, z = _pair(case, _PARTS)
-    images = images_of(case.built(), generator.eval(), z, _parts())
-    check_discriminator(case.built(), discriminator.eval(), images, _parts())
+    case.once(f"images of {_PARTS}", lambda: _fitting(case, _PARTS))
 
 
 def images_are_within_range(case: Case) -> None:
@@ -347,27 +343,36 @@ def _defaults(factory: Callable[..., Any]) -> Mapping[str, Any]:
 
 
 def _pair(case: Case, number: int | None) -> tuple[nn.Module, nn.Module, Tensor]:
-    """Returns both networks of a backbone, and latents; the weights are the same each time."""
+    """Returns copies of both networks of a backbone, the same each time, and latents."""
     with needs("is_built"):
         backbone = case.built()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        generator = network_of(backbone, "generator", number)
-        discriminator = network_of(backbone, "discriminator", number)
-    given = {**_defaults(case.factory()), **case.parameters}
-    dim = given.get("latent_dim")
+
+    def make() -> tuple[nn.Module, nn.Module]:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            generator = network_of(backbone, "generator", number)
+            return generator, network_of(backbone, "discriminator", number)
+
+    generator, discriminator = copy.deepcopy(case.once(f"pair of {number}", make))
+    dim = {**_defaults(case.factory()), **case.parameters}.get("latent_dim")
     latent = LatentSpec(dim if isinstance(dim, int) else _DIM)
     return generator, discriminator, latent.sample(_COUNT, random_generator(0, "latents"))
 
 
 def _images(case: Case, number: int | None = None) -> Tensor:
     """Returns images; raises SkipTest where the networks do not fit each other."""
-    names = {None: "networks_fit_each_other", _PARTS: "networks_with_partitions_fit_each_other"}
-    checks = {None: networks_fit_each_other, _PARTS: networks_with_partitions_fit_each_other}
-    with needs(names[number]):
-        checks[number](case)
-    generator, _, z = _pair(case, number)
-    return images_of(case.built(), generator.eval(), z, None if number is None else _parts())
+    check = networks_fit_each_other if number is None else networks_with_partitions_fit_each_other
+    with needs(check.__name__):
+        return case.once(f"images of {number}", lambda: _fitting(case, number))
+
+
+def _fitting(case: Case, number: int | None) -> Tensor:
+    """Returns images that the discriminator gives logits of."""
+    parts = None if number is None else _parts()
+    generator, discriminator, z = _pair(case, number)
+    images = images_of(case.built(), generator.eval(), z, parts)
+    check_discriminator(case.built(), discriminator.eval(), images, parts)
+    return images
 
 
 def _parts() -> Tensor:

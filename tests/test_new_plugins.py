@@ -1,0 +1,416 @@
+"""`pgmkit plugins new`: what it writes is installed from a wheel, used, broken and uninstalled."""
+
+import json
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import environment, run_pgmkit, write_tiny_generator, write_tiny_images
+
+import pgmkit
+from pgmkit import templates
+from pgmkit.components import KINDS
+from pgmkit.errors import OutputError
+from pgmkit.loading.saving import write_generator
+from pgmkit.templates import new_plugin
+
+DRIVE = Path(__file__).parent / "drive.py"
+BUILD = """
+import os, sys
+from setuptools import build_meta
+for folder in sys.argv[1:]:
+    os.chdir(folder)
+    sys.argv[1:] = []
+    build_meta.build_wheel("dist")
+"""
+GAN = """
+task = "gan"
+steps = 2
+batch_size = 8
+
+[model]
+backbone = "acme-backbones"
+latent = { dim = 8 }
+"""
+CLASSIFIER = """
+task = "classifier"
+epochs = 1
+batch_size = 8
+
+[model]
+name = "acme-classifiers"
+"""
+NAMES = {kind: f"acme-{kind}" for kind in KINDS}
+
+
+@dataclass
+class Place:
+    """A fresh environment that sees the packages of this one, and the distributions for it."""
+
+    folder: Path
+    sources: dict[str, Path] = field(default_factory=dict)
+
+    @property
+    def python(self) -> Path:
+        return self.folder / "venv" / "bin" / "python"
+
+    @property
+    def site(self) -> Path:
+        (site,) = (self.folder / "venv" / "lib").glob("python*/site-packages")
+        return site
+
+    def drive(self, *commands: Sequence[object]) -> list[dict[str, Any]]:
+        """Runs command lines in one process of the environment; nothing else is on its stdout."""
+        path = self.folder / "commands.json"
+        path.write_text(json.dumps([[str(word) for word in words] for words in commands]))
+        finished = self.run(DRIVE, path)
+        assert finished.returncode == 0, finished.stderr
+        assert finished.stdout == ""
+        outcomes: list[dict[str, Any]] = json.loads(path.read_text())
+        return outcomes
+
+    def run(self, *words: object) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [str(self.python), *map(str, words)],
+            capture_output=True,
+            text=True,
+            timeout=200,
+            env=environment(PGMKIT_STRICT_PLUGINS="0"),
+            check=False,
+        )
+
+    def records(self) -> dict[str, Any]:
+        """Returns what `plugins ls` lists of the distributions, by kind."""
+        found = self.run("-m", "pgmkit", "plugins", "ls", "--json")
+        records = {record["name"]: record for record in json.loads(found.stdout)}
+        return {
+            kind: records[f"{name}:main"]
+            for kind, name in NAMES.items()
+            if f"{name}:main" in records
+        }
+
+    def change(self, kind: str, path: str, old: str, new: str) -> None:
+        """Changes an installed file."""
+        file = self.site / NAMES[kind].replace("-", "_") / path
+        text = file.read_text()
+        assert old in text
+        file.write_text(text.replace(old, new, 1))
+
+    def install(self, kind: str) -> None:
+        """Unpacks the wheel, as pip does."""
+        (wheel,) = (self.sources[kind] / "dist").glob("*.whl")
+        zipfile.ZipFile(wheel).extractall(self.site)
+
+    def uninstall(self, kind: str) -> None:
+        """Removes all that the record of the distribution lists."""
+        (record,) = self.site.glob(f"{NAMES[kind].replace('-', '_')}-*.dist-info/RECORD")
+        for line in record.read_text().splitlines():
+            (self.site / line.split(",")[0]).unlink(missing_ok=True)
+        shutil.rmtree(record.parent, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    place = Place(tmp_path_factory.mktemp("authors"))
+    for kind, name in NAMES.items():
+        place.sources[kind] = place.folder / name
+        told = run_pgmkit("plugins", "new", name, "--kind", kind, "-o", place.sources[kind])
+        assert told.code == 0, told.stderr
+    built = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", BUILD, *map(str, place.sources.values())],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env=environment(),
+        check=False,
+    )
+    assert built.returncode == 0, built.stderr
+    venv.create(place.folder / "venv", with_pip=False, symlinks=True)
+    ours = sysconfig.get_path("purelib")
+    (place.site / "ours.pth").write_text(f"import site; site.addsitedir({ours!r})\n")
+    for kind in KINDS:
+        place.install(kind)
+    return place
+
+
+@pytest.fixture(scope="module")
+def tiny(place: Place) -> str:
+    return write_tiny_generator(place.folder / "tiny")
+
+
+def shattering(tiny: str, *words: object) -> list[object]:
+    sizes = ["--latents", 40, "--clusters", 2, "--json", "-q", "--no-cache"]
+    return ["shatter", tiny, *sizes, *words]
+
+
+def test_a_new_plugin_of_every_kind_is_installed_checked_and_used(place: Place, tiny: str) -> None:
+    records = place.records()
+    assert {kind: record["status"] for kind, record in records.items()} == dict.fromkeys(
+        KINDS, "loaded"
+    )
+    for kind, name in NAMES.items():
+        assert f"{kind}/{name}" in records[kind]["components"]
+    folder, images = place.folder, write_tiny_images(place.folder / "images.npz", size=8)
+    (folder / "gan.toml").write_text(GAN)
+    (folder / "classifier.toml").write_text(CLASSIFIER)
+    tests = [source / "tests" for source in place.sources.values()]
+    checks = [["plugins", "check", name, "--json"] for name in NAMES.values()]
+    train = ["train", "--data", images, "--device", "cpu", "--json", "-q"]
+    uses: list[list[object]] = [
+        shattering(
+            tiny,
+            *("--density", "acme-density-estimators", "--partitioner", "acme-partitioners"),
+            *("--mapper", "acme-mappers", "--set", "spectrum.engine=acme-engines"),
+            *("-o", folder / "whole"),
+        ),
+        shattering(
+            tiny,
+            *("--partitioner", "kmeans", "--set", "partitioner.features=acme-features"),
+            *("-o", folder / "by-features"),
+        ),
+        shattering(tiny, "--sampler", "acme-cluster-samplers", "-o", folder / "slices"),
+        [*train, folder / "gan.toml", "-o", folder / "gan"],
+        [*train, folder / "classifier.toml", "-o", folder / "classifier"],
+        shattering(
+            f"local-dir:{folder / 'own'}",
+            *("--sampler", "kmeans-gmm", "-o", folder / "of-own"),
+            *("--classifier", f"local-dir:{folder / 'classifier' / 'model'}"),
+        ),
+        ["generators", "inspect", f"local-dir:{folder / 'gan' / 'model'}", "--json"],
+        ["acme-commands", "features", "engines"],
+        ["plugins", "check", "acme-mappers:acme-mappers", "--set", "scale=0.5"],
+        ["--help"],
+    ]
+    write_own_generator(folder / "own")
+    outcomes = place.drive(
+        *checks,
+        *uses,
+        ["pytest", "-q", "-p", "no:cacheprovider", "--import-mode=importlib", *tests],
+    )
+    for kind, outcome in zip(KINDS, outcomes, strict=False):
+        found = json.loads(outcome["stdout"])
+        failed = [
+            c for part in found["components"] for c in part["outcomes"] if c["status"] == "failed"
+        ]
+        assert (outcome["code"], failed) == (0, []), kind
+        assert found["counts"]["passed"] == found["counts"]["run"] >= 7
+        assert outcome["stderr"] == ""
+    used = outcomes[len(KINDS) :]
+    assert [outcome["code"] for outcome in used] == [0] * len(used), used
+    whole = json.loads((folder / "whole" / "sampler.json").read_text())
+    assert (
+        whole["sampler"]["params"]["partitioner"]["name"] == "acme-partitioners:acme-partitioners"
+    )
+    for outcome in used[:7]:
+        json.loads(outcome["stdout"])
+    assert used[7]["stdout"] == "features: 10\nengines: 4\n"
+    assert used[8]["stdout"].splitlines()[-1] == "18 run, 18 passed, 0 failed, 0 skipped"
+    assert "counts the installed components of each kind" in used[9]["stdout"]
+    assert " passed" in used[10]["stdout"]
+    trained = json.loads((folder / "classifier" / "model" / "config.json").read_text())
+    assert trained["architecture"] == "acme-classifiers:acme-classifiers"
+    report = json.loads((folder / "of-own" / "report.json").read_text())
+    assert len(report["scores"]) == 2
+
+
+def write_own_generator(folder: Path) -> None:
+    """Writes a generator that the loader of the template builds."""
+    path = Path(templates.__file__).parent / "generator-loaders" / "PACKAGE" / "component.py.in"
+    names: dict[str, Any] = {"__name__": "own"}
+    exec(compile(path.read_text(), str(path), "exec"), names)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = names["Generator"]()
+    write_generator(
+        folder,
+        pgmkit.Generator(
+            module,
+            latent=pgmkit.LatentSpec(8),
+            image=pgmkit.ImageSpec((1, 8, 8)),
+            architecture="acme-generator-loaders",
+        ),
+    )
+
+
+FIRST = "from pgmkit import"
+BROKEN = {
+    "density-estimators": ("import a_module_that_is_not_there\n", "ModuleNotFoundError: No module"),
+    "features": (
+        "raise OSError('libfoo.so.3: cannot open shared object file')\n",
+        "OSError: libfoo",
+    ),
+    "partitioners": ("raise ValueError('numpy.dtype size changed')\n", "ValueError: numpy.dtype"),
+    "mappers": ("import sys; sys.exit(3)\n", "SystemExit: 3"),
+    "backbones": ("PGMKIT_API_VERSION = 99\n", "is written for plugin API 99"),
+    "classifiers": ("import os; os._exit(4)\n", "os._exit(4)"),
+}
+"""What the module of a plugin does first, and what is on record of it."""
+
+
+def test_what_is_broken_breaks_nothing_else_and_what_is_uninstalled_is_gone(
+    place: Place, tiny: str
+) -> None:
+    for kind, (code, _) in BROKEN.items():
+        place.change(kind, "__init__.py", FIRST, code + FIRST)
+    place.change("cluster-samplers", "__init__.py", FIRST, "print('please cite us')\n" + FIRST)
+    place.change("generator-loaders", "__init__.py", "def pgmkit_gen", "def pgmkit_a_gen")
+    place.change("commands", "__init__.py", "return [", "raise KeyError('inside')\n    return [")
+    place.change("engines", "__init__.py", '"acme-engines",', '"local",')
+    records, harmless = place.records(), shattering(tiny, "--sampler", "kmeans-gmm", "--dry-run")
+    errors = {kind: record["error"] for kind, record in records.items()}
+    for kind, (_, said) in BROKEN.items():
+        assert said in errors[kind]
+    assert "unknown hook 'pgmkit_a_generator_loaders'" in errors["generator-loaders"]
+    assert "KeyError: 'inside'" in errors["commands"]
+    loaded = {kind for kind, record in records.items() if record["status"] == "loaded"}
+    assert loaded == {"cluster-samplers", "engines"}
+    outcomes = place.drive(
+        ["plugins", "ls", "--json"],
+        ["components", "ls", "--json"],
+        [*harmless, "--set", "spectrum.engine=local"],
+        shattering(tiny, "--density", "acme-density-estimators", "--dry-run"),
+        ["plugins", "check", "acme-features", "--json"],
+        ["plugins", "check", "acme-cluster-samplers", "--json"],
+        ["plugins", "check", "acme-engines", "--json"],
+    )
+    assert [outcome["code"] for outcome in outcomes] == [0, 0, 0, 1, 1, 1, 0]
+    assert outcomes[0]["stderr"] == "please cite us\n"
+    for outcome in (*outcomes[:3], *outcomes[5:]):
+        json.loads(outcome["stdout"])
+    for outcome in outcomes[3:5]:
+        assert outcome["stdout"] == ""
+        assert outcome["stderr"].startswith("error: ")
+        assert outcome["stderr"].count("\n") == 1
+    assert "these plugins failed to load: acme-backbones:main, " in outcomes[3]["stderr"]
+    assert "'acme-features:main' is failed: OSError: libfoo" in outcomes[4]["stderr"]
+    found = json.loads(outcomes[5]["stdout"])
+    (part,) = found["components"]
+    assert found["counts"]["failed"] == 1
+    assert [c["check"] for c in part["outcomes"] if c["status"] == "failed"] == [
+        "plugin_prints_nothing"
+    ]
+    for kind in KINDS:
+        place.uninstall(kind)
+    assert place.records() == {}
+    assert not list(place.site.glob("acme*/*.py"))
+
+
+def test_a_method_that_fails_is_named_and_a_wrong_result_is_found(place: Place, tiny: str) -> None:
+    for kind in KINDS:
+        place.install(kind)
+    place.change("density-estimators", "component.py", "return -(", "return -1 * (")
+    place.change("density-estimators", "component.py", "** self.power)", "** self.power)[1:]")
+    place.change(
+        "features",
+        "component.py",
+        "return torch",
+        "print('hi'); raise OSError('x')\n        return torch",
+    )
+    place.change(
+        "mappers", "component.py", "random = ", "raise IndexError('none')\n        random = "
+    )
+    place.change("commands", "component.py", "for kind", "raise KeyError('x')\n    for kind")
+    place.change("partitioners", "component.py", "import torch", "import sys\nsys.exit('bye')")
+    outcomes = place.drive(
+        shattering(tiny, "--density", "acme-density-estimators", "-o", place.folder / "wrong"),
+        shattering(
+            tiny,
+            *("--partitioner", "kmeans", "--set", "partitioner.features=acme-features"),
+            *("-o", place.folder / "fails"),
+        ),
+        shattering(
+            tiny,
+            *("--partitioner", "kmeans", "--set", "partitioner.features=pixels"),
+            *("--mapper", "acme-mappers", "-o", place.folder / "fails-late"),
+        ),
+        shattering(tiny, "--partitioner", "acme-partitioners", "--dry-run"),
+        ["acme-commands", "features"],
+        ["plugins", "check", "acme-density-estimators", "--json"],
+        ["plugins", "check", "acme-features"],
+        shattering(tiny, "--sampler", "acme-cluster-samplers", "--dry-run"),
+    )
+    said = [
+        "the density-estimator 'acme-density-estimators:acme-density-estimators' returns log-weig",
+        "the features 'acme-features:acme-features' failed on images: OSError: x; PGMKIT_DEBUG=1",
+        "the mapper 'acme-mappers:acme-mappers' failed in sample: IndexError: none; PGMKIT_DEBUG",
+        "acme-partitioners:acme-partitioners cannot be imported from 'acme_partitioners.component",
+        "the command 'acme-commands:acme-commands' failed when it ran: KeyError: 'x'",
+    ]
+    for outcome, start in zip(outcomes, said, strict=False):
+        assert (outcome["code"], outcome["stdout"]) == (1, ""), outcome
+        assert f"error: {start}" in outcome["stderr"]
+    wrong = json.loads(outcomes[5]["stdout"])
+    (part,) = wrong["components"]
+    assert outcomes[5]["code"] == outcomes[6]["code"] == 1
+    assert [c["check"] for c in part["outcomes"] if c["status"] == "failed"] == [
+        "results_keep_the_contract"
+    ]
+    assert "results_keep_the_contract" in outcomes[6]["stdout"]
+    assert outcomes[6]["stdout"].splitlines()[-1].endswith("skipped")
+    assert outcomes[7]["code"] == 0
+    assert json.loads(outcomes[7]["stdout"])["settings"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("Acme", "--kind", "features"), "the name of a plugin is lower-case letters and digits"),
+        (("acme.x", "--kind", "features"), "such as acme-halves, not 'acme.x'"),
+        (("lambda", "--kind", "features"), "such as acme-halves, not 'lambda'"),
+        (("torch", "--kind", "features"), "there is a Python module 'torch' already; choose anot"),
+        (("acme-x", "--kind", "feature"), "no kind of component is called 'feature'; did you mean"),
+        (("acme-x", "--kind", "features", "-o", "."), ". is there already; choose another folder"),
+    ],
+)
+def test_what_cannot_be_written_says_why(words: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    told = run_pgmkit("plugins", "new", *words)
+    assert (told.code, told.stdout) == (1, "")
+    assert told.stderr.startswith("error: ")
+    assert said in told.stderr
+    assert told.stderr.count("\n") == 1
+
+
+def test_a_plugin_that_cannot_be_written_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object) -> None:
+        raise OutputError("the disk is full")
+
+    monkeypatch.setattr("pgmkit.files.write_text", full)
+    with pytest.raises(OutputError, match="full"):
+        new_plugin("acme-x", "features", tmp_path / "x")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("kmaens",), "no component or plugin is called 'kmaens'; did you mean 'kmeans'"),
+        (("mixture", "--set", "k=1"), "'mixture' stands for 2: partitioners/mixture, mappers/mix"),
+        (("kmeans", "--image", "3y8"), "--image"),
+        (("kmeans", "--set", "num_starts=0", "--json"), ""),
+    ],
+)
+def test_what_cannot_be_checked_says_why(words: tuple[str, ...], said: str) -> None:
+    told = run_pgmkit("plugins", "check", *words)
+    assert told.code == 1
+    if said:
+        assert said in told.stderr
+        assert told.stderr.count("\n") == 1
+    else:
+        assert json.loads(told.stdout)["counts"]["failed"] >= 1
+
+
+def test_components_are_short_enough_to_be_read_in_a_minute() -> None:
+    for kind in KINDS:
+        path = Path(templates.__file__).parent / kind / "PACKAGE" / "component.py.in"
+        assert len(path.read_text().splitlines()) <= 60, kind
