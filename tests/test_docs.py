@@ -438,6 +438,20 @@ def test_the_commands_of_the_readme_are_targets_of_the_makefile() -> None:
     assert "make test" in (ROOT / ".ci" / "run").read_text()
 
 
+def test_the_plugin_of_ten_minutes_is_written_as_the_page_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it then does in an environment of its own is shown in tests/test_new_plugins.py."""
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / "hooks.md").read_text()
+    (line,) = re.findall(r"^    (pgmkit plugins new .*)$", text, flags=re.MULTILINE)
+    assert run_pgmkit(*shlex.split(line)[1:]).code == 0
+    written = {str(path.relative_to("acme-halves")) for path in Path("acme-halves").rglob("*.*")}
+    named = set(re.findall(r"`([\w/]+\.\w+)`", text.partition("## By hand")[0]))
+    assert named - {"component.py"} <= written
+    assert len(named & written) == 5
+
+
 def test_the_example_plugin_of_the_docs_is_a_plugin(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,6 @@
 """Spectra on any number of workers: threads, processes of torchrun, and a Ray cluster."""
 
+import json
 import os
 import signal
 import subprocess
@@ -32,6 +33,7 @@ from pgmkit.plugins import build
 from pgmkit.spectrum import load_spectrum
 from pgmkit.spectrum.folders import folder_at
 from pgmkit.spectrum.jacobian import JacobianSpectra
+from pgmkit.testing import check_engine
 
 LATENTS = 61
 BLOCK_SIZE = 4
@@ -288,6 +290,12 @@ class TestTorchrun:
         assert [run.code for run in ranks] == [0, 0], ranks
         assert sum(run.stdout.count("Adjusted MI") for run in ranks) == 1
 
+    def test_one_process_keeps_the_contract_of_engines(self) -> None:
+        with torchrun(1, "-m", "pgmkit", "plugins", "check", "torchrun", "--json") as process:
+            told, _ = process.communicate(timeout=TIMEOUT)
+        assert process.returncode == 0
+        assert json.loads(told)["counts"] == {"run": 14, "passed": 14, "failed": 0, "skipped": 1}
+
     def test_outside_torchrun_the_error_tells_the_command(self, tiny: str, tmp_path: Path) -> None:
         run = run_pgmkit("shatter", tiny, "--engine", "torchrun", "-o", tmp_path / "out")
         assert run.code == 1
@@ -327,6 +335,9 @@ class TestRay:
         spectrum = compute(generator, begun, engine)
         assert contents(begun) == undisturbed
         assert len(spectrum) == LATENTS
+
+    def test_it_keeps_the_contract_of_engines(self, cluster: Cluster) -> None:
+        assert check_engine({"name": "ray", "workers": 2}).counts()["passed"] == 14
 
     def test_an_error_in_a_worker_is_the_error_here(
         self, cluster: Cluster, generator: pgmkit.Generator, tmp_path: Path

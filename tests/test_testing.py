@@ -26,14 +26,13 @@ from pgmkit.errors import ParameterError, PluginError, UnknownNameError
 from pgmkit.plugins import build, installed, list_components
 from pgmkit.testing import (
     Case,
-    Check,
     Report,
     check_component,
     check_features,
     checks_of,
     parametrize_with_checks,
 )
-from pgmkit.testing.case import case_of, run
+from pgmkit.testing.case import Check, case_of, run
 from pgmkit.testing.trials import source_for
 
 PCA = {"name": "pca", "num_dims": 5}

@@ -119,10 +119,11 @@ def _named(name: str) -> list[RegisteredComponent]:
     plugins = installed()
     own = [r for r in plugins.records if name.lower() in (r.name, r.name.partition(":")[0])]
     for record in own:
-        if record.status != "loaded":
+        if record.status == "failed":
+            raise PluginError(f"the plugin {record.name!r} failed to load: {record.error}; mend it")
+        if record.status == "disabled":
             raise PluginError(
-                f"the plugin {record.name!r} is {record.status}"
-                + (f": {record.error}" if record.error else "; see PGMKIT_DISABLE_PLUGINS")
+                f"the plugin {record.name!r} is disabled; see PGMKIT_DISABLE_PLUGINS and --no-plugins"
             )
     if own:
         owners = {record.name for record in own}

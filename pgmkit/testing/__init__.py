@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Case",
-    "Check",
     "Outcome",
     "Report",
     "check_backbone",
@@ -51,16 +50,16 @@ _OF_OBJECTS: tuple[Check, ...] = (
     component.parameters_are_on_record,
     component.repr_is_a_text,
 )
-_OF_RESULTS: tuple[Check, ...] = (
-    *_OF_OBJECTS,
+_RESULTS: tuple[Check, ...] = (
     fitted.results_keep_the_contract,
     fitted.one_seed_gives_one_result,
     fitted.global_chance_is_left_alone,
     fitted.inputs_are_left_alone,
 )
 _OF_FITTED: tuple[Check, ...] = (
-    *_OF_RESULTS,
+    *_OF_OBJECTS,
     fitted.is_fitted,
+    *_RESULTS,
     fitted.what_is_saved_comes_back,
 )
 _OF_IMAGES: tuple[Check, ...] = (
@@ -72,7 +71,8 @@ _OF_IMAGES: tuple[Check, ...] = (
 )
 _CHECKS: dict[str, tuple[Check, ...]] = {
     "density-estimators": (
-        *_OF_RESULTS,
+        *_OF_OBJECTS,
+        *_RESULTS,
         density.weights_are_numbers,
         density.latents_can_be_selected,
         density.latents_without_a_jacobian_do_no_harm,
