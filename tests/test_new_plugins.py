@@ -38,7 +38,7 @@ steps = 2
 batch_size = 8
 
 [model]
-backbone = "acme-backbones"
+backbone = "fresh-backbones"
 latent = { dim = 8 }
 """
 CLASSIFIER = """
@@ -47,9 +47,9 @@ epochs = 1
 batch_size = 8
 
 [model]
-name = "acme-classifiers"
+name = "fresh-classifiers"
 """
-NAMES = {kind: f"acme-{kind}" for kind in KINDS}
+NAMES = {kind: f"fresh-{kind}" for kind in KINDS}
 
 
 @dataclass
@@ -168,16 +168,16 @@ def test_a_new_plugin_of_every_kind_is_installed_checked_and_used(place: Place, 
     uses: list[list[object]] = [
         shattering(
             tiny,
-            *("--density", "acme-density-estimators", "--partitioner", "acme-partitioners"),
-            *("--mapper", "acme-mappers", "--set", "spectrum.engine=acme-engines"),
+            *("--density", "fresh-density-estimators", "--partitioner", "fresh-partitioners"),
+            *("--mapper", "fresh-mappers", "--set", "spectrum.engine=fresh-engines"),
             *("-o", folder / "whole"),
         ),
         shattering(
             tiny,
-            *("--partitioner", "kmeans", "--set", "partitioner.features=acme-features"),
+            *("--partitioner", "kmeans", "--set", "partitioner.features=fresh-features"),
             *("-o", folder / "by-features"),
         ),
-        shattering(tiny, "--sampler", "acme-cluster-samplers", "-o", folder / "slices"),
+        shattering(tiny, "--sampler", "fresh-cluster-samplers", "-o", folder / "slices"),
         [*train, folder / "gan.toml", "-o", folder / "gan"],
         [*train, folder / "classifier.toml", "-o", folder / "classifier"],
         shattering(
@@ -186,8 +186,8 @@ def test_a_new_plugin_of_every_kind_is_installed_checked_and_used(place: Place, 
             *("--classifier", f"local-dir:{folder / 'classifier' / 'model'}"),
         ),
         ["generators", "inspect", f"local-dir:{folder / 'gan' / 'model'}", "--json"],
-        ["acme-commands", "features", "engines"],
-        ["plugins", "check", "acme-mappers:acme-mappers", "--set", "scale=0.5"],
+        ["fresh-commands", "features", "engines"],
+        ["plugins", "check", "fresh-mappers:fresh-mappers", "--set", "scale=0.5"],
         ["--help"],
     ]
     write_own_generator(folder / "own")
@@ -208,7 +208,7 @@ def test_a_new_plugin_of_every_kind_is_installed_checked_and_used(place: Place, 
     assert [outcome["code"] for outcome in used] == [0] * len(used), used
     whole = json.loads((folder / "whole" / "sampler.json").read_text())
     assert (
-        whole["sampler"]["params"]["partitioner"]["name"] == "acme-partitioners:acme-partitioners"
+        whole["sampler"]["params"]["partitioner"]["name"] == "fresh-partitioners:fresh-partitioners"
     )
     for outcome in used[:7]:
         json.loads(outcome["stdout"])
@@ -217,7 +217,7 @@ def test_a_new_plugin_of_every_kind_is_installed_checked_and_used(place: Place, 
     assert "counts the installed components of each kind" in used[9]["stdout"]
     assert " passed" in used[10]["stdout"]
     trained = json.loads((folder / "classifier" / "model" / "config.json").read_text())
-    assert trained["architecture"] == "acme-classifiers:acme-classifiers"
+    assert trained["architecture"] == "fresh-classifiers"
     report = json.loads((folder / "of-own" / "report.json").read_text())
     assert len(report["scores"]) == 2
 
@@ -236,7 +236,7 @@ def write_own_generator(folder: Path) -> None:
             module,
             latent=pgmkit.LatentSpec(8),
             image=pgmkit.ImageSpec((1, 8, 8)),
-            architecture="acme-generator-loaders",
+            architecture="fresh-generator-loaders",
         ),
     )
 
@@ -264,7 +264,7 @@ def test_what_is_broken_breaks_nothing_else_and_what_is_uninstalled_is_gone(
     place.change("cluster-samplers", "__init__.py", FIRST, "print('please cite us')\n" + FIRST)
     place.change("generator-loaders", "__init__.py", "def pgmkit_gen", "def pgmkit_a_gen")
     place.change("commands", "__init__.py", "return [", "raise KeyError('inside')\n    return [")
-    place.change("engines", "__init__.py", '"acme-engines",', '"local",')
+    place.change("engines", "__init__.py", '"fresh-engines",', '"local",')
     records, harmless = place.records(), shattering(tiny, "--sampler", "kmeans-gmm", "--dry-run")
     errors = {kind: record["error"] for kind, record in records.items()}
     for kind, (_, said) in BROKEN.items():
@@ -277,10 +277,10 @@ def test_what_is_broken_breaks_nothing_else_and_what_is_uninstalled_is_gone(
         ["plugins", "ls", "--json"],
         ["components", "ls", "--json"],
         [*harmless, "--set", "spectrum.engine=local"],
-        shattering(tiny, "--density", "acme-density-estimators", "--dry-run"),
-        ["plugins", "check", "acme-features", "--json"],
-        ["plugins", "check", "acme-cluster-samplers", "--json"],
-        ["plugins", "check", "acme-engines", "--json"],
+        shattering(tiny, "--density", "fresh-density-estimators", "--dry-run"),
+        ["plugins", "check", "fresh-features", "--json"],
+        ["plugins", "check", "fresh-cluster-samplers", "--json"],
+        ["plugins", "check", "fresh-engines", "--json"],
     )
     assert [outcome["code"] for outcome in outcomes] == [0, 0, 0, 1, 1, 1, 0]
     assert outcomes[0]["stderr"] == "please cite us\n"
@@ -290,8 +290,8 @@ def test_what_is_broken_breaks_nothing_else_and_what_is_uninstalled_is_gone(
         assert outcome["stdout"] == ""
         assert outcome["stderr"].startswith("error: ")
         assert outcome["stderr"].count("\n") == 1
-    assert "these plugins failed to load: acme-backbones:main, " in outcomes[3]["stderr"]
-    assert "'acme-features:main' failed to load: OSError: libfoo" in outcomes[4]["stderr"]
+    assert "these plugins failed to load: fresh-backbones:main, " in outcomes[3]["stderr"]
+    assert "'fresh-features:main' failed to load: OSError: libfoo" in outcomes[4]["stderr"]
     found = json.loads(outcomes[5]["stdout"])
     (part,) = found["components"]
     assert found["counts"]["failed"] == 1
@@ -301,7 +301,7 @@ def test_what_is_broken_breaks_nothing_else_and_what_is_uninstalled_is_gone(
     for kind in KINDS:
         place.uninstall(kind)
     assert place.records() == {}
-    assert not list(place.site.glob("acme*/*.py"))
+    assert not list(place.site.glob("fresh*/*.py"))
 
 
 def test_a_method_that_fails_is_named_and_a_wrong_result_is_found(place: Place, tiny: str) -> None:
@@ -321,29 +321,29 @@ def test_a_method_that_fails_is_named_and_a_wrong_result_is_found(place: Place, 
     place.change("commands", "component.py", "for kind", "raise KeyError('x')\n    for kind")
     place.change("partitioners", "component.py", "import torch", "import sys\nsys.exit('bye')")
     outcomes = place.drive(
-        shattering(tiny, "--density", "acme-density-estimators", "-o", place.folder / "wrong"),
+        shattering(tiny, "--density", "fresh-density-estimators", "-o", place.folder / "wrong"),
         shattering(
             tiny,
-            *("--partitioner", "kmeans", "--set", "partitioner.features=acme-features"),
+            *("--partitioner", "kmeans", "--set", "partitioner.features=fresh-features"),
             *("-o", place.folder / "fails"),
         ),
         shattering(
             tiny,
             *("--partitioner", "kmeans", "--set", "partitioner.features=pixels"),
-            *("--mapper", "acme-mappers", "-o", place.folder / "fails-late"),
+            *("--mapper", "fresh-mappers", "-o", place.folder / "fails-late"),
         ),
-        shattering(tiny, "--partitioner", "acme-partitioners", "--dry-run"),
-        ["acme-commands", "features"],
-        ["plugins", "check", "acme-density-estimators", "--json"],
-        ["plugins", "check", "acme-features"],
-        shattering(tiny, "--sampler", "acme-cluster-samplers", "--dry-run"),
+        shattering(tiny, "--partitioner", "fresh-partitioners", "--dry-run"),
+        ["fresh-commands", "features"],
+        ["plugins", "check", "fresh-density-estimators", "--json"],
+        ["plugins", "check", "fresh-features"],
+        shattering(tiny, "--sampler", "fresh-cluster-samplers", "--dry-run"),
     )
     said = [
-        "the density-estimator 'acme-density-estimators:acme-density-estimators' returns log-weig",
-        "the features 'acme-features:acme-features' failed on images: OSError: x; PGMKIT_DEBUG=1",
-        "the mapper 'acme-mappers:acme-mappers' failed in sample: IndexError: none; PGMKIT_DEBUG",
-        "acme-partitioners:acme-partitioners cannot be imported from 'acme_partitioners.component",
-        "the command 'acme-commands:acme-commands' failed when it ran: KeyError: 'x'",
+        "the density-estimator 'fresh-density-estimators:fresh-density-estimators' returns log",
+        "the features 'fresh-features:fresh-features' failed on images: OSError: x; PGMKIT_DEBUG=1",
+        "the mapper 'fresh-mappers:fresh-mappers' failed in sample: IndexError: none; PGMKIT_DEBUG",
+        "fresh-partitioners:fresh-partitioners cannot be imported from 'fresh_partit",
+        "the command 'fresh-commands:fresh-commands' failed when it ran: KeyError: 'x'",
     ]
     for outcome, start in zip(outcomes, said, strict=False):
         assert (outcome["code"], outcome["stdout"]) == (1, ""), outcome

@@ -123,7 +123,7 @@ def _named(name: str) -> list[RegisteredComponent]:
             raise PluginError(f"the plugin {record.name!r} failed to load: {record.error}; mend it")
         if record.status == "disabled":
             raise PluginError(
-                f"the plugin {record.name!r} is disabled; see PGMKIT_DISABLE_PLUGINS and --no-plugins"
+                f"the plugin {record.name!r} is disabled, by PGMKIT_DISABLE_PLUGINS or --no-plugins"
             )
     if own:
         owners = {record.name for record in own}
