@@ -850,11 +850,28 @@ def test_what_is_no_component_is_refused(
         check_component(kind, component)
 
 
-def test_what_cannot_be_tried_is_skipped_and_says_why() -> None:
-    report = check_component("partitioners", "fixed")
+@pytest.mark.parametrize(
+    ("kind", "component", "said"),
+    [
+        ("partitioners", "fixed", "it needs to be told parameters: source must say which partit"),
+        ("features", "network", "it needs to be told module; give them as parameters"),
+        ("engines", "torchrun", "it cannot run here: the engine 'torchrun' runs under torchrun"),
+        ("mappers", "acme-needs:nearby", "it needs umap-not-there, which is not installed"),
+    ],
+)
+def test_what_cannot_be_tried_is_skipped_and_says_why(
+    kind: str, component: str, said: str, site: Path
+) -> None:
+    code = PLUGIN.replace("WRONG", "").replace('"SUMMARY"', '"near", requires=("umap-not-there",)')
+    install(site, "acme-needs", code)
+    installed.cache_clear()
+    try:
+        report = check_component(kind, component)
+    finally:
+        installed.cache_clear()
     told = {outcome.check: outcome.reason for outcome in report.with_status("skipped")}
-    assert told["is_built"].startswith("it needs to be told parameters: source must say which")
-    assert told["no_images_are_no_error"] == told["is_built"]
+    assert told["is_built"].startswith(said)
+    assert told["repr_is_a_text"] == told["is_built"]
 
 
 @parametrize_with_checks(
