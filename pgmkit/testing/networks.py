@@ -23,7 +23,7 @@ from pgmkit.priors import LatentSpec
 from pgmkit.seeds import random_generator
 from pgmkit.testing.case import Case, is_offered, needs
 
-_COUNT = 4
+_COUNT = 3
 _PARTS = 3
 _DIM = 5
 _RTOL = 1e-5
