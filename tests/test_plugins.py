@@ -318,7 +318,7 @@ def test_what_a_method_prints_while_it_works_goes_to_stderr(
         for last in (("--dry-run",), ("-o", site / "out")):
             found = run_pgmkit("shatter", tiny, "--density", "chatty", *words, *last)
             assert json.loads(found.stdout)["settings"], found.stderr
-            assert found.stderr.startswith("hi\n")
+            assert "hi" in found.stderr.splitlines()
     finally:
         installed.cache_clear()
 
