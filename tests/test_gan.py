@@ -113,7 +113,7 @@ def test_a_conditional_gan_is_trained_written_and_loaded(trained: Path) -> None:
 def test_what_is_told_on_the_way_and_at_the_end(trained: Path) -> None:
     measured = rows(trained / "measurements.csv")
     assert [row["step"] for row in measured] == ["6", "12"]
-    told = {"step", "epoch", "modes", "high quality", "reverse KL", "inside"}
+    told = {"step", "epoch", "modes", "high quality", "reverse KL", "spread", "inside"}
     assert set(measured[0]) == told
     by_part = rows(trained / "partitions.csv")
     for row, parts in zip(measured, by_part, strict=True):

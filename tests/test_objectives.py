@@ -95,6 +95,7 @@ def test_real_points_reach_all_modes_evenly(name: str) -> None:
     number = len(PLANES[name].centres)
     assert (scores.covered, scores.modes) == (number, number)
     assert scores.high_quality == pytest.approx(0.9973**2, abs=0.001)
+    assert scores.spread == pytest.approx(1, abs=0.01)
     # Of n samples it is about (K - 1) / 2n on average.
     assert scores.reverse_kl == pytest.approx((number - 1) / 1e5, rel=0.9)
 
@@ -106,6 +107,8 @@ def test_modes_are_counted_by_good_points_and_kl_by_all() -> None:
     scores = mode_scores(near + off, ring)
     assert scores.covered == 1
     assert scores.high_quality == 0.5
+    crowded = mode_scores(near + torch.tensor([0.001, 0.0]), ring)
+    assert crowded.spread == pytest.approx(0.1 / math.sqrt(2 * math.log(2)), rel=1e-3)
     shares = np.array([0.5, 0.25, 0.25])
     assert scores.reverse_kl == pytest.approx(float((shares * np.log(8 * shares)).sum()))
     for wrong in (torch.zeros(3), torch.zeros(0, 2), torch.zeros(4, 3)):
@@ -116,6 +119,7 @@ def test_modes_are_counted_by_good_points_and_kl_by_all() -> None:
 def test_classes_are_modes_too() -> None:
     scores = class_mode_scores(torch.tensor([0, 0, 3]), 4)
     assert (scores.covered, scores.modes, scores.high_quality) == (2, 4, 1.0)
+    assert scores.spread is None
     assert scores.reverse_kl == pytest.approx(math.log(8 / 3) * 2 / 3 + math.log(4 / 3) / 3)
     with pytest.raises(ParameterError, match="go from 0 to 4, and there are 4"):
         class_mode_scores(torch.tensor([0, 4]), 4)

@@ -47,6 +47,7 @@ COLUMNS = {
     "modes": "modes",
     "high_quality": "high quality",
     "reverse_kl": "reverse KL",
+    "spread": "spread",
     "fid": "FID",
     "nmi": "NMI, samples",
     "diversity": "diversity",
@@ -238,7 +239,9 @@ class Scorer:
         """Returns the scores of samples (n, ...) of partitions (n,), by names of `COLUMNS`."""
         if self.source.image.is_points:
             modes = mode_scores(images, PLANES[find_points(self.data)[0]])
-            return {**of_modes(modes), "high_quality": modes.high_quality}
+            assert modes.spread is not None
+            found = {"high_quality": modes.high_quality, "spread": modes.spread}
+            return {**of_modes(modes), **found}
         told: dict[str, float] = {}
         if self.judge is not None:
             classes, number = self.classes(images)

@@ -10,6 +10,8 @@ from pgmkit.errors import ParameterError
 from pgmkit.images.points import Modes
 
 _WITHIN = 3.0
+_MEDIAN = math.sqrt(2 * math.log(2))
+"""Median length of two standard normal coordinates."""
 
 
 @dataclass(frozen=True)
@@ -23,12 +25,16 @@ class ModeScores:
             deviations of the nearest mode's centre; 1 where samples are no points.
         reverse_kl: `Σ p log(K·p)` in nats, of the shares p of all samples that lie nearest to each
             mode; 0 where all modes have as many.
+        spread: median distance of samples from the nearest mode's centre, over that of points of
+            the distribution; 1 for these, and less where samples crowd at the centres. None where
+            samples are no points.
     """
 
     covered: int
     modes: int
     high_quality: float
     reverse_kl: float
+    spread: float | None = None
 
 
 def mode_scores(points: Tensor, modes: Modes) -> ModeScores:
@@ -40,7 +46,7 @@ def mode_scores(points: Tensor, modes: Modes) -> ModeScores:
     if points.ndim != 2 or points.shape[1:] != modes.centres.shape[1:] or not len(points):
         raise ParameterError(f"modes are those of points (n, 2), not {tuple(points.shape)}")
     points = points.double().cpu()
-    nearest = torch.cdist(points, modes.centres.double()).argmin(dim=1)
+    distance, nearest = torch.cdist(points, modes.centres.double()).min(dim=1)
     away = (points - modes.centres.double()[nearest]).abs().amax(dim=1)
     is_good = away <= _WITHIN * modes.std
     number = len(modes.centres)
@@ -49,6 +55,7 @@ def mode_scores(points: Tensor, modes: Modes) -> ModeScores:
         modes=number,
         high_quality=float(is_good.double().mean()),
         reverse_kl=_reverse_kl(nearest, number),
+        spread=float(distance.median()) / (_MEDIAN * modes.std),
     )
 
 

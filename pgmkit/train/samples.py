@@ -180,6 +180,7 @@ class Samples:
             "modes": float(scores.covered),
             "high quality": scores.high_quality,
             "reverse KL": scores.reverse_kl,
+            "spread": scores.spread or 0.0,
         }
 
     def acceptance(
