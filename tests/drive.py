@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pgmkit.testing
 
-assert "pytest" not in sys.modules
 assert pgmkit.testing.checks_of("features")
+WITH_PYTEST = "pytest" in sys.modules
 
 import pytest  # noqa: E402
 from tiny import run_pgmkit  # noqa: E402
@@ -27,5 +27,6 @@ def run(words: list[str]) -> dict[str, object]:
 
 
 if __name__ == "__main__":
+    assert not WITH_PYTEST
     path = Path(sys.argv[1])
     path.write_text(json.dumps([run(words) for words in json.loads(path.read_text())]))
