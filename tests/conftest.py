@@ -11,6 +11,8 @@ import torch
 from hub_server import HubServer, use_hub
 from huggingface_hub import close_session, constants
 
+from pgmkit.plugins import installed
+
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background lacks
 
 _LONGEST = ("test_docs", "test_engines", "test_shatter", "test_inference", "test_ablate")
@@ -54,10 +56,11 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that Python imports from, for distributions that a test installs."""
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder that Python imports from, for distributions that a test installs; none stays."""
     monkeypatch.syspath_prepend(str(tmp_path))
-    return tmp_path
+    yield tmp_path
+    installed.cache_clear()
 
 
 @pytest.fixture

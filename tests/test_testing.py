@@ -23,7 +23,7 @@ import pgmkit
 from pgmkit import templates
 from pgmkit.components import KINDS
 from pgmkit.errors import ParameterError, PluginError, UnknownNameError
-from pgmkit.plugins import build, installed, list_components
+from pgmkit.plugins import build, list_components
 from pgmkit.testing import (
     Case,
     Report,
@@ -768,11 +768,7 @@ def test_what_is_wrong_with_a_plugin_s_module_fails_in_its_check(check: str, sit
     install(site, "acme-near", code.replace("SUMMARY", summary))
     component = Path(templates.__file__).parent / "mappers" / "PACKAGE" / "component.py.in"
     (site / "acme_near_component.py").write_text(component.read_text())
-    installed.cache_clear()
-    try:
-        report = run(case_of("mappers", "acme-near:nearby"), checks_of("mappers"))
-    finally:
-        installed.cache_clear()
+    report = run(case_of("mappers", "acme-near:nearby"), checks_of("mappers"))
     assert failed(report) == {check}
     assert report.counts()["skipped"] == 1 + (check == "plugin_imports_no_torch")
 
@@ -806,11 +802,7 @@ def test_a_backbone_without_a_loader_for_its_weights_fails_in_its_check(
     bent = "class Bent(Generator):\n    def forward(self, *z): return -super().forward(*z)\n"
     (site / "acme_two_component.py").write_text(f"{component.read_text()}\n\n{bent}")
     sys.modules.pop("acme_two_component", None)
-    installed.cache_clear()
-    try:
-        report = run(case_of("backbones", "two"), checks_of("backbones"))
-    finally:
-        installed.cache_clear()
+    report = run(case_of("backbones", "two"), checks_of("backbones"))
     assert failed(report) == ({"a_loader_takes_its_weights"} if said else set())
     assert not said or said in report.with_status("failed")[0].reason
 
@@ -864,11 +856,7 @@ def test_what_cannot_be_tried_is_skipped_and_says_why(
 ) -> None:
     code = PLUGIN.replace("WRONG", "").replace('"SUMMARY"', '"near", requires=("umap-not-there",)')
     install(site, "acme-needs", code)
-    installed.cache_clear()
-    try:
-        report = check_component(kind, component)
-    finally:
-        installed.cache_clear()
+    report = check_component(kind, component)
     told = {outcome.check: outcome.reason for outcome in report.with_status("skipped")}
     assert told["is_built"].startswith(said)
     assert told["repr_is_a_text"] == told["is_built"]

@@ -24,7 +24,7 @@ import pgmkit
 from pgmkit.cli import main
 from pgmkit.errors import SamplingError
 from pgmkit.loading.saving import save_generator, write_generator
-from pgmkit.plugins import build
+from pgmkit.plugins import build, installed
 
 LATENT_DIM = 4
 MODEL_ARGS = {"latent_dim": LATENT_DIM, "channels": [8, 4, 4]}
@@ -243,6 +243,7 @@ def install(site: Path, distribution: str, code: str, module: str = "") -> None:
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(f"[pgmkit.plugins]\nmain = {module}\n")
+    installed.cache_clear()
 
 
 def let_no_sample_of_cluster_1_be_drawn(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -176,11 +176,12 @@ class Samples:
         if plane is None:
             return {}
         scores = mode_scores(points, plane)
+        assert scores.spread is not None
         return {
             "modes": float(scores.covered),
             "high quality": scores.high_quality,
             "reverse KL": scores.reverse_kl,
-            "spread": scores.spread or 0.0,
+            "spread": scores.spread,
         }
 
     def acceptance(
