@@ -175,6 +175,16 @@ def check_device(name: torch.device | str) -> torch.device:
     return device
 
 
+def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Returns a tensor on a device; one that goes to CUDA is not waited for.
+
+    A copy of memory that is not pinned waits for all that CUDA was asked to do before.
+    """
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=device.type == "cuda")
+
+
 @contextmanager
 def full_float32() -> Iterator[None]:
     """Keeps an accelerator from rounding float32 to TF32, which has 10 bits and not 23."""

@@ -78,7 +78,7 @@ class Images:
         """Returns the images with these numbers (B,), float32 (B, C, H, W) in [-1, 1]."""
         index = index.cpu()
         found = self._rows.read(index if self._index is None else self._index[index])
-        found = found.to(self.device)
+        found = machine.sent(found, self.device)
         return found.float().mul_(2 / 255).add_(-1) if found.dtype == torch.uint8 else found
 
     def subset(self, index: Tensor) -> Self:

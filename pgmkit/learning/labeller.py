@@ -17,6 +17,7 @@ from pgmkit.learning.encoder import (
 )
 from pgmkit.learning.halves import Halves
 from pgmkit.learning.minimise import minimise
+from pgmkit.machine import sent
 from pgmkit.seeds import derive_seed, random_generator
 
 _SMOOTHING = 0.1
@@ -68,19 +69,21 @@ def learn_labels(
     halves = Halves(network)
     batch = min(batch_size, len(pixels))
     weights = labels.bincount().double().reciprocal()[labels]
+    pixels, labels = pixels.to(device), labels.to(device)
 
     def loss(clock: Clock) -> Tensor:
         if evenly:
             index = torch.multinomial(weights, batch, replacement=True, generator=clock.random)
         else:
             index = torch.randperm(len(pixels), generator=clock.random)[:batch]
+        index = sent(index, device)
         parts = index.tensor_split(2)
 
         def version(number: int) -> Tensor:
             random = random_generator(clock.seed, "version", number)
-            return another_version(pixels[parts[number]].to(device), deformations, random)
+            return another_version(pixels[parts[number]], deformations, random)
 
-        logits, wanted = torch.cat(halves(version)), labels[index].to(device)
+        logits, wanted = torch.cat(halves(version)), labels[index]
         return functional.cross_entropy(logits, wanted, label_smoothing=_SMOOTHING)
 
     minimise(

@@ -61,7 +61,7 @@ class NormalisedConv(nn.Module):
             for _ in range(iterations):
                 image = functional.conv2d(self.direction, self.weight, padding=self.padding)
                 back = functional.conv_transpose2d(image, self.weight, padding=self.padding)
-                self.direction = back / back.norm().clamp(min=_TINY)
+                self.direction.copy_(back / back.norm().clamp(min=_TINY))
 
     @torch.no_grad()
     def settle(self) -> None:
