@@ -141,10 +141,19 @@ def check_images(image: ImageSpec, who: str) -> None:
         raise ParameterError(f"{who} looks at images, and these are points; choose another")
 
 
-def check_training(steps: Any, batch_size: Any, width: Any, learning_rate: Any) -> None:
+def check_training(
+    steps: Any,
+    batch_size: Any,
+    width: Any,
+    learning_rate: Any,
+    residual: bool = False,
+    deep: bool = False,
+) -> None:
     """Raises ParameterError for parameters that networks are not trained with."""
     check_count("steps", steps)
     check_count("batch_size", batch_size)
     check_count("width", width)
     if not isinstance(learning_rate, int | float) or not 0 < learning_rate < math.inf:
         raise ParameterError(f"learning_rate must be above 0, not {learning_rate!r}")
+    if deep and not residual:
+        raise ParameterError("deep is for residual blocks; set residual = true, too")

@@ -32,6 +32,8 @@ def learn_labels(
     steps: int,
     batch_size: int,
     width: int,
+    residual: bool = False,
+    deep: bool = False,
     deformations: Deformations,
     learning_rate: float,
     evenly: bool = False,
@@ -49,6 +51,8 @@ def learn_labels(
         steps: of training.
         batch_size: images per step, at least 4; all of them where there are fewer.
         width: channels of the first layer.
+        residual: whether it has residual blocks; see `pgmkit.learning.encoder.Encoder`.
+        deep: whether these are more; see there.
         deformations: how far the images are deformed.
         learning_rate: the highest.
         evenly: whether all labels are seen equally often.
@@ -63,7 +67,7 @@ def learn_labels(
 
     def fresh() -> nn.Sequential:
         head = nn.Linear(Encoder.features, num_labels)
-        return _network(Encoder(pixels.shape[1], width), head)
+        return _network(Encoder(pixels.shape[1], width, residual, deep), head)
 
     network: nn.Sequential = seeded(fresh, seed, name).to(device)
     halves = Halves(network)

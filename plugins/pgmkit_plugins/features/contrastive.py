@@ -82,7 +82,7 @@ class Contrastive:
         mixed_precision: bool = False,
     ) -> None:
         check_count("max_images", max_images)
-        check_training(steps, batch_size, width, learning_rate)
+        check_training(steps, batch_size, width, learning_rate, residual, deep)
         preset(deformations, channels=1).scaled(strength)  # which checks them
         if batch_size < 2:
             raise ParameterError("batch_size must be a whole number from 2, not 1")
@@ -90,8 +90,6 @@ class Contrastive:
             raise ParameterError(f"temperature must be above 0, not {temperature!r}")
         if not 0 <= move < 1:
             raise ParameterError(f"move must be in [0, 1), not {move!r}")
-        if deep and not residual:
-            raise ParameterError("deep is for residual blocks; set residual = true, too")
         self.steps = steps
         self.batch_size = batch_size
         self.move = move
