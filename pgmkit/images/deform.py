@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
@@ -160,26 +160,37 @@ def deformed(images: Tensor, deformations: Deformations, random: torch.Generator
 
     affine, bend = _motion(deformations, count, spread, random)
     stroke = spread(deformations.stroke, 1, 1, 1)
-    grey = torch.rand(count, 1, 1, 1, generator=random) if channels > 1 else None
+    grey = torch.rand(count, 1, 1, 1, generator=random) if channels > 1 else stroke
     contrast = spread(deformations.contrast, 1, 1, 1).exp()
     brightness = spread(deformations.brightness, channels, 1, 1)
     is_coloured = channels == 3 and bool(deformations.hue or deformations.saturation)
-    colours = _colours(deformations, spread) if is_coloured else None
+    colours = _colours(deformations, spread) if is_coloured else stroke
+    drawn = [affine, bend, stroke, grey, contrast, brightness, colours]
+    affine, bend, stroke, grey, contrast, brightness, colours = _sent_together(drawn, device)
 
     plane, knots = _places(height, width, device)
-    places = sent(affine, device) @ plane
+    places = affine @ plane
     if deformations.bend:
-        places += sent(bend, device) @ knots
+        places += bend @ knots
     places = places.reshape(count, 2, height, width).permute(0, 2, 3, 1)
     result = functional.grid_sample(images, places, padding_mode="border", align_corners=False)
     if deformations.stroke:
-        result = _stroked(result, sent(stroke, device))
-    if colours is not None:
-        result = (sent(colours, device) @ result.flatten(2)).view_as(result)
-    if grey is not None and deformations.grey:
-        is_grey = sent(grey < deformations.grey, device)
+        result = _stroked(result, stroke)
+    if is_coloured:
+        result = (colours @ result.flatten(2)).view_as(result)
+    if channels > 1 and deformations.grey:
+        is_grey = grey < deformations.grey
         result = torch.where(is_grey, result.mean(dim=1, keepdim=True), result)
-    return result.mul_(sent(contrast, device)).add_(sent(brightness, device)).clamp(-1, 1)
+    return result.mul_(contrast).add_(brightness).clamp(-1, 1)
+
+
+def _sent_together(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Returns small tensors (B, ...) of the CPU on a device, in the time that one of them takes."""
+    if device.type == "cpu":
+        return list(tensors)
+    rows = sent(torch.cat([tensor.flatten(1) for tensor in tensors], dim=1), device)
+    parts = rows.split([math.prod(tensor.shape[1:]) for tensor in tensors], dim=1)
+    return [part.reshape(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
 
 def _motion(
