@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from threadpoolctl import threadpool_limits
+from torch import Tensor
 
 from pgmkit.errors import ParameterError, first_line, shortened
 
@@ -173,6 +174,13 @@ def check_device(name: torch.device | str) -> torch.device:
             f"the device {str(name)!r} cannot be used here; cpu always can ({reason})"
         ) from error
     return device
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """Returns a tensor on a device, without waiting for what that does, as `Tensor.to` does."""
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 @contextmanager
