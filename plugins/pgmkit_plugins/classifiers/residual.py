@@ -6,9 +6,10 @@ from torch import Tensor, nn
 
 from pgmkit.config import check_count
 from pgmkit.errors import ParameterError
-from pgmkit.learning.encoder import Encoder, looked_at
+from pgmkit.images import resized
+from pgmkit.learning.encoder import Encoder
 
-_SHIFT = 4
+_SIDE, _SHIFT = 32, 4
 
 
 class ResidualClassifier(nn.Module):
@@ -42,7 +43,7 @@ class ResidualClassifier(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """Returns what the last layer sees, (B, 128), for the same images."""
-        x = looked_at(x)
+        x = resized(x, _SIDE)
         return F.relu(self.encoder(_moved(x) if self.training else x))
 
 
