@@ -182,7 +182,7 @@ def main(rounds: int, device: str, only: str | None) -> None:
             by_pgmkit(case, task_of(case, fitted, where, Guide())),
             by_pgmkit(case, task_of(case, fitted, where, Guide(0, 0))),
         ]
-        for turn in 2 * turns:  # which records what is recorded
+        for turn in turns:
             turn()
         times = [[seconds_of(turn, where) for turn in turns] for _ in range(rounds)]
         hand, guided, _ = (statistics.median(column) for column in zip(*times, strict=True))
