@@ -132,6 +132,19 @@ def test_the_caller_s_chance_and_gradient_mode_are_left_alone() -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
+def test_convolutions_sum_in_one_order_while_it_lasts() -> None:
+    seen: list[bool] = []
+
+    class Looks(Everything):
+        def step(self, batches: Iterator[Batch], clock: Clock) -> dict[str, Tensor | float]:
+            seen.append(torch.backends.cudnn.deterministic)
+            return super().step(batches, clock)
+
+    run(Looks())
+    assert seen == [True] * STEPS
+    assert not torch.backends.cudnn.deterministic
+
+
 @pytest.mark.parametrize("at", [1, 5, 11, STEPS])
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(
     at: int, undisturbed: tuple[bytes, bytes], tmp_path: Path

@@ -166,7 +166,7 @@ def learn(
         exports=exports or {},
     )
     hidden = contextlib.nullcontext() if ranks.is_coordinator() else progress.shown(False)
-    with hidden, torch.random.fork_rng(_cuda_devices()), torch.enable_grad():
+    with hidden, torch.random.fork_rng(_cuda_devices()), torch.enable_grad(), _repeatable():
         if is_trial():
             try_steps(run.advance, steps, batch_size / size)
             return
@@ -404,6 +404,17 @@ def _set_seed(seed: int) -> None:
         torch.cuda.manual_seed_all(seed)
     if torch.backends.mps.is_available():
         torch.mps.manual_seed(seed)
+
+
+@contextlib.contextmanager
+def _repeatable() -> Iterator[None]:
+    """Lets convolutions on CUDA sum in the same order every time."""
+    before = torch.backends.cudnn.deterministic
+    torch.backends.cudnn.deterministic = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.deterministic = before
 
 
 def _cuda_devices() -> list[int]:
