@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import pgmkit
 from pgmkit import pictures
 from pgmkit.config import apply_overrides
-from pgmkit.errors import DataError, ParameterError
+from pgmkit.errors import DataError, ParameterError, PluginError
 from pgmkit.evaluate.extractors import load_extractor
 from pgmkit.evaluate.fidelity_scores import Moments, frechet_distance
 from pgmkit.evaluate.reference_images import features_of
@@ -184,6 +184,15 @@ def test_the_guide_is_the_sum_over_the_parts() -> None:
     one_by_one = [conditions.fitted.guide(x[i : i + 1], int(parts[i])) for i in range(20)]
     torch.testing.assert_close(conditions.pull(x, parts), torch.cat(one_by_one))
     assert conditions.pull(x, parts).max() > 0
+
+
+def test_the_guide_in_training_does_not_wait_for_values(trained: Path) -> None:
+    _, task = conditioned(f"model.partitioner=local-dir:{trained / 'partitioner'}")
+    assert task.conditions is not None
+    x, parts = torch.full((3, 2), torch.nan), torch.arange(3)
+    assert task.conditions.pull(x, parts).isnan().all()
+    with pytest.raises(PluginError, match="not finite"):
+        task.conditions.fitted.guide(x, parts)
 
 
 def batch_of(task: GANTask, made: Job, count: int = 200) -> Batch:
