@@ -431,7 +431,7 @@ def tell_of_number(who: str, what: str, asked: int, found: int) -> None:
 def least_images_of(partitioner: Any) -> int:
     """Returns how many images a partitioner, and all that it was built with, needs at least."""
     least = [part.least_images for part in _demanding(partitioner)]
-    return max([num_partitions_of(partitioner), *least])
+    return max([_least_by_number(partitioner), *least])
 
 
 def check_images(partitioner: Any, image: "ImageSpec", count: int) -> None:
@@ -440,7 +440,7 @@ def check_images(partitioner: Any, image: "ImageSpec", count: int) -> None:
     Raises:
         ParameterError: they are too few, or of a shape that one of them cannot be fitted to.
     """
-    number, least = num_partitions_of(partitioner), least_images_of(partitioner)
+    number, least = _least_by_number(partitioner), least_images_of(partitioner)
     if count < number:
         raise ParameterError(
             f"{number} partitions need as many images, and there are {count}; ask for fewer"
@@ -452,6 +452,11 @@ def check_images(partitioner: Any, image: "ImageSpec", count: int) -> None:
         )
     for part in _demanding(partitioner):
         part.check_image(image)
+
+
+def _least_by_number(partitioner: Any) -> int:
+    """Returns how many images its parts need: as many, or one where they were found before."""
+    return 1 if getattr(partitioner, "was_fitted", False) else num_partitions_of(partitioner)
 
 
 def _demanding(component: Any) -> Iterator[Demands]:

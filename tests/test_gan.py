@@ -364,6 +364,17 @@ def test_a_dry_run_tells_settings_sizes_and_time(tmp_path: Path) -> None:
     assert told["tried"].startswith("batches of 20 images of 20;")
 
 
+def test_a_dry_run_tries_fewer_images_than_there_are_fitted_parts(tmp_path: Path) -> None:
+    table = {"name": "kmeans", "features": "pixels", "num_starts": 1}
+    fit_partitioner(table, load_images(POINTS), partitions=40).save_pretrained(tmp_path / "parts")
+    parts = f"model.partitioner=local-dir:{tmp_path / 'parts'}"
+    made = job(parts, "model.partitions=40", "batch_size=2")
+    assert made.estimate().seconds > 0
+    assert isinstance(made.task, GANTask)
+    assert made.task.conditions is not None
+    assert len(made.task.conditions.source) == 4
+
+
 class Perceptron:
     """A linear layer of 64 with ReLU and one of 1, which is to be small on images of 3×32×32."""
 

@@ -30,7 +30,7 @@ from pgmkit.learning.checkpoints import Checkpoints, Part, synchronise
 from pgmkit.learning.clock import Clock, clock_at
 from pgmkit.learning.folder import folder_of
 from pgmkit.learning.log import LOSSES, MEASUREMENTS, Board, Log
-from pgmkit.learning.trial import batch_of_trial, is_trial, try_steps
+from pgmkit.learning.trial import batch_of_trial, is_trial, try_steps, unlearned
 from pgmkit.seeds import derive_seed
 
 _STOP, _SAVE = 2, 1
@@ -168,7 +168,8 @@ def learn(
     hidden = contextlib.nullcontext() if ranks.is_coordinator() else progress.shown(False)
     with hidden, torch.random.fork_rng(_cuda_devices()), torch.enable_grad(), _repeatable():
         if is_trial():
-            try_steps(run.advance, steps, batch_size / size)
+            with unlearned(task.parts):
+                try_steps(run.advance, steps, batch_size / size)
             return
         run.begin()
         with progress.phase(name, steps, initial=run.step) as bar, run.interrupts:

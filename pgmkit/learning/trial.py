@@ -1,15 +1,18 @@
 """How long work would take, told from a little of it."""
 
 import contextlib
+import copy
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 
 import torch
+from torch import Tensor, nn
 
 from pgmkit.learning import ranks
+from pgmkit.learning.checkpoints import Part
 
 _STEPS = 2
 _STEPS_ON_CUDA = 4
@@ -83,6 +86,26 @@ def try_steps(step: Callable[[], object], steps: int, times: float = 1.0) -> Non
     each = times * ((ended - first) if count > 1 else (first - started))
     loops.whole += (steps - 1) * each + ((first - started) if count > 1 else each)
     loops.lengths.append((steps, each))
+
+
+@contextlib.contextmanager
+def unlearned(parts: Mapping[str, Part]) -> Iterator[None]:
+    """Gives modules and tensors back what they held before the block.
+
+    A few steps on few images, at a rate that is for many, may end in numbers that are not finite.
+    """
+    modules = {n: part for n, part in parts.items() if isinstance(part, nn.Module)}
+    states = {n: copy.deepcopy(module.state_dict()) for n, module in modules.items()}
+    tensors = [part for part in parts.values() if isinstance(part, Tensor)]
+    values = [tensor.detach().clone() for tensor in tensors]
+    try:
+        yield
+    finally:
+        for name, module in modules.items():
+            module.load_state_dict(states[name])
+        with torch.no_grad():
+            for tensor, value in zip(tensors, values, strict=True):
+                tensor.copy_(value)
 
 
 def _now() -> float:

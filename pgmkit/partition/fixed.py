@@ -94,6 +94,7 @@ class FixedPartitioner(_Fixed):
 
     kind = "partitioners"
     least_images = 1
+    was_fitted = True
 
     def __init__(
         self,
