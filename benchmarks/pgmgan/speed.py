@@ -71,7 +71,7 @@ def cases(device: torch.device) -> list[Case]:
     whole = replace(images, backbone_args={}, discriminator_steps=4)
     colours = ArrayImages(noise.expand(-1, 3, -1, -1), name="noise")
     cases = [
-        *(replace(case, steps=50) for case in small),
+        *(replace(case, steps=20) for case in small),
         Case("sngan-32, full width, 4 + 1", whole, colours, 100, 10),
         Case("the same in bfloat16", replace(whole, precision="bfloat16"), colours, 100, 10),
     ]
