@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from threadpoolctl import threadpool_limits
+from torch import Tensor
 
 from pgmkit.errors import ParameterError, first_line, shortened
 
@@ -175,14 +176,14 @@ def check_device(name: torch.device | str) -> torch.device:
     return device
 
 
-def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
     """Returns a tensor on a device; one that goes to CUDA is not waited for.
 
     A copy of memory that is not pinned waits for all that CUDA was asked to do before.
     """
-    if device.type == "cuda" and tensor.device.type == "cpu":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=device.type == "cuda")
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 @contextmanager
