@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pgmkit.errors import ParameterError, UnknownNameError
+from pgmkit.machine import sent
 
 _SWITCHES = ("flip", "apart")
 _KNOTS = 5
@@ -150,17 +151,17 @@ def deformed(images: Tensor, deformations: Deformations, random: torch.Generator
     brightness = spread(deformations.brightness, channels, 1, 1)
 
     plane, knots = _places(height, width, device)
-    places = affine.to(device) @ plane
+    places = sent(affine, device) @ plane
     if deformations.bend:
-        places += bend.to(device) @ knots
+        places += sent(bend, device) @ knots
     places = places.reshape(count, 2, height, width).permute(0, 2, 3, 1)
     result = functional.grid_sample(images, places, padding_mode="border", align_corners=False)
     if deformations.stroke:
-        result = _stroked(result, stroke.to(device))
+        result = _stroked(result, sent(stroke, device))
     if grey is not None and deformations.grey:
-        is_grey = (grey < deformations.grey).to(device)
+        is_grey = sent(grey < deformations.grey, device)
         result = torch.where(is_grey, result.mean(dim=1, keepdim=True), result)
-    return result.mul_(contrast.to(device)).add_(brightness.to(device)).clamp(-1, 1)
+    return result.mul_(sent(contrast, device)).add_(sent(brightness, device)).clamp(-1, 1)
 
 
 def _motion(

@@ -17,6 +17,7 @@ from pgmkit.learning.encoder import (
 )
 from pgmkit.learning.halves import Halves
 from pgmkit.learning.minimise import minimise
+from pgmkit.machine import near, sent
 from pgmkit.seeds import derive_seed, random_generator
 
 _SMOOTHING = 0.1
@@ -65,6 +66,7 @@ def learn_labels(
         return _network(Encoder(pixels.shape[1], width), head)
 
     network: nn.Sequential = seeded(fresh, seed, name).to(device)
+    pixels = near(pixels, device)
     halves = Halves(network)
     batch = min(batch_size, len(pixels))
     weights = labels.bincount().double().reciprocal()[labels]
@@ -78,9 +80,10 @@ def learn_labels(
 
         def version(number: int) -> Tensor:
             random = random_generator(clock.seed, "version", number)
-            return another_version(pixels[parts[number]].to(device), deformations, random)
+            chosen = pixels[sent(parts[number], pixels.device)]
+            return another_version(sent(chosen, device), deformations, random)
 
-        logits, wanted = torch.cat(halves(version)), labels[index].to(device)
+        logits, wanted = torch.cat(halves(version)), sent(labels[index], device)
         return functional.cross_entropy(logits, wanted, label_smoothing=_SMOOTHING)
 
     minimise(

@@ -25,6 +25,7 @@ from pgmkit.learning.encoder import (
 )
 from pgmkit.learning.halves import Halves
 from pgmkit.learning.precision import InBfloat16
+from pgmkit.machine import near, sent
 from pgmkit.seeds import random_generator
 
 _ENOUGH = 6_000
@@ -154,6 +155,7 @@ class Contrastive:
         return torch.stack([torch.cat([image_bytes(x) for x in version]) for version in versions])
 
     def _train(self, head: nn.Module, pool: Tensor, seed: int, source: ImageSource) -> Tensor:
+        pool = near(pool, source.device)
         count = pool.shape[1]
         batch = min(self.batch_size, count)
         deformations = preset(self.deformations, pool.shape[2]).scaled(self.strength)
@@ -166,7 +168,8 @@ class Contrastive:
             def version(number: int) -> Tensor:
                 random = random_generator(clock.seed, "version", number)
                 which = torch.randint(len(pool), (batch,), generator=random)
-                pixels = pool[which, index].to(source.device)
+                chosen = pool[sent(which, pool.device), sent(index, pool.device)]
+                pixels = sent(chosen, source.device)
                 return another_version(pixels, deformations, random)
 
             return contrastive_loss(*halves(version), self.temperature)
