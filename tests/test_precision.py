@@ -280,7 +280,10 @@ def test_bfloat16_tangents_are_close_to_exact_ones() -> None:
         ({"sketch": "top"}, "needs a number of probes"),
         ({"probes": 2, "dtype": "bfloat16"}, "two fast methods"),
         ({"min_rank_correlation": 1.5}, r"in \[-1, 1\], not 1.5"),
-        ({"min_rank_correlation": 0.9}, "would be ignored, since only probes and dtype 'bfloat16'"),
+        (
+            {"min_rank_correlation": 0.9},
+            "would be ignored, since only probes and the dtypes 'tf32' and",
+        ),
         ({"memory_budget": 1000}, "at least 2"),
     ],
 )
