@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import torch
@@ -46,6 +46,9 @@ _DOUBLES, _ACCELERATOR_DOUBLES = 2**21, 2**26
 
 _AHEAD = 2**29
 """Bytes on the CPU of what an accelerator is ahead with, about."""
+
+_DECOMPOSED = 2**15
+"""Numbers that a thread decomposes at once, at least; it takes about a millisecond."""
 
 _CHECKED = 4
 """Along how many random directions J is looked at to see whether it is zero."""
@@ -130,6 +133,27 @@ class JacobianSettings:
         """The same without what makes it fast."""
         dtype = "auto" if self.dtype in _FAST else self.dtype
         return JacobianSettings(dtype, memory_budget=self.memory_budget)
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """What was begun for a batch of latents.
+
+    Args:
+        finish: waits for it and returns it, (B, ...).
+        num_bytes: what it takes on the CPU until then.
+    """
+
+    finish: Callable[[], Tensor]
+    num_bytes: int = 0
+
+    @classmethod
+    def done(cls, values: Tensor) -> "_Begun":
+        """Returns what is there already."""
+        return cls(lambda: values)
+
+
+_Step = Callable[[Differentiator, Tensor], _Begun]
 
 
 class JacobianSpectra:
@@ -254,8 +278,8 @@ class JacobianSpectra:
         directions = torch.randn(_CHECKED, z.shape[1], generator=random)
 
         def step(differentiator: Differentiator, batch: Tensor) -> _Begun:
-            zero = (differentiator.push(batch, directions) == 0).all(dim=2).all(dim=1).cpu()
-            return lambda: zero
+            pushed = differentiator.push(batch, directions)
+            return _Begun.done((pushed == 0).all(dim=2).all(dim=1).cpu())
 
         with torch.no_grad():
             return self._all_values(self._differentiator, z, step)
@@ -264,14 +288,14 @@ class JacobianSpectra:
         self,
         differentiator: Differentiator,
         z: Tensor,
-        step: "Callable[[Differentiator, Tensor], _Begun]",
+        step: _Step,
     ) -> Tensor:
         """Returns what `step` makes of any number of latents, with what memory there is."""
         while True:
             try:
                 with self._slots, self._precisely():
                     begun = self._begun(differentiator, z, step)
-                return torch.cat([values() for values in begun])
+                return torch.cat([batch.finish() for batch in begun])
             except UnsupportedModuleError as error:
                 raise GeneratorError(
                     f"the generator {self.generator.name!r} cannot be differentiated at one of the "
@@ -290,15 +314,18 @@ class JacobianSpectra:
         self,
         differentiator: Differentiator,
         z: Tensor,
-        step: "Callable[[Differentiator, Tensor], _Begun]",
-    ) -> "list[_Begun]":
+        step: _Step,
+    ) -> list[_Begun]:
         """Begins a step for each batch, and does not go on too far before the first are done."""
         begun: list[_Begun] = []
-        ahead = max(2, _AHEAD // (8 * len(self._directions) ** 2 * differentiator.plan.batch_size))
+        held = first = 0
         for batch in differentiator.batches(z):
-            if len(begun) >= ahead:
-                begun[-ahead]()
+            while held > _AHEAD:
+                held -= begun[first].num_bytes
+                begun[first] = _Begun.done(begun[first].finish())
+                first += 1
             begun.append(step(differentiator, batch))
+            held += begun[-1].num_bytes
         return begun
 
     def _precisely(self) -> contextlib.AbstractContextManager[None]:
@@ -306,7 +333,7 @@ class JacobianSpectra:
         on_cpu = self.generator.device.type == "cpu"
         return contextlib.nullcontext() if on_cpu else full_float32()
 
-    def _values(self, differentiator: Differentiator, z: Tensor) -> "_Begun":
+    def _values(self, differentiator: Differentiator, z: Tensor) -> _Begun:
         """Begins what the settings ask for at latents (B, M): (B, r), on the CPU."""
         directions = self._directions
         top = self.settings.probes is not None and self.settings.sketch == "top"
@@ -317,7 +344,7 @@ class JacobianSpectra:
         if needed > self._memory // 2 and not whole:
             rank = min(len(directions), math.prod(self.generator.image.shape))
             products = [self._in_pairs(differentiator, latent[None]) for latent in z]
-            return _begin(partial(_roots, rank=rank), torch.cat(products), self._apart)
+            return _begin_roots(torch.cat(products), rank, self._apart)
         pushed = differentiator.push(z, directions)
         if top:
             # Halko et al. 2011: the range of J·V holds the largest singular directions.
@@ -444,61 +471,64 @@ def _double(values: Tensor) -> Tensor:
     return values.double()
 
 
-_Begun = Callable[[], Tensor]
-"""Waits for what was begun and returns it; more than once, too."""
-
-
 def _begin_values(jacobians: Tensor, apart: bool) -> _Begun:
     """Begins to find the singular values of each Jᵀ (B, D, N), descending, float64.
 
     For `apart` see `_begin`.
     """
     if jacobians.dtype == torch.float64:
-        if apart and jacobians.shape[1] < jacobians.shape[2]:
-            # A factor of D × D numbers with the same singular values, less to fetch and decompose.
+        if apart and jacobians.nbytes > _AHEAD and jacobians.shape[1] < jacobians.shape[2]:
+            # A factor of D × D numbers with the same singular values.
             jacobians = torch.linalg.qr(jacobians.transpose(1, 2), mode="r").R
-        return _begin(_singular_values, jacobians, apart)
+        return _begin(torch.linalg.svdvals, jacobians, apart)
     # JᵀJ squares the condition number, which float64 has room for: a float32 J carries noise
     # of 1e-7 of its largest singular value, and the product adds 1e-8.
-    rank = min(jacobians.shape[1:])
-    return _begin(partial(_roots, rank=rank), _product(jacobians, jacobians), apart)
+    return _begin_roots(_product(jacobians, jacobians), min(jacobians.shape[1:]), apart)
 
 
-def _begin(function: Callable[[Tensor], Tensor], matrices: Tensor, apart: bool) -> _Begun:
-    """Begins to apply a function to matrices (B, ...) on the CPU.
+def _begin_roots(products: Tensor, rank: int, apart: bool) -> _Begun:
+    """Begins to find the roots of the largest eigenvalues of JᵀJ (B, D, D), lower triangle.
+
+    For `apart` see `_begin`.
+    """
+    begun = _begin(torch.linalg.eigvalsh, products, apart)
+    return _Begun(lambda: begun.finish().flip(1)[:, :rank].clamp(min=0.0).sqrt(), begun.num_bytes)
+
+
+def _begin(decompose: Callable[[Tensor], Tensor], matrices: Tensor, apart: bool) -> _Begun:
+    """Begins to decompose matrices (B, ...) on the CPU into values (B, r); NaN if not finite.
 
     Args:
-        function: to apply.
+        decompose: what LAPACK does.
         matrices: on any device.
         apart: whether threads are to share them out, which leaves an accelerator free for the next
             ones; otherwise it is done at once.
     """
+    finite = matrices.isfinite().all(dim=2).all(dim=1)
+    sound = torch.where(finite[:, None, None], matrices, 0.0)
     if not apart:
-        done = function(matrices)
-        return lambda: done
-    copy, wait = fetched(matrices)
+        return _Begun.done(torch.where(finite[:, None], decompose(sound), math.nan))
+    known, _ = fetched(finite)  # there before the matrices are
+    copy, wait = fetched(sound)
 
     def run(part: Tensor) -> Tensor:
         wait()
-        return function(part)
+        return decompose(part)
 
-    pool = _threads()
-    parts = copy.split(max(1, -(-len(copy) // available_cores())))
-    futures = [pool.submit(run, part) for part in parts]
-    return lambda: torch.cat([future.result() for future in futures])
+    share = max(-(-len(copy) // available_cores()), _DECOMPOSED // copy[0].numel())
+    futures = [_threads().submit(run, part) for part in copy.split(share)]
+
+    def finish() -> Tensor:
+        values = torch.cat([future.result() for future in futures])
+        return torch.where(known[:, None], values, math.nan)
+
+    return _Begun(finish, copy.nbytes)
 
 
 @cache
 def _threads() -> ThreadPoolExecutor:
     """Returns threads of the CPU with one tensor operation at a time each, for all spectra."""
     return ThreadPoolExecutor(available_cores(), initializer=torch.set_num_threads, initargs=(1,))
-
-
-def _singular_values(matrices: Tensor) -> Tensor:
-    """Returns the singular values of matrices (B, D, N), descending."""
-    finite = matrices.isfinite().all(dim=2).all(dim=1)
-    values = torch.linalg.svdvals(torch.where(finite[:, None, None], matrices, 0.0))
-    return torch.where(finite[:, None], values, math.nan)
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
@@ -511,11 +541,3 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
     for product in products:
         total += product
     return total
-
-
-def _roots(products: Tensor, rank: int) -> Tensor:
-    """Returns the roots of the largest eigenvalues of JᵀJ (B, D, D), lower triangle."""
-    finite = products.isfinite().all(dim=2).all(dim=1)
-    products = torch.where(finite[:, None, None], products, 0.0)
-    values = torch.linalg.eigvalsh(products).flip(1)[:, :rank].clamp(min=0.0).sqrt()
-    return torch.where(finite[:, None], values, math.nan)

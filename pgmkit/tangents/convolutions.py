@@ -129,21 +129,29 @@ class Convolution:
         return result
 
     def _split(self, tangents: Tensor) -> Tensor:
-        """Convolves in TF32 what it has no room for, too, but for the product of two rests."""
+        """Convolves in TF32 what it has no room for, too, but for the product of two rests.
+
+        The sums of tensor cores are cut off, which costs large ones 1e-6; so the small products
+        have sums of their own.
+        """
         batch = tangents.flatten(0, 1)
         if self.weight.ndim == 4:
             batch = batch.contiguous(memory_format=torch.channels_last)
         high = in_tf32(batch)
-        parts = torch.cat([high, high, batch - high], dim=1)
+        both = torch.cat([high, batch - high], dim=1)
+        first, second = self._of_parts
+        shape = tangents.shape[:2]
         with rounded_to_tf32():
-            return self._of_parts._dense(parts.unflatten(0, tangents.shape[:2]))
+            return first._dense(high.unflatten(0, shape)).add_(
+                second._dense(both.unflatten(0, shape))
+            )
 
     @cached_property
-    def _of_parts(self) -> "Convolution":
-        """The same for values, again the values, and their rests, one after the other."""
+    def _of_parts(self) -> "tuple[Convolution, Convolution]":
+        """The same for values in TF32, and for them and their rests, one after the other."""
         high = in_tf32(self.weight)
-        parts = [high, self.weight - high, high]
-        return replace(self, weight=torch.cat(parts, dim=0 if self.transposed else 1))
+        rests = torch.cat([self.weight - high, high], dim=0 if self.transposed else 1)
+        return replace(self, weight=high), replace(self, weight=rests)
 
     def _taps(self, tangents: Tensor) -> Tensor:
         """Multiplies by all taps at once, then shifts and adds; for few output channels."""
