@@ -75,7 +75,7 @@ class Convolution:
             return self._live(tangents, live)
         if live is not None:
             tangents = tangents * live[:, None]
-        if self.kernel == "split":
+        if self.kernel == "split" and _may_split(tangents):
             return self._split(tangents)
         return self._taps(tangents) if self.kernel == "taps" else self._dense(tangents)
 
@@ -101,8 +101,7 @@ class Convolution:
             # It makes many small calls, which accelerators are slow at.
             if live is not None and tangents.device.type == "cpu":
                 yield "live"
-        exact = not torch.backends.cudnn.allow_tf32 and tangents.dtype == torch.float32
-        if exact and self.groups == 1 and has_tf32(tangents.device):
+        if self.groups == 1 and not torch.backends.cudnn.allow_tf32 and _may_split(tangents):
             yield "split"
 
     @property
@@ -218,6 +217,11 @@ class Convolution:
             )
             self._maps[size] = _TapMap(axes, tangents.device)
         return self._maps[size]
+
+
+def _may_split(tangents: Tensor) -> bool:
+    """Whether there is TF32 for them; a plan may come from another device, or be in float64."""
+    return tangents.dtype == torch.float32 and has_tf32(tangents.device)
 
 
 def in_tf32(values: Tensor) -> Tensor:
