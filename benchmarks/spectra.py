@@ -187,10 +187,11 @@ def all_ways(
         if only not in (None, way):
             continue
         jacobians = JacobianSpectra(generator, settings)
+        slow = settings.dtype == "float64" and not on_cpu
         ways[way] = (
             way,
             lambda z, jacobians=jacobians: jacobians.compute(z)["singular_values"],
-            many,
+            max(1, many // 16) if slow else many,
         )
     return ways
 
