@@ -164,6 +164,7 @@ latents = 40
 clusters = 2
 seeds = [0]
 jobs = 1
+measures = ["selection"]
 densities = ["fresh-density-estimators"]
 samplers = [{ name = "partition", partitioner = "fresh-partitioners", mapper = "fresh-mappers" }]
 
@@ -260,7 +261,7 @@ def test_a_new_plugin_of_every_kind_is_installed_checked_and_used(
         assert found["counts"]["passed"] == found["counts"]["run"] >= 7
         assert outcome["stderr"] == ""
     used = {name: found for name, found in outcomes.items() if "of pgmkit-" not in name}
-    assert {found["code"] for found in used.values()} == {0}, used
+    assert {name: found for name, found in used.items() if found["code"]} == {}
     whole = json.loads((folder / "whole" / "sampler.json").read_text())
     assert (
         whole["sampler"]["params"]["partitioner"]["name"] == "fresh-partitioners:fresh-partitioners"

@@ -75,7 +75,10 @@ def _of_classifier(config: Mapping[str, Any]) -> dict[str, str]:
 def _quality(measured: Mapping[str, Any]) -> str:
     """Returns what was measured of a generator, or of a classifier, in a few words."""
     if "fid" in measured:
-        return f"FID {measured['fid']:.1f} by {measured['features']}"
+        shares = "".join(
+            f", {k} {measured[k]:.2f}" for k in ("precision", "recall") if k in measured
+        )
+        return f"FID {measured['fid']:.1f}{shares}"
     if "test_accuracy" in measured:
         return f"test accuracy {measured['test_accuracy']:.3f}"
     return "-"
