@@ -252,7 +252,10 @@ def test_components_are_described_with_their_parameters() -> None:
 
 def test_every_parameter_of_what_ships_has_a_type_and_a_meaning() -> None:
     for component in installed().components:
-        if component.distribution == "pgmkit" and not component.missing():
+        if component.distribution == "pgmkit" and component.name not in (
+            "ray",
+            "diffusers-decoder",
+        ):
             for parameter in parameters_taken_by(component.resolve()):
                 assert parameter.kind, (component.name, parameter.name)
                 assert parameter.meaning, (component.name, parameter.name)

@@ -5,6 +5,7 @@ This module must not import torch; that of the factories may.
 
 from pgmkit import Component, hookimpl
 
+_TRIAL = {"latent_dim": 5, "side": 8, "width": 8, "image_channels": 1}
 _SOURCE = "Anokhin et al., Image Generators with Conditionally-Independent Pixel Synthesis, 2021"
 
 
@@ -17,6 +18,7 @@ def pgmkit_backbones():
             factory="pgmkit_coordinates.component:Coordinates",
             summary="a generator that paints each pixel from its place",
             citation=_SOURCE,
+            trial=_TRIAL,
         )
     ]
 
@@ -30,5 +32,6 @@ def pgmkit_generator_loaders():
             factory="pgmkit_coordinates.component:Generator",
             summary="the generator of the backbone of this name",
             citation=_SOURCE,
+            trial=_TRIAL,
         )
     ]

@@ -5,10 +5,8 @@ from pgmkit_coordinates.component import Generator
 
 from pgmkit.testing import parametrize_with_checks
 
-SMALL = {"name": "coordinates", "latent_dim": 5, "side": 8, "width": 8, "image_channels": 1}
 
-
-@parametrize_with_checks("backbones", ["coordinates", SMALL])
+@parametrize_with_checks("backbones", ["coordinates"])
 def test_contract_of_the_backbone(component, check):
     check(component)
 

@@ -12,6 +12,7 @@ def pgmkit_mappers():
             factory="pgmkit_flows.component:Flows",
             summary="a normalising flow per cluster",
             requires=("zuko",),
+            trial={"width": 8, "steps": 20},
             citation="Papamakarios et al., Masked Autoregressive Flow, 2017",
         )
     ]

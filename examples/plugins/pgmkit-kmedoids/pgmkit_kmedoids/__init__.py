@@ -12,6 +12,7 @@ def pgmkit_partitioners():
             factory="pgmkit_kmedoids.component:KMedoids",
             summary="the nearest of k images, which k-medoids finds",
             requires=("kmedoids",),
+            trial={"num_partitions": 4},
             citation="Schubert and Rousseeuw, Fast and Eager k-Medoids Clustering, 2021",
         )
     ]

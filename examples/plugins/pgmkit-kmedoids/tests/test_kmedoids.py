@@ -7,9 +7,7 @@ from pgmkit.images import ArrayImages
 from pgmkit.testing import parametrize_with_checks
 
 
-@parametrize_with_checks(
-    "partitioners", ["kmedoids", {"name": "kmedoids", "num_partitions": 3, "features": "pixels"}]
-)
+@parametrize_with_checks("partitioners", ["kmedoids", {"name": "kmedoids", "features": "pixels"}])
 def test_contract(component, check):
     check(component)
 
