@@ -104,6 +104,22 @@ def test_every_built_in_component_keeps_its_contract(
     assert all(len(outcome.reason) > 10 for outcome in report.with_status("skipped"))
 
 
+def test_a_record_says_with_which_parameters_its_component_is_small() -> None:
+    assert case_of("features", "contrastive").parameters == {
+        "steps": 3,
+        "batch_size": 16,
+        "width": 4,
+    }
+    given = case_of("features", {"name": "contrastive", "steps": 5}).parameters
+    assert given == {"steps": 5, "batch_size": 16, "width": 4}
+
+
+def test_what_needs_to_be_told_parameters_to_be_fitted_is_skipped_and_says_so() -> None:
+    report = check_component("features", "discriminator")
+    reasons = {outcome.check: outcome.reason for outcome in report.with_status("skipped")}
+    assert reasons["is_fitted"].startswith("it needs to be told parameters: features 'discrim")
+
+
 # What does not keep its contract
 
 
