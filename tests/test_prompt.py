@@ -7,8 +7,10 @@ import pty
 import re
 import shlex
 import shutil
+import socket
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
@@ -36,6 +38,7 @@ from pgmkit.errors import UnknownNameError
 from pgmkit.evaluate.classifier import Classifier
 from pgmkit.images.source import ImageSpec
 from pgmkit.jobs.sample import Judged, judged_by
+from pgmkit.loading.requests import why_unreachable
 from pgmkit.plugins import build, installed
 from pgmkit.priors import LatentSpec
 
@@ -487,6 +490,22 @@ def test_the_environment_is_told_whatever_is_wrong(
     found = json.loads(run_pgmkit("env", "--json").stdout)
     assert (found["hub"]["answers"], found["hub"]["because"]) == (False, "it is silent")
     assert found["cache"]["failed"].startswith("ParameterError: PGMKIT_CACHE_SIZE")
+
+
+def test_a_hub_that_gives_no_answer_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, offline: Callable[[], None]
+) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+        started = time.monotonic()
+        assert why_unreachable(0.2).startswith(f"{address} cannot be reached (no answer")
+        assert time.monotonic() - started < 2
+    assert why_unreachable(2.0).startswith(f"{address} cannot be reached (")
+    offline()
+    assert why_unreachable(2.0) == "HF_HUB_OFFLINE is set"
 
 
 def test_the_cache_is_listed_and_emptied(place: Path) -> None:
