@@ -545,9 +545,9 @@ def test_the_command_line_samples_partitions(tmp_path: Path) -> None:
         *("-o", tmp_path / "some.png"),
     )
     assert json.loads(some.stdout)["acceptance"][1:] == [None, None]
-    info = run_pgmkit("generators", "info", own)
+    info = run_pgmkit("info", own)
     assert "3, with masses from 0.2 to 0.5" in info.stdout
-    assert json.loads(run_pgmkit("generators", "info", own, "--json").stdout)["masses"] == [*MASSES]
+    assert json.loads(run_pgmkit("info", own, "--json").stdout)["masses"] == [*MASSES]
     inspected = run_pgmkit("generators", "inspect", own, "--partition", 0)
     assert inspected.code == 0
     assert f"pgmkit shatter {own} --partition 0 -o shattered" in inspected.stdout
