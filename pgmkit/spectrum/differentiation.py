@@ -1,6 +1,7 @@
 """Derivatives of a generator along many latent directions at once, for any module."""
 
 import copy
+import functools
 import math
 import re
 import textwrap
@@ -73,6 +74,7 @@ class JacobianPlan:
         kernels: of the convolutions that are not done in torch's own way, by layer; see
             `pgmkit.tangents.convolutions`.
         generic: functions without a rule of their own, which "layers" differentiates one by one.
+        declined: the ways before `mode` with why they were not taken.
     """
 
     mode: str
@@ -80,6 +82,7 @@ class JacobianPlan:
     tangents: int
     kernels: Mapping[str, str] = field(default_factory=dict)
     generic: Sequence[str] = ()
+    declined: Sequence[str] = ()
 
 
 class Differentiator:
@@ -146,14 +149,22 @@ class Differentiator:
             self.plan = replace(plan, tangents=plan.tangents // 2)
         return plan != self.plan
 
-    def push(self, z: Tensor, directions: Tensor) -> Tensor:
-        """Returns J·d at latents z (B, M) for directions (D, M), as (B, D, C·H·W)."""
+    def push(self, z: Tensor, directions: Tensor, near: Tensor | None = None) -> Tensor:
+        """Returns J·d at latents z (B, M) for directions (D, M), as (B, D, C·H·W).
+
+        Args:
+            z: latents.
+            directions: to go along.
+            near: in mode "layers", see `TangentProgram.push_forward`.
+        """
         directions = directions.to(z)
         if self.plan.mode == "reverse":
             pushed = torch.stack([directions @ self._jacobian(latent).T for latent in z])
             with torch.no_grad():
                 return without_undefined(pushed, self._flat(z))
-        step = self._push_layers if self._program is not None else self._push_forward
+        step: Callable[[Tensor, Tensor], Tensor] = self._push_forward
+        if self._program is not None:
+            step = functools.partial(self._push_layers, near=near)
         size = self.plan.tangents  # once, as another thread may find that memory runs out
         if len(directions) <= size:
             return step(z, directions)
@@ -178,9 +189,9 @@ class Differentiator:
             ]
         return torch.stack(rows, dim=1)
 
-    def _push_layers(self, z: Tensor, directions: Tensor) -> Tensor:
+    def _push_layers(self, z: Tensor, directions: Tensor, near: Tensor | None) -> Tensor:
         assert self._program is not None
-        return self._program.push_forward(z, directions).to(z.dtype)
+        return self._program.push_forward(z, directions, near).to(z.dtype)
 
     @torch.no_grad()
     def _push_forward(self, z: Tensor, directions: Tensor) -> Tensor:
@@ -233,9 +244,9 @@ class Differentiator:
         if self._tangent_dtype is not None:
             tries = {"layers": tries["layers"]}
         self._check_independent()
-        reasons = []
+        reasons: list[str] = []
         for mode, attempt in tries.items():
-            self.plan = JacobianPlan(mode, 1, tangents)
+            self.plan = JacobianPlan(mode, 1, tangents, declined=list(reasons))
             try:
                 attempt()
             except Exception as error:

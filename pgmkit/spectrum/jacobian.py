@@ -7,7 +7,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,7 +17,10 @@ from pgmkit.generator import Generator
 from pgmkit.machine import full_float32, is_out_of_memory
 from pgmkit.seeds import random_generator
 from pgmkit.spectrum.differentiation import Differentiator, JacobianPlan
+from pgmkit.spectrum.spectrum import RANK_RTOL
 from pgmkit.tangents import UnsupportedModuleError
+
+_Part = TypeVar("_Part")
 
 DTYPES = ("auto", "float32", "float64", "bfloat16")
 SKETCHES = ("volume", "top")
@@ -31,14 +34,23 @@ _WEIGHT_COPIES = 4
 _TANGENTS_SHARE = 6
 """Tangents get one part in so many of the memory, a Jacobian that is held whole at most half."""
 
-_DOUBLES = 2**21
-"""Numbers of a float32 Jacobian that are turned into float64 at a time."""
+_LAPACK_COPIES = 3
+"""As many times the size of a Jacobian takes the decomposition of it."""
+
+_DOUBLES = 2**19
+"""Numbers of float32 Jacobians that are turned into float64 at a time, and stay in a cache."""
 
 _CHECKED = 4
 """Along how many random directions J is looked at to see whether it is zero."""
 
-_FLOAT32_NOISE = 2**-23
-"""Noise that float32 leaves in a singular value, relative to the largest one, at most."""
+_FLOAT32_NOISE = 2**-20
+"""‖E v‖ / σ_1 for the rounding errors E of a float32 J and any unit v, at most."""
+
+_NOISE_LATENTS = 4
+"""At how many latents that is measured where the bound above is not good enough."""
+
+_NOISE_DIRECTIONS = 8
+"""Along how many random directions, at each of them."""
 
 _UNSAFE_NATS = 0.01
 """A latent whose log-volume may be off by more than this in float32 is done again in float64."""
@@ -51,7 +63,8 @@ class JacobianSettings:
     Args:
         dtype: of the Jacobian. "float32" and "float64" are what they say. "auto" takes the
             precision of the weights, at least float32, and does those latents again in float64
-            whose conditioning makes float32 unsafe. "bfloat16" rounds tangents to 8 bits.
+            whose log-volume or numeric rank, as estimators use them by default, float32 may miss.
+            "bfloat16" rounds tangents to 8 bits.
         probes: m, the number of random directions of a sketch, at least 1; None is exact.
         sketch: "volume" takes the m singular values of J on a random m-dimensional subspace of
             the latent space; "top" approximates the m largest singular values of J.
@@ -170,6 +183,7 @@ class JacobianSpectra:
         self._directions = _probes(continuous, self.settings.probes)
         self._precise: Differentiator | None = None
         self._has_float64 = True
+        self._noise: float | None = None
         self._lock = threading.Lock()
         needed = self._differentiator.bytes_needed + self._jacobian_bytes(self._differentiator)
         self._slots = threading.BoundedSemaphore(max(1, self._memory // needed))
@@ -209,15 +223,15 @@ class JacobianSpectra:
         # The switch is one for all threads, and accelerators run one block at a time.
         precisely = contextlib.nullcontext() if self.parallel else full_float32()
         with self._slots, precisely, torch.no_grad():
-            values = self._all_values(self._differentiator, z, self._values)
+            values, near = self._all_values(self._differentiator, z)
             exact = self.settings.dtype != "bfloat16"
             precision = self._differentiator.generator.dtype
             in_float64 = torch.full([len(z)], exact and precision == torch.float64)
             if self.settings.dtype == "auto" and self.settings.probes is None:
-                unsafe = _is_unsafe(values) & ~in_float64
+                unsafe = (self._is_unsafe(values) | near) & ~in_float64
                 precise = self._float64() if unsafe.any() else None
                 if precise is not None:
-                    values[unsafe] = self._all_values(precise, z[unsafe], self._values)
+                    values[unsafe], _ = self._all_values(precise, z[unsafe])
                     in_float64 |= unsafe
         return {"singular_values": values, "float64": in_float64}
 
@@ -230,20 +244,24 @@ class JacobianSpectra:
             return (differentiator.push(batch, directions) == 0).all(dim=2).all(dim=1).cpu()
 
         with self._slots, torch.no_grad():
-            return self._all_values(self._differentiator, z, step)
+            return torch.cat(self._over_batches(self._differentiator, z, step))
 
-    def _all_values(
+    def _all_values(self, differentiator: Differentiator, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns `_values` of any number of latents (n, M)."""
+        parts = self._over_batches(differentiator, z, self._values)
+        values, near = zip(*parts, strict=True)
+        return torch.cat(values), torch.cat(near)
+
+    def _over_batches(
         self,
         differentiator: Differentiator,
         z: Tensor,
-        step: Callable[[Differentiator, Tensor], Tensor],
-    ) -> Tensor:
+        step: Callable[[Differentiator, Tensor], _Part],
+    ) -> list[_Part]:
         """Returns what `step` makes of any number of latents, with what memory there is."""
         while True:
             try:
-                return torch.cat(
-                    [step(differentiator, batch) for batch in differentiator.batches(z)]
-                )
+                return [step(differentiator, batch) for batch in differentiator.batches(z)]
             except UnsupportedModuleError as error:
                 raise GeneratorError(
                     f"the generator {self.generator.name!r} cannot be differentiated at one of the "
@@ -258,33 +276,40 @@ class JacobianSpectra:
                         f"{self.generator.name!r}; free some, or choose another device"
                     ) from error
 
-    def _values(self, differentiator: Differentiator, z: Tensor) -> Tensor:
-        """Returns what the settings ask for at latents (B, M), (B, r), on the CPU."""
+    def _values(self, differentiator: Differentiator, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Computes what the settings ask for at latents (B, M).
+
+        Returns:
+            Singular values (B, r), and which latents are near a kink that matters, bool (B,); on
+            the CPU.
+        """
         directions = self._directions
+        near = torch.zeros(len(z), dtype=torch.bool, device=z.device)
         top = self.settings.probes is not None and self.settings.sketch == "top"
         needed = len(z) * self._jacobian_bytes(differentiator)
         if z.dtype == torch.float64:
-            needed *= 3  # what LAPACK takes
+            needed *= _LAPACK_COPIES
         whole = top or differentiator.plan.mode == "reverse"  # which takes whole rows of J
         if needed > self._memory // 2 and not whole:
-            values = torch.cat([self._in_pairs(differentiator, latent[None]) for latent in z])
+            pairs = zip(z.split(1), near.split(1), strict=True)
+            values = torch.cat([self._in_pairs(differentiator, *pair) for pair in pairs])
         else:
-            pushed = differentiator.push(z, directions)
+            pushed = differentiator.push(z, directions, near)
             if top:
                 # Halko et al. 2011: the range of J·V holds the largest singular directions.
                 images = torch.linalg.qr(_double(pushed).transpose(1, 2)).Q.transpose(1, 2)
                 pushed = differentiator.pull(z, images)
             values = _singular_values(pushed)
-        return values.cpu()
+        return values.cpu(), near.cpu()
 
-    def _in_pairs(self, differentiator: Differentiator, z: Tensor) -> Tensor:
+    def _in_pairs(self, differentiator: Differentiator, z: Tensor, near: Tensor) -> Tensor:
         """The same for a Jacobian too large to be held: two groups of directions at a time."""
         per_direction = self._jacobian_bytes(differentiator) // len(self._directions)
         size = max(1, self._memory // (5 * per_direction))
         starts = range(0, len(self._directions), size)
         products = torch.zeros(1, *[len(self._directions)] * 2, dtype=torch.float64)
         for first in starts:
-            pushed = differentiator.push(z, self._directions[first : first + size])
+            pushed = differentiator.push(z, self._directions[first : first + size], near)
             for other in range(0, first + 1, size):
                 against = pushed
                 if other != first:
@@ -294,12 +319,49 @@ class JacobianSpectra:
         rank = min(len(self._directions), math.prod(self.generator.image.shape))
         return _roots(products, rank)
 
+    def _is_unsafe(self, values: Tensor) -> Tensor:
+        """Returns for which latents float32 may miss what estimators use, by σ (n, r), bool (n,).
+
+        The bound on noise does for nearly all generators; where it does not, noise is measured.
+        """
+        pixels = math.prod(self.generator.image.shape)
+        unsafe = is_unsafe(values, pixels, _FLOAT32_NOISE)
+        if (unsafe & values.isfinite().all(dim=1)).any():
+            unsafe &= is_unsafe(values, pixels, self._measured_noise())
+        return unsafe
+
+    def _measured_noise(self) -> float:
+        """Returns twice the noise at the median of some latents: one kink there spoils none."""
+        precise = self._float64()
+        if precise is None:
+            return _FLOAT32_NOISE
+        with self._lock:
+            if self._noise is None:
+                z = self.generator.sample_latents(_NOISE_LATENTS, 0)
+                random = random_generator(0, "noise")
+                directions = torch.randn(_NOISE_DIRECTIONS, z.shape[1], generator=random)
+                directions /= directions.norm(dim=1, keepdim=True)
+
+                def step(differentiator: Differentiator, batch: Tensor) -> Tensor:
+                    return _double(differentiator.push(batch, directions)).cpu()
+
+                rounded, exact = (
+                    torch.cat(self._over_batches(differentiator, z, step))
+                    for differentiator in (self._differentiator, precise)
+                )
+                largest = self._all_values(self._differentiator, z)[0][:, 0]
+                errors = (rounded - exact).square().sum(dim=2).mean(dim=1).sqrt()
+                self._noise = 2 * float((errors / largest).nan_to_num(math.inf).median())
+            return self._noise
+
     def _float64(self) -> Differentiator | None:
         """Returns what computes in float64; None if the module cannot."""
         with self._lock:
             if self._precise is None and self._has_float64:
-                plan = replace(self.plan, batch_size=1, tangents=max(1, self.plan.tangents // 2))
                 generator = in_precision(self.generator, "float64")
+                jacobian = _LAPACK_COPIES * 8 * len(self._directions)
+                held = self._memory // 2 // (jacobian * math.prod(self.generator.image.shape))
+                plan = replace(self.plan, batch_size=max(1, min(self.plan.batch_size, held)))
                 try:
                     precise = Differentiator(
                         generator, memory=self._memory // _TANGENTS_SHARE, plan=plan
@@ -373,10 +435,29 @@ def in_precision(generator: Generator, dtype: str) -> Generator:
     return Generator(module, generator.latent, generator.image, name=generator.name)
 
 
-def _is_unsafe(values: Tensor) -> Tensor:
-    """Returns whose log-volume float32 may miss (n,): to first order, by Σ noise · σ_1 / σ_i."""
-    error = (_FLOAT32_NOISE * values[:, :1] / values).sum(dim=1)
-    return ~(error <= _UNSAFE_NATS)  # also where it is not finite
+def is_unsafe(values: Tensor, pixels: int, noise: float) -> Tensor:
+    """Returns for which latents rounding errors may change what estimators use.
+
+    To first order errors E of J change log σ_i by u_iᵀ E v_i / σ_i, which has the standard
+    deviation ν σ_1 / (√N σ_i) for N pixels and ν = ‖E v‖ / σ_1; three of the root of the sum of
+    squares count. To second order they add (ν σ_1 / σ_i)² / 2 to each. Only singular values above
+    the floor of `Spectrum.log_volume` count, and which these are must be sure.
+
+    Args:
+        values: σ (n, r), descending.
+        pixels: N.
+        noise: ν.
+
+    Returns:
+        bool (n,); true where J is zero or not finite.
+    """
+    shares = values / values[:, :1]
+    counted = shares > RANK_RTOL
+    squares = torch.where(counted, shares, math.inf).pow(-2).sum(dim=1)
+    nats = 3 * noise * (squares / pixels).sqrt() + noise**2 * squares / 2
+    margin = 3 * noise / pixels**0.5 + noise**2 / (2 * RANK_RTOL)
+    safe: Tensor = ((shares - RANK_RTOL).abs() > margin).all(dim=1) & (nats <= _UNSAFE_NATS)
+    return ~safe
 
 
 def _double(values: Tensor) -> Tensor:
@@ -390,7 +471,9 @@ def _singular_values(jacobians: Tensor) -> Tensor:
     rank = min(jacobians.shape[1:])
     if jacobians.dtype == torch.float64:
         finite = jacobians.isfinite().all(dim=2).all(dim=1)
-        values = torch.linalg.svdvals(torch.where(finite[:, None, None], jacobians, 0.0))
+        # Tall matrices, as they lie in memory, are done in a third of the time.
+        tall = torch.where(finite[:, None, None], jacobians, 0.0).transpose(1, 2)
+        values = torch.linalg.svdvals(tall)
         return torch.where(finite[:, None], values, math.nan)
     # JᵀJ squares the condition number, which float64 has room for: a float32 J carries noise
     # of 1e-7 of its largest singular value, and the product adds 1e-8.
@@ -398,14 +481,18 @@ def _singular_values(jacobians: Tensor) -> Tensor:
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
-    """Returns A·Bᵀ in float64 for A (B, D, N) and B (B, E, N), some pixels at a time."""
-    pixels = max(64, _DOUBLES // left[:, :, 0].numel())
-    pairs = zip(left.split(pixels, dim=2), right.split(pixels, dim=2), strict=True)
-    products = (_double(a) @ _double(b).transpose(1, 2) for a, b in pairs)
-    total = next(products)
-    for product in products:
-        total += product
-    return total
+    """Returns A·Bᵀ in float64 for A (B, D, N) and B (B, E, N), a few of both at a time."""
+    latents = max(1, _DOUBLES // left[0].numel())
+    pixels = max(64, _DOUBLES // left[:latents, :, 0].numel())
+    totals = []
+    for ours, theirs in zip(left.split(latents), right.split(latents), strict=True):
+        pairs = zip(ours.split(pixels, dim=2), theirs.split(pixels, dim=2), strict=True)
+        products = (_double(a) @ _double(b).transpose(1, 2) for a, b in pairs)
+        total = next(products)
+        for product in products:
+            total += product
+        totals.append(total)
+    return torch.cat(totals)
 
 
 def _roots(products: Tensor, rank: int) -> Tensor:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pgmkit.tangents.dual import Application, Dual, Rule, demand_rule, rule_for, total
+from pgmkit.tangents.dual import Application, Dual, Rule, demand_rule, of_first, rule_for, total
 from pgmkit.tangents.tape import UnsupportedModuleError
 
 
@@ -164,7 +164,7 @@ ELEMENTWISE: dict[str, Rule] = {
     **rule_for(
         "to float double half bfloat16 type type_as clone contiguous positive pos alias identity "
         "cpu cuda requires_grad conj resolve_conj resolve_neg",
-        _push_identity,
+        of_first(_push_identity),
     ),
     **rule_for("dropout feature_dropout alpha_dropout feature_alpha_dropout", _push_dropout),
     **rule_for("copied", _push_copied),
