@@ -1,5 +1,6 @@
 """Derivatives of a generator along many latent directions at once, for any module."""
 
+import contextlib
 import copy
 import functools
 import math
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from pgmkit.errors import GeneratorError, first_line
 from pgmkit.generator import Generator
-from pgmkit.machine import is_out_of_memory, seconds_for
+from pgmkit.machine import is_out_of_memory, seconds_for, tensor_threads
 from pgmkit.seeds import random_generator
 from pgmkit.tangents import (
     FORWARD_MODE,
@@ -36,6 +37,8 @@ _CALIBRATION_TANGENTS = 128
 _CALIBRATION_SECONDS = 1.0
 """How long batch sizes are tried."""
 
+_BATCHES = (1, 2, 4, 8, 16, 32, 64)
+"""Latents at a time that are tried; small layers take many to make up for what each call costs."""
 
 _REASON = 200
 """How many characters of a reason are told."""
@@ -277,7 +280,9 @@ class Differentiator:
             self.plan.mode,
         )
         if key not in _CALIBRATED:
-            _CALIBRATED[key] = self._calibrate(memory)
+            # Workers have one thread each, where several gain anything.
+            with tensor_threads(1) if self.parallel else contextlib.nullcontext():
+                _CALIBRATED[key] = self._calibrate(memory)
         plan = _CALIBRATED[key]
         if self._program is not None:
             # Workers have the plan alone. What was written down in trying is of other kernels.
@@ -286,7 +291,7 @@ class Differentiator:
 
     def _calibrate(self, memory: int) -> JacobianPlan:
         dim = self._num_directions
-        z = self._latents(8, seed=1)
+        z = self._latents(max(_BATCHES), seed=1)
         if self._program is not None:
             tangents = max(1, min(dim, memory // self._layer_bytes))
             directions = torch.eye(z.shape[1]).to(z)[: min(tangents, _CALIBRATION_TANGENTS)]
@@ -299,7 +304,7 @@ class Differentiator:
             )
         first = self.plan
         rows = memory // self._layer_bytes
-        sizes = [(batch, dim) for batch in (1, 2, 4, 8) if batch * dim <= rows]
+        sizes = [(batch, dim) for batch in _BATCHES if batch * dim <= rows]
         sizes += [(1, part) for part in {dim // 2, dim // 4, 16} if 8 <= part < min(dim, rows)]
         if self._program is not None and self._program.one_latent_at_a_time:
             sizes = [size for size in sizes if size[0] == 1]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pgmkit.errors import GeneratorError, ParameterError, PgmkitWarning, first_line
 from pgmkit.generator import Generator
-from pgmkit.machine import full_float32, is_out_of_memory
+from pgmkit.machine import full_float32, is_out_of_memory, keep_freed_memory
 from pgmkit.seeds import random_generator
 from pgmkit.spectrum.differentiation import Differentiator, JacobianPlan
 from pgmkit.spectrum.spectrum import RANK_RTOL
@@ -169,6 +169,7 @@ class JacobianSpectra:
                 f"probes must be at most {dim}, the latent dimension of {generator.name!r}, not "
                 f"{self.settings.probes}"
             )
+        keep_freed_memory()
         budget, module = self.settings.memory_budget, generator.module
         weights = sum(part.nbytes for part in (*module.parameters(), *module.buffers()))
         self._memory = max(budget // 4, budget - _WEIGHT_COPIES * weights)

@@ -38,6 +38,12 @@ def _push_relu(call: Application) -> Dual:
     return Dual(call.primal, tangents, live=dual.primal > 0)
 
 
+def _push_leaky_relu(call: Application) -> Dual:
+    x = call.dual.primal
+    slope = x.new_tensor(call.argument(1, "negative_slope", default=0.01))
+    return call.dual.scaled(call.primal, torch.where(x > 0, x.new_ones(()), slope))
+
+
 def _push_tanh(call: Application) -> Dual:
     return call.dual.scaled(call.primal, 1 - call.primal * call.primal)
 
@@ -141,7 +147,7 @@ def _push_copied(call: Application) -> Dual:
 
 ELEMENTWISE: dict[str, Rule] = {
     **rule_for(
-        "leaky_relu prelu rrelu relu6 hardtanh hardswish hardsigmoid hardshrink softshrink "
+        "prelu rrelu relu6 hardtanh hardswish hardsigmoid hardshrink softshrink "
         "threshold elu selu celu silu gelu mish softplus logsigmoid log_sigmoid softsign "
         "tanhshrink pow rpow sqrt rsqrt square exp exp2 expm1 log log2 log10 log1p "
         "sin cos tan asin acos atan "
@@ -152,6 +158,7 @@ ELEMENTWISE: dict[str, Rule] = {
         push_elementwise,
     ),
     **rule_for("relu", _push_relu),
+    **rule_for("leaky_relu", _push_leaky_relu),
     **rule_for("tanh", _push_tanh),
     **rule_for("sigmoid", _push_sigmoid),
     **rule_for("add", partial(_push_sum, sign=1)),
