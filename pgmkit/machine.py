@@ -206,8 +206,8 @@ def seconds_for(function: Callable[[], object], device: torch.device) -> float:
 def keep_freed_memory() -> None:
     """Lets the C library keep freed memory of tensors for the next ones, where that is glibc.
 
-    It gives large pieces back at once. Getting them again, page by page, takes a sixth of the time of
-    what works through many of them, and threads wait for each other meanwhile.
+    It gives large pieces back at once. Getting them again, page by page, takes a sixth of the time
+    of what works through many of them, and threads wait for each other meanwhile.
     """
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
@@ -220,7 +220,7 @@ _MALLOC = {
     "M_MMAP_THRESHOLD": (-3, 2**28),
     "M_ARENA_MAX": (-8, 1),  # those of threads hold no large pieces
 }
-"""Options of malloc.h: from how many bytes on memory is given back, and is mapped; how many heaps."""
+"""Options of malloc.h: from how many bytes on memory is given back or mapped; number of heaps."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:

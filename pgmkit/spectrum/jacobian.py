@@ -52,6 +52,9 @@ _NOISE_LATENTS = 4
 _NOISE_DIRECTIONS = 8
 """Along how many random directions, at each of them."""
 
+_FIRST = 8
+"""If float32 is unsafe for the first latents of a block, at least so many, float64 does the rest."""
+
 _UNSAFE_NATS = 0.01
 """A latent whose log-volume may be off by more than this in float32 is done again in float64."""
 
@@ -224,17 +227,38 @@ class JacobianSpectra:
         # The switch is one for all threads, and accelerators run one block at a time.
         precisely = contextlib.nullcontext() if self.parallel else full_float32()
         with self._slots, precisely, torch.no_grad():
-            values, near = self._all_values(self._differentiator, z)
-            exact = self.settings.dtype != "bfloat16"
             precision = self._differentiator.generator.dtype
+            exact = self.settings.dtype != "bfloat16"
             in_float64 = torch.full([len(z)], exact and precision == torch.float64)
             if self.settings.dtype == "auto" and self.settings.probes is None:
-                unsafe = (self._is_unsafe(values) | near) & ~in_float64
-                precise = self._float64() if unsafe.any() else None
-                if precise is not None:
-                    values[unsafe], _ = self._all_values(precise, z[unsafe])
-                    in_float64 |= unsafe
+                values, in_float64 = self._checked_values(z, in_float64)
+            else:
+                values, _ = self._all_values(self._differentiator, z)
         return {"singular_values": values, "float64": in_float64}
+
+    def _checked_values(self, z: Tensor, in_float64: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns σ (n, r) of latents z (n, M), and which were computed in float64 in the end."""
+        if in_float64.all():
+            return self._all_values(self._differentiator, z)[0], in_float64
+        first = max(_FIRST, self.plan.batch_size)  # whole batches
+        values, unsafe = self._rounded_values(z[:first])
+        rest = len(z[first:])
+        if rest:
+            if unsafe.all() and self._float64() is not None:
+                more, doubtful = values.new_zeros(rest, values.shape[1]), unsafe.new_ones(rest)
+            else:
+                more, doubtful = self._rounded_values(z[first:])
+            values, unsafe = torch.cat([values, more]), torch.cat([unsafe, doubtful])
+        precise = self._float64() if unsafe.any() else None
+        if precise is None:
+            return values, in_float64
+        values[unsafe], _ = self._all_values(precise, z[unsafe])
+        return values, unsafe
+
+    def _rounded_values(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns σ (n, r) in float32, and where that is not safe, bool (n,)."""
+        values, near = self._all_values(self._differentiator, z)
+        return values, self._is_unsafe(values) | near
 
     def vanishes(self, z: Tensor) -> Tensor:
         """Returns at which latents (B, M) J is zero, bool (B,): it is, along random directions."""

@@ -279,7 +279,7 @@ class _TapMap:
         ordered, order = lengths.sort(descending=True, stable=True)
         groups = list(_groups(ordered.tolist(), units.shape[1] + weights.shape[1]))
         first = torch.tensor([group.first for group in groups], device=order.device)
-        count = torch.tensor([group.count for group in groups], device=order.device)
+        count = torch.tensor([group.rows for group in groups], device=order.device)
         length = torch.tensor([group.length for group in groups], device=order.device)
         sizes = count * length
         offset = sizes.cumsum(0) - sizes
@@ -292,21 +292,21 @@ class _TapMap:
         place = torch.arange(len(unit), device=order.device) + shift.repeat_interleave(
             lengths, output_size=len(unit)
         )
-        total = sum(group.count * group.length for group in groups)
+        total = sum(group.rows * group.length for group in groups)
         padded_unit = unit.new_zeros(total)
         padded_weight = unit.new_full((total,), len(weights) - 1)
         padded_unit[place], padded_weight[place] = unit, weight
 
-        products = result.new_empty(max(group.count for group in groups), *result.shape[1:])
+        products = result.new_empty(max(group.rows for group in groups), *result.shape[1:])
         begin = 0
         for group in groups:
-            end = begin + group.count * group.length
+            end = begin + group.rows * group.length
             gathered = units.index_select(0, padded_unit[begin:end])
             factors = weights.index_select(0, padded_weight[begin:end])
-            shape = (group.count, group.length, -1)
-            done = products[: group.count]
+            shape = (group.rows, group.length, -1)
+            done = products[: group.rows]
             torch.bmm(factors.view(shape).transpose(1, 2), gathered.view(shape), out=done)
-            result.index_copy_(0, order[group.first : group.first + group.count], done)
+            result.index_copy_(0, order[group.first : group.first + group.rows], done)
             begin = end
 
 
@@ -314,7 +314,7 @@ class _Group(NamedTuple):
     """Rows that are multiplied at once: where they begin, how many, and the longest length."""
 
     first: int
-    count: int
+    rows: int
     length: int
 
 
