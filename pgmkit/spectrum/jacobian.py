@@ -53,7 +53,7 @@ _NOISE_DIRECTIONS = 8
 """Along how many random directions, at each of them."""
 
 _FIRST = 8
-"""If float32 is unsafe for the first latents of a block, at least so many, float64 does the rest."""
+"""Where float32 is unsafe for the first latents of a block, so many or more, float64 does all."""
 
 _UNSAFE_NATS = 0.01
 """A latent whose log-volume may be off by more than this in float32 is done again in float64."""
