@@ -40,7 +40,7 @@ def _push_relu(call: Application) -> Dual:
 
 def _push_leaky_relu(call: Application) -> Dual:
     x = call.dual.primal
-    slope = x.new_tensor(call.argument(1, "negative_slope", default=0.01))
+    slope = x.new_full((), call.argument(1, "negative_slope", default=0.01))
     return call.dual.scaled(call.primal, torch.where(x > 0, x.new_ones(()), slope))
 
 
