@@ -24,7 +24,10 @@ from pgmkit.loading.weights import read_weights
 from pgmkit.plugins import installed
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 LANGUAGES = {"bash", "json", "python", "sh", "text", "toml"}
 SHORTER = {
     "8000": "200",

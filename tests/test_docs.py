@@ -110,7 +110,7 @@ def test_recipes_of_the_readme(ran: Callable[[str], Ran]) -> None:
     assert (left.folder / "shattered" / "report.html").exists()
     for picture in ("cluster-3.png", "zeros.png"):
         assert (left.folder / picture).stat().st_size > 1000
-    assert "make test" in (ROOT / ".ci" / "run").read_text()
+    assert "make docs test" in (ROOT / ".ci" / "run").read_text()
 
 
 def test_what_the_page_on_spectra_leaves(ran: Callable[[str], Ran]) -> None:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from posixpath import dirname, join, normpath, relpath
+from textwrap import dedent
 from typing import Any
 
 import click
@@ -26,6 +27,7 @@ from pgmkit.plugins import disable_third_party_plugins, list_components
 ROOT = Path(__file__).parent.parent
 PROJECT = ["CHANGELOG.md", "CONTRIBUTING.md"]
 MEASURED = (".md", ".png", ".csv", ".json", ".tex")
+COMPONENT = "{ members: false, show_root_heading: false, show_root_toc_entry: false }"
 ELSEWHERE: dict[str, str] = {}
 
 
@@ -105,34 +107,40 @@ def measured() -> list[str]:
 def command_pages() -> Iterator[tuple[str, str]]:
     """Makes a page for each command, with its options and those of its sub-commands."""
     context = click.Context(cli, info_name="pgmkit")
+    yield "pgmkit", f"# pgmkit\n\n{command_text(cli, None)}"
     for name in cli.list_commands(context):
         command = cli.get_command(context, name)
         assert command is not None
-        yield name, f"# pgmkit {name}\n\n{command_text(command, context)}"
+        text = command_text(command, context)
+        if isinstance(command, click.Group):
+            for inner in command.list_commands(context):
+                found = command.get_command(context, inner)
+                assert found is not None
+                group = click.Context(command, info_name=name, parent=context)
+                text += f"\n## pgmkit {name} {inner}\n\n{command_text(found, group)}"
+        yield name, f"# pgmkit {name}\n\n{text}"
 
 
-def command_text(command: click.Command, parent: click.Context) -> str:
+def command_text(command: click.Command, parent: click.Context | None) -> str:
     """Says of a command what its `--help` does, in Markdown."""
-    context = click.Context(command, info_name=command.name, parent=parent)
+    context = click.Context(command, info_name=command.name if parent else "pgmkit", parent=parent)
     usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
-    lines = ["```text", usage, "```", "", *help_text(command), ""]
-    options = [record for p in command.params if (record := p.get_help_record(context))]
+    lines = ["```text", usage, "```", "", *help_text(command.help), ""]
+    records = [parameter.get_help_record(context) for parameter in command.params]
+    options = [record for record in records if record and record[1]]
     if options:
         lines += ["| option | meaning |", "|---|---|"]
         lines += [f"| {code(name)} | {cell(text)} |" for name, text in options]
-    if isinstance(command, click.Group):
-        for name in command.list_commands(context):
-            inner = command.get_command(context, name)
-            assert inner is not None
-            lines += ["", f"## {context.command_path} {name}", "", command_text(inner, context)]
+    lines += ["", *help_text(command.epilog)]
     return "\n".join(lines) + "\n"
 
 
-def help_text(command: click.Command) -> Iterator[str]:
-    """Yields the paragraphs of a command's help; what click leaves as it stands is a block."""
-    for paragraph in re.split(r"\n\s*\n", (command.help or "").strip()):
+def help_text(help_: str | None) -> Iterator[str]:
+    """Yields the paragraphs of a help text; what click leaves as it stands is a block."""
+    for paragraph in re.split(r"\n\s*\n", (help_ or "").strip()):
         if paragraph.lstrip().startswith("\b"):
-            yield "```text\n" + paragraph.replace("\b", "").strip("\n") + "\n```\n"
+            head, _, block = paragraph.replace("\b", "").strip("\n").partition("\n")
+            yield f"{head}\n\n```text\n{dedent(block)}\n```\n"
         else:
             yield html.escape(" ".join(paragraph.split()), quote=False) + "\n"
 
@@ -144,13 +152,13 @@ def component_pages() -> Iterator[tuple[str, str]]:
         parts = [f"# {kind.capitalize().replace('-', ' ')}\n"]
         for found in own:
             component = found.component
-            parts.append(f"## {found.name} {{ #{found.name} }}\n\n{component.summary}\n")
+            parts.append(f"## {found.name}\n")
             if component.requires:
                 parts.append(f"Needs {', '.join(map(code, component.requires))}.\n")
             if component.citation:
                 parts.append(f"Source: {component.citation}\n")
             module, _, attribute = str(component.factory).partition(":")
-            parts.append(f"::: {module}.{attribute}\n    options: {{ members: false }}\n")
+            parts.append(f"::: {module}.{attribute}\n    options: {COMPONENT}\n")
         if own:
             yield kind, "\n".join(parts)
 
@@ -162,16 +170,19 @@ def python_pages() -> Iterator[tuple[str, str]]:
     for module, row in re.findall(r"^\| `(pgmkit[\w.]*)` \| (.*) \|$", table, re.MULTILINE):
         top = ".".join(module.split(".")[:2])
         part = parts.setdefault(top, [f"# {top}\n"])
-        part.append(f"## {module} {{ #module-{module} }}\n")
+        if module != top:
+            part.append(f"## {module}\n")
         part += [f"::: {module}.{name}\n" for name in re.findall(r"`(\w+)`", row)]
     return ((name, "\n".join(part)) for name, part in parts.items())
 
 
 def code(text: str) -> str:
-    """Returns text as code in a cell of a table."""
-    return "`" + text.replace("|", "\\|") + "`"
+    """Returns text as code, in a cell of a table, too."""
+    return f"<code>{html.escape(text).replace('|', '&#124;')}</code>"
 
 
 def cell(text: str) -> str:
     """Returns text for a cell of a table."""
-    return html.escape(" ".join(text.split()), quote=False).replace("|", "\\|").replace("*", "\\*")
+    return (
+        html.escape(" ".join(text.split()), quote=False).replace("|", "&#124;").replace("*", "\\*")
+    )

@@ -79,7 +79,18 @@ def tried(version: str, end: str, tests: tuple[str, ...]) -> tuple[str, dict[str
         return f"not installed: {_last_line(told)}", {}
     listed = json.loads(_run(*pip, "list", "--python", python, "--format", "json")[1])
     versions = {entry["name"]: entry["version"] for entry in listed}
-    told = _run(python, "-m", "pytest", "-q", "--durations=0", "-p", "no:cacheprovider", *tests)[1]
+    told = _run(
+        python,
+        "-m",
+        "pytest",
+        "-q",
+        "--durations=0",
+        "-W",
+        "default",
+        "-p",
+        "no:cacheprovider",
+        *tests,
+    )[1]
     return _last_line(told).strip("= "), versions
 
 
