@@ -1,7 +1,7 @@
 """Runs the blocks of a page of the docs, one after the other, as its reader would.
 
 `bash` is typed line by line. `python` runs, each block with the names of those before. What has a
-title is written to that file. `text` after `python` is what that prints. Of `sh`, what it names is
+title is written to that file. `text` right after `python` is what that prints. What `sh` names is
 there. TOML and JSON are read.
 """
 
@@ -67,6 +67,11 @@ def blocks(page: Path, language: str) -> list[str]:
     return [text for found, _, text in _BLOCK.findall(page.read_text()) if found == language]
 
 
+def prose(page: Path) -> str:
+    """Returns what stands between the blocks."""
+    return _BLOCK.sub("", page.read_text())
+
+
 def languages(page: Path) -> set[str]:
     """Returns the languages of all blocks."""
     return {language for language, _, _ in _BLOCK.findall(page.read_text())}
@@ -78,23 +83,24 @@ def run(page: Path, folder: Path) -> Ran:
         write_tiny_images(folder / f"{name}.npz", count=128, size=size)
     (folder / "runs").mkdir()
     write_weights(folder / "runs" / "netG.pth")
-    ran, before = Ran(folder), ""
+    ran, whole, end_of_python = Ran(folder), page.read_text(), -1
     with _importing_from(folder), contextlib.chdir(folder):
-        for language, title, text in _BLOCK.findall(page.read_text()):
+        for block in _BLOCK.finditer(whole):
+            language, title, text = block.groups()
             for many, few in SHORTER.items():
                 text = text.replace(many, few)
             if title:
                 Path(title).write_text(text)
             if language == "python":
                 ran.printed.append(_execute(text, f"{page.name}, {title}", ran.names))
-            elif language == "text" and before == "python":
+                end_of_python = block.end()
+            elif language == "text" and not whole[end_of_python : block.start()].strip():
                 assert ran.printed[-1] == text
             elif language in ("bash", "sh"):
-                for line in text.splitlines():
+                for line in text.replace("\\\n", " ").splitlines():
                     _type(line) if language == "bash" else _look_at(line)
             elif language in ("json", "toml"):
                 json.loads(text) if language == "json" else tomllib.loads(text)
-            before = language
     return ran
 
 

@@ -107,7 +107,8 @@ def measured() -> list[str]:
 def command_pages() -> Iterator[tuple[str, str]]:
     """Makes a page for each command, with its options and those of its sub-commands."""
     context = click.Context(cli, info_name="pgmkit")
-    yield "pgmkit", f"# pgmkit\n\n{command_text(cli, None)}"
+    rows = ["", "| command | does |", "|---|---|"]
+    pages = {}
     for name in cli.list_commands(context):
         command = cli.get_command(context, name)
         assert command is not None
@@ -118,7 +119,10 @@ def command_pages() -> Iterator[tuple[str, str]]:
                 assert found is not None
                 group = click.Context(command, info_name=name, parent=context)
                 text += f"\n## pgmkit {name} {inner}\n\n{command_text(found, group)}"
-        yield name, f"# pgmkit {name}\n\n{text}"
+        rows.append(f"| [`{name}`]({name}.md) | {cell(command.get_short_help_str(200))} |")
+        pages[name] = f"# pgmkit {name}\n\n{text}"
+    yield "pgmkit", "\n".join(["# pgmkit\n", command_text(cli, None), *rows])
+    yield from pages.items()
 
 
 def command_text(command: click.Command, parent: click.Context | None) -> str:
