@@ -33,6 +33,7 @@ SHORTER = {
     "8000": "200",
     "8_000": "200",
     "2000": "200",
+    "1000 -o": "200 -o",
     "2_000": "200",
     "--latents 300": "--latents 200",
     "steps = 300\n": "steps = 10\n",
@@ -83,7 +84,7 @@ def run(page: Path, folder: Path) -> Ran:
         write_tiny_images(folder / f"{name}.npz", count=128, size=size)
     (folder / "runs").mkdir()
     write_weights(folder / "runs" / "netG.pth")
-    ran, whole, end_of_python = Ran(folder), page.read_text(), -1
+    ran, whole, end_of_python = Ran(folder), page.read_text(), 0
     with _importing_from(folder), contextlib.chdir(folder):
         for block in _BLOCK.finditer(whole):
             language, title, text = block.groups()
@@ -94,8 +95,8 @@ def run(page: Path, folder: Path) -> Ran:
             if language == "python":
                 ran.printed.append(_execute(text, f"{page.name}, {title}", ran.names))
                 end_of_python = block.end()
-            elif language == "text" and not whole[end_of_python : block.start()].strip():
-                assert ran.printed[-1] == text
+            elif language == "text" and whole[end_of_python : block.start()].strip() == "":
+                assert ran.printed[-1:] == [text]
             elif language in ("bash", "sh"):
                 for line in text.replace("\\\n", " ").splitlines():
                     _type(line) if language == "bash" else _look_at(line)

@@ -9,6 +9,7 @@ seen. Environments are made anew; with torch's CUDA builds each may take 6 GB.
 """
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -70,10 +71,10 @@ def tried(version: str, end: str, tests: tuple[str, ...]) -> tuple[str, dict[str
     shutil.rmtree(place, ignore_errors=True)
     place.parent.mkdir(parents=True, exist_ok=True)
     python = place / "bin" / "python"
-    if _run("uv", "venv", "--python", version, "--no-python-downloads", place)[0]:
+    if _run("uv", "venv", "--python", interpreter(version), "--no-python-downloads", place)[0]:
         return "no such Python here", {}
     pip = ("uv", "pip")
-    install = ("install", "--python", python, "--resolution", end, "--editable", ".[test]")
+    install = ("install", "--python", python, "--resolution", end, "--editable", ".[diffusers,test]")
     code, told = _run(*pip, *install)
     if code:
         return f"not installed: {_last_line(told)}", {}
@@ -92,6 +93,13 @@ def tried(version: str, end: str, tests: tuple[str, ...]) -> tuple[str, dict[str
         *tests,
     )[1]
     return _last_line(told).strip("= "), versions
+
+
+def interpreter(version: str) -> str:
+    """Returns a path that uv takes: its own search stops at shims of pyenv that lead nowhere."""
+    root = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
+    found = sorted(root.glob(f"versions/{version}.*/bin/python"))
+    return str(found[-1]) if found else version
 
 
 def _run(*words: object) -> tuple[int, str]:
