@@ -41,7 +41,8 @@ SHORTER = {
     "features=contrastive": "'features={ name = \"contrastive\", steps = 6, batch_size = 16 }'",
 }
 LESS_TRAINING = shlex.split(
-    "--set partitioner.base=kmeans --set partitioner.steps=40 --set partitioner.batch_size=32"
+    "--set partitioner.base=kmeans --set partitioner.rounds=1 "
+    "--set partitioner.steps=30 --set partitioner.batch_size=32"
 )
 """The two liberties that are taken with blocks: smaller numbers, and less of `self-trained`."""
 
@@ -93,7 +94,7 @@ def run(page: Path, folder: Path) -> Ran:
             if title:
                 Path(title).write_text(text)
             if language == "python":
-                ran.printed.append(_execute(text, f"{page.name}, {title}", ran.names))
+                ran.printed.append(_execute(text, title or page.name, ran.names))
                 end_of_python = block.end()
             elif language == "text" and whole[end_of_python : block.start()].strip() == "":
                 assert ran.printed[-1:] == [text]

@@ -56,7 +56,9 @@ def test_what_is_published_passes_the_checks_of_pypi(built: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("tag", "version"), [("v1.2.0", r"1\.2\.0"), ("", r"0\.1(\.0)?\.dev1\+g.*")], ids=["tag", "none"]
+    ("tag", "version"),
+    [("v1.2.0", r"1\.2\.0"), ("", r"0\.1(\.0)?\.dev1\+g.*")],
+    ids=["tag", "none"],
 )
 def test_the_version_is_that_of_the_tag(tmp_path: Path, tag: str, version: str) -> None:
     shutil.copy(ROOT / "pyproject.toml", tmp_path)

@@ -74,8 +74,8 @@ def tried(version: str, end: str, tests: tuple[str, ...]) -> tuple[str, dict[str
     if _run("uv", "venv", "--python", interpreter(version), "--no-python-downloads", place)[0]:
         return "no such Python here", {}
     pip = ("uv", "pip")
-    install = ("install", "--python", python, "--resolution", end, "--editable", ".[diffusers,test]")
-    code, told = _run(*pip, *install)
+    install = ("install", "--python", python, "--resolution", end, "--editable")
+    code, told = _run(*pip, *install, ".[diffusers,test]")
     if code:
         return f"not installed: {_last_line(told)}", {}
     listed = json.loads(_run(*pip, "list", "--python", python, "--format", "json")[1])
