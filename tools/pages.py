@@ -58,7 +58,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the generated pages, and those of other folders of the repository."""
     for path, text in ELSEWHERE.items():
         files.append(File.generated(config, path, content=text))
-    for path in (*PROJECT, *measured()):
+    for path in (*PROJECT, *examples(), *measured()):
         files.append(File(path, str(ROOT), config.site_dir, config.use_directory_urls))
     return files
 
@@ -69,7 +69,10 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     at = path if (ROOT / path).is_file() else f"docs/{path}"
 
     def moved(match: re.Match[str]) -> str:
-        target = normpath(join(dirname(at), match[1])).removeprefix("docs/")
+        named = normpath(join(dirname(at), match[1]))
+        if (ROOT / named).is_dir():
+            named += "/README.md"
+        target = named.removeprefix("docs/")
         return f"]({relpath(target, dirname(path) or '.')}{match[2] or ''})"
 
     return re.sub(r"\]\(([^)#:\s]+)(#[^)]*)?\)", moved, markdown)
@@ -102,6 +105,11 @@ def measured() -> list[str]:
     """Returns the files with what was measured."""
     found = sorted(path for path in ROOT.glob("benchmarks/**/*") if path.suffix in MEASURED)
     return [str(path.relative_to(ROOT)) for path in found]
+
+
+def examples() -> list[str]:
+    """Returns the pages of the example plugins."""
+    return sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("examples/plugins/**/*.md"))
 
 
 def command_pages() -> Iterator[tuple[str, str]]:

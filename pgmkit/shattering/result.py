@@ -3,7 +3,7 @@
 import copy
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,12 +77,12 @@ class ShatteredGenerator:
         """The number of clusters, k."""
         return len(self.cluster_sizes)
 
-    def sample(self, n: int, cluster: int | None = None, seed: int = 0) -> Tensor:
+    def sample(self, n: int, cluster: int | Sequence[int] | None = None, seed: int = 0) -> Tensor:
         """Makes images.
 
         Args:
             n: how many, at least 1.
-            cluster: from 0 to k - 1; None mixes the clusters by their sizes.
+            cluster: from 0 to k - 1; several are mixed by their sizes, and None mixes all.
             seed: the same seed gives the same images.
 
         Returns:
@@ -95,11 +95,13 @@ class ShatteredGenerator:
         """
         return self.images(self.sample_latents(n, cluster, seed))
 
-    def sample_latents(self, n: int, cluster: int | None = None, seed: int = 0) -> Tensor:
+    def sample_latents(
+        self, n: int, cluster: int | Sequence[int] | None = None, seed: int = 0
+    ) -> Tensor:
         """Draws latents (n, M), float32, for `sample`; arguments and errors are the same."""
         check_count("the number of samples", n)
-        if cluster is None:
-            drawn, failed = self._drawn(self._clusters(n, seed), seed)
+        if cluster is None or isinstance(cluster, Sequence):
+            drawn, failed = self._drawn(self._clusters(n, seed, cluster), seed)
             if failed:
                 raise next(iter(failed.values()))
             return drawn
@@ -154,9 +156,17 @@ class ShatteredGenerator:
                 f"there is no cluster {cluster!r}; the clusters are 0 to {self.num_clusters - 1}"
             )
 
-    def _clusters(self, n: int, seed: int) -> Tensor:
-        """Draws cluster numbers (n,) by cluster size."""
+    def _clusters(self, n: int, seed: int, among: Sequence[int] | None = None) -> Tensor:
+        """Draws cluster numbers (n,) by cluster size, of all clusters or of some."""
         sizes = torch.tensor(self.cluster_sizes, dtype=torch.float64)
+        if among is not None:
+            for cluster in among:
+                self._check_cluster(cluster)
+            sizes = torch.zeros_like(sizes).index_copy(0, torch.tensor(among), sizes[[*among]])
+            if not sizes.any():
+                raise SamplingError(
+                    f"the clusters {list(among)} are empty: no latent was assigned to them"
+                )
         return torch.multinomial(
             sizes, n, replacement=True, generator=random_generator(seed, "clusters")
         )

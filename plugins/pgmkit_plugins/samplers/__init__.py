@@ -11,11 +11,13 @@ def pgmkit_cluster_samplers() -> list[Component]:
             "partition",
             "pgmkit.sampling:PartitionSampler",
             "the parts of a partitioner, and the draws of a mapper",
+            trial={"num_clusters": 4, "partitioner": {"name": "kmeans", "features": "pixels"}},
         ),
         Component(
             "kmeans-gmm",
             "pgmkit_plugins.samplers.kmeans_gmm:kmeans_gmm",
             "k-means on latents, then a Gaussian mixture per cluster",
             citation="Latent Shattering, section 3.2",
+            trial={"num_clusters": 4},
         ),
     ]
