@@ -1,6 +1,8 @@
 # make demo       shatters the shipped MNIST generator and leaves a report
 # make demo-gan   trains a partition-guided GAN on a ring of eight modes and leaves a report
+# make docs       builds the documentation into build/site
 # make test       lints, type-checks and runs the tests
+# make versions   tries the lowest and newest versions of what is needed, on each Python that is here
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,7 +10,7 @@ READY := $(VENV)/.ready
 DEMO := runs/mnist-dcgan
 DEMO_GAN := runs/ring-pgmgan
 
-.PHONY: demo demo-gan test clean
+.PHONY: demo demo-gan docs test versions clean
 
 demo: $(READY)
 	$(BIN)/pgmkit shatter mnist-dcgan -o $(DEMO) --latents 4000 --classifier mnist-classifier
@@ -16,12 +18,19 @@ demo: $(READY)
 demo-gan: $(READY)
 	$(BIN)/pgmkit train examples/ring-pgmgan.toml --data points:ring -o $(DEMO_GAN)
 
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 test: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	OMP_NUM_THREADS=1 PGMKIT_STRICT_PLUGINS=1 $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
+
+versions: $(READY)
+	$(BIN)/pip install --quiet uv
+	$(BIN)/python tools/versions.py
 
 $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "pgmkit needs Python 3.11 or newer"'
