@@ -232,7 +232,7 @@ def list_components(kind: str) -> list[RegisteredComponent]:
 
     Example:
         >>> [component.name for component in list_components("classifiers")]
-        ['lash-classifier']
+        ['lash-classifier', 'residual-classifier']
     """
     return installed().of_kind(kind)
 
