@@ -59,6 +59,7 @@ def describe(
     return {
         "name": shattered.generator.name,
         "generator": repr(shattered.generator),
+        "image": shattered.generator.specs()["image"],
         **asdict(shattered.origin),
         "spectrum": {
             **(spectrum or {}),
