@@ -50,6 +50,8 @@ DECODER = {
     "sample_size": 8,
 }
 
+FOUR = {"name": "kmeans-gmm", "num_clusters": 4}
+TWO = {"name": "kmeans", "num_partitions": 2, "features": PCA}
 BUILT_IN: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "density-estimators": [("lash", {}), ("jbt", {}), ("polarity", {}), ("none", {})],
     "features": [
@@ -89,6 +91,8 @@ BUILT_IN: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "cluster-samplers": [
         ("partition", {"num_clusters": 4, "partitioner": {"name": "kmeans", "features": PCA}}),
         ("kmeans-gmm", {"num_clusters": 4}),
+        ("merged", {"sampler": FOUR, "groups": [[0, 2], [1], [3]]}),
+        ("split", {"sampler": FOUR, "cluster": 1, "partitioner": TWO}),
     ],
     "backbones": [
         ("dcgan", CONVOLUTIONS),

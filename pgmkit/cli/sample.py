@@ -22,7 +22,7 @@ _PICTURE = re.compile(r"\d+\.png")
 @click.command()
 @click.argument("source", required=False)
 @click.option(
-    "--cluster", type=int, help="Cluster number from 0; all clusters by size if left out."
+    "--cluster", help="Number of a cluster, from 0, or its name; all by size if left out."
 )
 @click.option(
     "--truncation",
@@ -50,7 +50,7 @@ _PICTURE = re.compile(r"\d+\.png")
 @json_option
 def sample(
     source: str | None,
-    cluster: int | None,
+    cluster: str | None,
     truncation: float | None,
     redraws: int | None,
     count: int,
@@ -95,14 +95,14 @@ def sample(
             latents, images, partitions = drawn.latents, drawn.images, drawn.partitions
         else:
             if isinstance(model, ShatteredGenerator):
-                latents = model.sample_latents(count, cluster, seed)
+                latents = model.sample_latents(count, _number_or_name(cluster), seed)
             else:
                 latents = model.sample_latents(count, seed)
             images = model.images(latents)
     for picture in old:
         picture.unlink()
     write_images(out, images, frozen.image.range, latents=latents, partitions=partitions)
-    told = {"out": str(out), "num": count, "cluster": cluster, "seed": seed}
+    told = {"out": str(out), "num": count, "cluster": _number_or_name(cluster), "seed": seed}
     if drawn is not None:
         told |= {**of_conditional, "acceptance": _shares(drawn)}
     if as_json:
@@ -115,6 +115,12 @@ def sample(
             f"acceptance {inside / tries:.1%}: {inside:,} of {tries:,} images were in their "
             f"partition, and {count - inside:,} that are not were kept"
         )
+
+
+def _number_or_name(cluster: str | None) -> int | str | None:
+    """Returns what --cluster says: a number, or the name of a cluster, which is none."""
+    is_number = cluster is not None and re.fullmatch(r"-?\d+", cluster) is not None
+    return int(cluster) if is_number and cluster is not None else cluster
 
 
 def _without_clusters(source: str, is_unconditional: bool, table: dict[str, Any] | None) -> str:

@@ -145,7 +145,9 @@ def _clusters(
     return [
         {
             "index": index,
-            "name": f"cluster {index}" + (f", mostly {scores.majority[index]}" if scores else ""),
+            "name": _called(shattered, index, scores),
+            "mostly": scores.majority[index] if scores else None,
+            "hidden": index in shattered.hidden,
             "size": size,
             "share": size / total,
             "purity": scores.purity[index] if scores else None,
@@ -155,6 +157,13 @@ def _clusters(
         }
         for index, size in enumerate(shattered.cluster_sizes)
     ]
+
+
+def _called(shattered: ShatteredGenerator, index: int, scores: ClusterScores | None) -> str:
+    """Returns what a cluster is called: its number, and its name, or else its classes."""
+    if shattered.names[index]:
+        return f"cluster {index}, {shattered.names[index]}"
+    return f"cluster {index}" + (f", mostly {scores.majority[index]}" if scores else "")
 
 
 def _grid(images: Tensor, image: ImageSpec) -> pages.Picture:
@@ -278,7 +287,8 @@ def _named(clusters: Sequence[Mapping[str, Any]], index: int | None) -> str:
 
 
 def _note(cluster: Mapping[str, Any]) -> str:
-    return f"{cluster['size']:,} latents, {pages.percent(cluster['share'])}"
+    hidden = ", hidden" if cluster["hidden"] else ""
+    return f"{cluster['size']:,} latents, {pages.percent(cluster['share'])}{hidden}"
 
 
 def _told(cluster: Mapping[str, Any], numbers: Mapping[str, Any]) -> str:

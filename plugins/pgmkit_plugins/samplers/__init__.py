@@ -18,4 +18,14 @@ def pgmkit_cluster_samplers() -> list[Component]:
             "k-means on latents, then a Gaussian mixture per cluster",
             citation="Latent Shattering, section 3.2",
         ),
+        Component(
+            "merged",
+            "pgmkit.sampling:MergedSampler",
+            "clusters of another sampler, some taken together",
+        ),
+        Component(
+            "split",
+            "pgmkit.sampling:SplitSampler",
+            "clusters of another sampler, one split by its images",
+        ),
     ]
