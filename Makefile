@@ -1,6 +1,7 @@
 # make demo       shatters the shipped MNIST generator and leaves a report
 # make demo-gan   trains a partition-guided GAN on a ring of eight modes and leaves a report
 # make test       lints, type-checks and runs the tests
+# make test-browser  walks through the explorer's page in Chromium, which has to be there
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,7 +9,7 @@ READY := $(VENV)/.ready
 DEMO := runs/mnist-dcgan
 DEMO_GAN := runs/ring-pgmgan
 
-.PHONY: demo demo-gan test clean
+.PHONY: demo demo-gan test test-browser clean
 
 demo: $(READY)
 	$(BIN)/pgmkit shatter mnist-dcgan -o $(DEMO) --latents 4000 --classifier mnist-classifier
@@ -22,6 +23,10 @@ test: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	OMP_NUM_THREADS=1 PGMKIT_STRICT_PLUGINS=1 $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
+
+test-browser: $(READY)
+	$(BIN)/pip install --quiet --quiet --editable '.[browser]'
+	$(BIN)/pytest -m browser tests
 
 $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "pgmkit needs Python 3.11 or newer"'

@@ -51,6 +51,7 @@ _COMMANDS = {
     "spectrum": ("pgmkit.cli.spectrum:spectrum", "Compute spectra, tell about them, draw them."),
     "ablate": ("pgmkit.cli.ablate:ablate", "Compare methods over axes and seeds."),
     "partition": ("pgmkit.cli.partition:partition", "Fit partitioners to images, and use them."),
+    "explore": ("pgmkit.cli.explore:explore", "Look at a result in a browser, and change it."),
     "sample": ("pgmkit.cli.sample:sample", "Make images with a shattered generator."),
     "evaluate": ("pgmkit.cli.evaluate:evaluate", "Score a shattered generator."),
     "train": ("pgmkit.cli.train:train", "Train a generator or an evaluation classifier."),

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from pgmkit import files
-from pgmkit.errors import PgmkitError, first_line
+from pgmkit.errors import DataError, PgmkitError, first_line
 from pgmkit.evaluate import figures
 from pgmkit.exploring.exhibit import Samples, sorted_samples
 from pgmkit.images import ImageSource, load_images
@@ -81,11 +81,16 @@ class PartitionerExhibit:
         """Returns the images that it was fitted to; None, and a note, if they are gone."""
         try:
             if self.folder is None:
-                raise FileNotFoundError("they are not in the folder")
-            settings = files.read_json(self.folder / RUN_FILE, str(self.folder))["settings"]
-            where = self.fitted.origin.get("settings", settings)
-            name = str(where["data"]["name"]) if isinstance(where["data"], dict) else where["data"]
-            return load_images(name, split=where.get("split", "train"), size=where.get("size"))
+                raise DataError("they are where it was fitted")
+            run = files.read_json(self.folder / RUN_FILE, str(self.folder))["settings"]
+            told = run["data"]
+            name = told["source"]
+            if name.startswith("points:"):
+                name += f":n={told['shape'][0]}"
+            source = load_images(name, split=run["split"], size=run["size"])
+            if source.summary()["sha256"] != told["sha256"]:
+                raise DataError(f"{told['source']} has changed since")
+            return source
         except (PgmkitError, OSError, KeyError, TypeError) as error:
             self.notes.append(
                 f"The images that it was fitted to cannot be read ({first_line(error)}), so none "

@@ -413,7 +413,7 @@ def checked_names(names: Sequence[str] | None, sizes: Sequence[int]) -> list[str
         return [""] * len(sizes)
     found = list(names)
     given = [name for name in found if name]
-    if len(found) != len(sizes) or len(set(given)) != len(given):
+    if isinstance(names, str) or len(found) != len(sizes) or len(set(given)) != len(given):
         raise ParameterError(
             f'each of {len(sizes)} clusters has a name of its own, or "", not {found!r:.80}'
         )
