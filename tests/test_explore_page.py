@@ -139,6 +139,7 @@ class Visit:
 
     def tab(self, name: str) -> None:
         """Opens a tab, from the menu of those that do not fit if it is there."""
+        self.page.get_by_role("tab", selected=True).wait_for()
         tab = self.page.get_by_role("tab", name=name, exact=True)
         if not tab.is_visible():
             self.page.locator(".overflow-menu button").first.click()
@@ -183,7 +184,7 @@ def test_a_walk_through_all_of_it(
     page.keyboard.press("Space")
     tiles.nth(4).click()
     assert page.locator(".pk-tile[aria-pressed=true]").count() == 2
-    page.wait_for_timeout(1_000)  # until what is chosen has arrived
+    page.locator("#chosen", has_text="2 chosen").wait_for()
     with page.expect_download() as download:
         page.locator("#download").click()
     download.value.save_as(tmp_path / "samples.npz")

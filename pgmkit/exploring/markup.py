@@ -68,7 +68,7 @@ STYLE = """
 .pk-key { display: flex; flex-wrap: wrap; gap: .2rem .9rem; margin-top: .4rem }
 .pk-key i { display: inline-block; width: .8em; height: .8em; border-radius: 50%;
   margin-right: .3em }
-.pk-error { border-left: 4px solid #c8553d; padding: .5rem 1rem }
+.pk-error { border-left: 4px solid #c8553d; padding: .5rem 1rem; overflow-wrap: anywhere }
 """
 
 SCRIPT = """

@@ -273,7 +273,7 @@ def _clusters(
     )
     with gr.Row():
         download = gr.Button("Download", elem_id="download")
-        gr.Markdown("The samples that are chosen, or all that are shown: images, margins, latents.")
+        count_chosen = gr.Markdown(_how_many([]), elem_id="chosen")
     payload = gr.Textbox(visible=False)
 
     @_told
@@ -281,7 +281,7 @@ def _clusters(
         found = versions[number]
         cluster = min(int(cluster or 0), len(found.called) - 1)
         some = found.samples(cluster, int(count), fresh=fresh)
-        return markup.tiles(some, found.called[cluster]), []
+        return markup.tiles(some, found.called[cluster]), [], _how_many([])
 
     @_told
     def pack(number: int, cluster: int, count: int, fresh: bool, chosen: list[int]) -> str:
@@ -294,9 +294,9 @@ def _clusters(
 
     shown = [version, cluster, count, fresh]
     for trigger in (cluster.change, count.release, fresh.change):
-        trigger(show, shown, [tiles, chosen], show_progress="minimal")
+        trigger(show, shown, [tiles, chosen, count_chosen], show_progress="minimal")
     wall.click(open_card, None, cluster, show_progress="hidden")
-    tiles.select(_chosen, None, chosen, show_progress="hidden")
+    tiles.select(_chosen, None, [chosen, count_chosen], show_progress="hidden")
     download.click(pack, [*shown, chosen], payload).then(None, payload, None, js=_DOWNLOAD)
     if isinstance(exhibit, ShatteredExhibit):
         return _edits(
@@ -305,8 +305,13 @@ def _clusters(
     return [cluster]
 
 
-def _chosen(event: gr.EventData) -> list[int]:
-    return list(event.chosen)
+def _chosen(event: gr.EventData) -> tuple[list[int], str]:
+    return list(event.chosen), _how_many(event.chosen)
+
+
+def _how_many(chosen: Sequence[int]) -> str:
+    which = f"{len(chosen)} chosen" if chosen else "All that are shown"
+    return f"{which}, as an .npz of images, margins and latents."
 
 
 def packed(samples: Samples) -> str:

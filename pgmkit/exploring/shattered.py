@@ -132,7 +132,8 @@ class ShatteredExhibit:
         self.notes = list(notes)
         self._cache: dict[Any, Any] = {}
         run = {} if folder is None else _settings_of(folder)
-        self.named = str(run.get("source") or Path(self.generator.name).name)
+        source = str(run.get("source") or self.generator.name)
+        self.named = source if source.startswith("hf-hub:") else Path(source).name
         self._judge = run.get("classifier")
         self.selection = shattered.selection
         if spectrum is not None and self.selection is None:
