@@ -1,6 +1,7 @@
-"""All ways to Jacobian spectra side by side, on five generators, on one thread.
+"""All ways to Jacobian spectra side by side, on five generators, on one thread or an accelerator.
 
     python benchmarks/spectra.py --out benchmarks/spectra.md
+    python benchmarks/spectra.py --device cuda --out benchmarks/spectra-cuda.md
 
 Times are for the singular values of one latent, in milliseconds, and interleaved: each way runs in
 turn, again and again, and the median counts. The floor is what the dense arithmetic of all
@@ -9,13 +10,18 @@ machine shows in the same run on any of the generator's own layers, without anyt
 """
 
 import argparse
+import contextlib
 import copy
+import math
+import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,13 +31,23 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from pgmkit import Generator
-from pgmkit.machine import machine
+from pgmkit.machine import has_tf32, machine, seconds_for
 from pgmkit.spectrum.jacobian import JacobianSettings, JacobianSpectra
 
 EXACT = "pgmkit, exact"
 
 SAMPLE = 128
 """Latents for rank correlations."""
+
+WHOLE = 50_000
+"""Latents of the spectra that the command line computes, on an accelerator."""
+
+LATENTS = {"cpu": 16}
+"""Per repetition, at most; on all other devices 2048."""
+
+BATCHES = {"cpu": (1, 2, 4, 8, 16)}
+"""Latents at a time that vmap is tried with; on all other devices:"""
+ACCELERATOR_BATCHES = (4, 16, 64, 256)
 
 PATIENCE = 10.0
 """What takes longer than this, in seconds, is measured once."""
@@ -40,24 +56,31 @@ PATIENCE = 10.0
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--generators", nargs="+", default=list(GENERATORS))
-    parser.add_argument("--latents", type=int, default=16, help="per repetition, at most")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--whole", type=int, default=WHOLE, help="on an accelerator; 0 for none")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    torch.set_num_threads(1)
+    args.device = torch.device(args.device)
+    on_cpu = args.device.type == "cpu"
+    if on_cpu:
+        torch.set_num_threads(1)
+    torch.backends.cudnn.allow_tf32 = False  # float32 for all, but where TF32 is asked for
     warnings.simplefilter("ignore")
     if args.peak:
         print(own_peak_mib(*args.peak, args))
         return
+    command = "python benchmarks/spectra.py" + ("" if on_cpu else f" --device {args.device}")
     lines = [
         "# Ways to the singular values of a Jacobian",
         "",
-        f"`python benchmarks/spectra.py`, {machine()}, one thread, float32, seed {args.seed}, "
-        f"torch {torch.__version__}. Medians of {args.repeats} interleaved repetitions.",
+        f"`{command}`, {machine()}, {'one thread' if on_cpu else driver()}, float32, seed "
+        f"{args.seed}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}. Medians of "
+        f"{args.repeats} interleaved repetitions.",
         "",
-        *(__doc__ or "").strip().splitlines()[4:],
+        *(__doc__ or "").strip().splitlines()[5:],
         "Accuracy is the largest difference from singular values by forward mode in float64, "
         "relative, among those above 1e-5 of the largest (a unit that rounding switches on or off "
         "makes some 1e-4); for fast methods it is the rank correlation ρ of the log-volume on 128 "
@@ -66,8 +89,11 @@ def main() -> None:
     ]
     for name in args.generators:
         torch.manual_seed(args.seed)
-        lines += ["", *table(name, GENERATORS[name](), args)]
+        lines += ["", *table(name, GENERATORS[name]().to(args.device), args)]
         print("\n".join(lines[-14:]), flush=True)
+    if not on_cpu and args.whole:
+        lines += ["", *whole(args)]
+        print("\n".join(lines[-8:]), flush=True)
     if args.out:
         args.out.write_text("\n".join(lines) + "\n")
 
@@ -76,7 +102,7 @@ def table(name: str, generator: Generator, args: argparse.Namespace) -> list[str
     dim = generator.latent.dim
     gflop, rate = gflop_per_latent(generator), best_rate(generator)
     floor = gflop / rate * 1e3
-    z = generator.sample_latents(args.latents, args.seed)
+    z = generator.sample_latents(LATENTS.get(args.device.type, 2048), args.seed)
     exact = JacobianSpectra(generator)
     ways = all_ways(generator, default_probes(generator), latents_per_call(generator, exact))
     seconds: dict[str, list[float]] = {way: [] for way in ways}
@@ -84,9 +110,9 @@ def table(name: str, generator: Generator, args: argparse.Namespace) -> list[str
         for way, (_, compute, count) in ways.items():
             if seconds[way] and seconds[way][0] * count > PATIENCE:
                 continue
-            started = time.perf_counter()
-            compute(z[:count])
-            seconds[way].append((time.perf_counter() - started) / count)
+            if not seconds[way] and args.device.type != "cpu":
+                compute(z[:count])  # which loads and chooses its kernels at the first call
+            seconds[way].append(seconds_for(partial(compute, z[:count]), args.device) / count)
     # Only the best batch size of each way stays.
     best: dict[str, str] = {}
     for way, (group, _, _) in ways.items():
@@ -99,7 +125,7 @@ def table(name: str, generator: Generator, args: argparse.Namespace) -> list[str
         f"## {name}",
         "",
         f"{dim} latents to {'×'.join(map(str, generator.image.shape))}; {gflop:.2f} GFLOP per "
-        f"latent at {rate:.0f} GFLOP/s: floor {floor:.1f} ms. "
+        f"latent at {rate:.0f} GFLOP/s: floor {number(floor)} ms. "
         f"Plan: {plan_line(exact)}.{live_line(generator)}",
         "",
         "| way | ms per latent | times vmap(jacfwd) | share of the floor | peak MiB | accuracy |",
@@ -109,7 +135,7 @@ def table(name: str, generator: Generator, args: argparse.Namespace) -> list[str
         _, compute, count = ways[way]
         ms = median(seconds[way]) * 1e3
         lines.append(
-            f"| {way} | {ms:.1f} | {reference * 1e3 / ms:.2f} | {floor / ms:.0%} | "
+            f"| {way} | {number(ms)} | {reference * 1e3 / ms:.2f} | {floor / ms:.0%} | "
             f"{'-' if ms > PATIENCE * 1e3 else f'{peak_mib(name, way, args):.0f}'} | "
             f"{accuracy(generator, way, compute, sample, exact_values)} |"
         )
@@ -121,6 +147,7 @@ def all_ways(
 ) -> dict[str, tuple[str, Callable[[Tensor], Tensor], int]]:
     """Returns each way with its group, what it computes, and how many latents at a time."""
     module = copy.deepcopy(generator.module).requires_grad_(False)
+    device, on_cpu = generator.device, generator.device.type == "cpu"
 
     def flat(z: Tensor) -> Tensor:
         return module(z[None]).flatten()
@@ -128,50 +155,66 @@ def all_ways(
     def one_by_one(z: Tensor) -> Tensor:
         return svd(torch.stack([torch.autograd.functional.jacobian(flat, row) for row in z]))
 
-    ways: dict[str, tuple[str, Callable[[Tensor], Tensor], int]] = {
-        "autograd.functional.jacobian": ("jacobian", one_by_one, 1)
-    }
+    ways: dict[str, tuple[str, Callable[[Tensor], Tensor], int]] = {}
     jacrev = torch.func.vmap(torch.func.jacrev(flat, chunk_size=1024))
     jacfwd = torch.func.vmap(torch.func.jacfwd(flat))
-    ways["vmap(jacrev)"] = ("vmap(jacrev)", lambda z: svd(jacrev(z)), 1)
-    for batch in (1, 2, 4, 8, 16):
+    if on_cpu:
+        ways["autograd.functional.jacobian"] = ("jacobian", one_by_one, 1)
+        ways["vmap(jacrev)"] = ("vmap(jacrev)", lambda z: svd(jacrev(z)), 1)
+    for batch in BATCHES.get(device.type, ACCELERATOR_BATCHES):
         if only is None and batch > 2 * many:
             continue
         ways[f"vmap(jacfwd), batch {batch}"] = (
             "vmap(jacfwd)",
-            lambda z: svd(jacfwd(z)),
+            lambda z: svd(jacfwd(z.to(device))).cpu(),
             batch,
         )
-    for way, settings in {
+    settings_of = {
         EXACT: JacobianSettings(),
         "pgmkit, float64": JacobianSettings(dtype="float64"),
+        "pgmkit, TF32 tangents": JacobianSettings(dtype="tf32"),
         "pgmkit, bfloat16 tangents": JacobianSettings(dtype="bfloat16"),
-        **{f"pgmkit, {m} probes": JacobianSettings(probes=m) for m in probes},
-        **{
+    }
+    if not has_tf32(device):
+        del settings_of["pgmkit, TF32 tangents"]
+    if on_cpu:
+        settings_of |= {f"pgmkit, {m} probes": JacobianSettings(probes=m) for m in probes}
+        settings_of |= {
             f"pgmkit, top {m}": JacobianSettings(probes=m, sketch="top")
             for m in (probes[0] // 2, probes[0])
-        },
-    }.items():
+        }
+    for way, settings in settings_of.items():
         if only not in (None, way):
             continue
         jacobians = JacobianSpectra(generator, settings)
+        slow = settings.dtype == "float64" and not on_cpu
         ways[way] = (
             way,
             lambda z, jacobians=jacobians: jacobians.compute(z)["singular_values"],
-            many,
+            max(1, many // 16) if slow else many,
         )
     return ways
 
 
 def latents_per_call(generator: Generator, exact: JacobianSpectra) -> int:
-    """As many as take about half a second."""
-    started = time.perf_counter()
-    exact.compute(generator.sample_latents(2, 0))
-    return max(1, min(16, int(1 / (time.perf_counter() - started))))
+    """As many as take about half a second; on an accelerator whole batches, and a fourth of it."""
+    on_cpu = generator.device.type == "cpu"
+    count = 2 if on_cpu else exact.plan.batch_size
+    z = generator.sample_latents(count, 0)
+    for _ in range(1 if on_cpu else 2):  # the first loads kernels
+        seconds = seconds_for(partial(exact.compute, z), generator.device)
+    if on_cpu:
+        return max(1, min(16, int(1 / seconds)))
+    return min(2048, count * max(1, int(0.125 / seconds)))
 
 
 def svd(jacobians: Tensor) -> Tensor:
-    """Singular values as one would write it down: from the float64 Jacobian product."""
+    """Singular values as one would write it down.
+
+    On the CPU that is from the float64 Jacobian product, which is quicker there.
+    """
+    if jacobians.device.type != "cpu":
+        return torch.linalg.svdvals(jacobians)
     wide = jacobians.double()
     return torch.linalg.eigvalsh(wide.transpose(1, 2) @ wide).clamp(min=0).sqrt().flip(1)
 
@@ -209,7 +252,7 @@ def accuracy(
     sample: Tensor,
     exact_values: Tensor,
 ) -> str:
-    if "probes" in way or "bfloat16" in way or "top" in way:
+    if any(word in way for word in ("probes", "TF32", "bfloat16", "top")):
         values = compute(sample)
         reference = exact_values[:, : values.shape[1]] if "top" in way else exact_values
         volumes = [sigma.clamp(min=1e-300).log().sum(1).numpy() for sigma in (values, reference)]
@@ -218,7 +261,8 @@ def accuracy(
     module = copy.deepcopy(generator.module).double()
     jacobian = torch.func.jacfwd(lambda row: module(row[None]).flatten())
     values = compute(z)
-    reference = torch.stack([torch.linalg.svdvals(jacobian(row)) for row in z.double()])
+    rows = z.double().to(generator.device)
+    reference = torch.stack([torch.linalg.svdvals(jacobian(row).cpu()) for row in rows])
     safe = reference > 1e-5 * reference[:, :1]
     return f"{float(((values - reference).abs() / reference)[safe].max()):.0e}"
 
@@ -257,23 +301,26 @@ def gflop_per_latent(generator: Generator) -> float:
 def best_rate(generator: Generator) -> float:
     """The best GFLOP/s of any layer, for the tangents of one latent."""
     rates = []
+    latents = 1 if generator.device.type == "cpu" else 32
     for layer, x in _layers(generator)[1:]:
         layer = copy.deepcopy(layer)
-        batch = torch.randn(generator.latent.dim, *x.shape[1:])
+        batch = torch.randn(latents * generator.latent.dim, *x.shape[1:], device=x.device)
         if batch.ndim == 4:
             layer = layer.to(memory_format=torch.channels_last)
             batch = batch.contiguous(memory_format=torch.channels_last)
         times = []
         for _ in range(7):
-            started = time.perf_counter()
-            layer(batch)
-            times.append(time.perf_counter() - started)
+            times.append(seconds_for(partial(layer, batch), x.device))
         rates.append(_flop(layer, x) * len(batch) / min(times) / 1e9)
     return max(rates)
 
 
 def peak_mib(name: str, way: str, args: argparse.Namespace) -> float:
-    """How much memory a way adds at its peak, in a process of its own."""
+    """How much memory a way adds at its peak: of the device, or of a process of its own."""
+    if args.device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        return own_peak_mib(name, way, args)
     command = [sys.executable, __file__, "--seed", str(args.seed), "--peak", name, way]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return float(done.stdout.splitlines()[-1])
@@ -281,13 +328,58 @@ def peak_mib(name: str, way: str, args: argparse.Namespace) -> float:
 
 def own_peak_mib(name: str, way: str, args: argparse.Namespace) -> float:
     torch.manual_seed(args.seed)
-    generator = GENERATORS[name]()
+    generator = GENERATORS[name]().to(args.device)
     with torch.no_grad():
         generator(generator.sample_latents(1, args.seed))
-    before = reset_peak()
-    _, compute, count = all_ways(generator, default_probes(generator), many=2, only=way)[way]
+    cuda = args.device.type == "cuda"
+    before = torch.cuda.memory_allocated() if cuda else reset_peak()
+    many = 256 if cuda else 2
+    _, compute, count = all_ways(generator, default_probes(generator), many, only=way)[way]
     compute(generator.sample_latents(count, args.seed))
-    return (peak() - before) / 2**20
+    return ((torch.cuda.max_memory_allocated() if cuda else peak()) - before) / 2**20
+
+
+def whole(args: argparse.Namespace) -> list[str]:
+    """What the command line takes for many latents, from its start to its end."""
+    lines = [
+        f"## {args.whole:,} latents of mnist-dcgan, as the command line computes them",
+        "",
+        "| command | s | ms per latent |",
+        "|---|---|---|",
+    ]
+    for options in ([], ["--dtype", "tf32"]):
+        with tempfile.TemporaryDirectory() as folder:
+            told = ["spectrum", "compute", "mnist-dcgan", "--latents", str(args.whole), *options]
+            command = [sys.executable, "-m", "pgmkit", *told, "--device", str(args.device)]
+            started = time.perf_counter()
+            # Without the cache, which may have it.
+            environment = {**os.environ, "PGMKIT_CACHE": f"{folder}/cache"}
+            subprocess.run(
+                [*command, "-o", f"{folder}/spectrum"],
+                check=True,
+                env=environment,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            seconds = time.perf_counter() - started
+        lines.append(
+            f"| `pgmkit {' '.join(told)}` | {seconds:.1f} | {seconds / args.whole * 1e3:.3f} |"
+        )
+    return lines
+
+
+def driver() -> str:
+    """Returns the version of NVIDIA's driver."""
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        found = subprocess.run(query, check=True, stdout=subprocess.PIPE, text=True).stdout
+        return f"driver {found.split()[0]}"
+    return "unknown driver"
+
+
+def number(ms: float) -> str:
+    """Returns milliseconds with three digits, or those before the point."""
+    return f"{ms:.{max(1, 2 - math.floor(math.log10(ms)))}f}" if ms < 10 else f"{ms:.1f}"
 
 
 def default_probes(generator: Generator) -> list[int]:

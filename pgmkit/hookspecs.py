@@ -286,8 +286,9 @@ def pgmkit_engines() -> Iterable[Component]:  # type: ignore[empty-body]
 
     The factory builds an object with `map(function, blocks, *, parallel=True) -> iterator`, which
     calls `function(block)` for each block number and yields `(block, result)` in any order. With
-    `parallel=False` one process runs one block at a time. Function and results can be pickled; the
-    function's attribute `device_type` says where it computes, such as "cpu" or "cuda".
+    `parallel=False` one process runs one block at a time; or a few, where the function's attribute
+    `device_type`, which says where it computes, such as "cpu" or "cuda", is that of an accelerator:
+    it takes them one by one. Function and results can be pickled.
 
     Optional parts: `threads` is the number of threads that a worker gives to tensor operations
     where `parallel` is false; without it, as many as this process. An engine for which several

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from threadpoolctl import threadpool_limits
+from torch import Tensor
 
 from pgmkit.errors import ParameterError, first_line, shortened
 
@@ -175,15 +176,72 @@ def check_device(name: torch.device | str) -> torch.device:
     return device
 
 
+def sent(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """Returns a tensor on a device; one that goes to CUDA is not waited for.
+
+    A copy of memory that is not pinned waits for all that CUDA was asked to do before.
+    """
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device, dtype or tensor.dtype)
+    return tensor.pin_memory().to(device, dtype or tensor.dtype, non_blocking=True)
+
+
+def free_device_memory(device: torch.device) -> int | None:
+    """Returns how many bytes an accelerator can still give this process; None if it is not said.
+
+    What torch holds there and does not use counts as free.
+    """
+    if device.type != "cuda":
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
 @contextmanager
 def full_float32() -> Iterator[None]:
     """Keeps an accelerator from rounding float32 to TF32, which has 10 bits and not 23."""
+    with _tf32(False):
+        yield
+
+
+@contextmanager
+def rounded_to_tf32() -> Iterator[None]:
+    """Lets an accelerator round the factors of products in float32 to TF32."""
+    with _tf32(True):
+        yield
+
+
+@contextmanager
+def _tf32(allowed: bool) -> Iterator[None]:
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
     try:
         yield
     finally:
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def has_tf32(device: torch.device) -> bool:
+    """Returns whether a device has arithmetic in TF32: NVIDIA's, from Ampere on."""
+    return (
+        device.type == "cuda"
+        and torch.version.hip is None
+        and torch.cuda.get_device_capability(device) >= (8, 0)
+    )
+
+
+def fetched(values: Tensor) -> tuple[Tensor, Callable[[], None]]:
+    """Begins to copy values to the CPU.
+
+    Returns:
+        The copy, and what waits until it is whole.
+    """
+    if values.device.type != "cuda":
+        return values.cpu(), lambda: None
+    copy = values.to("cpu", non_blocking=True)  # into memory that the device writes to by itself
+    whole = torch.cuda.Event(blocking=True)
+    whole.record(torch.cuda.current_stream(values.device))
+    return copy, whole.synchronize
 
 
 def seconds_for(function: Callable[[], object], device: torch.device) -> float:
@@ -199,4 +257,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Returns whether an error says that memory, of the machine or an accelerator, ran out."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _OUT_OF_MEMORY)
+
+
+_OUT_OF_MEMORY = ("can't allocate memory", "STATUS_ALLOC_FAILED")
+"""What torch says of the CPU's memory, and cuDNN, cuBLAS and cuSOLVER of a device's."""

@@ -23,7 +23,7 @@ from pgmkit.plugins import build, installed
 from pgmkit.tangents import TangentProgram
 from pgmkit_plugins.backbones.biggan import BigGANDiscriminator, BigGANGenerator
 from pgmkit_plugins.backbones.conditioning import ConditionalBatchNorm
-from pgmkit_plugins.backbones.residual import DownBlock, NonLocalBlock, UpBlock
+from pgmkit_plugins.backbones.residual import DownBlock, NonLocalBlock, UpBlock, _mean_of_four
 from pgmkit_plugins.backbones.spectral import (
     Spectral,
     SpectralConv2d,
@@ -457,6 +457,17 @@ def test_an_average_of_spectral_layers_is_normalised_by_its_own_weights() -> Non
         average.update(network, replace(clock, step=step))
     weight = average.module.layer.normalised()
     assert float(torch.linalg.matrix_norm(weight, 2)) == pytest.approx(1, abs=0.02)
+
+
+def test_halves_on_cuda_are_those_on_the_cpu() -> None:
+    x = torch.randn(3, 5, 8, 4, dtype=torch.float64, requires_grad=True)
+    given = x.to(memory_format=torch.channels_last)
+    found, expected = _mean_of_four(given), F.avg_pool2d(given, 2)
+    torch.testing.assert_close(found, expected)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    weights = torch.randn_like(found)
+    gradients = [torch.autograd.grad((weights * y).sum(), x)[0] for y in (found, expected)]
+    torch.testing.assert_close(*gradients)
 
 
 def test_a_pass_leaves_nothing_behind_that_hinders_copies() -> None:

@@ -62,7 +62,7 @@ def test_every_method_can_be_prepared(
     script: ModuleType, few_parts: FittedPartitioner, tmp_path: Path, name: str, method: str
 ) -> None:
     config = script.configs()[name]
-    shape = (1_000, 32, 32, 3) if name == "cifar10" else (1_000, 28, 28)
+    shape = (1_000, 32, 32, 3) if name.startswith("cifar10") else (1_000, 28, 28)
     np.savez(
         tmp_path / "data.npz", images=np.zeros(shape, dtype=np.uint8), label=np.arange(1_000) % 10
     )
@@ -73,8 +73,9 @@ def test_every_method_can_be_prepared(
         partitions = 3
         few_parts.save_pretrained(tmp_path / fitted.partition("{parts}/")[2])
     values = script.training_of({**config, "data": data, "parts": tmp_path}, method, 3, "cpu")
-    if "backbone_args" in values["model"]:
-        values["model"]["backbone_args"] = {**values["model"]["backbone_args"], "width": 4}
+    if values["model"]["backbone"] == "sngan-32":
+        args = values["model"].get("backbone_args", {})
+        values["model"]["backbone_args"] = {**args, "width": 4}
     task = prepare(values).task
     assert isinstance(task, GANTask)
     assert task.num_partitions == partitions
@@ -175,7 +176,7 @@ def test_pgmkit_and_the_loop_by_hand_train_the_same_networks(
 ) -> None:
     monkeypatch.syspath_prepend(HERE)
     speed = importlib.import_module("speed")
-    case = speed.replace(speed.cases()[0], steps=2)
+    case = speed.replace(speed.cases(torch.device("cpu"))[0], steps=2)
     fitted = speed.fit_partitioner(case.settings.partitioner, case.images, partitions=2)
     tasks = [speed.task_of(case, fitted, torch.device("cpu"), speed.Guide()) for _ in range(2)]
     monkeypatch.setattr(speed, "task_of", lambda *_: tasks[0])

@@ -1,13 +1,14 @@
 """Convolutions of tangents against torch's own, in double precision."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 from pgmkit.tangents import convolutions
-from pgmkit.tangents.convolutions import Convolution
+from pgmkit.tangents.convolutions import Convolution, in_tf32
 
 KERNELS = ("dense", "taps", "live")
 SHAPES = [
@@ -99,3 +100,40 @@ def test_there_is_no_other_kernel_for_groups():
     convolution = convolution_of(nn.Conv2d(4, 4, 3, groups=2))
     live = torch.ones(1, 4, 5, 5, dtype=torch.bool)
     assert convolution.faster_kernels(torch.randn(1, 2, 4, 5, 5), live) == []
+
+
+def test_tf32_keeps_eleven_bits_and_rounds_to_the_nearest():
+    values = torch.tensor([1.0, 1 + 2**-11 + 2**-20, 1 + 2**-11 - 2**-20, -3.0e38, 0.0, torch.inf])
+    expected = torch.tensor([1.0, 1 + 2**-10, 1.0, -3.0e38, 0.0, torch.inf])
+    found = in_tf32(values)
+    torch.testing.assert_close(found, expected, rtol=2**-11, atol=0)
+    assert found.view(torch.int32).bitwise_and((1 << 13) - 1).eq(0).all()
+    assert found[1:3].tolist() == expected[1:3].tolist()
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_split_numbers_are_as_exact_in_tf32_as_float32_is(transposed, monkeypatch):
+    torch.manual_seed(0)
+    kind = nn.ConvTranspose2d if transposed else nn.Conv2d
+    module = kind(16, 6, 4, 2, 1, bias=False)
+    tangents = torch.randn(2, 3, 16, 8, 8)
+    with torch.no_grad():
+        exact = module.double()(tangents.double().flatten(0, 1)).unflatten(0, (2, 3))
+    convolution = convolution_of(module.float())
+
+    def error() -> float:
+        return float((convolution(tangents) - exact).abs().max() / exact.abs().max())
+
+    in_float32, dense = error(), Convolution._dense
+
+    def rounding(self, tangents):  # as an accelerator does that was told so
+        there = replace(self, weight=in_tf32(self.weight))
+        return dense(there, in_tf32(tangents))
+
+    monkeypatch.setattr(Convolution, "_dense", rounding)
+    monkeypatch.setattr(convolutions, "has_tf32", lambda _: True)
+    assert error() > 50 * in_float32
+    convolution.kernel = "split"
+    assert error() < 4 * in_float32
+    monkeypatch.undo()
+    assert error() == in_float32  # where there is none, and a plan says so that is of elsewhere

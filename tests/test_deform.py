@@ -226,6 +226,29 @@ def test_channels_that_are_images_are_deformed_each_on_its_own() -> None:
     assert torch.equal(deformed(grey, stacked, random()), deformed(grey, digits, random()))
 
 
+def test_hues_turn_about_the_greys_and_saturation_moves_away_from_them() -> None:
+    images = torch.rand(50, 3, 8, 8, generator=random()) * 0.6 - 0.3
+    before = images - images.mean(dim=1, keepdim=True)
+    for ranges in (Deformations(hue=36), Deformations(saturation=0.4)):
+        found = deformed(images, ranges, random())
+        torch.testing.assert_close(found.mean(dim=1), images.mean(dim=1))
+        after = found - found.mean(dim=1, keepdim=True)
+        factor = (after.norm(dim=1) / before.norm(dim=1)).log()
+        cosine = torch.nn.functional.cosine_similarity(after, before, dim=1)
+        angle = cosine.clamp(-1, 1).acos() * 180 / math.pi
+        for measured, limit in ((angle, ranges.hue), (factor, ranges.saturation)):
+            of_each = measured.median(dim=2).values.median(dim=1).values
+            torch.testing.assert_close(  # the same in all of an image
+                measured, of_each[:, None, None].expand_as(measured), atol=0.3, rtol=0
+            )
+            assert of_each.abs().max() <= limit + 0.1
+            assert of_each.abs().max() >= 0.8 * limit
+    grey = images[:, :1].expand(-1, 3, -1, -1)
+    ranges = Deformations(hue=36, saturation=0.4)
+    torch.testing.assert_close(deformed(grey, ranges, random()), grey)
+    assert torch.equal(deformed(images[:, :1], ranges, random()), images[:, :1])
+
+
 def test_kinds_of_images_suit_what_they_show() -> None:
     assert preset("auto", 1) == PRESETS["digits"]
     assert preset("auto", 3) == PRESETS["colour"]

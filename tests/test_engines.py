@@ -105,6 +105,20 @@ def test_any_number_of_threads_leaves_the_same_bytes(
     assert torch.equal(load_spectrum(begun).singular_values, spectrum.singular_values)
 
 
+def test_an_accelerator_is_given_blocks_while_others_are_finished() -> None:
+    meeting = threading.Barrier(3)
+
+    class Work:
+        device_type = "cuda"
+
+        def __call__(self, block: int) -> int:
+            meeting.wait(10)
+            return block
+
+    done = LocalEngine(8).map(Work(), range(6), parallel=False)
+    assert sorted(done) == [(block, block) for block in range(6)]
+
+
 def test_a_block_that_cannot_be_written_is_one_error_and_costs_no_other(
     generator: pgmkit.Generator, undisturbed: dict[str, bytes], begun: Path
 ) -> None:

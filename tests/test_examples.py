@@ -56,6 +56,8 @@ def test_an_example_can_be_trained(name: str, tmp_path: Path) -> None:
     overrides = [*NARROW.get(config["model"].get("backbone"), []), "device=cpu"]
     if not name.startswith(("ring", "grid")):
         overrides += ["batch_size=4", *(FEW_PARTS if name in GUIDED else [])]
+    if config["model"].get("name") == "residual-classifier":
+        overrides.append("model.width=2")
     if config["task"] == "classifier":
         overrides += ["test_fraction=0.2"]
     data = data_for(name, tmp_path)

@@ -483,9 +483,10 @@ def test_what_a_network_of_ours_sees_is_32_pixels_wide_from_minus_one_to_one(
     assert looked_at(torch.full((1, 1, 50, 50), 7.0)).max() == 1
 
 
-def test_contrast_learns_in_residual_blocks_and_in_bfloat16() -> None:
+@pytest.mark.parametrize(("deep", "blocks"), [(False, 5), (True, 8)])
+def test_contrast_learns_in_residual_blocks_and_in_bfloat16(deep: bool, blocks: int) -> None:
     source, _ = pictures(64)
-    quick = {"steps": 2, "batch_size": 16, "width": 2, "residual": True}
+    quick = {"steps": 2, "batch_size": 16, "width": 2, "residual": True, "deep": deep}
     exact, mixed = (
         build("features", "contrastive", mixed_precision=choice, **quick)
         for choice in (False, True)
@@ -499,6 +500,7 @@ def test_contrast_learns_in_residual_blocks_and_in_bfloat16() -> None:
     again = build("features", "contrastive", **quick)
     load_state_of(again, state_of(exact))
     assert torch.equal(again(x), exact(x))
+    assert sum(name.endswith("shortcut.0.weight") for name in state_of(again)) == blocks
 
 
 def test_contrast_finds_a_shape_whatever_its_place_and_brightness() -> None:
@@ -577,6 +579,7 @@ def test_more_than_two_threads_change_nothing() -> None:
         ("contrastive", {"temperature": 0.0}, ParameterError, "temperature must be .*0.0"),
         ("contrastive", {"learning_rate": -1.0}, ParameterError, "learning_rate must be .*-1.0"),
         ("contrastive", {"learning_rate": "fast"}, ParameterError, "a number, not 'fast'"),
+        ("contrastive", {"deep": True}, ParameterError, "set residual = true"),
         ("contrastive", {"move": 1.0}, ParameterError, "move must be .*1.0"),
         ("contrastive", {"move": -0.1}, ParameterError, "move must be .*-0.1"),
         ("contrastive", {"strength": -1.0}, ParameterError, "strength must be .*-1.0"),

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import pgmkit
 from pgmkit import pictures
 from pgmkit.config import apply_overrides
-from pgmkit.errors import DataError, ParameterError
+from pgmkit.errors import DataError, ParameterError, PluginError
 from pgmkit.evaluate.extractors import load_extractor
 from pgmkit.evaluate.fidelity_scores import Moments, frechet_distance
 from pgmkit.evaluate.reference_images import features_of
@@ -188,6 +188,15 @@ def test_the_guide_is_the_sum_over_the_parts() -> None:
     assert conditions.pull(x, parts).max() > 0
 
 
+def test_the_guide_in_training_does_not_wait_for_values(trained: Path) -> None:
+    _, task = conditioned(f"model.partitioner=local-dir:{trained / 'partitioner'}")
+    assert task.conditions is not None
+    x, parts = torch.full((3, 2), torch.nan), torch.arange(3)
+    assert task.conditions.pull(x, parts).isnan().all()
+    with pytest.raises(PluginError, match="not finite"):
+        task.conditions.fitted.guide(x, parts)
+
+
 def batch_of(task: GANTask, made: Job, count: int = 200) -> Batch:
     index = torch.arange(count)
     return Batch(made.source.batch(index), None, index, count)
@@ -198,21 +207,26 @@ def test_parts_of_generated_images_are_drawn_as_often_or_taken_over() -> None:
         made, task = conditioned(f"model.labels={labels}")
         assert task.conditions is not None
         task.conditions.masses = torch.tensor([0.5, 0.0, 0.25, 0.25], dtype=torch.float64)
-        drawn = task._drawn(200, batch_of(task, made), clock_at(0, 0, STEPS), False)
-        assert drawn.parts is not None
-        shares = drawn.parts.bincount(minlength=4) / 200
+        _, parts = task._latents(batch_of(task, made), clock_at(0, 0, STEPS))
+        assert parts is not None
+        shares = parts.bincount(minlength=4) / 200
         if labels == "fresh":
             torch.testing.assert_close(shares.double(), task.conditions.masses, atol=0.1, rtol=0)
             assert shares[1] == 0
         else:
-            assert torch.equal(drawn.parts, task.conditions.labels[:200])
+            assert torch.equal(parts, task.conditions.labels[:200])
 
 
 def test_gradients_are_averaged_over_batches_and_what_is_judged_together_is_judged_alike() -> None:
     made, task = conditioned("model.accumulate=2")
     assert task.batches_per_step == 4
     assert task.is_joint
-    clock = clock_at(0, 0, STEPS)
+
+    def judged(batch: Batch) -> Tensor:
+        given = task._latents(batch, clock_at(0, batch.size, STEPS))
+        told = task._judge_both(batch.images, task._parts_of(batch), *given, None)
+        return told["discriminator"]
+
     batches = [batch_of(task, made, 20), batch_of(task, made, 40)]
     found: list[list[Tensor]] = []
     losses = []
@@ -221,8 +235,7 @@ def test_gradients_are_averaged_over_batches_and_what_is_judged_together_is_judg
         for index in (0, 1):
             task.discriminator.zero_grad()
             for batch in batches if index else batches[:1]:
-                fake = task._drawn(batch.size, batch, clock_at(0, batch.size, STEPS), False)
-                losses.append(float(task._judge_both(batch, fake, clock)["discriminator"]))
+                losses.append(float(judged(batch)))
             found.append([p.grad for p in task.discriminator.parameters()])  # type: ignore[misc]
     first, both, alone, both_alone = found
     for one, other in ((first, alone), (both, both_alone)):
@@ -230,8 +243,7 @@ def test_gradients_are_averaged_over_batches_and_what_is_judged_together_is_judg
             torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-7)
     assert losses[:3] == pytest.approx(losses[3:], rel=1e-5)
     task.discriminator.zero_grad()
-    fake = task._drawn(40, batches[1], clock_at(0, 40, STEPS), False)
-    task._judge_both(batches[1], fake, clock)
+    judged(batches[1])
     for total, left, parameter in zip(both, first, task.discriminator.parameters(), strict=True):
         assert parameter.grad is not None
         torch.testing.assert_close(total, left + parameter.grad, rtol=1e-4, atol=1e-7)
@@ -352,6 +364,17 @@ def test_a_dry_run_tells_settings_sizes_and_time(tmp_path: Path) -> None:
     }
     assert total == sum(told["bytes"].values()) + activations
     assert told["tried"].startswith("batches of 20 images of 20;")
+
+
+def test_a_dry_run_tries_fewer_images_than_there_are_fitted_parts(tmp_path: Path) -> None:
+    table = {"name": "kmeans", "features": "pixels", "num_starts": 1}
+    fit_partitioner(table, load_images(POINTS), partitions=40).save_pretrained(tmp_path / "parts")
+    parts = f"model.partitioner=local-dir:{tmp_path / 'parts'}"
+    made = job(parts, "model.partitions=40", "batch_size=2")
+    assert made.estimate().seconds > 0
+    assert isinstance(made.task, GANTask)
+    assert made.task.conditions is not None
+    assert len(made.task.conditions.source) == 4
 
 
 class Perceptron:

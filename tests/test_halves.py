@@ -15,15 +15,19 @@ def network() -> nn.Sequential:
     return nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2)).double()
 
 
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 X = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
-def test_outputs_and_gradients_are_those_of_each_half_by_itself() -> None:
-    tested, plain = network(), network()
-    first, second = Halves(tested)(lambda half: X[half])
+@pytest.mark.parametrize("device", DEVICES)
+def test_outputs_and_gradients_are_those_of_each_half_by_itself(device: str) -> None:
+    tested, plain, x = network().to(device), network().to(device), X.to(device)
+    halves = Halves(tested)
+    halves(lambda half: x[1 - half])
+    first, second = halves(lambda half: x[half])
     (first * second).sum().backward()
-    expected = [plain(X[0]), copy.deepcopy(plain)(X[1])]
-    outputs = [plain(X[0]), plain(X[1])]
+    expected = [plain(x[0]), copy.deepcopy(plain)(x[1])]
+    outputs = [plain(x[0]), plain(x[1])]
     (outputs[0] * outputs[1]).sum().backward()
     for found, known in zip((first, second), expected, strict=True):
         torch.testing.assert_close(found.detach(), known.detach())
@@ -31,15 +35,16 @@ def test_outputs_and_gradients_are_those_of_each_half_by_itself() -> None:
         torch.testing.assert_close(found.grad, known.grad, msg=name)
 
 
-def test_batch_norms_keep_the_mean_of_both_halves() -> None:
-    tested = network()
-    Halves(tested)(lambda half: X[half])
+@pytest.mark.parametrize("device", DEVICES)
+def test_batch_norms_keep_the_mean_of_both_halves(device: str) -> None:
+    tested = network().to(device)
+    Halves(tested)(lambda half: X[half].to(device))
     ones = [network() for _ in range(2)]
     for one, x in zip(ones, X, strict=True):
         one(x)
     for name in ("running_mean", "running_var"):
         mean = (getattr(ones[0][1], name) + getattr(ones[1][1], name)) / 2
-        torch.testing.assert_close(getattr(tested[1], name), mean)
+        torch.testing.assert_close(getattr(tested[1], name).cpu(), mean)
     assert tested[1].num_batches_tracked == 1
 
 

@@ -26,6 +26,7 @@ from pgmkit.images import (
     batches,
     load_images,
 )
+from pgmkit.images.rows import KeptRows
 from pgmkit.pictures import to_uint8
 
 Bytes = npt.NDArray[np.uint8]
@@ -586,6 +587,19 @@ def test_an_archive_is_not_read_before_it_is_known_to_fit(tmp_path: Path) -> Non
         message = in_one_line(write_header(tmp_path / "x.npz", shape))
         assert "bytes, and the file holds" in message
         assert "it is damaged" in message
+
+
+def test_a_device_keeps_images_that_fit_a_quarter_of_its_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pixels = torch.from_numpy(noise(10, 8, 8))[:, None]
+    source, cuda = ArrayImages(pixels), torch.device("cuda")
+    assert source.kept_on(torch.device("cpu"))._rows is source._rows
+    for free, is_kept in ((4 * 640, True), (4 * 640 - 1, False)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 10 * free))
+        found = source.kept_on(cuda)
+        assert found.device == cuda
+        assert isinstance(found._rows, KeptRows) == is_kept
 
 
 def test_images_for_which_there_is_no_memory_are_read_anew_each_time(

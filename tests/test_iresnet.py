@@ -20,7 +20,7 @@ from pgmkit import learning
 from pgmkit.errors import LoadError, ParameterError, PgmkitError, PgmkitWarning, UnknownNameError
 from pgmkit.images import preset
 from pgmkit.learning.clock import clock_at
-from pgmkit.learning.neighbours import nearest_neighbors
+from pgmkit.learning.neighbours import by_products, nearest_neighbors
 from pgmkit.learning.precision import InBfloat16
 from pgmkit.partition import assign, fit_partitioner, guide, load_partitioner
 from pgmkit.plugins import build
@@ -469,6 +469,7 @@ def test_neighbours_are_the_nearest_others() -> None:
     distances = torch.cdist(found, found).fill_diagonal_(math.inf)
     assert torch.equal(nearest_neighbors(found, 7), distances.argsort(dim=1)[:, :7])
     assert nearest_neighbors(found[:5], 7).shape == (5, 4)
+    assert torch.equal(by_products(found.float(), 8)[:, 1:], nearest_neighbors(found, 7))
     same = nearest_neighbors(torch.zeros(9, 2), 4)
     assert not (same == torch.arange(9)[:, None]).any()
     assert all(len(set(row)) == 4 for row in same.tolist())

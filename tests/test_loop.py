@@ -23,7 +23,7 @@ from pgmkit.learning.checkpoints import Part, read, write
 from pgmkit.learning.clock import clock_at
 from pgmkit.learning.ema import Average
 from pgmkit.learning.schedules import cosine, linear, one_cycle, set_rate, warm_up
-from pgmkit.learning.trial import trying
+from pgmkit.learning.trial import batch_of_trial, try_steps, trying
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -130,6 +130,19 @@ def test_the_caller_s_chance_and_gradient_mode_are_left_alone() -> None:
         run(Everything())
         assert not torch.is_grad_enabled()
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_convolutions_sum_in_one_order_while_it_lasts() -> None:
+    seen: list[bool] = []
+
+    class Looks(Everything):
+        def step(self, batches: Iterator[Batch], clock: Clock) -> dict[str, Tensor | float]:
+            seen.append(torch.backends.cudnn.deterministic)
+            return super().step(batches, clock)
+
+    run(Looks())
+    assert seen == [True] * STEPS
+    assert not torch.backends.cudnn.deterministic
 
 
 @pytest.mark.parametrize("at", [1, 5, 11, STEPS])
@@ -538,3 +551,16 @@ def test_a_trial_makes_two_steps_and_tells_the_time_of_all(tmp_path: Path) -> No
     assert 2 * 0.02 <= loops.spent < 2 * 0.2
     assert loops.spent + 51 * 0.02 <= loops.whole < 53 * 0.2
     assert not list(tmp_path.iterdir())
+    assert float(weight.detach()) == 1  # what was tried is not learned
+
+
+def test_a_trial_on_cuda_tries_more_images_and_steps_that_are_recorded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: seen.append(-1))
+    seen: list[int] = []
+    with trying():
+        try_steps(lambda: seen.append(len(seen)), 10)
+    assert seen == [0, 1, 2, -1, 4, -1]  # what is timed is the fourth, and waited for
+    assert [batch_of_trial(size, (3, 32, 32)) for size in (100, 500)] == [100, 340]

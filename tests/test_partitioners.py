@@ -687,6 +687,23 @@ def test_labels_are_learned_and_how_well_is_told() -> None:
     assert found.findings()["held-out accuracy"] < 0.6
 
 
+@pytest.mark.filterwarnings("ignore:the network gives no images")
+@pytest.mark.parametrize(("deep", "blocks"), [(False, 5), (True, 8)])
+def test_labels_are_learned_in_residual_blocks_too(deep: bool, blocks: int) -> None:
+    source, group = pictures(60)
+    quick = {"steps": 2, "batch_size": 16, "width": 2, "residual": True, "deep": deep}
+    base = {"name": "labels", **quick}
+    found = build("partitioners", {"name": "self-trained", "base": base, **quick}, num_partitions=4)
+    found.fit(replace(source, labels=group), seed=0)
+    for learned in (found, found.base):
+        state = state_of(learned)
+        assert sum(name.endswith("shortcut.0.weight") for name in state) == blocks
+        again = build("partitioners", "labels")
+        again.load_state(state)
+        x = source.batch(torch.arange(9))
+        assert torch.equal(again.logits(x), learned.logits(x))
+
+
 def test_what_is_made_of_labels_is_called_supervised_too() -> None:
     source, _ = pictures(100)
     learned = Case("self-trained", in_a_hurry=True).build(base=Case("labels", True).build())
@@ -949,6 +966,8 @@ def test_what_is_learned_by_heart_is_measured_on_what_was_held_out(name: str, se
         ("labels", {"num_partitions": 0}, "num_partitions"),
         ("labels", {"steps": 0}, "steps"),
         ("labels", {"batch_size": 3}, "batch_size"),
+        ("labels", {"deep": True}, "set residual = true"),
+        ("self-trained", {"deep": True}, "set residual = true"),
         ("random", {"num_partitions": 0}, "num_partitions"),
         ("random", {"features": "nothing"}, "nothing"),
         ("self-trained", {"deformations": "no"}, "kind of images"),

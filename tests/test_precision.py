@@ -1,9 +1,12 @@
 """Singular values in float32, float64, bfloat16 and from sketches, against float64 autograd."""
 
 import copy
+import threading
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,10 +14,13 @@ from torch import Tensor, nn
 
 import pgmkit
 from pgmkit.errors import GeneratorError, OutputError, ParameterError, PgmkitWarning
+from pgmkit.machine import full_float32
 from pgmkit.spectrum import Spectrum
-from pgmkit.spectrum.differentiation import JacobianPlan
-from pgmkit.spectrum.jacobian import JacobianSettings, JacobianSpectra
+from pgmkit.spectrum.differentiation import Differentiator, JacobianPlan
+from pgmkit.spectrum.jacobian import JacobianSettings, JacobianSpectra, _begin_values, _Begun
 from pgmkit.spectrum.safety import choose
+from pgmkit.tangents import TangentProgram
+from pgmkit.tangents.rules import RULES
 
 
 def generator_of(module: nn.Module, dim: int, shape: tuple[int, int, int]) -> pgmkit.Generator:
@@ -268,13 +274,16 @@ def test_bfloat16_tangents_are_close_to_exact_ones() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"dtype": "float8"}, "dtype must be one of auto, float32, float64, bfloat16"),
+        ({"dtype": "float8"}, "dtype must be one of auto, float32, float64, tf32, bfloat16"),
         ({"probes": 0}, "probes must be at least 1, not 0"),
         ({"probes": 2, "sketch": "bottom"}, "sketch must be one of volume, top"),
         ({"sketch": "top"}, "needs a number of probes"),
         ({"probes": 2, "dtype": "bfloat16"}, "two fast methods"),
         ({"min_rank_correlation": 1.5}, r"in \[-1, 1\], not 1.5"),
-        ({"min_rank_correlation": 0.9}, "would be ignored, since only probes and dtype 'bfloat16'"),
+        (
+            {"min_rank_correlation": 0.9},
+            "would be ignored, since only probes and the dtypes 'tf32' and",
+        ),
         ({"memory_budget": 1000}, "at least 2"),
     ],
 )
@@ -433,3 +442,129 @@ def test_a_recorded_plan_gives_way_to_a_smaller_budget() -> None:
     z = generator.sample_latents(8, 0)
     expected = JacobianSpectra(generator, plan=plan).compute(z)["singular_values"]
     torch.testing.assert_close(small.compute(z)["singular_values"], expected, rtol=1e-5, atol=0)
+
+
+class TestApart:
+    """An accelerator makes products, and threads of the CPU decompose them."""
+
+    @pytest.mark.parametrize("ahead", [2**29, 1])
+    @pytest.mark.parametrize("dtype", ["auto", "float64"])
+    @pytest.mark.parametrize("deficient", [False, True])
+    def test_singular_values_are_those_of_lapack_at_once(
+        self, dtype: str, deficient: bool, ahead: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("pgmkit.spectrum.jacobian._AHEAD", ahead)
+        monkeypatch.setattr("pgmkit.spectrum.jacobian._DECOMPOSED", 1)
+        generator = rank_deficient_mlp() if deficient else vae_decoder()
+        z = generator.sample_latents(13, 0)
+        jacobians = JacobianSpectra(generator, JacobianSettings(dtype=dtype))
+        expected = jacobians.compute(z)
+        jacobians._apart = True
+        found = jacobians.compute(z)
+        assert torch.equal(found["float64"], expected["float64"])
+        largest = expected["singular_values"][:, :1]
+        error = (found["singular_values"] - expected["singular_values"]).abs() / largest
+        assert error.max() <= 1e-14
+
+    def test_a_latent_that_is_not_finite_spoils_no_other(self) -> None:
+        jacobians = torch.randn(3, 4, 9, dtype=torch.float64)
+        jacobians[1, 2, 5] = torch.nan
+        values = _begin_values(jacobians, apart=True).finish()
+        assert values.isfinite().all(1).tolist() == [True, False, True]
+        torch.testing.assert_close(values[2], torch.linalg.svdvals(jacobians[2]))
+
+    def test_the_next_batch_is_begun_before_the_one_before_has_arrived(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        generator = vae_decoder()
+        jacobians = JacobianSpectra(generator)
+        expected = jacobians.compute(generator.sample_latents(12, 0))["singular_values"]
+        jacobians._differentiator.plan = replace(jacobians.plan, batch_size=4)
+        jacobians._apart = True
+        all_begun, events, push = threading.Event(), [], Differentiator.push
+
+        def slow(matrices: Tensor) -> tuple[Tensor, Callable[[], None]]:
+            def wait() -> None:
+                assert all_begun.wait(10)  # as a device does that has much to do
+
+            return matrices, wait
+
+        def pushed(*arguments: Any) -> Tensor:
+            events.append("pushed")
+            if events.count("pushed") == 3:
+                all_begun.set()
+            return push(*arguments)
+
+        monkeypatch.setattr("pgmkit.spectrum.jacobian.fetched", slow)
+        monkeypatch.setattr(Differentiator, "push", pushed)
+        values = jacobians.compute(generator.sample_latents(12, 0))["singular_values"]
+        assert events[:3] == ["pushed"] * 3
+        torch.testing.assert_close(values, expected, rtol=1e-5, atol=0)
+
+    def test_it_is_ahead_with_no_more_than_memory_allows(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        generator = vae_decoder()
+        jacobians = JacobianSpectra(generator)
+        jacobians._differentiator.plan = replace(jacobians.plan, batch_size=1)
+        monkeypatch.setattr("pgmkit.spectrum.jacobian._AHEAD", 1)
+        waiting: list[int] = []
+
+        def step(_: Differentiator, batch: Tensor) -> _Begun:
+            waiting.append(1)
+            assert len(waiting) <= 2
+
+            def finish() -> Tensor:
+                waiting.clear()
+                return batch
+
+            return _Begun(finish, num_bytes=2)
+
+        z = generator.sample_latents(9, 0)
+        assert torch.equal(jacobians._all_values(jacobians._differentiator, z, step), z)
+
+
+@pytest.mark.parametrize(
+    ("free", "budget"),
+    [(None, 2**30), (80 * 2**30, 2**35), (79 * 2**30, 2**35), (3 * 2**30, 2**30), (2**19, 2**20)],
+)
+def test_the_budget_follows_what_is_free_on_an_accelerator(
+    free: int | None, budget: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pgmkit.spectrum.jacobian.free_device_memory", lambda _: free)
+    jacobians = JacobianSpectra(vae_decoder())
+    assert budget - 4 * 2**20 <= jacobians._memory <= budget
+
+
+def test_tf32_where_there_is_none_gives_way_to_the_exact_method() -> None:
+    generator = vae_decoder()
+    with pytest.warns(PgmkitWarning, match=r"'tf32' is not used, since TF32 is .* is on cpu"):
+        spectrum = pgmkit.compute_spectrum(generator, 4, dtype="tf32")
+    assert spectrum.provenance["computed"]["dtype"] == "auto"
+    exact = pgmkit.compute_spectrum(generator, 4)
+    assert torch.equal(spectrum.singular_values, exact.singular_values)
+
+
+def test_tf32_rounds_products_of_tangents_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    def allowed() -> bool:
+        return torch.backends.cudnn.allow_tf32
+
+    class Looking(nn.Module):
+        def forward(self, z: Tensor) -> Tensor:
+            assert not allowed()
+            convolved = convolution(z.unflatten(1, (2, 2, 2)))
+            return (convolved + linear(z).unflatten(1, (1, 2, 2))).relu()
+
+    convolution, linear = nn.Conv2d(2, 1, 3, padding=1), nn.Linear(8, 4)
+    seen: list[bool] = []
+
+    def noted(rule: Any) -> Any:
+        return lambda call: (seen.append(allowed()), rule(call))[1]
+
+    for name in ("conv2d", "linear"):
+        monkeypatch.setitem(RULES, name, noted(RULES[name]))
+    with full_float32():
+        TangentProgram(Looking(), tf32=True).push_forward(torch.randn(2, 8))
+        assert seen == [True, True]
+        TangentProgram(Looking()).push_forward(torch.randn(2, 8))
+        assert seen[2:] == [False, False]

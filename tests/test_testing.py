@@ -133,7 +133,7 @@ BUILT_IN: dict[str, list[tuple[str, dict[str, Any]]]] = {
             },
         ),
     ],
-    "classifiers": [("lash-classifier", {})],
+    "classifiers": [("lash-classifier", {}), ("residual-classifier", {"width": 2})],
     "engines": [("local", {"workers": 2})],
 }
 """Every built-in component, with parameters that make it small; engines that start processes stand

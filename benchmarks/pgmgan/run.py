@@ -201,7 +201,7 @@ def drawn(model: Any, count: int, seed: int, redraws: int) -> tuple[Tensor, Tens
     if isinstance(model, ConditionalGenerator):
         found = model.draw(count, seed=seed, redraws=redraws)
         return found.images, found.partitions
-    return torch.cat(list(model.image_batches(model.sample_latents(count, seed)))), None
+    return model.images(model.sample_latents(count, seed)), None
 
 
 def found_in(model: ConditionalGenerator, images: Tensor, device: torch.device) -> Tensor:

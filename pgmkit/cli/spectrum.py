@@ -65,7 +65,7 @@ def spectrum() -> None:
 @click.option("-o", "--out", type=OutPath(urls=True), help="Folder or URL of the spectrum.")
 @click.option("--latents", type=int, help=f"Latents to draw; {defaults.LATENTS} by default.")
 @click.option("--seed", type=int, help="Of the latents; 0 by default.")
-@click.option("--dtype", help="auto (default), float32, float64 or bfloat16.")
+@click.option("--dtype", help="auto (default), float32, float64, tf32 or bfloat16.")
 @click.option("--probes", type=int, help="Directions of a sketch; exact if left out.")
 @click.option("--sketch", help="What the probes are for: volume (default) or top.")
 @click.option("--engine", help=f"Where blocks are computed; {defaults.ENGINE} by default.")

@@ -11,12 +11,16 @@ from pgmkit.machine import available_cores
 
 Result = TypeVar("Result")
 
+_AT_ACCELERATOR = 3
+"""Blocks under way: one that it computes, one whose latents are done again, one being written."""
+
 
 class LocalEngine:
     """Runs blocks on threads of this process.
 
     Each worker has one thread for tensor operations, so that results do not depend on their
-    number. Blocks that cannot run side by side get one worker with all threads.
+    number. Blocks that cannot run side by side get one worker with all threads, or a few where an
+    accelerator computes: it has one block at a time, while others are finished and written.
 
     Args:
         workers: blocks at the same time; None is one per available core.
@@ -32,7 +36,9 @@ class LocalEngine:
     ) -> Iterator[tuple[int, Result]]:
         """Yields `(block, function(block))` as blocks finish; an error ends the rest."""
         threads = torch.get_num_threads()
-        workers, per_worker = (self.workers, 1) if parallel else (1, threads)
+        on_cpu = getattr(function, "device_type", "cpu") == "cpu"
+        alone = 1 if on_cpu else min(self.workers, _AT_ACCELERATOR)
+        workers, per_worker = (self.workers, 1) if parallel else (alone, threads)
         queue = iter(blocks)
         pool = ThreadPoolExecutor(
             workers, initializer=torch.set_num_threads, initargs=(per_worker,)

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pgmkit.errors import ParameterError, UnknownNameError
+from pgmkit.machine import sent
 
 _SWITCHES = ("flip", "apart")
 _KNOTS = 5
@@ -30,6 +31,8 @@ class Deformations:
         stroke: how much thicker bright strokes become, up to a pixel at 1, or thinner.
         contrast: a factor of up to exp(±contrast).
         brightness: up to ±brightness, of a range from -1 to 1, for each channel.
+        hue: of RGB images, turned about the greys by up to so many degrees either way.
+        saturation: of RGB images, a factor of up to exp(±saturation).
         grey: share of images in colour that lose it.
         flip: whether half of the images are mirrored, left to right.
         crop: least share of the area that is seen; 1 is all of it, before what the others do.
@@ -47,6 +50,8 @@ class Deformations:
     stroke: float = 0.0
     contrast: float = 0.0
     brightness: float = 0.0
+    hue: float = 0.0
+    saturation: float = 0.0
     grey: float = 0.0
     flip: bool = False
     crop: float = 1.0
@@ -103,6 +108,16 @@ PRESETS: Mapping[str, Deformations] = MappingProxyType(
         "photographs": Deformations(
             stretch=math.log(4 / 3) / 2, contrast=0.4, brightness=0.4, grey=0.2, flip=True, crop=0.3
         ),
+        "colour-photographs": Deformations(
+            stretch=math.log(4 / 3) / 2,
+            contrast=0.4,
+            brightness=0.3,
+            hue=36,
+            saturation=0.4,
+            grey=0.2,
+            flip=True,
+            crop=0.2,
+        ),
     }
 )
 """Deformations by what images show."""
@@ -145,22 +160,37 @@ def deformed(images: Tensor, deformations: Deformations, random: torch.Generator
 
     affine, bend = _motion(deformations, count, spread, random)
     stroke = spread(deformations.stroke, 1, 1, 1)
-    grey = torch.rand(count, 1, 1, 1, generator=random) if channels > 1 else None
+    grey = torch.rand(count, 1, 1, 1, generator=random) if channels > 1 else stroke
     contrast = spread(deformations.contrast, 1, 1, 1).exp()
     brightness = spread(deformations.brightness, channels, 1, 1)
+    is_coloured = channels == 3 and bool(deformations.hue or deformations.saturation)
+    colours = _colours(deformations, spread) if is_coloured else stroke
+    drawn = [affine, bend, stroke, grey, contrast, brightness, colours]
+    affine, bend, stroke, grey, contrast, brightness, colours = _sent_together(drawn, device)
 
     plane, knots = _places(height, width, device)
-    places = affine.to(device) @ plane
+    places = affine @ plane
     if deformations.bend:
-        places += bend.to(device) @ knots
+        places += bend @ knots
     places = places.reshape(count, 2, height, width).permute(0, 2, 3, 1)
     result = functional.grid_sample(images, places, padding_mode="border", align_corners=False)
     if deformations.stroke:
-        result = _stroked(result, stroke.to(device))
-    if grey is not None and deformations.grey:
-        is_grey = (grey < deformations.grey).to(device)
+        result = _stroked(result, stroke)
+    if is_coloured:
+        result = (colours @ result.flatten(2)).view_as(result)
+    if channels > 1 and deformations.grey:
+        is_grey = grey < deformations.grey
         result = torch.where(is_grey, result.mean(dim=1, keepdim=True), result)
-    return result.mul_(contrast.to(device)).add_(brightness.to(device)).clamp(-1, 1)
+    return result.mul_(contrast).add_(brightness).clamp(-1, 1)
+
+
+def _sent_together(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Returns small tensors (B, ...) of the CPU on a device, in the time that one of them takes."""
+    if device.type == "cpu":
+        return list(tensors)
+    rows = sent(torch.cat([tensor.flatten(1) for tensor in tensors], dim=1), device)
+    parts = rows.split([math.prod(tensor.shape[1:]) for tensor in tensors], dim=1)
+    return [part.reshape(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
 
 def _motion(
@@ -183,6 +213,15 @@ def _motion(
     ]
     affine = torch.cat([torch.stack(rows, dim=1), spread(2 * ranges.shift, 2, 1) + seen], dim=2)
     return affine, spread(2 * ranges.bend, 2, _KNOTS, _KNOTS).flatten(2)
+
+
+def _colours(ranges: Deformations, spread: Callable[..., Tensor]) -> Tensor:
+    """Returns what RGB is multiplied by, (B, 3, 3): greys stay, and all else turns about them."""
+    angle = spread(math.radians(ranges.hue), 1, 1)
+    factor = spread(ranges.saturation, 1, 1).exp()
+    mean = torch.full((3, 3), 1 / 3)
+    right = torch.tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]) / math.sqrt(3)
+    return mean + factor * (angle.cos() * (torch.eye(3) - mean) + angle.sin() * right)
 
 
 @functools.lru_cache(maxsize=8)

@@ -18,6 +18,7 @@ KEPT = 256 * 2**20
 
 SPREAD = 1000
 _WHOLE = 2**30
+_CPU = torch.device("cpu")
 
 
 class Rows(Protocol):
@@ -78,7 +79,7 @@ class Images:
         """Returns the images with these numbers (B,), float32 (B, C, H, W) in [-1, 1]."""
         index = index.cpu()
         found = self._rows.read(index if self._index is None else self._index[index])
-        found = found.to(self.device)
+        found = machine.sent(found, self.device)
         return found.float().mul_(2 / 255).add_(-1) if found.dtype == torch.uint8 else found
 
     def subset(self, index: Tensor) -> Self:
@@ -92,6 +93,17 @@ class Images:
     def to(self, device: torch.device | str) -> Self:
         """Returns the same images, put on another device."""
         return self._with(device=torch.device(device))
+
+    def kept_on(self, device: torch.device) -> Self:
+        """Returns the same images on a device, which keeps them once they were read.
+
+        It does so on CUDA alone, and if all of them fit into a quarter of the memory that is free.
+        """
+        if device.type == "cuda" and len(self):
+            each = self._rows.read(torch.zeros(1, dtype=torch.int64)).nbytes
+            if each * len(self._rows) <= torch.cuda.mem_get_info(device)[0] // 4:
+                return self._with(device=device, _rows=KeptRows(self._rows, device))
+        return self.to(device)
 
     def numbered_as(self, names: Sequence[str], whose: str) -> Self:
         """Returns the same images with labels that are places in `names`; see `labels_among`."""
@@ -128,12 +140,17 @@ class Images:
 
 
 class KeptRows:
-    """Rows that are read once, some hundred in order at a time, and then are in memory."""
+    """Rows that are read once, some hundred in order at a time, and then are in memory.
 
-    def __init__(self, rows: Rows) -> None:
+    Args:
+        rows: where they are read.
+        device: in whose memory.
+    """
+
+    def __init__(self, rows: Rows, device: torch.device = _CPU) -> None:
         self.image = rows.image
         self.device = rows.device
-        self._source = rows
+        self._source, self._where = rows, device
         self._known = torch.zeros(-(-len(rows) // BATCH), dtype=torch.bool)
         self._kept = torch.empty(0)
 
@@ -146,12 +163,12 @@ class KeptRows:
         blocks = index.div(BATCH, rounding_mode="floor").unique()
         for block in blocks[~self._known[blocks]].tolist():
             places = torch.arange(block * BATCH, min((block + 1) * BATCH, len(self)))
-            found = self._source.read(places).cpu()
+            found = machine.sent(self._source.read(places), self._where)
             if not len(self._kept):
-                self._kept = torch.empty(len(self), *found.shape[1:], dtype=found.dtype)
-            self._kept[places] = found
+                self._kept = found.new_empty(len(self), *found.shape[1:])
+            self._kept[places[0] : places[-1] + 1] = found
             self._known[block] = True
-        return self._kept[index]
+        return self._kept[machine.sent(index, self._where)]
 
     def digest(self) -> str:
         """Returns the checksum of what they are read from."""

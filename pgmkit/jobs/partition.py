@@ -30,11 +30,12 @@ from pgmkit.partition.fitted import (
     fit_partitioner,
     load_partitioner,
 )
+from pgmkit.partition.fixed import FixedPartitioner
 from pgmkit.partition.parts import gathered_logits, margins_of
 from pgmkit.states import table_of, why_not_saved
 
 _LEARNING = "learning"
-_FEW = 80
+_FEW, _FEW_LOOKED_AT = 80, 8
 _DRAWN = 24
 """Bytes for each value of an image that is drawn: in float32, and on the way to a picture."""
 
@@ -152,7 +153,9 @@ class Job:
 
 
 def few_images(partitioner: Any) -> int:
-    """Returns to how many images a partitioner is fitted in a trial."""
+    """Returns to how many images a partitioner is fitted in a trial; a fitted one looks at few."""
+    if isinstance(partitioner, FixedPartitioner):
+        return _FEW_LOOKED_AT
     least = contracts.least_images_of(partitioner)
     return max(2 * contracts.num_partitions_of(partitioner), _FEW, least)
 

@@ -107,6 +107,8 @@ class Job:
         few = batch_of_trial(whole, source.image.shape)
         with trying() as loops:
             self._learn(source=source)
+        if isinstance(task, GANTask):
+            task.graphs.stop()  # which nothing that counts can look into
         least = 2 * ranks.world_size()
         other = few - least if few > least else min(few + least, whole)
         kept = {size: self._activations(source, size) for size in (few, other)}
@@ -172,8 +174,10 @@ class Job:
         }
         with contextlib.ExitStack() as held:
             ranks.decide(take)
-            self._condition(out / PARTITIONER)
+            source = self.source.kept_on(self.task.device)
+            self._condition(out / PARTITIONER, source)
             self._learn(
+                source=source,
                 identity=resolved,
                 folder=out,
                 save_steps=settings.save_steps,
@@ -215,14 +219,14 @@ class Job:
         log = Log(out / MEASUREMENTS, self.steps)
         return {k: v for k, v in (log.rows[-1] if log.rows else {}).items() if k != "step" and v}
 
-    def _condition(self, folder: Path) -> None:
+    def _condition(self, folder: Path, source: Images) -> None:
         """Fits the partitioner of a conditional GAN, or reads it where it was fitted before."""
         task = self.task
         if isinstance(task, GANTask) and task.settings.recluster_steps:
-            task.condition_by_itself(self.source)
+            task.condition_by_itself(source)
         elif isinstance(task, GANTask) and task.partitioner is not None:
             ranks.decide(lambda: self._parts().run_within(folder))
-            task.condition(load_partitioner(folder), self.source)
+            task.condition(load_partitioner(folder), source)
 
     def _parts(self) -> "PartitionJob":
         """Returns the fit of a partitioner to the training images, as a run of its own."""

@@ -1,6 +1,7 @@
 """A small convolutional network that looks at images, for features and for parts."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,6 +16,10 @@ from pgmkit.seeds import derive_seed
 SIDE = 32
 """Images are looked at in so many pixels squared."""
 
+_SHALLOW = ((1, 2), (2, 1), (4, 2), (4, 1), (8, 2))
+_DEEP = ((1, 1), (1, 1), (2, 2), (2, 1), (4, 2), (4, 1), (8, 2), (8, 1))
+"""Of each residual block: its channels, in multiples of the width, and its stride."""
+
 
 class Encoder(nn.Module):
     """Four convolutions and a linear layer, each with batch norm; or residual blocks instead.
@@ -26,13 +31,19 @@ class Encoder(nn.Module):
         image_channels: C.
         width: channels of the first layer.
         residual: whether it has five residual blocks.
+        deep: whether these are eight, the first two of them in full resolution.
     """
 
     features = 128
 
-    def __init__(self, image_channels: int, width: int, residual: bool = False) -> None:
+    def __init__(
+        self, image_channels: int, width: int, residual: bool = False, deep: bool = False
+    ) -> None:
         super().__init__()
-        layers = _residual(image_channels, width) if residual else _plain(image_channels, width)
+        if residual:
+            layers = _residual(image_channels, width, _DEEP if deep else _SHALLOW)
+        else:
+            layers = _plain(image_channels, width)
         self.body = nn.Sequential(*layers, nn.BatchNorm1d(self.features))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -69,17 +80,18 @@ def _plain(image_channels: int, width: int) -> list[nn.Module]:
     ]
 
 
-def _residual(image_channels: int, width: int) -> list[nn.Module]:
+def _residual(
+    image_channels: int, width: int, blocks: Sequence[tuple[int, int]]
+) -> list[nn.Module]:
+    layers, inputs = _convolution(image_channels, width, 1), width
+    for factor, stride in blocks:
+        layers.append(_Block(inputs, factor * width, stride))
+        inputs = factor * width
     return [
-        *_convolution(image_channels, width, 1),
-        _Block(width, width, 2),
-        _Block(width, 2 * width, 1),
-        _Block(2 * width, 4 * width, 2),
-        _Block(4 * width, 4 * width, 1),
-        _Block(4 * width, 8 * width, 2),
+        *layers,
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
-        nn.Linear(8 * width, Encoder.features, bias=False),
+        nn.Linear(inputs, Encoder.features, bias=False),
     ]
 
 
@@ -94,8 +106,8 @@ def _convolution(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
 def encoder_of(state: dict[str, Tensor]) -> Encoder:
     """Returns the network that these weights belong to, in eval mode."""
     first = state["body.0.weight"]
-    residual = any(".shortcut." in name for name in state)
-    encoder = Encoder(first.shape[1], first.shape[0], residual)
+    blocks = sum(name.endswith(".shortcut.0.weight") for name in state)
+    encoder = Encoder(first.shape[1], first.shape[0], blocks > 0, blocks > len(_SHALLOW))
     encoder.load_state_dict(state)
     return encoder.to(memory_format=torch.channels_last).eval().requires_grad_(False)
 
@@ -129,10 +141,19 @@ def check_images(image: ImageSpec, who: str) -> None:
         raise ParameterError(f"{who} looks at images, and these are points; choose another")
 
 
-def check_training(steps: Any, batch_size: Any, width: Any, learning_rate: Any) -> None:
+def check_training(
+    steps: Any,
+    batch_size: Any,
+    width: Any,
+    learning_rate: Any,
+    residual: bool = False,
+    deep: bool = False,
+) -> None:
     """Raises ParameterError for parameters that networks are not trained with."""
     check_count("steps", steps)
     check_count("batch_size", batch_size)
     check_count("width", width)
     if not isinstance(learning_rate, int | float) or not 0 < learning_rate < math.inf:
         raise ParameterError(f"learning_rate must be above 0, not {learning_rate!r}")
+    if deep and not residual:
+        raise ParameterError("deep is for residual blocks; set residual = true, too")

@@ -17,6 +17,7 @@ from pgmkit.learning.encoder import (
 )
 from pgmkit.learning.halves import Halves
 from pgmkit.learning.minimise import minimise
+from pgmkit.machine import sent
 from pgmkit.seeds import derive_seed, random_generator
 
 _SMOOTHING = 0.1
@@ -31,6 +32,8 @@ def learn_labels(
     steps: int,
     batch_size: int,
     width: int,
+    residual: bool = False,
+    deep: bool = False,
     deformations: Deformations,
     learning_rate: float,
     evenly: bool = False,
@@ -48,6 +51,8 @@ def learn_labels(
         steps: of training.
         batch_size: images per step, at least 4; all of them where there are fewer.
         width: channels of the first layer.
+        residual: whether it has residual blocks; see `pgmkit.learning.encoder.Encoder`.
+        deep: whether these are more; see there.
         deformations: how far the images are deformed.
         learning_rate: the highest.
         evenly: whether all labels are seen equally often.
@@ -62,25 +67,27 @@ def learn_labels(
 
     def fresh() -> nn.Sequential:
         head = nn.Linear(Encoder.features, num_labels)
-        return _network(Encoder(pixels.shape[1], width), head)
+        return _network(Encoder(pixels.shape[1], width, residual, deep), head)
 
     network: nn.Sequential = seeded(fresh, seed, name).to(device)
     halves = Halves(network)
     batch = min(batch_size, len(pixels))
     weights = labels.bincount().double().reciprocal()[labels]
+    pixels, labels = pixels.to(device), labels.to(device)
 
     def loss(clock: Clock) -> Tensor:
         if evenly:
             index = torch.multinomial(weights, batch, replacement=True, generator=clock.random)
         else:
             index = torch.randperm(len(pixels), generator=clock.random)[:batch]
+        index = sent(index, device)
         parts = index.tensor_split(2)
 
         def version(number: int) -> Tensor:
             random = random_generator(clock.seed, "version", number)
-            return another_version(pixels[parts[number]].to(device), deformations, random)
+            return another_version(pixels[parts[number]], deformations, random)
 
-        logits, wanted = torch.cat(halves(version)), labels[index].to(device)
+        logits, wanted = torch.cat(halves(version)), labels[index]
         return functional.cross_entropy(logits, wanted, label_smoothing=_SMOOTHING)
 
     minimise(

@@ -30,7 +30,7 @@ from pgmkit.learning.checkpoints import Checkpoints, Part, synchronise
 from pgmkit.learning.clock import Clock, clock_at
 from pgmkit.learning.folder import folder_of
 from pgmkit.learning.log import LOSSES, MEASUREMENTS, Board, Log
-from pgmkit.learning.trial import batch_of_trial, is_trial, try_steps
+from pgmkit.learning.trial import batch_of_trial, is_trial, try_steps, unlearned
 from pgmkit.seeds import derive_seed
 
 _STOP, _SAVE = 2, 1
@@ -166,9 +166,10 @@ def learn(
         exports=exports or {},
     )
     hidden = contextlib.nullcontext() if ranks.is_coordinator() else progress.shown(False)
-    with hidden, torch.random.fork_rng(_cuda_devices()), torch.enable_grad():
+    with hidden, torch.random.fork_rng(_cuda_devices()), torch.enable_grad(), _repeatable():
         if is_trial():
-            try_steps(run.advance, steps, batch_size / size)
+            with unlearned(task.parts):
+                try_steps(run.advance, steps, batch_size / size)
             return
         run.begin()
         with progress.phase(name, steps, initial=run.step) as bar, run.interrupts:
@@ -404,6 +405,17 @@ def _set_seed(seed: int) -> None:
         torch.cuda.manual_seed_all(seed)
     if torch.backends.mps.is_available():
         torch.mps.manual_seed(seed)
+
+
+@contextlib.contextmanager
+def _repeatable() -> Iterator[None]:
+    """Lets convolutions on CUDA sum in the same order every time."""
+    before = torch.backends.cudnn.deterministic
+    torch.backends.cudnn.deterministic = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.deterministic = before
 
 
 def _cuda_devices() -> list[int]:

@@ -1,16 +1,23 @@
 """How long work would take, told from a little of it."""
 
 import contextlib
+import copy
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 
+import torch
+from torch import Tensor, nn
+
 from pgmkit.learning import ranks
+from pgmkit.learning.checkpoints import Part
 
 _STEPS = 2
-_VALUES = 2**16
+_STEPS_ON_CUDA = 4
+"""The first three do what is done once: kernels are fetched, and steps recorded."""
+_VALUES, _VALUES_ON_CUDA = 2**16, 2**20
 """Values that the images of a batch may have in a trial; larger batches are made smaller."""
 _loops: ContextVar["Loops | None"] = ContextVar("pgmkit_trial", default=None)
 
@@ -53,7 +60,8 @@ def batch_of_trial(batch_size: int, shape: Sequence[int]) -> int:
         shape: of an image.
     """
     least = 2 * ranks.world_size()
-    return min(batch_size, max(_VALUES // math.prod(shape) // least, 1) * least)
+    values = _VALUES_ON_CUDA if torch.cuda.is_initialized() else _VALUES
+    return min(batch_size, max(values // math.prod(shape) // least, 1) * least)
 
 
 def try_steps(step: Callable[[], object], steps: int, times: float = 1.0) -> None:
@@ -66,17 +74,45 @@ def try_steps(step: Callable[[], object], steps: int, times: float = 1.0) -> Non
     """
     loops = _loops.get()
     assert loops is not None
-    count = min(_STEPS, steps)
+    count = min(_STEPS_ON_CUDA if torch.cuda.is_initialized() else _STEPS, steps)
     started = time.perf_counter()
-    step()  # which does what is done once, too
-    first = time.perf_counter()
-    for _ in range(count - 1):
+    for _ in range(max(count - 1, 1)):
+        step()  # which does what is done once, too
+    first = _now()
+    if count > 1:
         step()
-    ended = time.perf_counter()
+    ended = _now()
     loops.spent += ended - started
     each = times * ((ended - first) if count > 1 else (first - started))
     loops.whole += (steps - 1) * each + ((first - started) if count > 1 else each)
     loops.lengths.append((steps, each))
+
+
+@contextlib.contextmanager
+def unlearned(parts: Mapping[str, Part]) -> Iterator[None]:
+    """Gives modules and tensors back what they held before the block.
+
+    A few steps on few images, at a rate that is for many, may end in numbers that are not finite.
+    """
+    modules = {n: part for n, part in parts.items() if isinstance(part, nn.Module)}
+    states = {n: copy.deepcopy(module.state_dict()) for n, module in modules.items()}
+    tensors = [part for part in parts.values() if isinstance(part, Tensor)]
+    values = [tensor.detach().clone() for tensor in tensors]
+    try:
+        yield
+    finally:
+        for name, module in modules.items():
+            module.load_state_dict(states[name])
+        with torch.no_grad():
+            for tensor, value in zip(tensors, values, strict=True):
+                tensor.copy_(value)
+
+
+def _now() -> float:
+    """Returns the time when all that was asked of a device is done."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def seconds_of(work: Callable[[int], object], count: int, few: int) -> float:

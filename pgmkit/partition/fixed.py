@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pgmkit import contracts
@@ -93,6 +94,7 @@ class FixedPartitioner(_Fixed):
 
     kind = "partitioners"
     least_images = 1
+    was_fitted = True
 
     def __init__(
         self,
@@ -109,6 +111,7 @@ class FixedPartitioner(_Fixed):
             raise ParameterError(
                 f"order must name each of {self.num_partitions} parts once, not {self.order!r:.60}"
             )
+        self._places = torch.tensor(self.order or [])
 
     def get_params(self) -> dict[str, Any]:
         """Returns what it is on record as."""
@@ -126,7 +129,10 @@ class FixedPartitioner(_Fixed):
     def logits(self, x: Tensor) -> Tensor:
         """Returns the logits of the partitioner."""
         logits = contracts.logits_of(self.component, x)
-        return logits if self.order is None else logits[:, self.order]
+        if self.order is None:
+            return logits
+        self._places = self._places.to(logits.device)
+        return logits.index_select(1, self._places)
 
 
 class FixedFeatures(_Fixed):

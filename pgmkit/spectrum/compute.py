@@ -34,7 +34,7 @@ from pgmkit.spectrum.blocks import (
 )
 from pgmkit.spectrum.differentiation import JacobianPlan
 from pgmkit.spectrum.folders import Folder, LocalFolder, folder_at
-from pgmkit.spectrum.jacobian import MEMORY_BUDGET, JacobianSettings, JacobianSpectra
+from pgmkit.spectrum.jacobian import JacobianSettings, JacobianSpectra
 from pgmkit.spectrum.landmarks import agree, landmarks
 from pgmkit.spectrum.safety import choose, computed, settings_used
 from pgmkit.spectrum.soundness import check_derivative, check_values
@@ -56,7 +56,7 @@ def compute_spectrum(
     probes: int | None = None,
     sketch: str = "volume",
     min_rank_correlation: float | None = None,
-    memory_budget: int = MEMORY_BUDGET,
+    memory_budget: int | None = None,
     block_size: int = BLOCK_SIZE,
     engine: Engine | str = defaults.ENGINE,
     cache: bool = False,
@@ -73,15 +73,15 @@ def compute_spectrum(
         seed: of the drawn latents; not used when they are given.
         out: a folder, or a URL that fsspec opens, for the finished blocks. A run that was stopped
             continues there; a complete one is read back. Workers write there themselves.
-        dtype: "auto", "float32", "float64" or "bfloat16"; see
+        dtype: "auto", "float32", "float64", "tf32" or "bfloat16"; see
             `pgmkit.spectrum.jacobian.JacobianSettings`.
         probes: number of directions of a sketch, from 1 to M; None is exact.
         sketch: "volume" or "top": what the probes are for.
-        min_rank_correlation: what a fast method (bfloat16 or a sketch) has to reach on a sample of
-            the latents; under it the spectrum is computed exactly, with a warning. In [-1, 1]; by
-            default 0.995 for bfloat16 and 0.95 for sketches.
+        min_rank_correlation: what a fast method (tf32, bfloat16 or a sketch) has to reach on a
+            sample of the latents; under it the spectrum is computed exactly, with a warning. In
+            [-1, 1]; by default 0.95 for sketches and 0.995 for the others.
         memory_budget: bytes that each process may use beside the generator and the result, at
-            least 2**20.
+            least 2**20; by default 2**30, and on CUDA about half of what is free on the device.
         block_size: latents per block, from 1 to a million.
         engine: name of an engine component, or an object with its method `map`.
         cache: whether to take up a spectrum of the same generator and latents that was computed

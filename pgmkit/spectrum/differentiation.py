@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pgmkit.errors import GeneratorError, first_line
 from pgmkit.generator import Generator
-from pgmkit.machine import is_out_of_memory, seconds_for
+from pgmkit.machine import is_out_of_memory, seconds_for, sent
 from pgmkit.seeds import random_generator
 from pgmkit.tangents import (
     FORWARD_MODE,
@@ -32,9 +32,15 @@ _CHECKED = 4
 _CALIBRATION_TANGENTS = 128
 """With how many directions kernels are tried, at most."""
 
+_CALIBRATION_ROWS = 1024
+"""With how many latents times directions kernels are tried on an accelerator, about."""
+
 _CALIBRATION_SECONDS = 1.0
 """How long batch sizes are tried."""
 
+_BATCH_SIZES = (1, 2, 4, 8)
+_ACCELERATOR_BATCH_SIZES = (4, 8, 16, 32, 64, 128, 256)
+"""Latents at a time that are tried; an accelerator wants many, and has the memory."""
 
 _REASON = 200
 """How many characters of a reason are told."""
@@ -92,6 +98,7 @@ class Differentiator:
         plan: one that was chosen before; found by trying if None.
         tangent_dtype: precision of tangents, where it is lower than that of the weights; for
             generators that can be done layer by layer.
+        tf32: whether products of tangents may be in TF32; for such generators, too.
 
     Attributes:
         plan: how.
@@ -108,9 +115,11 @@ class Differentiator:
         num_directions: int | None = None,
         plan: JacobianPlan | None = None,
         tangent_dtype: torch.dtype | None = None,
+        tf32: bool = False,
     ) -> None:
         self.generator = _prepare(generator)
         self._tangent_dtype = tangent_dtype
+        self._tf32 = tf32
         self._num_directions = num_directions or generator.latent.dim
         self._program: TangentProgram | None = None
         self._layer_bytes = _widest_layer_bytes(self.generator) * _LAYERS_AT_ONCE
@@ -135,7 +144,8 @@ class Differentiator:
 
     def batches(self, z: Tensor) -> Iterator[Tensor]:
         """Yields latents (n, M) in the plan's batches, on the generator's device."""
-        yield from z.to(self.generator.device, self.generator.dtype).split(self.plan.batch_size)
+        there = sent(z, self.generator.device, self.generator.dtype)
+        yield from there.split(self.plan.batch_size)
 
     def halve(self) -> bool:
         """Takes half as many latents, or else directions, at a time; False if there is one."""
@@ -230,7 +240,7 @@ class Differentiator:
                 z, torch.ones(1, 1, math.prod(self.generator.image.shape))
             ),
         }
-        if self._tangent_dtype is not None:
+        if self._is_rounded:
             tries = {"layers": tries["layers"]}
         self._check_independent()
         reasons = []
@@ -261,6 +271,7 @@ class Differentiator:
             self.generator.fingerprint(),
             self.generator.device,
             self._tangent_dtype,
+            self._tf32,
             self._num_directions,
             memory,
             self.plan.mode,
@@ -275,11 +286,15 @@ class Differentiator:
 
     def _calibrate(self, memory: int) -> JacobianPlan:
         dim = self._num_directions
-        z = self._latents(8, seed=1)
+        rows = memory // self._layer_bytes
+        accelerated = self.generator.device.type != "cpu"
+        batch_sizes = _ACCELERATOR_BATCH_SIZES if accelerated else _BATCH_SIZES
+        z = self._latents(batch_sizes[-1], seed=1)
         if self._program is not None:
-            tangents = max(1, min(dim, memory // self._layer_bytes))
+            tangents = max(1, min(dim, rows))
             directions = torch.eye(z.shape[1]).to(z)[: min(tangents, _CALIBRATION_TANGENTS)]
-            self._program.calibrate(z[:1], directions)
+            fitting = min(rows, _CALIBRATION_ROWS) if accelerated else 1
+            self._program.calibrate(z[: max(1, fitting // len(directions))], directions)
             self.plan = replace(
                 self.plan,
                 tangents=tangents,
@@ -287,8 +302,7 @@ class Differentiator:
                 generic=list(self._program.generic),
             )
         first = self.plan
-        rows = memory // self._layer_bytes
-        sizes = [(batch, dim) for batch in (1, 2, 4, 8) if batch * dim <= rows]
+        sizes = [(batch, dim) for batch in batch_sizes if batch * dim <= rows]
         sizes += [(1, part) for part in {dim // 2, dim // 4, 16} if 8 <= part < min(dim, rows)]
         if self._program is not None and self._program.one_latent_at_a_time:
             sizes = [size for size in sizes if size[0] == 1]
@@ -309,14 +323,22 @@ class Differentiator:
         """Returns the seconds for one latent under a plan."""
         self.plan = plan
         batch = z[: plan.batch_size]
-        directions = torch.eye(z.shape[1])[: plan.tangents]
+        directions = torch.eye(z.shape[1]).to(z)[: plan.tangents]
         share = len(directions) / self._num_directions
         return seconds_for(lambda: self.push(batch, directions), z.device) / len(batch) / share
 
     def _trace(self, kernels: Mapping[str, str] | None = None) -> TangentProgram:
         return TangentProgram(
-            self.generator.network(), kernels=kernels, tangent_dtype=self._tangent_dtype
+            self.generator.network(),
+            kernels=kernels,
+            tangent_dtype=self._tangent_dtype,
+            tf32=self._tf32,
         )
+
+    @property
+    def _is_rounded(self) -> bool:
+        """Whether tangents are less exact than the weights."""
+        return self._tangent_dtype is not None or self._tf32
 
     def _check_independent(self) -> None:
         """Raises GeneratorError unless the image of a latent depends on that latent alone."""
@@ -343,7 +365,7 @@ class Differentiator:
         expected = gradient @ directions.T
         actual = program.push_forward(z, directions).to(z.dtype) @ probe
         scale = float(expected.abs().max())
-        tolerance = 1e-3 if self._tangent_dtype is None else 0.1
+        tolerance = 0.1 if self._is_rounded else 1e-3
         if not torch.allclose(actual, expected, rtol=tolerance, atol=tolerance / 10 * scale):
             raise GeneratorError("layer by layer the derivative is another than autograd's")
         self._program = program

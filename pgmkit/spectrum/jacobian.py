@@ -6,7 +6,9 @@ import math
 import threading
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -14,16 +16,24 @@ from torch import Tensor
 
 from pgmkit.errors import GeneratorError, ParameterError, PgmkitWarning, first_line
 from pgmkit.generator import Generator
-from pgmkit.machine import full_float32, is_out_of_memory
+from pgmkit.machine import (
+    available_cores,
+    fetched,
+    free_device_memory,
+    full_float32,
+    has_tf32,
+    is_out_of_memory,
+)
 from pgmkit.seeds import random_generator
 from pgmkit.spectrum.differentiation import Differentiator, JacobianPlan
 from pgmkit.tangents import UnsupportedModuleError
 
-DTYPES = ("auto", "float32", "float64", "bfloat16")
+DTYPES = ("auto", "float32", "float64", "tf32", "bfloat16")
+_FAST = ("tf32", "bfloat16")
 SKETCHES = ("volume", "top")
 
 MEMORY_BUDGET = 2**30
-"""Bytes beside the model, by default."""
+"""Bytes beside the model, by default, where that does not follow from an accelerator's."""
 
 _WEIGHT_COPIES = 4
 """How often the weights are held in other forms: prepared, folded, by taps, in float64."""
@@ -31,8 +41,14 @@ _WEIGHT_COPIES = 4
 _TANGENTS_SHARE = 6
 """Tangents get one part in so many of the memory, a Jacobian that is held whole at most half."""
 
-_DOUBLES = 2**21
+_DOUBLES, _ACCELERATOR_DOUBLES = 2**21, 2**26
 """Numbers of a float32 Jacobian that are turned into float64 at a time."""
+
+_AHEAD = 2**29
+"""Bytes on the CPU of what an accelerator is ahead with, about."""
+
+_DECOMPOSED = 2**15
+"""Numbers that a thread decomposes at once, at least; it takes about a millisecond."""
 
 _CHECKED = 4
 """Along how many random directions J is looked at to see whether it is zero."""
@@ -51,14 +67,16 @@ class JacobianSettings:
     Args:
         dtype: of the Jacobian. "float32" and "float64" are what they say. "auto" takes the
             precision of the weights, at least float32, and does those latents again in float64
-            whose conditioning makes float32 unsafe. "bfloat16" rounds tangents to 8 bits.
+            whose conditioning makes float32 unsafe. "bfloat16" rounds tangents to 8 bits; "tf32"
+            rounds the factors of their products to 11, on NVIDIA GPUs from Ampere on.
         probes: m, the number of random directions of a sketch, at least 1; None is exact.
         sketch: "volume" takes the m singular values of J on a random m-dimensional subspace of
             the latent space; "top" approximates the m largest singular values of J.
-        min_rank_correlation: a fast method (bfloat16 or a sketch) that agrees less than this with
-            the exact one is not used, in [-1, 1]; by default 0.995 for bfloat16, 0.95 for
-            sketches.
-        memory_budget: bytes to use beside the model, at least 2**20.
+        min_rank_correlation: a fast method (tf32, bfloat16 or a sketch) that agrees less than this
+            with the exact one is not used, in [-1, 1]; by default 0.95 for sketches and 0.995 for
+            the others.
+        memory_budget: bytes to use beside the model, at least 2**20; None is 2**30, and on CUDA
+            about half of what is free on the device.
 
     Raises:
         ParameterError: a value is outside its range.
@@ -68,7 +86,7 @@ class JacobianSettings:
     probes: int | None = None
     sketch: str = "volume"
     min_rank_correlation: float | None = None
-    memory_budget: int = MEMORY_BUDGET
+    memory_budget: int | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -81,17 +99,19 @@ class JacobianSettings:
             raise ParameterError("sketch 'top' needs a number of probes; give it, such as 8")
         if self.probes is not None and self.probes < 1:
             raise ParameterError(f"probes must be at least 1, not {self.probes}")
-        if self.probes is not None and self.dtype == "bfloat16":
-            raise ParameterError("probes and dtype 'bfloat16' are two fast methods; choose one")
+        if self.probes is not None and self.dtype in _FAST:
+            raise ParameterError(
+                f"probes and dtype {self.dtype!r} are two fast methods; choose one"
+            )
         threshold = self.min_rank_correlation
         if threshold is not None and not -1 <= threshold <= 1:
             raise ParameterError(f"min_rank_correlation must be in [-1, 1], not {threshold}")
         if threshold is not None and not self.is_fast:
             raise ParameterError(
-                "min_rank_correlation would be ignored, since only probes and dtype 'bfloat16' are "
-                "compared with the exact method; leave it out"
+                "min_rank_correlation would be ignored, since only probes and the dtypes "
+                f"{' and '.join(map(repr, _FAST))} are compared with the exact method; leave it out"
             )
-        if self.memory_budget < 2**20:
+        if self.memory_budget is not None and self.memory_budget < 2**20:
             raise ParameterError(
                 f"memory_budget must be at least 2**20 bytes (1 MiB), not {self.memory_budget}"
             )
@@ -99,20 +119,41 @@ class JacobianSettings:
     @property
     def is_fast(self) -> bool:
         """Whether it is one that has to be checked against the exact one."""
-        return self.probes is not None or self.dtype == "bfloat16"
+        return self.probes is not None or self.dtype in _FAST
 
     @property
     def threshold(self) -> float:
         """The rank correlation that a fast method has to reach."""
         if self.min_rank_correlation is not None:
             return self.min_rank_correlation
-        return 0.995 if self.dtype == "bfloat16" else 0.95
+        return 0.995 if self.dtype in _FAST else 0.95
 
     @property
     def exact(self) -> "JacobianSettings":
         """The same without what makes it fast."""
-        dtype = "auto" if self.dtype == "bfloat16" else self.dtype
+        dtype = "auto" if self.dtype in _FAST else self.dtype
         return JacobianSettings(dtype, memory_budget=self.memory_budget)
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """What was begun for a batch of latents.
+
+    Args:
+        finish: waits for it and returns it, (B, ...).
+        num_bytes: what it takes on the CPU until then.
+    """
+
+    finish: Callable[[], Tensor]
+    num_bytes: int = 0
+
+    @classmethod
+    def done(cls, values: Tensor) -> "_Begun":
+        """Returns what is there already."""
+        return cls(lambda: values)
+
+
+_Step = Callable[[Differentiator, Tensor], _Begun]
 
 
 class JacobianSpectra:
@@ -156,23 +197,33 @@ class JacobianSpectra:
                 f"probes must be at most {dim}, the latent dimension of {generator.name!r}, not "
                 f"{self.settings.probes}"
             )
-        budget, module = self.settings.memory_budget, generator.module
+        device, module = generator.device, generator.module
+        if self.settings.dtype == "tf32" and not has_tf32(device):
+            raise GeneratorError(
+                f"TF32 is arithmetic of NVIDIA GPUs from Ampere on, and {generator.name!r} is on "
+                f"{device}"
+            )
+        budget = self.settings.memory_budget or _default_budget(device)
         weights = sum(part.nbytes for part in (*module.parameters(), *module.buffers()))
         self._memory = max(budget // 4, budget - _WEIGHT_COPIES * weights)
-        fast = self.settings.dtype == "bfloat16"
-        self._differentiator = Differentiator(
-            in_precision(generator, self.settings.dtype),
-            memory=self._memory // _TANGENTS_SHARE,
-            num_directions=self.settings.probes or dim,
-            plan=plan,
-            tangent_dtype=torch.bfloat16 if fast else None,
-        )
-        self._directions = _probes(continuous, self.settings.probes)
+        with self._precisely():
+            self._differentiator = Differentiator(
+                in_precision(generator, self.settings.dtype),
+                memory=self._memory // _TANGENTS_SHARE,
+                num_directions=self.settings.probes or dim,
+                plan=plan,
+                tangent_dtype=torch.bfloat16 if self.settings.dtype == "bfloat16" else None,
+                tf32=self.settings.dtype == "tf32",
+            )
+        self._directions = _probes(continuous, self.settings.probes).to(device)
+        self._apart = device.type != "cpu"
         self._precise: Differentiator | None = None
         self._has_float64 = True
         self._lock = threading.Lock()
         needed = self._differentiator.bytes_needed + self._jacobian_bytes(self._differentiator)
-        self._slots = threading.BoundedSemaphore(max(1, self._memory // needed))
+        # An accelerator is given the work of one thread at a time.
+        slots = max(1, self._memory // needed) if device.type == "cpu" else 1
+        self._slots = threading.BoundedSemaphore(slots)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Goes to another process as what it is built from, and to that one's own accelerator."""
@@ -194,7 +245,9 @@ class JacobianSpectra:
         """Returns the singular values of J for each latent z (B, M).
 
         From the Jacobian product on, everything is float64. Where memory runs out, it goes on
-        with fewer latents or directions at a time.
+        with fewer latents or directions at a time. An accelerator makes the products; the CPU
+        decomposes them meanwhile, matrix by matrix as LAPACK does it, which is quicker at that.
+        Other threads may compute at the same time.
 
         Returns:
             `singular_values` (B, r), descending, float64: r = min(M, C·H·W), or the number of
@@ -206,11 +259,9 @@ class JacobianSpectra:
             GeneratorError: memory does not even suffice for one latent and one direction, or the
                 module does at one of the latents what cannot be differentiated.
         """
-        # The switch is one for all threads, and accelerators run one block at a time.
-        precisely = contextlib.nullcontext() if self.parallel else full_float32()
-        with self._slots, precisely, torch.no_grad():
+        with torch.no_grad():
             values = self._all_values(self._differentiator, z, self._values)
-            exact = self.settings.dtype != "bfloat16"
+            exact = self.settings.dtype not in _FAST
             precision = self._differentiator.generator.dtype
             in_float64 = torch.full([len(z)], exact and precision == torch.float64)
             if self.settings.dtype == "auto" and self.settings.probes is None:
@@ -226,24 +277,25 @@ class JacobianSpectra:
         random = random_generator(0, "vanishes")
         directions = torch.randn(_CHECKED, z.shape[1], generator=random)
 
-        def step(differentiator: Differentiator, batch: Tensor) -> Tensor:
-            return (differentiator.push(batch, directions) == 0).all(dim=2).all(dim=1).cpu()
+        def step(differentiator: Differentiator, batch: Tensor) -> _Begun:
+            pushed = differentiator.push(batch, directions)
+            return _Begun.done((pushed == 0).all(dim=2).all(dim=1).cpu())
 
-        with self._slots, torch.no_grad():
+        with torch.no_grad():
             return self._all_values(self._differentiator, z, step)
 
     def _all_values(
         self,
         differentiator: Differentiator,
         z: Tensor,
-        step: Callable[[Differentiator, Tensor], Tensor],
+        step: _Step,
     ) -> Tensor:
         """Returns what `step` makes of any number of latents, with what memory there is."""
         while True:
             try:
-                return torch.cat(
-                    [step(differentiator, batch) for batch in differentiator.batches(z)]
-                )
+                with self._slots, self._precisely():
+                    begun = self._begun(differentiator, z, step)
+                return torch.cat([batch.finish() for batch in begun])
             except UnsupportedModuleError as error:
                 raise GeneratorError(
                     f"the generator {self.generator.name!r} cannot be differentiated at one of the "
@@ -258,8 +310,31 @@ class JacobianSpectra:
                         f"{self.generator.name!r}; free some, or choose another device"
                     ) from error
 
-    def _values(self, differentiator: Differentiator, z: Tensor) -> Tensor:
-        """Returns what the settings ask for at latents (B, M), (B, r), on the CPU."""
+    def _begun(
+        self,
+        differentiator: Differentiator,
+        z: Tensor,
+        step: _Step,
+    ) -> list[_Begun]:
+        """Begins a step for each batch, and does not go on too far before the first are done."""
+        begun: list[_Begun] = []
+        held = first = 0
+        for batch in differentiator.batches(z):
+            while held > _AHEAD:
+                held -= begun[first].num_bytes
+                begun[first] = _Begun.done(begun[first].finish())
+                first += 1
+            begun.append(step(differentiator, batch))
+            held += begun[-1].num_bytes
+        return begun
+
+    def _precisely(self) -> contextlib.AbstractContextManager[None]:
+        """Float32 where an accelerator computes; the switch is one for all threads."""
+        on_cpu = self.generator.device.type == "cpu"
+        return contextlib.nullcontext() if on_cpu else full_float32()
+
+    def _values(self, differentiator: Differentiator, z: Tensor) -> _Begun:
+        """Begins what the settings ask for at latents (B, M): (B, r), on the CPU."""
         directions = self._directions
         top = self.settings.probes is not None and self.settings.sketch == "top"
         needed = len(z) * self._jacobian_bytes(differentiator)
@@ -267,18 +342,21 @@ class JacobianSpectra:
             needed *= 3  # what LAPACK takes
         whole = top or differentiator.plan.mode == "reverse"  # which takes whole rows of J
         if needed > self._memory // 2 and not whole:
-            values = torch.cat([self._in_pairs(differentiator, latent[None]) for latent in z])
-        else:
-            pushed = differentiator.push(z, directions)
-            if top:
-                # Halko et al. 2011: the range of J·V holds the largest singular directions.
-                images = torch.linalg.qr(_double(pushed).transpose(1, 2)).Q.transpose(1, 2)
-                pushed = differentiator.pull(z, images)
-            values = _singular_values(pushed)
-        return values.cpu()
+            rank = min(len(directions), math.prod(self.generator.image.shape))
+            products = [self._in_pairs(differentiator, latent[None]) for latent in z]
+            return _begin_roots(torch.cat(products), rank, self._apart)
+        pushed = differentiator.push(z, directions)
+        if top:
+            # Halko et al. 2011: the range of J·V holds the largest singular directions.
+            images = torch.linalg.qr(_double(pushed).transpose(1, 2)).Q.transpose(1, 2)
+            pushed = differentiator.pull(z, images)
+        return _begin_values(pushed, self._apart)
 
     def _in_pairs(self, differentiator: Differentiator, z: Tensor) -> Tensor:
-        """The same for a Jacobian too large to be held: two groups of directions at a time."""
+        """Returns JᵀJ (1, D, D), lower triangle, of a J too large to be held, on the CPU.
+
+        It is made of two groups of directions at a time.
+        """
         per_direction = self._jacobian_bytes(differentiator) // len(self._directions)
         size = max(1, self._memory // (5 * per_direction))
         starts = range(0, len(self._directions), size)
@@ -291,8 +369,7 @@ class JacobianSpectra:
                     against = differentiator.push(z, self._directions[other : other + size])
                 product = _product(pushed, against)
                 products[:, first : first + size, other : other + size] = product
-        rank = min(len(self._directions), math.prod(self.generator.image.shape))
-        return _roots(products, rank)
+        return products
 
     def _float64(self) -> Differentiator | None:
         """Returns what computes in float64; None if the module cannot."""
@@ -329,6 +406,15 @@ def _rebuilt(
     generator: Generator, device: str, settings: JacobianSettings, plan: JacobianPlan
 ) -> JacobianSpectra:
     return JacobianSpectra(generator.to(device), settings, plan)
+
+
+def _default_budget(device: torch.device) -> int:
+    """Returns how many bytes to use where nobody says it.
+
+    On an accelerator it is a power of two, so that what else comes and goes there changes no plan.
+    """
+    free = free_device_memory(device)
+    return MEMORY_BUDGET if free is None else max(2**20, 1 << ((free // 2).bit_length() - 1))
 
 
 def _probes(continuous: Tensor, probes: int | None) -> Tensor:
@@ -385,32 +471,73 @@ def _double(values: Tensor) -> Tensor:
     return values.double()
 
 
-def _singular_values(jacobians: Tensor) -> Tensor:
-    """Returns the singular values of each Jᵀ (B, D, N), descending, float64."""
-    rank = min(jacobians.shape[1:])
+def _begin_values(jacobians: Tensor, apart: bool) -> _Begun:
+    """Begins to find the singular values of each Jᵀ (B, D, N), descending, float64.
+
+    For `apart` see `_begin`.
+    """
     if jacobians.dtype == torch.float64:
-        finite = jacobians.isfinite().all(dim=2).all(dim=1)
-        values = torch.linalg.svdvals(torch.where(finite[:, None, None], jacobians, 0.0))
-        return torch.where(finite[:, None], values, math.nan)
+        if apart and jacobians.nbytes > _AHEAD and jacobians.shape[1] < jacobians.shape[2]:
+            # A factor of D × D numbers with the same singular values.
+            jacobians = torch.linalg.qr(jacobians.transpose(1, 2), mode="r").R
+        return _begin(torch.linalg.svdvals, jacobians, apart)
     # JᵀJ squares the condition number, which float64 has room for: a float32 J carries noise
     # of 1e-7 of its largest singular value, and the product adds 1e-8.
-    return _roots(_product(jacobians, jacobians), rank)
+    return _begin_roots(_product(jacobians, jacobians), min(jacobians.shape[1:]), apart)
+
+
+def _begin_roots(products: Tensor, rank: int, apart: bool) -> _Begun:
+    """Begins to find the roots of the largest eigenvalues of JᵀJ (B, D, D), lower triangle.
+
+    For `apart` see `_begin`.
+    """
+    begun = _begin(torch.linalg.eigvalsh, products, apart)
+    return _Begun(lambda: begun.finish().flip(1)[:, :rank].clamp(min=0.0).sqrt(), begun.num_bytes)
+
+
+def _begin(decompose: Callable[[Tensor], Tensor], matrices: Tensor, apart: bool) -> _Begun:
+    """Begins to decompose matrices (B, ...) on the CPU into values (B, r); NaN if not finite.
+
+    Args:
+        decompose: what LAPACK does.
+        matrices: on any device.
+        apart: whether threads are to share them out, which leaves an accelerator free for the next
+            ones; otherwise it is done at once.
+    """
+    finite = matrices.isfinite().all(dim=2).all(dim=1)
+    sound = torch.where(finite[:, None, None], matrices, 0.0)
+    if not apart:
+        return _Begun.done(torch.where(finite[:, None], decompose(sound), math.nan))
+    known, _ = fetched(finite)  # there before the matrices are
+    copy, wait = fetched(sound)
+
+    def run(part: Tensor) -> Tensor:
+        wait()
+        return decompose(part)
+
+    share = max(-(-len(copy) // available_cores()), _DECOMPOSED // copy[0].numel())
+    futures = [_threads().submit(run, part) for part in copy.split(share)]
+
+    def finish() -> Tensor:
+        values = torch.cat([future.result() for future in futures])
+        return torch.where(known[:, None], values, math.nan)
+
+    return _Begun(finish, copy.nbytes)
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+    """Returns threads of the CPU with one tensor operation at a time each, for all spectra."""
+    return ThreadPoolExecutor(available_cores(), initializer=torch.set_num_threads, initargs=(1,))
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
     """Returns A·Bᵀ in float64 for A (B, D, N) and B (B, E, N), some pixels at a time."""
-    pixels = max(64, _DOUBLES // left[:, :, 0].numel())
+    doubles = _DOUBLES if left.device.type == "cpu" else _ACCELERATOR_DOUBLES
+    pixels = max(64, doubles // left[:, :, 0].numel())
     pairs = zip(left.split(pixels, dim=2), right.split(pixels, dim=2), strict=True)
     products = (_double(a) @ _double(b).transpose(1, 2) for a, b in pairs)
     total = next(products)
     for product in products:
         total += product
     return total
-
-
-def _roots(products: Tensor, rank: int) -> Tensor:
-    """Returns the roots of the largest eigenvalues of JᵀJ (B, D, D), lower triangle."""
-    finite = products.isfinite().all(dim=2).all(dim=1)
-    products = torch.where(finite[:, None, None], products, 0.0)
-    values = torch.linalg.eigvalsh(products).flip(1)[:, :rank].clamp(min=0.0).sqrt()
-    return torch.where(finite[:, None], values, math.nan)

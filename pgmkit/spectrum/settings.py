@@ -14,7 +14,7 @@ from pgmkit.contracts import Engine
 from pgmkit.generator import Generator
 from pgmkit.plugins import build
 from pgmkit.spectrum.compute import BLOCK_SIZE, check_block_size, compute_spectrum
-from pgmkit.spectrum.jacobian import MEMORY_BUDGET, JacobianSettings, JacobianSpectra
+from pgmkit.spectrum.jacobian import JacobianSettings, JacobianSpectra
 from pgmkit.spectrum.spectrum import Spectrum
 
 _CHANGES_NO_RESULT = ("engine", "cache", "memory_budget")
@@ -40,7 +40,7 @@ class SpectrumSettings:
     probes: int | None = None
     sketch: str = "volume"
     min_rank_correlation: float | None = None
-    memory_budget: int = MEMORY_BUDGET
+    memory_budget: int | None = None
     cache: bool = True
 
     @classmethod

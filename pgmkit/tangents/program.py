@@ -9,16 +9,18 @@ derivative as one batch. That uses plain tensor operations, so several threads c
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pgmkit.machine import is_out_of_memory, seconds_for
+from pgmkit.machine import is_out_of_memory, rounded_to_tf32, seconds_for
 from pgmkit.tangents.dual import Application, Dual, LatentsMoveError
 from pgmkit.tangents.generic import push_generic
 from pgmkit.tangents.recording import record
 from pgmkit.tangents.rules import COMPOSITIONS, CONSTANTS, LINEAR, PRIMITIVES, RULES
+from pgmkit.tangents.rules_products import PRODUCTS
 from pgmkit.tangents.simplify import simplified
 from pgmkit.tangents.tape import (
     Call,
@@ -46,6 +48,8 @@ class TangentProgram:
             `pgmkit.tangents.convolutions`.
         tangent_dtype: the type that tangents are pushed in, such as `torch.bfloat16`; the primal
             stays in the type of the module. By default tangents are of that type, too.
+        tf32: whether factors of their products may be rounded to TF32, where there is such
+            arithmetic; those of the primal are not.
 
     Attributes:
         one_latent_at_a_time: whether the module moves the dimension that counts latents, or looks
@@ -60,10 +64,12 @@ class TangentProgram:
         *,
         kernels: Mapping[str, str] | None = None,
         tangent_dtype: torch.dtype | None = None,
+        tf32: bool = False,
     ) -> None:
         self.module = module
         self.kernels = dict(kernels or {})
         self.tangent_dtype = tangent_dtype
+        self.tf32 = tf32
         self.one_latent_at_a_time = False
         self.widest = 0
         self._checked = False
@@ -207,8 +213,10 @@ class TangentProgram:
         return Dual(primal, kept[2], constant=True)
 
     def _push_through(self, call: Application) -> Any:
+        rounded = self.tf32 and call.name in PRODUCTS
         try:
-            return RULES[call.name](call)
+            with rounded_to_tf32() if rounded else nullcontext():
+                return RULES[call.name](call)
         except (LatentsMoveError, UnsupportedModuleError):
             raise
         except Exception as error:  # there is no rule, or it does not know these arguments
@@ -263,7 +271,10 @@ def without_undefined(tangents: Tensor, images: Tensor) -> Tensor:
     Behind a ReLU a value of NaN has no live units, and its tangents come out as zero.
     """
     undefined = ~images.flatten(1).isfinite().all(dim=1)
-    return tangents.masked_fill(undefined[:, None, None], math.nan) if undefined.any() else tangents
+    # To look would be to wait for an accelerator.
+    if tangents.device.type == "cpu" and not undefined.any():
+        return tangents
+    return tangents.masked_fill(undefined[:, None, None], math.nan)
 
 
 def _memory(dual: Dual) -> int:

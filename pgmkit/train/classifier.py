@@ -114,6 +114,7 @@ class ClassifierTask:
 
     def check(self, source: ImageSource) -> None:
         """Raises DataError unless images and labels of both splits fit the network."""
+        self.network.eval()  # a batch norm takes a single image for nothing else
         for part in (source, self.test):
             labels, channels = require_labels(part), part.image.shape[0]
             classes = self.num_classes
@@ -132,6 +133,7 @@ class ClassifierTask:
             with torch.no_grad():
                 first = part.batch(torch.arange(1)).to(self.device)
                 class_logits_of(self.network, first, self.num_classes, self.name)
+        self.network.train()
 
     @property
     def batches_per_step(self) -> int:

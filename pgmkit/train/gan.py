@@ -22,9 +22,11 @@ from pgmkit.images.source import ImageSource
 from pgmkit.learning import Batch, Clock, ranks
 from pgmkit.learning.checkpoints import Part
 from pgmkit.learning.ema import Average
+from pgmkit.learning.graphs import Graphs, Piece
 from pgmkit.loading.folders import DISCRIMINATOR_FILE
 from pgmkit.loading.saving import save_generator, terms
 from pgmkit.loading.weights import serialise
+from pgmkit.machine import sent
 from pgmkit.partition import FittedPartitioner, fit_partitioner
 from pgmkit.partition.fitted import build_partitioner, check_fit
 from pgmkit.plugins import build, installed
@@ -69,6 +71,8 @@ class GANSettings:
             [0, 1); None writes the weights themselves.
         precision: "float32", or "bfloat16" as far as autocast goes.
         compile: whether both networks are compiled by torch.compile.
+        graphs: whether steps are recorded as CUDA graphs where they can be, which is for networks
+            that do the same in each step; see `pgmkit.learning.graphs`.
         fidelity: with it FID is measured.
     """
 
@@ -88,6 +92,7 @@ class GANSettings:
     ema: float | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False
+    graphs: bool = True
     fidelity: Fidelity | None = None
 
     def check(self) -> None:
@@ -135,19 +140,6 @@ def prepare_gan(settings: TrainSettings, device: torch.device) -> tuple[Images, 
     return source, task
 
 
-@dataclass(frozen=True)
-class Fake:
-    """Generated images with what they were made of.
-
-    Args:
-        images: (B, C, H, W).
-        parts: that they are to lie in, (B,); None where there are none.
-    """
-
-    images: Tensor
-    parts: Tensor | None
-
-
 class GANTask:
     """Steps of the discriminator, then one of the generator, which reuses the last fake images.
 
@@ -158,7 +150,8 @@ class GANTask:
 
     Attributes:
         generator, discriminator: the networks.
-        accumulate: as in the settings; a trial may set it to 1.
+        accumulate: as in the settings; a trial may set it to 1 before the first step.
+        graphs: runs what a step asks of the device.
         average: of the generator's weights, or None.
         conditions: the parts of the images; None before `condition`, and where there are none.
 
@@ -227,6 +220,13 @@ class GANTask:
         if settings.compile:
             self.generator.compile()
             self.discriminator.compile()
+        self._kept: Tensor | None = None
+        chains: list[list[Piece]] = [
+            [self._judge_both],
+            [self._convince],
+            [self._judge_and_keep, self._convince_kept],
+        ]
+        self.graphs = Graphs(self.device, chains if settings.graphs else [])
 
     @property
     def _discriminates(self) -> Adam:
@@ -286,6 +286,7 @@ class GANTask:
             DataError: all images are in one part.
         """
         self.conditions = Conditions(fitted, source.to(self.device), not self.guide.is_off)
+        self.graphs.forget()
         if fitted.num_partitions != self.num_partitions:
             self._build(fitted.num_partitions)
 
@@ -311,89 +312,162 @@ class GANTask:
         every = settings.recluster_steps
         if self.conditions is not None and every and clock.step and clock.step % every == 0:
             self.conditions.find_anew(derive_seed(clock.seed, "recluster"))
+            self.graphs.forget()
         settings.optimizer.schedule(self.generator_optimizer, clock)
         self._discriminates.schedule(self.discriminator_optimizer, clock)
+        self.graphs.begin()
         told: dict[str, Tensor | float] = {}
-        kept: list[Fake] = []
+        # What the last step saw is what the generator learns from, unless it would take the memory
+        # of several batches.
+        keeps = settings.accumulate == 1
         for turn in range(settings.discriminator_steps):
-            # What the last step saw is what the generator learns from, unless it would take the
-            # memory of several batches.
-            keeps = turn == settings.discriminator_steps - 1 and settings.accumulate == 1
-            self.discriminator_optimizer.zero_grad()
+            is_last = turn == settings.discriminator_steps - 1
+            judge = self._judge_and_keep if keeps and is_last else self._judge_both
+            self._clear(self.discriminator_optimizer)
             for _ in range(self.accumulate):
                 batch = next(batches)
-                fake = self._drawn(batch.size, batch, clock, keeps)
-                kept = [fake] if keeps else []
-                told |= self._judge_both(batch, fake, clock)
-            _descend(self.discriminator, self.discriminator_optimizer)
-        self.discriminator.requires_grad_(False)
-        self.generator_optimizer.zero_grad()
-        for index in range(self.accumulate):
-            fake = kept[index] if kept else self._drawn(batch.size, batch, clock, True)
-            told |= self._convince(fake, clock)
-        _descend(self.generator, self.generator_optimizer)
-        self.discriminator.requires_grad_(True)
+                images, labels = sent(batch.images, self.device), self._parts_of(batch)
+                latents, parts = self._latents(batch, clock)
+                places = self._places(images, clock)
+                told |= self.graphs.run(judge, images, labels, latents, parts, places)
+            self._descend(self.discriminator, self.discriminator_optimizer)
+        self._clear(self.generator_optimizer)
+        weight, more = self._guide_weight(clock)
+        for _ in range(self.accumulate):
+            if keeps:
+                told |= self.graphs.run(self._convince_kept, parts, weight)
+            else:
+                latents, parts = self._latents(batch, clock)
+                told |= self.graphs.run(self._convince, latents, parts, weight)
+        self._descend(self.generator, self.generator_optimizer)
         if self.average is not None:
             self.average.update(self.generator, clock)
-        return told
+        return told | more
 
-    def _drawn(self, count: int, batch: Batch, clock: Clock, with_graph: bool) -> Fake:
-        """Returns this process's share of so many generated images."""
-        latents = ranks.share(self.settings.latent.sample(count, clock.random)).to(self.device)
+    def _latents(self, batch: Batch, clock: Clock) -> tuple[Tensor, Tensor | None]:
+        """Returns this process's share of as many latents, and the parts that they are to be."""
+        latents = ranks.share(self.settings.latent.sample(batch.size, clock.random))
         parts = None
         if self.conditions is not None and self.settings.labels == "fresh":
-            parts = ranks.share(self.conditions.draw(count, clock.random)).to(self.device)
+            parts = ranks.share(self.conditions.draw(batch.size, clock.random))
+            parts = sent(parts, self.device)
         elif self.conditions is not None:
             parts = self._parts_of(batch)
-        with torch.set_grad_enabled(with_graph), self._precision():
-            images = self.generator(latents, *_given(parts))
-        return Fake(images.float(), parts)
+        return sent(latents, self.device), parts
 
     def _parts_of(self, batch: Batch) -> Tensor | None:
         if self.conditions is None:
             return None
-        return self.conditions.labels[batch.index].to(self.device)
+        return sent(self.conditions.labels[batch.index], self.device)
+
+    def _places(self, images: Tensor, clock: Clock) -> Tensor | None:
+        """Returns where between real and generated images a penalty looks, (B,)."""
+        if not isinstance(self.objective, Penalises):
+            return None
+        return sent(torch.rand(len(images), generator=clock.random), self.device)
+
+    def _guide_weight(self, clock: Clock) -> tuple[Tensor | None, dict[str, float]]:
+        """Returns λ on the device, and as it is told; None and nothing without a guide."""
+        if self.conditions is None or self.guide.is_off:
+            return None, {}
+        weight = self.guide.weight(clock, len(self.conditions.masses))
+        return sent(torch.tensor(weight), self.device), {"guide weight": weight}
+
+    def _make(self, latents: Tensor, parts: Tensor | None) -> Tensor:
+        with self._precision():
+            images: Tensor = self.generator(latents, *_beside(parts))
+        return images.float()
 
     def _judge(self, images: Tensor, parts: Tensor | None) -> Tensor:
         with self._precision():
-            logits: Tensor = self.discriminator(images, *_given(parts))
+            logits: Tensor = self.discriminator(images, *_beside(parts))
         return logits.float()
 
-    def _judge_both(self, batch: Batch, fake: Fake, clock: Clock) -> dict[str, Tensor | float]:
+    def _judge_both(
+        self,
+        images: Tensor,
+        labels: Tensor | None,
+        latents: Tensor,
+        parts: Tensor | None,
+        places: Tensor | None,
+    ) -> dict[str, Tensor]:
         """Adds to the discriminator's gradients; returns its loss and how often it is right."""
-        real, parts = _placed(batch.images, self.device), self._parts_of(batch)
-        made = fake.images.detach()
+        with torch.no_grad():
+            fake = self._make(latents, parts)
+        return self._compare(images, labels, fake, parts, places)
+
+    def _judge_and_keep(
+        self,
+        images: Tensor,
+        labels: Tensor | None,
+        latents: Tensor,
+        parts: Tensor | None,
+        places: Tensor | None,
+    ) -> dict[str, Tensor]:
+        """Does the same, and keeps the generated images for the generator to learn from."""
+        self._kept = self._make(latents, parts)
+        return self._compare(images, labels, self._kept.detach(), parts, places)
+
+    def _compare(
+        self,
+        real: Tensor,
+        labels: Tensor | None,
+        made: Tensor,
+        parts: Tensor | None,
+        places: Tensor | None,
+    ) -> dict[str, Tensor]:
+        layout = torch.channels_last if real.ndim == 4 else torch.preserve_format
+        real = real.to(memory_format=layout)
         if self.is_joint:
-            given = [asked for asked in (parts, fake.parts) if asked is not None]
-            both = torch.cat(given) if given else None
+            asked = [some for some in (labels, parts) if some is not None]
+            both = torch.cat(asked) if asked else None
             of_real, of_fake = self._judge(torch.cat([real, made]), both).split(len(real))
         else:
-            of_real, of_fake = self._judge(real, parts), self._judge(made, fake.parts)
+            of_real, of_fake = self._judge(real, labels), self._judge(made, parts)
         loss = self.objective.discriminator(of_real, of_fake)
         told = {"discriminator": loss.detach()}
         if isinstance(self.objective, Penalises):
-            penalty = self.objective.penalty(
-                lambda x: self._judge(x, parts), real, made, clock.random
-            )
+            assert places is not None
+            penalty = self.objective.penalty(lambda x: self._judge(x, labels), real, made, places)
             told["penalty"] = penalty.detach()
             loss = loss + penalty
         (loss / self.accumulate).backward()
         right = ((of_real > 0).float().mean() + (of_fake < 0).float().mean()) / 2
         return {**told, "accuracy": right.detach()}
 
-    def _convince(self, fake: Fake, clock: Clock) -> dict[str, Tensor | float]:
-        """Adds to the generator's gradients; returns its loss and the guide."""
-        loss = self.objective.generator(self._judge(fake.images, fake.parts))
-        told: dict[str, Tensor | float] = {"generator": loss.detach()}
-        if self.conditions is not None and not self.guide.is_off:
-            assert fake.parts is not None
+    def _convince(
+        self, latents: Tensor, parts: Tensor | None, weight: Tensor | None
+    ) -> dict[str, Tensor]:
+        """Adds to the generator's gradients; returns its loss and, with a weight, the guide."""
+        self._kept = self._make(latents, parts)
+        return self._convince_kept(parts, weight)
+
+    def _convince_kept(self, parts: Tensor | None, weight: Tensor | None) -> dict[str, Tensor]:
+        """Does the same with the images that were kept."""
+        images, self._kept = self._kept, None
+        assert images is not None
+        self.discriminator.requires_grad_(False)
+        try:
+            loss = self.objective.generator(self._judge(images, parts))
+        finally:
+            self.discriminator.requires_grad_(True)
+        told = {"generator": loss.detach()}
+        if weight is not None:
+            assert self.conditions is not None
+            assert parts is not None
             with self._precision():
-                pull = self.conditions.pull(fake.images, fake.parts).float().mean()
-            weight = self.guide.weight(clock, len(self.conditions.masses))
-            told |= {"guide": pull.detach(), "guide weight": weight}
+                pull = self.conditions.pull(images, parts).float().mean()
+            told["guide"] = pull.detach()
             loss = loss + weight * pull
         (loss / self.accumulate).backward()
         return told
+
+    def _clear(self, optimizer: torch.optim.Optimizer) -> None:
+        optimizer.zero_grad(set_to_none=not self.graphs.are_kept)
+
+    def _descend(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        ranks.average_gradients(module.parameters())
+        optimizer.step()
 
     def _precision(self) -> contextlib.AbstractContextManager[Any]:
         is_mixed = self.settings.precision == "bfloat16"
@@ -438,17 +512,6 @@ class GANTask:
         )
 
 
-def _given(parts: Tensor | None) -> tuple[Tensor, ...]:
+def _beside(parts: Tensor | None) -> tuple[Tensor, ...]:
     """Returns what a network takes beside latents or images."""
     return () if parts is None else (parts,)
-
-
-def _placed(images: Tensor, device: torch.device) -> Tensor:
-    """Returns images or points where networks look at them."""
-    layout = torch.channels_last if images.ndim == 4 else torch.preserve_format
-    return images.to(device, memory_format=layout)
-
-
-def _descend(module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    ranks.average_gradients(module.parameters())
-    optimizer.step()

@@ -29,7 +29,7 @@ class Penalises(Protocol):
     """An objective that also looks at how the discriminator changes between images."""
 
     def penalty(
-        self, judge: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, random: torch.Generator
+        self, judge: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, places: Tensor
     ) -> Tensor:
         """Returns what is added to the discriminator's loss.
 
@@ -37,7 +37,7 @@ class Penalises(Protocol):
             judge: images to logits.
             real: images of the data (B, ...).
             fake: as many that were generated.
-            random: of the step, on the CPU.
+            places: (B,), uniform in [0, 1).
         """
 
 
@@ -93,10 +93,10 @@ class Wasserstein:
         return -fake.mean()
 
     def penalty(
-        self, judge: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, random: torch.Generator
+        self, judge: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, places: Tensor
     ) -> Tensor:
         """Returns `weight · (‖∇D(x)‖ - 1)²`, averaged over x between real and fake images."""
-        share = torch.rand(len(real), *[1] * (real.ndim - 1), generator=random).to(real.device)
+        share = places.reshape(-1, *[1] * (real.ndim - 1))
         between = (share * real + (1 - share) * fake).detach().requires_grad_(True)
         (gradient,) = torch.autograd.grad(judge(between).sum(), between, create_graph=True)
         length: Tensor = gradient.flatten(1).norm(dim=1)

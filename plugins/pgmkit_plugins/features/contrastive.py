@@ -25,6 +25,7 @@ from pgmkit.learning.encoder import (
 )
 from pgmkit.learning.halves import Halves
 from pgmkit.learning.precision import InBfloat16
+from pgmkit.machine import sent
 from pgmkit.seeds import random_generator
 
 _ENOUGH = 6_000
@@ -53,6 +54,7 @@ class Contrastive:
         width: channels of the network's first layer, at least 1.
         residual: whether the network has residual blocks, which photographs want; see
             `pgmkit.learning.encoder.Encoder`.
+        deep: whether these are more, which wants an accelerator; see there.
         deformations: for what kind of images; see `pgmkit.images.preset`.
         learning_rate: the highest, above 0.
         max_images: it learns from so many that are drawn, and all where there are fewer.
@@ -73,13 +75,14 @@ class Contrastive:
         temperature: float = 0.2,
         width: int = 24,
         residual: bool = False,
+        deep: bool = False,
         deformations: str = "auto",
         learning_rate: float = 2e-3,
         max_images: int = 10_000,
         mixed_precision: bool = False,
     ) -> None:
         check_count("max_images", max_images)
-        check_training(steps, batch_size, width, learning_rate)
+        check_training(steps, batch_size, width, learning_rate, residual, deep)
         preset(deformations, channels=1).scaled(strength)  # which checks them
         if batch_size < 2:
             raise ParameterError("batch_size must be a whole number from 2, not 1")
@@ -94,6 +97,7 @@ class Contrastive:
         self.temperature = temperature
         self.width = width
         self.residual = residual
+        self.deep = deep
         self.deformations = deformations
         self.learning_rate = learning_rate
         self.max_images = max_images
@@ -115,10 +119,12 @@ class Contrastive:
                 f"{len(source)}"
             )
         random = random_generator(seed, "contrast")
-        pool = self._pool(source, random)
+        pool = self._pool(source, random).to(source.device)
         channels = source.image.shape[0]
         encoder, head = seeded(
-            lambda: (Encoder(channels, self.width, self.residual), _head()), seed, "encoder"
+            lambda: (Encoder(channels, self.width, self.residual, self.deep), _head()),
+            seed,
+            "encoder",
         )
         self.encoder_ = encoder.to(source.device).to(memory_format=torch.channels_last)
         self.losses_ = self._train(head.to(source.device), pool, seed, source)
@@ -161,13 +167,12 @@ class Contrastive:
         halves = Halves(InBfloat16(network) if self.mixed_precision else network)
 
         def loss(clock: Clock) -> Tensor:
-            index = torch.randperm(count, generator=clock.random)[:batch]
+            index = sent(torch.randperm(count, generator=clock.random)[:batch], pool.device)
 
             def version(number: int) -> Tensor:
                 random = random_generator(clock.seed, "version", number)
                 which = torch.randint(len(pool), (batch,), generator=random)
-                pixels = pool[which, index].to(source.device)
-                return another_version(pixels, deformations, random)
+                return another_version(pool[sent(which, pool.device), index], deformations, random)
 
             return contrastive_loss(*halves(version), self.temperature)
 

@@ -29,6 +29,9 @@ class PCA:
         components_: orthonormal, (d, D), float64.
     """
 
+    mean_: Tensor
+    components_: Tensor
+
     def __init__(self, features: Any = "pixels", num_dims: int = 50) -> None:
         check_count("num_dims", num_dims)
         self.features = build("features", features)
@@ -49,7 +52,8 @@ class PCA:
     def __call__(self, x: Tensor) -> Tensor:
         """Returns the projections (B, d), float64, of images x (B, C, H, W)."""
         points = contracts.points_of(self.features, x).double()
-        return (points - self.mean_.to(x.device)) @ self.components_.to(x.device).T
+        self.mean_, self.components_ = self.mean_.to(x.device), self.components_.to(x.device)
+        return (points - self.mean_) @ self.components_.T
 
     def state(self) -> Mapping[str, Tensor]:
         """Returns mean and components."""

@@ -57,11 +57,14 @@ class NormalisedConv(nn.Module):
     def iterate(self, iterations: int) -> None:
         """Turns `direction` towards the one that grows the most."""
         assert self.direction is not None
+        turned = self.direction
         with torch.autocast(self.weight.device.type, enabled=False):
             for _ in range(iterations):
-                image = functional.conv2d(self.direction, self.weight, padding=self.padding)
+                image = functional.conv2d(turned, self.weight, padding=self.padding)
                 back = functional.conv_transpose2d(image, self.weight, padding=self.padding)
-                self.direction = back / back.norm().clamp(min=_TINY)
+                turned = back / back.norm().clamp(min=_TINY)
+        # What is recorded on CUDA looks at one place; elsewhere a backward pass may still come.
+        self.direction = self.direction.copy_(turned) if turned.is_cuda else turned
 
     @torch.no_grad()
     def settle(self) -> None:

@@ -322,7 +322,7 @@ class IResNet:
 
     def _split(self, source: ImageSource, points: Tensor, seed: int) -> None:
         with phase("nearest neighbours"):
-            neighbours = nearest_neighbors(points, self.partition.num_neighbors)
+            neighbours = nearest_neighbors(points.to(source.device), self.partition.num_neighbors)
         assert self._pretext is not None
         begun = copy.deepcopy(self._pretext.representation).requires_grad_(True)
         network: Headed = seeded(lambda: self._with_head(begun), seed, "head").to(source.device)

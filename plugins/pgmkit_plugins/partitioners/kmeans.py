@@ -29,6 +29,8 @@ class KMeansPartitioner:
         centers_: (k, d), float64.
     """
 
+    centers_: Tensor
+
     def __init__(
         self, num_partitions: int = 10, features: Any = "pca", num_starts: int = 20
     ) -> None:
@@ -65,9 +67,8 @@ class KMeansPartitioner:
         """Returns the distances to all centres, negative, float64 (B, k)."""
         points = contracts.points_of(self.features, x).double()
         # By differences, not by a product of matrices, whose last bits depend on the other points.
-        return -torch.cdist(
-            points, self.centers_.to(x.device), compute_mode="donot_use_mm_for_euclid_dist"
-        )
+        self.centers_ = self.centers_.to(x.device)
+        return -torch.cdist(points, self.centers_, compute_mode="donot_use_mm_for_euclid_dist")
 
     def state(self) -> Mapping[str, Tensor]:
         """Returns the centres."""

@@ -36,6 +36,9 @@ class Labels:
         batch_size: images per step, at least 4.
         strength: of the deformations, at least 0; see `pgmkit.images.deform`.
         width: channels of the network's first layer, at least 1.
+        residual: whether the network has residual blocks, which photographs want; see
+            `pgmkit.learning.encoder.Encoder`.
+        deep: whether these are more, which wants an accelerator; see there.
         deformations: for what kind of images; see `pgmkit.images.preset`.
         learning_rate: the highest, above 0.
 
@@ -54,12 +57,14 @@ class Labels:
         batch_size: int = 128,
         strength: float = 0.5,
         width: int = 24,
+        residual: bool = False,
+        deep: bool = False,
         deformations: str = "auto",
         learning_rate: float = 2e-3,
     ) -> None:
         if num_partitions is not None:
             check_count("num_partitions", num_partitions)
-        check_training(steps, batch_size, width, learning_rate)
+        check_training(steps, batch_size, width, learning_rate, residual, deep)
         preset(deformations, channels=1).scaled(strength)  # which checks them
         if batch_size < 4:
             raise ParameterError(f"batch_size must be a whole number from 4, not {batch_size}")
@@ -68,6 +73,8 @@ class Labels:
         self.batch_size = batch_size
         self.strength = strength
         self.width = width
+        self.residual = residual
+        self.deep = deep
         self.deformations = deformations
         self.learning_rate = learning_rate
         self.network_: nn.Sequential | None = None
@@ -137,6 +144,8 @@ class Labels:
             steps=self.steps,
             batch_size=self.batch_size,
             width=self.width,
+            residual=self.residual,
+            deep=self.deep,
             deformations=preset(self.deformations, source.image.shape[0]).scaled(self.strength),
             learning_rate=self.learning_rate,
             seed=seed,

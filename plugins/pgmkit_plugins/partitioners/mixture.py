@@ -38,6 +38,10 @@ class MixturePartitioner:
         precision_factors_: upper factors U of the inverse covariances U·Uᵀ, (k, d, d), float64.
     """
 
+    log_weights_: Tensor
+    means_: Tensor
+    precision_factors_: Tensor
+
     def __init__(
         self, num_partitions: int = 10, features: Any = "pca", num_starts: int = 1
     ) -> None:
@@ -73,12 +77,14 @@ class MixturePartitioner:
     def logits(self, x: Tensor) -> Tensor:
         """Returns the log-density of each Gaussian, in nats less a constant, float64 (B, k)."""
         points = contracts.points_of(self.features, x).double()
+        self.log_weights_, self.means_ = self.log_weights_.to(x.device), self.means_.to(x.device)
+        self.precision_factors_ = self.precision_factors_.to(x.device)
         parts = (self.log_weights_, self.means_, self.precision_factors_)
         scores = [
             log_weight
             + factor.diagonal().log().sum()
             - ((points - mean) @ factor).square().sum(dim=1) / 2
-            for log_weight, mean, factor in zip(*(p.to(x.device) for p in parts), strict=True)
+            for log_weight, mean, factor in zip(*parts, strict=True)
         ]
         return torch.stack(scores, dim=1)
 

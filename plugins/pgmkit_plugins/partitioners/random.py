@@ -44,6 +44,9 @@ class RandomPartitioner:
         offsets_: (k,), float64.
     """
 
+    weights_: Tensor
+    offsets_: Tensor
+
     def __init__(self, num_partitions: int = 10, features: Any = "pca") -> None:
         check_count("num_partitions", num_partitions)
         self.num_partitions = num_partitions
@@ -75,7 +78,8 @@ class RandomPartitioner:
     def logits(self, x: Tensor) -> Tensor:
         """Returns the values of the functions, float64 (B, k)."""
         points = contracts.points_of(self.features, x).double()
-        return points @ self.weights_.to(x.device).T + self.offsets_.to(x.device)
+        self.weights_, self.offsets_ = self.weights_.to(x.device), self.offsets_.to(x.device)
+        return points @ self.weights_.T + self.offsets_
 
     def state(self) -> Mapping[str, Tensor]:
         """Returns the functions."""

@@ -18,6 +18,7 @@ from pgmkit.learning.contrast import contrastive_loss
 from pgmkit.learning.halves import Halves
 from pgmkit.learning.neighbours import nearest_neighbors
 from pgmkit.learning.precision import InBfloat16
+from pgmkit.learning.recorded import Recorded
 from pgmkit.learning.schedules import cosine, set_rate
 from pgmkit.seeds import random_generator
 from pgmkit_plugins.partitioners.invertible import Headed
@@ -126,7 +127,9 @@ class Stage:
         in_bfloat16: bool,
     ) -> None:
         self.network, self.optimizer, self.source = network, optimizer, source
-        self.power_iterations, self.deformations = power_iterations, deformations
+        self.deformations = deformations
+        representation = network.representation
+        self._iterate = Recorded(lambda: representation.iterate(power_iterations), source.device)
         self.halves = Halves(InBfloat16(network) if in_bfloat16 else network)
         self.losses = torch.zeros(steps, device=source.device)
         self.parts: dict[str, Any] = {
@@ -142,7 +145,7 @@ class Stage:
             random = random_generator(clock.seed, "version", number)
             return deformed(images[number], self.deformations, random)
 
-        self.network.representation.iterate(self.power_iterations)
+        self._iterate()
         return self.halves(version)
 
     def losses_of(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
