@@ -86,9 +86,7 @@ thead th {{ color: var(--pale); white-space: nowrap }}
 def document(title: str, lead: str, *sections: str) -> str:
     """Returns a page of sections in HTML, from what everybody looks at to what few do.
 
-    Args:
-        title: of the page, plain text.
-        lead: what was found, and how far to trust it, in a sentence or two, plain text.
+    Title and lead are plain text; the lead says what was found, and how far to trust it.
     """
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
