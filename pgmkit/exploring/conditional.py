@@ -3,8 +3,12 @@
 from pathlib import Path
 
 from pgmkit.conditional import ConditionalGenerator
+from pgmkit.evaluate import figures
 from pgmkit.exploring.exhibit import Samples, sorted_samples
+from pgmkit.images import GeneratedImages
 from pgmkit.images.generated import as_source
+
+_ON_PLANE = 4_000
 
 
 class ConditionalExhibit:
@@ -43,3 +47,19 @@ class ConditionalExhibit:
                 logits[:, cluster] = -float("inf")
                 margins = own - logits.amax(dim=1)
         return sorted_samples(drawn.images, margins, drawn.latents, self.image)
+
+    @property
+    def is_plane(self) -> bool:
+        """Whether it makes points of the plane, whose parts are known."""
+        return self.image.shape == (2,) and self.model.partitioner is not None
+
+    def plane(self, part: int | None) -> bytes:
+        """Returns a PNG of what it makes, on its partitions, with the field of the guide to one.
+
+        Raises:
+            ParameterError: the logits have no gradient.
+        """
+        assert self.model.partitioner is not None
+        whole = self.model.whole()
+        made = GeneratedImages(whole, whole.sample_latents(_ON_PLANE, seed=0))
+        return figures.plane(self.model.partitioner, made, part)

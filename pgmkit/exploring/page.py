@@ -26,6 +26,7 @@ from fastapi.responses import PlainTextResponse
 from pgmkit import progress
 from pgmkit.errors import LoadError, OutputError, PgmkitError, PgmkitWarning, first_line
 from pgmkit.exploring import markup
+from pgmkit.exploring.conditional import ConditionalExhibit
 from pgmkit.exploring.exhibit import Exhibit, Samples
 from pgmkit.exploring.opening import open_exhibit
 from pgmkit.exploring.parts import PartitionerExhibit
@@ -100,7 +101,7 @@ def build_page(exhibit: Exhibit) -> gr.Blocks:
                 _walk(exhibit, versions, version, selectors)
             with gr.Tab("Directions"):
                 _directions(exhibit, versions, version, selectors)
-        if isinstance(exhibit, PartitionerExhibit) and exhibit.is_plane:
+        if isinstance(exhibit, PartitionerExhibit | ConditionalExhibit) and exhibit.is_plane:
             with gr.Tab("Plane"):
                 _plane(exhibit)
     return page
@@ -294,9 +295,16 @@ def _clusters(
 
     shown = [version, cluster, count, fresh]
     for trigger in (cluster.change, count.release, fresh.change):
-        trigger(show, shown, [tiles, chosen, count_chosen], show_progress="minimal")
-    wall.click(open_card, None, cluster, show_progress="hidden")
-    tiles.select(_chosen, None, [chosen, count_chosen], show_progress="hidden")
+        trigger(
+            show,
+            shown,
+            [tiles, chosen, count_chosen],
+            show_progress="minimal",
+            trigger_mode="always_last",
+        )
+    last = {"show_progress": "hidden", "trigger_mode": "always_last"}
+    wall.click(open_card, None, cluster, **last)
+    tiles.select(_chosen, None, [chosen, count_chosen], **last)
     download.click(pack, [*shown, chosen], payload).then(None, payload, None, js=_DOWNLOAD)
     if isinstance(exhibit, ShatteredExhibit):
         return _edits(
@@ -652,7 +660,7 @@ def _directions(
     version.change(lambda number: gr.Dropdown(_choices(versions[number])), version, cluster)
 
 
-def _plane(exhibit: PartitionerExhibit) -> None:
+def _plane(exhibit: PartitionerExhibit | ConditionalExhibit) -> None:
     part = gr.Dropdown(
         [("no part", -1), *_choices(exhibit)], value=-1, label="Guide of", elem_id="guide"
     )
@@ -660,7 +668,7 @@ def _plane(exhibit: PartitionerExhibit) -> None:
     part.change(_told(lambda part: _drawn(exhibit, int(part))), part, shown)
 
 
-def _drawn(exhibit: PartitionerExhibit, part: int) -> str:
+def _drawn(exhibit: PartitionerExhibit | ConditionalExhibit, part: int) -> str:
     data = base64.b64encode(exhibit.plane(None if part < 0 else part)).decode()
     what = "points in the colours of their parts" + (
         f", and where part {part} pulls" if part >= 0 else ""

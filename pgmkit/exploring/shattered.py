@@ -502,7 +502,7 @@ class ShatteredExhibit:
             kept = ("scores", "points")
             edited._cache = {
                 key: value
-                for key, value in self._cache.items()
+                for key, value in list(self._cache.items())
                 if isinstance(key, tuple) and key[0] in kept
             }
         return edited
@@ -596,7 +596,7 @@ class ShatteredExhibit:
 
     def _forget(self, kind: str, most: int = 16) -> None:
         """Makes room for one more of a kind."""
-        old = [key for key in self._cache if isinstance(key, tuple) and key[0] == kind]
+        old = [key for key in list(self._cache) if isinstance(key, tuple) and key[0] == kind]
         for key in old[: max(0, len(old) - most + 1)]:
             del self._cache[key]
 
