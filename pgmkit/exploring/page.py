@@ -302,9 +302,10 @@ def _clusters(
             show_progress="minimal",
             trigger_mode="always_last",
         )
-    last = {"show_progress": "hidden", "trigger_mode": "always_last"}
-    wall.click(open_card, None, cluster, **last)
-    tiles.select(_chosen, None, [chosen, count_chosen], **last)
+    # All of them, one after the other: what is sent again later would bear the data of the first.
+    every = {"show_progress": "hidden", "trigger_mode": "multiple"}
+    wall.click(open_card, None, cluster, **every)
+    tiles.select(_chosen, None, [chosen, count_chosen], **every)
     download.click(pack, [*shown, chosen], payload).then(None, payload, None, js=_DOWNLOAD)
     if isinstance(exhibit, ShatteredExhibit):
         return _edits(
