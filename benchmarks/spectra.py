@@ -89,11 +89,13 @@ def main() -> None:
     ]
     for name in args.generators:
         torch.manual_seed(args.seed)
-        lines += ["", *table(name, GENERATORS[name]().to(args.device), args)]
-        print("\n".join(lines[-14:]), flush=True)
+        found = ["", *table(name, GENERATORS[name]().to(args.device), args)]
+        print("\n".join(found), flush=True)
+        lines += found
     if not on_cpu and args.whole:
-        lines += ["", *whole(args)]
-        print("\n".join(lines[-8:]), flush=True)
+        found = ["", *whole(args)]
+        print("\n".join(found), flush=True)
+        lines += found
     if args.out:
         args.out.write_text("\n".join(lines) + "\n")
 
@@ -224,7 +226,8 @@ def plan_line(jacobians: JacobianSpectra) -> str:
     kernels = sorted(plan.kernels.values())
     return (
         f"{plan.mode}, {plan.batch_size} latents and {plan.tangents} tangents at a time, "
-        f"{kernels.count('live')} convolutions by live units, {kernels.count('taps')} by taps"
+        f"{kernels.count('live')} convolutions by live units, {kernels.count('taps')} by taps, "
+        f"{kernels.count('split')} in three passes of TF32"
     )
 
 

@@ -18,7 +18,8 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -32,12 +33,59 @@ DEFAULT_SIZE = 2.0
 Part = Literal["spectra", "references", "unpacked"]
 _FILE = "content"
 _DIGEST = "content.sha256"
-_PARTS: tuple[Part, ...] = ("spectra", "references", "unpacked")
+PARTS: tuple[Part, ...] = ("spectra", "references", "unpacked")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the cache keeps under one name.
+
+    Args:
+        part: the kind of entry.
+        folder: its place.
+        size: in bytes.
+        used: when it was used last, in seconds since 1970.
+    """
+
+    part: Part
+    folder: Path
+    size: int
+    used: float
+
+
+def entries() -> list[Entry]:
+    """Returns all entries, those first that were used longest ago and go first.
+
+    What a killed process left half-written is an entry like any other.
+    """
+    root, found = cache_root(), list[Entry]()
+    for part in PARTS:
+        for folder in (root / part).iterdir() if (root / part).is_dir() else ():
+            with contextlib.suppress(OSError):  # such as one that goes meanwhile
+                if folder.is_dir():
+                    found.append(Entry(part, folder, _size(folder), folder.stat().st_mtime))
+    return sorted(found, key=lambda entry: entry.used)
+
+
+def remove(gone: Iterable[Entry]) -> None:
+    """Removes entries; a run that is using one computes what it needs again.
+
+    Raises:
+        OutputError: one cannot be removed.
+    """
+    with _alone(cache_root()):
+        for entry in gone:
+            try:
+                shutil.rmtree(entry.folder)
+            except OSError as error:
+                raise OutputError(
+                    f"cannot remove {entry.folder}: {files.remedied(error)}"
+                ) from error
 
 
 def cache_folder(part: Part) -> Path:
     """Returns the folder under which entries of one kind are kept; it may not exist yet."""
-    return _root() / part
+    return cache_root() / part
 
 
 def cache_entry(part: Part, settings: Mapping[str, Any]) -> Path:
@@ -50,7 +98,7 @@ def cache_entry(part: Part, settings: Mapping[str, Any]) -> Path:
     Raises:
         ParameterError: the size of the cache is no number.
     """
-    _limit()
+    cache_limit()
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     return cache_folder(part) / key[:32]
 
@@ -72,13 +120,13 @@ def publish(entry: Path, write: Callable[[Path], None], num_bytes: int, *, what:
         num_bytes: about how large it is; what exceeds the whole cache is left out.
         what: what it holds, for the warning.
     """
-    limit = _limit()
+    limit = cache_limit()
     if num_bytes > limit:
         return
-    root = _root()
+    root = cache_root()
     try:
         with _alone(root):
-            _make_room(root, limit - num_bytes)
+            _make_room(limit - num_bytes)
             with files.replaced_folder(entry) as fresh:
                 write(fresh)
     except (OSError, OutputError) as error:
@@ -115,7 +163,8 @@ def publish_file(
     publish(entry, put, num_bytes, what=what)
 
 
-def _root() -> Path:
+def cache_root() -> Path:
+    """Returns the folder of the cache; it may not exist yet."""
     if named := os.environ.get("PGMKIT_CACHE"):
         return Path(named)
     if named := os.environ.get("XDG_CACHE_HOME"):
@@ -152,29 +201,27 @@ def _alone(root: Path) -> Iterator[None]:
         yield
 
 
-def _make_room(root: Path, limit: float) -> None:
-    """Removes entries, those used longest ago first, until the rest fits.
-
-    What a killed process left half-written is an entry like any other here.
-    """
-    parts = [root / part for part in _PARTS if (root / part).is_dir()]
-    found = (path for part in parts for path in part.iterdir() if path.is_dir())
-    entries = sorted(found, key=lambda entry: entry.stat().st_mtime)
-    sizes = {entry: _size(entry) for entry in entries}
-    excess = sum(sizes.values()) - limit
-    for entry, size in sizes.items():
+def _make_room(limit: float) -> None:
+    """Removes entries, those used longest ago first, until the rest fits."""
+    found = entries()
+    excess = sum(entry.size for entry in found) - limit
+    for entry in found:
         if excess <= 0:
             return
-        shutil.rmtree(entry, ignore_errors=True)
-        excess -= size
+        shutil.rmtree(entry.folder, ignore_errors=True)
+        excess -= entry.size
 
 
 def _size(entry: Path) -> int:
     return sum(path.stat().st_size for path in entry.glob("*"))
 
 
-def _limit() -> float:
-    """Returns how many bytes the cache may hold."""
+def cache_limit() -> float:
+    """Returns how many bytes the cache may hold.
+
+    Raises:
+        ParameterError: PGMKIT_CACHE_SIZE is no number.
+    """
     text = os.environ.get("PGMKIT_CACHE_SIZE", str(DEFAULT_SIZE))
     try:
         return float(text) * 2**30

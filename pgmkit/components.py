@@ -15,7 +15,7 @@ import sys
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import UnionType
 from typing import Any
 
@@ -67,6 +67,7 @@ class Component:
         requires: distributions it needs beside pgmkit's own, such as "onnx2pytorch", or extras of
             its own distribution, such as "pgmkit[ray]".
         citation: the paper that it comes from.
+        trial: parameters that make it small and quick, with which its checks build it.
 
     Raises:
         ParameterError: the name or the factory is not of that form.
@@ -77,6 +78,7 @@ class Component:
     summary: str = ""
     requires: tuple[str, ...] = ()
     citation: str = ""
+    trial: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
@@ -314,6 +316,64 @@ def stdout_to_stderr() -> Iterator[None]:
         yield
 
 
+@dataclass(frozen=True)
+class Parameter:
+    """What users may set of a component.
+
+    Args:
+        name: as they write it.
+        kind: its type, as it is annotated; "" where it is not.
+        default: the value without them; None also where it has to be given.
+        needed: whether it has to be given.
+        meaning: what the docstring of the factory says of it.
+    """
+
+    name: str
+    kind: str
+    default: Any
+    needed: bool
+    meaning: str
+
+
+def parameters_taken_by(factory: Any) -> list[Parameter]:
+    """Returns the parameters of a factory, in their order."""
+    said = _said_of_arguments(inspect.getdoc(factory) or "")
+    return [
+        Parameter(
+            name,
+            _kind_of(part.annotation),
+            None if part.default is part.empty else _plain(part.default),
+            part.default is part.empty,
+            said.get(name, ""),
+        )
+        for name, part in _signature(factory).parameters.items()
+        if part.kind in (part.POSITIONAL_OR_KEYWORD, part.KEYWORD_ONLY)
+    ]
+
+
+def _kind_of(annotation: Any) -> str:
+    if annotation is inspect.Parameter.empty:
+        return ""
+    return re.sub(r"\b(typing|collections\.abc)\.", "", inspect.formatannotation(annotation))
+
+
+def _said_of_arguments(text: str) -> dict[str, str]:
+    """Returns what a docstring in Google's style says of each argument, on one line."""
+    section = re.search(r"^Args:\n((?:[ \t]+.*\n?|\n)*)", text, flags=re.MULTILINE)
+    said: dict[str, str] = {}
+    for entry in re.split(r"\n(?=    \S)", section[1].rstrip() if section else ""):
+        names, _, meaning = entry.strip().partition(":")
+        said |= dict.fromkeys(re.split(r",\s*", names), " ".join(meaning.split()))
+    return said
+
+
+def _signature(factory: Any) -> inspect.Signature:
+    try:
+        return inspect.signature(factory, eval_str=True)
+    except (NameError, AttributeError, TypeError, SyntaxError):  # imported for type checkers only
+        return inspect.signature(factory)
+
+
 def check_parameters(factory: Any, parameters: dict[str, Any], what: str) -> dict[str, Any]:
     """Checks that `factory(**parameters)` has a fitting signature and values of annotated types.
 
@@ -326,10 +386,7 @@ def check_parameters(factory: Any, parameters: dict[str, Any], what: str) -> dic
         ParameterError: names the unknown or the missing parameter and the nearest known ones, or
             the value of another type.
     """
-    try:
-        signature = inspect.signature(factory, eval_str=True)
-    except (NameError, AttributeError, TypeError, SyntaxError):  # imported for type checkers only
-        signature = inspect.signature(factory)
+    signature = _signature(factory)
     takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
     known = {
         name: p

@@ -71,11 +71,16 @@ def png(picture: npt.NDArray[np.uint8], scale: int = 1) -> bytes:
     return buffer.getvalue()
 
 
+def grid_png(images: Tensor, value_range: tuple[float, float], scale: int = 1) -> bytes:
+    """Returns images (N, C, H, W), or points (N, d), as one PNG grid."""
+    return png(grid(to_uint8(images, value_range)), scale)
+
+
 def write_grid(
     path: Path, images: Tensor, value_range: tuple[float, float], scale: int = 1
 ) -> None:
     """Writes images (N, C, H, W) as one PNG grid."""
-    files.write_bytes(path, png(grid(to_uint8(images, value_range)), scale))
+    files.write_bytes(path, grid_png(images, value_range, scale))
 
 
 def write_rows(

@@ -2,12 +2,14 @@
 
 Silent unless `shown` is on, as it is on the command line. A phase that takes longer than two
 seconds then has a bar with the time left on a terminal, or the time spent if nobody knows how many
-steps there are, and one line where stderr is piped.
+steps there are, and one line where stderr is piped. With `verbose` each phase also tells, at its
+end, how long it took.
 """
 
 import contextlib
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from typing import Any, TypeVar
@@ -20,6 +22,7 @@ Item = TypeVar("Item")
 
 _SECONDS = 2.0
 _is_shown: ContextVar[bool] = ContextVar("pgmkit_progress", default=False)
+_is_verbose: ContextVar[bool] = ContextVar("pgmkit_verbose", default=False)
 
 
 @contextlib.contextmanager
@@ -35,6 +38,21 @@ def shown(on: bool = True) -> Iterator[None]:
         yield
     finally:
         _is_shown.reset(token)
+
+
+@contextlib.contextmanager
+def verbose() -> Iterator[None]:
+    """Tells how long each phase took, where progress is shown, until the block ends."""
+    token = _is_verbose.set(True)
+    try:
+        yield
+    finally:
+        _is_verbose.reset(token)
+
+
+def is_verbose() -> bool:
+    """Returns whether all is told."""
+    return _is_verbose.get()
 
 
 def is_shown() -> bool:
@@ -77,7 +95,7 @@ class Phase:
             if self._timer is None:
                 return
             if not sys.stderr.isatty():
-                _print(f"{name}: {total:,} {unit}s" if total else name)
+                _print(f"{name}: {total:,} {unit}{'s' * (total > 1)}" if total else name)
                 return
             if self._bar is not None:
                 self._bar.refresh()
@@ -121,12 +139,15 @@ def phase(
         What to tell of each step that is done.
     """
     part = Phase(name, total, unit, initial)
+    started = time.perf_counter()
     if _is_shown.get():
         part._start(_SECONDS)
     try:
         yield part
     finally:
         part._end()
+    if _is_verbose.get():
+        tell(f"{name}: {time.perf_counter() - started:.2f} s")
 
 
 def track(

@@ -331,7 +331,7 @@ def test_sampling_from_a_folder_without_a_whole_result_says_what_is_missing(
         ["shatter", "mnist-dcgan", "--colour", "blue"],
         ["sample", "mnist-dcgan"],
         ["train", "x.toml", "-o", "out"],
-        ["generators", "info"],
+        ["info"],
     ],
 )
 def test_wrong_usage_exits_with_2(words: list[str]) -> None:
@@ -348,7 +348,7 @@ def test_shatter_without_an_output_folder_is_wrong_usage(tiny: str) -> None:
 
 
 def test_the_console_script_prints_one_line_and_with_debug_a_traceback() -> None:
-    words = command("generators", "info", "mnist-dcgna")
+    words = command("info", "mnist-dcgna")
     plain = subprocess.run(words, capture_output=True, text=True, env=environment(), timeout=120)
     one_error(Finished(plain.returncode, plain.stdout, plain.stderr))
     debug = environment(PGMKIT_DEBUG="1")
@@ -523,15 +523,12 @@ def test_the_same_seed_gives_the_same_bytes(
     assert made[0] == made[1] != made[2]
 
 
-def test_generators_are_listed_and_told_about(inputs: Path, tiny: str) -> None:
-    listed = json.loads(run_pgmkit("generators", "ls", "--json").stdout)
-    assert "mnist-dcgan" in [generator["name"] for generator in listed]
-    assert "mnist-classifier" not in [generator["name"] for generator in listed]
-    told = json.loads(run_pgmkit("generators", "info", tiny, "--json").stdout)
+def test_generators_are_told_about(inputs: Path, tiny: str) -> None:
+    told = json.loads(run_pgmkit("info", tiny, "--json").stdout)
     assert told["reference"] == tiny
     assert told["latent"]["dim"] == LATENT_DIM
     assert told["image"]["shape"] == [1, 32, 32]
-    table = run_pgmkit("generators", "info", tiny).stdout
+    table = run_pgmkit("info", tiny).stdout
     assert "1×32×32" in table
 
 

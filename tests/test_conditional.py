@@ -25,6 +25,7 @@ from pgmkit.errors import (
     UnknownNameError,
 )
 from pgmkit.images import ArrayImages
+from pgmkit.loading.cards import conditional_card
 from pgmkit.loading.saving import write_generator
 from pgmkit.plugins import installed
 from pgmkit.spectrum.jacobian import JacobianSpectra
@@ -396,6 +397,13 @@ def test_what_is_saved_loads_as_it_was(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("offered")
+@pytest.mark.parametrize("params", [{}, {"num_partitions": 3}])
+def test_the_card_names_the_partitioner_whatever_its_parameters(params: dict[str, Any]) -> None:
+    network = pgmkit.Generator(Levels(**ARGUMENTS), pgmkit.LatentSpec(2), IMAGE)
+    table = {"name": "pgmkit:random", "params": params}
+    assert "tells them, `random`, is in" in conditional_card(network, MASSES, table, None)
+
+
 def test_of_many_partitions_sixteen_are_shown(tmp_path: Path) -> None:
     from PIL import Image
 
@@ -537,9 +545,9 @@ def test_the_command_line_samples_partitions(tmp_path: Path) -> None:
         *("-o", tmp_path / "some.png"),
     )
     assert json.loads(some.stdout)["acceptance"][1:] == [None, None]
-    info = run_pgmkit("generators", "info", own)
+    info = run_pgmkit("info", own)
     assert "3, with masses from 0.2 to 0.5" in info.stdout
-    assert json.loads(run_pgmkit("generators", "info", own, "--json").stdout)["masses"] == [*MASSES]
+    assert json.loads(run_pgmkit("info", own, "--json").stdout)["masses"] == [*MASSES]
     inspected = run_pgmkit("generators", "inspect", own, "--partition", 0)
     assert inspected.code == 0
     assert f"pgmkit shatter {own} --partition 0 -o shattered" in inspected.stdout

@@ -51,7 +51,9 @@ def data_for(name: str, folder: Path) -> str:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_an_example_can_be_trained(name: str, tmp_path: Path) -> None:
+def test_an_example_can_be_trained(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = CONFIGS[name]
     overrides = [*NARROW.get(config["model"].get("backbone"), []), "device=cpu"]
     if not name.startswith(("ring", "grid")):
@@ -68,6 +70,11 @@ def test_an_example_can_be_trained(name: str, tmp_path: Path) -> None:
     assert estimate.memory["optimizer"] > 2 * estimate.memory["gradients"] > 0
     assert estimate.memory["activations"] > 0
     assert estimate.seconds > 0
+    if name == "imagenet-pgmgan":
+        assert estimate.batch_size == 2  # of 4, whose memory it tells
+        monkeypatch.setattr("pgmkit.learning.loop.batch_of_trial", lambda size, shape: size)
+        whole = job._activations(job.source, 4)
+        assert estimate.memory["activations"] == pytest.approx(whole, rel=0.01)
 
 
 @pytest.mark.parametrize("name", GUIDED)

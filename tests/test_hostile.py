@@ -531,9 +531,9 @@ WRONG: dict[str, tuple[list[object], str]] = {
     ),
     "the clusters of a generator": (["evaluate", "TINY"], "pgmkit shatter local-dir:"),
     "a run for a spectrum": (["spectrum", "info", "RESULT"], "there is one in"),
-    "an unknown user": (["generators", "info", "local-dir:~nosuchuser"], "write the whole path"),
-    "an endless name": (["generators", "info", "a" * 5000], "a"),
-    "an endless folder": (["generators", "info", f"local-dir:{'a' * 5000}"], "File name too long"),
+    "an unknown user": (["info", "local-dir:~nosuchuser"], "write the whole path"),
+    "an endless name": (["info", "a" * 5000], "a"),
+    "an endless folder": (["info", f"local-dir:{'a' * 5000}"], "File name too long"),
     "an unknown kind": (["components", "ls", "density"], "did you mean 'density-estimators'"),
     "an unknown device": (
         ["spectrum", "compute", "TINY", "-o", "s", "--device", "x"],
@@ -576,7 +576,7 @@ def test_terminals_obey_nothing_from_a_foreign_file(tmp_path: Path) -> None:
     config = json.loads(path.read_text())
     config |= {"license": "MIT\x1b[2J\x9b1m\nname  evil", "architecture": "x\x07\x1b]0;t"}
     path.write_text(json.dumps(config))
-    told = run_pgmkit("generators", "info", f"local-dir:{tmp_path / 'tiny'}")
+    told = run_pgmkit("info", f"local-dir:{tmp_path / 'tiny'}")
     assert told.code == 0
     error = last_line(run_pgmkit("shatter", f"local-dir:{tmp_path / 'tiny'}", "-o", tmp_path / "o"))
     for shown in (told.stdout, error):

@@ -59,9 +59,9 @@ def test_what_inspect_suggests_shatters_a_lone_weight_file(wild: Path, tmp_path:
 
 
 def test_info_on_a_file_that_says_nothing_points_to_inspect(wild: Path) -> None:
-    found = run_pgmkit("generators", "info", wild / "netG.pth")
+    found = run_pgmkit("info", wild / "netG.pth")
     assert f"pgmkit generators inspect {wild / 'netG.pth'}" in found.stdout
-    assert "inspect" not in run_pgmkit("generators", "info", "mnist-dcgan").stdout
+    assert "inspect" not in run_pgmkit("info", "mnist-dcgan").stdout
 
 
 def test_inspect_tells_in_json_what_it_tells_in_words(wild: Path) -> None:

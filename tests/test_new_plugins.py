@@ -1,10 +1,13 @@
 """`pgmkit plugins new`: what it writes is installed from a wheel, used, broken and uninstalled."""
 
+import importlib.util
 import json
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import venv
 import zipfile
 from collections.abc import Sequence
@@ -50,6 +53,8 @@ batch_size = 8
 name = "fresh-classifiers"
 """
 NAMES = {kind: f"fresh-{kind}" for kind in KINDS}
+EXAMPLES_FOLDER = Path(__file__).parent.parent / "examples" / "plugins"
+EXAMPLES = {path.name: path for path in sorted(EXAMPLES_FOLDER.glob("pgmkit-*"))}
 
 
 @dataclass
@@ -105,9 +110,9 @@ class Place:
         assert old in text
         file.write_text(text.replace(old, new, 1))
 
-    def install(self, kind: str) -> None:
-        """Unpacks the wheel, as pip does."""
-        (wheel,) = (self.sources[kind] / "dist").glob("*.whl")
+    def install(self, source: Path) -> None:
+        """Unpacks the wheel of a distribution, as pip does."""
+        (wheel,) = (source / "dist").glob("*.whl")
         zipfile.ZipFile(wheel).extractall(self.site)
 
     def uninstall(self, kind: str) -> None:
@@ -125,8 +130,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
         place.sources[kind] = place.folder / name
         told = run_pgmkit("plugins", "new", name, "--kind", kind, "-o", place.sources[kind])
         assert told.code == 0, told.stderr
+    copies = [shutil.copytree(path, place.folder / name) for name, path in EXAMPLES.items()]
+    sources = [*place.sources.values(), *copies]
     built = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", BUILD, *map(str, place.sources.values())],
+        [sys.executable, "-W", "ignore", "-c", BUILD, *map(str, sources)],
         capture_output=True,
         text=True,
         timeout=200,
@@ -137,8 +144,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     venv.create(place.folder / "venv", with_pip=False, symlinks=True)
     ours = sysconfig.get_path("purelib")
     (place.site / "ours.pth").write_text(f"import site; site.addsitedir({ours!r})\n")
-    for kind in KINDS:
-        place.install(kind)
+    for source in sources:
+        place.install(source)
     return place
 
 
@@ -152,51 +159,100 @@ def shattering(tiny: str, *words: object) -> list[object]:
     return ["shatter", tiny, *sizes, *words]
 
 
-def test_a_new_plugin_of_every_kind_is_installed_checked_and_used(place: Place, tiny: str) -> None:
-    records = place.records()
-    assert {kind: record["status"] for kind, record in records.items()} == dict.fromkeys(
-        KINDS, "loaded"
-    )
-    for kind, name in NAMES.items():
-        assert f"{kind}/{name}" in records[kind]["components"]
+ABLATION = """
+latents = 40
+clusters = 2
+seeds = [0]
+jobs = 1
+measures = ["selection"]
+densities = ["fresh-density-estimators"]
+samplers = [{ name = "partition", partitioner = "fresh-partitioners", mapper = "fresh-mappers" }]
+
+[[generators]]
+source = "TINY"
+"""
+
+
+@pytest.fixture(scope="module")
+def outcomes(place: Place, tiny: str) -> dict[str, dict[str, Any]]:
+    """What comes of command lines, by what each shows; all run in one process."""
     folder, images = place.folder, write_tiny_images(place.folder / "images.npz", size=8)
-    (folder / "gan.toml").write_text(GAN)
+    for name in ("fresh-backbones", "coordinates"):
+        (folder / f"{name}.toml").write_text(GAN.replace("fresh-backbones", name))
     (folder / "classifier.toml").write_text(CLASSIFIER)
-    tests = [source / "tests" for source in place.sources.values()]
-    checks = [["plugins", "check", name, "--json"] for name in NAMES.values()]
+    (folder / "ablation.toml").write_text(ABLATION.replace("TINY", tiny))
+    torch.save(component_of("pgmkit-own-network")["Net"]().state_dict(), folder / "net.pt")
+    write_own_generator(folder / "own")
     train = ["train", "--data", images, "--device", "cpu", "--json", "-q"]
-    uses: list[list[object]] = [
-        shattering(
+    alone = ["pytest", "-q", "-p", "no:cacheprovider", "--import-mode=importlib"]
+    given = f'partitioner.features={{name="own-network", weights="{folder / "net.pt"}"}}'
+    commands: dict[str, list[object]] = {
+        f"check {name}": ["plugins", "check", name, "--json", "-q"] for name in NAMES.values()
+    }
+    commands |= {
+        "whole": shattering(
             tiny,
             *("--density", "fresh-density-estimators", "--partitioner", "fresh-partitioners"),
             *("--mapper", "fresh-mappers", "--set", "spectrum.engine=fresh-engines"),
             *("-o", folder / "whole"),
         ),
-        shattering(
+        "features": shattering(
             tiny,
             *("--partitioner", "kmeans", "--set", "partitioner.features=fresh-features"),
             *("-o", folder / "by-features"),
         ),
-        shattering(tiny, "--sampler", "fresh-cluster-samplers", "-o", folder / "slices"),
-        [*train, folder / "gan.toml", "-o", folder / "gan"],
-        [*train, folder / "classifier.toml", "-o", folder / "classifier"],
-        shattering(
+        "slices": shattering(tiny, "--sampler", "fresh-cluster-samplers", "-o", folder / "slices"),
+        "ablation": ["ablate", folder / "ablation.toml", "-o", folder / "ablation", "--json", "-q"],
+        "gan": [*train, folder / "fresh-backbones.toml", "-o", folder / "gan"],
+        "classifier": [*train, folder / "classifier.toml", "-o", folder / "classifier"],
+        "of own": shattering(
             f"local-dir:{folder / 'own'}",
             *("--sampler", "kmeans-gmm", "-o", folder / "of-own"),
             *("--classifier", f"local-dir:{folder / 'classifier' / 'model'}"),
         ),
-        ["generators", "inspect", f"local-dir:{folder / 'gan' / 'model'}", "--json"],
-        ["fresh-commands", "features", "engines"],
-        ["plugins", "check", "fresh-mappers:fresh-mappers", "--set", "scale=0.5"],
-        ["--help"],
-    ]
-    write_own_generator(folder / "own")
-    outcomes = place.drive(
-        *checks,
-        *uses,
-        ["pytest", "-q", "-p", "no:cacheprovider", "--import-mode=importlib", *tests],
+        "inspection": ["generators", "inspect", f"local-dir:{folder / 'gan' / 'model'}", "--json"],
+        "command": ["fresh-commands", "features", "engines"],
+        "check with": ["plugins", "check", "fresh-mappers:fresh-mappers", "--set", "scale=0.5"],
+        "help": ["--help"],
+        "tests": [*alone, *(source / "tests" for source in place.sources.values())],
+        "use of pgmkit-rank-volume": shattering(
+            tiny, "--density", "rank-volume", "--sampler", "kmeans-gmm", "-o", folder / "volume"
+        ),
+        "use of pgmkit-flows": shattering(
+            tiny,
+            *("--partitioner", "kmeans", "--mapper", "rejection", "--set"),
+            *("mapper.proposal={name='flows', steps=2}", "-o", folder / "flows"),
+        ),
+        "use of pgmkit-own-network": shattering(
+            tiny, "--partitioner", "kmeans", "--set", given, "-o", folder / "own-network"
+        ),
+        "use of pgmkit-kmedoids": shattering(
+            tiny, "--partitioner", "kmedoids", "--mapper", "mixture", "-o", folder / "kmedoids"
+        ),
+        "use of pgmkit-coordinates": [
+            *(*train, folder / "coordinates.toml", "-o", folder / "coordinates"),
+            *("--set", "model.backbone_args={side=8, width=4, image_channels=1}"),
+        ],
+    }
+    commands |= {
+        f"tests of {name}": [*alone, path / "tests"]
+        for name, path in EXAMPLES.items()
+        if not missing(name)
+    }
+    return dict(zip(commands, place.drive(*commands.values()), strict=True))
+
+
+def test_a_new_plugin_of_every_kind_is_installed_checked_and_used(
+    place: Place, outcomes: dict[str, dict[str, Any]]
+) -> None:
+    records = place.records()
+    assert {kind: record["status"] for kind, record in records.items()} == dict.fromkeys(
+        KINDS, "loaded"
     )
-    for kind, outcome in zip(KINDS, outcomes, strict=False):
+    folder = place.folder
+    for kind, name in NAMES.items():
+        assert f"{kind}/{name}" in records[kind]["components"]
+        outcome = outcomes[f"check {name}"]
         found = json.loads(outcome["stdout"])
         failed = [
             c for part in found["components"] for c in part["outcomes"] if c["status"] == "failed"
@@ -204,22 +260,60 @@ def test_a_new_plugin_of_every_kind_is_installed_checked_and_used(place: Place, 
         assert (outcome["code"], failed) == (0, []), kind
         assert found["counts"]["passed"] == found["counts"]["run"] >= 7
         assert outcome["stderr"] == ""
-    used = outcomes[len(KINDS) :]
-    assert [outcome["code"] for outcome in used] == [0] * len(used), used
+    used = {name: found for name, found in outcomes.items() if "of pgmkit-" not in name}
+    assert {name: found for name, found in used.items() if found["code"]} == {}
     whole = json.loads((folder / "whole" / "sampler.json").read_text())
     assert (
         whole["sampler"]["params"]["partitioner"]["name"] == "fresh-partitioners:fresh-partitioners"
     )
-    for outcome in used[:7]:
-        json.loads(outcome["stdout"])
-    assert used[7]["stdout"] == "features: 10\nengines: 4\n"
-    assert used[8]["stdout"].splitlines()[-1] == "17 run, 17 passed, 0 failed, 1 skipped"
-    assert "counts the installed components of each kind" in used[9]["stdout"]
-    assert " passed" in used[10]["stdout"]
+    for name in ("whole", "features", "slices", "ablation", "gan", "classifier", "of own"):
+        json.loads(used[name]["stdout"])
+    (cell,) = (folder / "ablation" / "cells").iterdir()
+    assert json.loads(cell.read_text())["error"] is None
+    assert used["command"]["stdout"] == "features: 11\nengines: 4\n"
+    assert used["check with"]["stdout"].splitlines()[-1] == "17 run, 17 passed, 0 failed, 1 skipped"
+    assert "counts the installed components of each kind" in used["help"]["stdout"]
+    assert " passed" in used["tests"]["stdout"]
     trained = json.loads((folder / "classifier" / "model" / "config.json").read_text())
     assert trained["architecture"] == "fresh-classifiers"
     report = json.loads((folder / "of-own" / "report.json").read_text())
     assert len(report["scores"]) == 2
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example_plugin_passes_its_tests_and_is_used(
+    name: str, outcomes: dict[str, dict[str, Any]]
+) -> None:
+    if missing(name):
+        pytest.skip(f"it needs {missing(name)}, which is not installed; the extra 'dev' has it")
+    tests, use = outcomes[f"tests of {name}"], outcomes[f"use of {name}"]
+    assert tests["code"] == 0, tests["stdout"]
+    assert int(re.search(r"(\d+) passed", tests["stdout"])[1]) > 10  # type: ignore[index]
+    assert use["code"] == 0, use["stderr"]
+    json.loads(use["stdout"])
+
+
+def test_every_example_plugin_is_on_their_page() -> None:
+    page = (EXAMPLES_FOLDER / "README.md").read_text()
+    assert set(re.findall(r"\((pgmkit-[\w-]+)\)", page)) == set(EXAMPLES)
+    for path in EXAMPLES.values():
+        component = path / path.name.replace("-", "_") / "component.py"
+        assert len(component.read_text().splitlines()) <= 160
+
+
+def missing(name: str) -> str:
+    """Returns what an example plugin needs and is not installed, if anything."""
+    text = (EXAMPLES[name] / "pyproject.toml").read_text()
+    needs = [re.split(r"[<>=]", line)[0] for line in tomllib.loads(text)["project"]["dependencies"]]
+    return ", ".join(need for need in needs if importlib.util.find_spec(need) is None)
+
+
+def component_of(name: str) -> dict[str, Any]:
+    """Returns what the code of an example's component defines."""
+    path = EXAMPLES[name] / name.replace("-", "_") / "component.py"
+    names: dict[str, Any] = {"__name__": name}
+    exec(compile(path.read_text(), str(path), "exec"), names)
+    return names
 
 
 def write_own_generator(folder: Path) -> None:
@@ -305,8 +399,8 @@ def test_what_is_broken_breaks_nothing_else_and_what_is_uninstalled_is_gone(
 
 
 def test_a_method_that_fails_is_named_and_a_wrong_result_is_found(place: Place, tiny: str) -> None:
-    for kind in KINDS:
-        place.install(kind)
+    for source in place.sources.values():
+        place.install(source)
     place.change("density-estimators", "component.py", "return -(", "return -1 * (")
     place.change("density-estimators", "component.py", "** self.power)", "** self.power)[1:]")
     place.change(

@@ -750,7 +750,6 @@ def test_tensors_that_nothing_takes_are_refused(parts: Path, tmp_path: Path) -> 
 def test_a_partitioner_in_the_place_of_a_generator_is_told(parts: Path, tmp_path: Path) -> None:
     said = "holds a partitioner and no generator; see pgmkit partition info, and give it to pgmkit"
     for words in (
-        ("generators", "info", parts),
         ("generators", "push", parts, "me/parts", "--latent", "8"),
         ("shatter", f"local-dir:{parts}", "-o", tmp_path / "out"),
         ("sample", parts, "-n", "1", "-o", tmp_path / "out.png"),

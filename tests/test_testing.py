@@ -37,109 +37,22 @@ from pgmkit.testing.trials import source_for
 
 PCA = {"name": "pca", "num_dims": 5}
 QUICK = {"steps": 3, "batch_size": 16, "width": 4}
-CONVOLUTIONS = {"latent_dim": 4, "channels": [6, 5]}
-LAYERS = [{"op": "linear", "inputs": 2, "outputs": 48}, {"op": "reshape", "shape": [3, 4, 4]}]
-DECODER = {
-    "_class_name": "AutoencoderKL",
-    "block_out_channels": [4, 4],
-    "down_block_types": ["DownEncoderBlock2D"] * 2,
-    "up_block_types": ["UpDecoderBlock2D"] * 2,
-    "layers_per_block": 1,
-    "norm_num_groups": 2,
-    "latent_channels": 2,
-    "sample_size": 8,
+TOLD: dict[str, dict[str, Any]] = {
+    "features/network": {"module": nn.Conv2d(3, 4, 3, stride=2)},
+    "features/classifier": {"classifier": "CLASSIFIER"},
+    "features/discriminator": {"source": "GAN"},
+    "features/fixed": {"source": "PARTS"},
+    "partitioners/fixed": {"source": "PARTS"},
 }
+"""What some built-in components need to be told; all others are built as their records say."""
 
-FOUR = {"name": "kmeans-gmm", "num_clusters": 4}
-TWO = {"name": "kmeans", "num_partitions": 2, "features": PCA}
-BUILT_IN: dict[str, list[tuple[str, dict[str, Any]]]] = {
-    "density-estimators": [("lash", {}), ("jbt", {}), ("polarity", {}), ("none", {})],
-    "features": [
-        ("latents", {}),
-        ("pixels", {"image_size": 4}),
-        ("pca", {"num_dims": 5}),
-        ("timm", {"model": "test_resnet", "pretrained": False, "input_size": 32}),
-        ("network", {"module": nn.Conv2d(3, 4, 3, stride=2)}),
-        ("classifier", {"classifier": "CLASSIFIER"}),
-        ("discriminator", {"source": "GAN"}),
-        ("contrastive", QUICK),
-        ("fixed", {"source": "PARTS"}),
-    ],
-    "partitioners": [
-        ("kmeans", {"num_partitions": 4}),
-        ("mixture", {"num_partitions": 4, "features": PCA}),
-        ("clusterer", {"num_partitions": 4}),
-        ("manifold", {"num_partitions": 4}),
-        ("most-stable", {"num_partitions": 4, "candidates": ["kmeans"]}),
-        ("self-trained", {"num_partitions": 4, "base": "kmeans", **QUICK}),
-        ("fixed", {"source": "PARTS"}),
-        ("labels", QUICK),
-        ("random", {}),
-        ("single", {}),
-        (
-            "iresnet",
-            {
-                "num_partitions": 4,
-                "network": {"blocks": [1, 1], "width": 16, "power_iterations": 1},
-                "pretext": {"steps": 3, "batch_size": 24, "projection": [32, 16]},
-                "partition": {"steps": 3, "batch_size": 24, "num_neighbors": 5},
-                "deformations": "digits",
-            },
-        ),
-    ],
-    "mappers": [("mixture", {}), ("refined", {}), ("prior", {}), ("rejection", {})],
-    "cluster-samplers": [
-        ("partition", {"num_clusters": 4, "partitioner": {"name": "kmeans", "features": PCA}}),
-        ("kmeans-gmm", {"num_clusters": 4}),
-        ("merged", {"sampler": FOUR, "groups": [[0, 2], [1], [3]]}),
-        ("split", {"sampler": FOUR, "cluster": 1, "partitioner": TWO}),
-    ],
-    "backbones": [
-        ("dcgan", CONVOLUTIONS),
-        ("mlp-2d", {"width": 24, "depth": 2}),
-        ("sngan-32", {"latent_dim": 4, "width": 5}),
-        ("sngan-48", {"latent_dim": 4, "width": 2, "image_channels": 1}),
-        (
-            "biggan-128",
-            {"latent_dim": 6, "width": 2, "embedding_dim": 3, "image_channels": 1},
-        ),
-    ],
-    "generator-loaders": [
-        ("dcgan", CONVOLUTIONS),
-        ("mlp-2d", {"width": 24, "depth": 2}),
-        ("sngan-32", {"latent_dim": 4, "width": 5}),
-        ("sngan-48", {"latent_dim": 4, "width": 2, "image_channels": 1}),
-        (
-            "biggan-128",
-            {"latent_dim": 6, "width": 2, "embedding_dim": 3, "image_channels": 1},
-        ),
-        ("layers", {"latent_dim": 2, "layers": LAYERS}),
-        ("diffusers-decoder", {"config": DECODER}),
-        (
-            "one-partition",
-            {
-                "architecture": "dcgan",
-                "model_args": {**CONVOLUTIONS, "num_partitions": 3},
-                "partition": 1,
-            },
-        ),
-        (
-            "all-partitions",
-            {
-                "architecture": "dcgan",
-                "model_args": {**CONVOLUTIONS, "num_partitions": 3},
-                "partitions": [0, 1, 2],
-                "latent_dim": 4,
-            },
-        ),
-    ],
-    "classifiers": [("lash-classifier", {}), ("residual-classifier", {"width": 2})],
-    "engines": [("local", {"workers": 2})],
-}
-"""Every built-in component, with parameters that make it small; engines that start processes stand
-in tests/test_engines.py."""
-
-ALL = [(kind, name, table) for kind, tables in BUILT_IN.items() for name, table in tables]
+OWN = [
+    (kind, component.name)
+    for kind in KINDS
+    for component in list_components(kind)
+    if component.distribution == "pgmkit" and component.name not in ("torchrun", "ray")
+]
+"""Engines that start processes stand in tests/test_engines.py."""
 
 
 @pytest.fixture(scope="module")
@@ -169,28 +82,42 @@ def latent_of(name: str) -> pgmkit.LatentSpec | None:
     return pgmkit.LatentSpec(32, shape=(2, 4, 4)) if name == "diffusers-decoder" else None
 
 
-def test_every_kind_and_every_built_in_component_is_among_the_cases() -> None:
+def test_every_kind_has_checks_that_say_what_they_look_at() -> None:
     for kind in KINDS:
         checks = [check.__name__ for check in checks_of(kind)]
         assert len(set(checks)) == len(checks)
         assert all(check.__doc__ for check in checks_of(kind))
-        own = {c.name for c in list_components(kind) if c.distribution == "pgmkit"}
-        elsewhere = {"torchrun", "ray"} if kind == "engines" else set()
-        assert own == {name for name, _ in BUILT_IN.get(kind, [])} | elsewhere
 
 
-@pytest.mark.parametrize(("kind", "name", "parameters"), ALL, ids=[f"{k}/{n}" for k, n, _ in ALL])
+@pytest.mark.parametrize(("kind", "name"), OWN, ids=map("/".join, OWN))
 def test_every_built_in_component_keeps_its_contract(
-    kind: str, name: str, parameters: dict[str, Any], folders: dict[str, str]
+    kind: str, name: str, folders: dict[str, str]
 ) -> None:
+    told = TOLD.get(f"{kind}/{name}", {})
     table = {
         key: folders.get(value, value) if isinstance(value, str) else value
-        for key, value in parameters.items()
+        for key, value in told.items()
     }
     report = check_component(kind, {"name": name, **table}, latent=latent_of(name))
     assert report.counts()["failed"] == 0
     assert report.counts()["run"] >= 12
     assert all(len(outcome.reason) > 10 for outcome in report.with_status("skipped"))
+
+
+def test_a_record_says_with_which_parameters_its_component_is_small() -> None:
+    assert case_of("features", "contrastive").parameters == {
+        "steps": 3,
+        "batch_size": 16,
+        "width": 4,
+    }
+    given = case_of("features", {"name": "contrastive", "steps": 5}).parameters
+    assert given == {"steps": 5, "batch_size": 16, "width": 4}
+
+
+def test_what_needs_to_be_told_parameters_to_be_fitted_is_skipped_and_says_so() -> None:
+    report = check_component("features", "discriminator")
+    reasons = {outcome.check: outcome.reason for outcome in report.with_status("skipped")}
+    assert reasons["is_fitted"].startswith("it needs to be told parameters: features 'discrim")
 
 
 # What does not keep its contract

@@ -19,8 +19,9 @@ from typing import Any, NoReturn
 import click
 
 import pgmkit
-from pgmkit import files
-from pgmkit.components import command_of, speaking_for
+from pgmkit import files, progress
+from pgmkit.cli.output import print_message
+from pgmkit.components import OWN_DISTRIBUTION, command_of, speaking_for
 from pgmkit.errors import (
     PgmkitError,
     PgmkitNote,
@@ -56,10 +57,35 @@ _COMMANDS = {
     "evaluate": ("pgmkit.cli.evaluate:evaluate", "Score a shattered generator."),
     "train": ("pgmkit.cli.train:train", "Train a generator or an evaluation classifier."),
     "audit": ("pgmkit.cli.audit:audit", "Hold a partitioner or a generator against theory."),
+    "info": ("pgmkit.cli.info:info", "Tell what a folder or a reference holds."),
     "generators": ("pgmkit.cli.generators:generators", "List, inspect and publish generators."),
-    "components": ("pgmkit.cli.components:components", "List the installed methods."),
+    "components": ("pgmkit.cli.components:components", "List and describe the installed methods."),
     "plugins": ("pgmkit.cli.plugins:plugins", "List, check and begin plugins."),
+    "cache": ("pgmkit.cli.cache:cache", "Look at the cache, and empty it."),
+    "env": ("pgmkit.cli.env:env", "Tell what belongs in a report of a fault."),
 }
+
+_EPILOG = """
+\b
+Examples:
+  pgmkit shatter mnist-dcgan -o shattered
+  pgmkit sample shattered --cluster 3 -o cluster-3.png
+  pgmkit info shattered
+
+\b
+Environment variables:
+  PGMKIT_CACHE            folder of the cache; PGMKIT_CACHE_SIZE, its size in GiB
+  PGMKIT_DISABLE_PLUGINS  plugins to leave out, as a,b:c
+  PGMKIT_STRICT_PLUGINS   1 makes a plugin that fails an error
+  PGMKIT_DEBUG            1 shows where an error comes from
+  NO_COLOR                1 prints without colours and pictures
+  PGMKIT_PICTURES         how a terminal shows pictures: kitty, iterm2, sixel, blocks or none
+  HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE and others of the Hub's client
+
+\b
+Completion of words by the Tab key, in bash (zsh_source and fish_source for others):
+  eval "$(_PGMKIT_COMPLETE=bash_source pgmkit)"
+"""
 
 
 class _StoppedError(Exception):
@@ -105,13 +131,44 @@ class _LazyGroup(click.Group):
             formatter.write_dl(rows)
 
 
-@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(pgmkit.__version__, prog_name="pgmkit")
-@click.option("--no-plugins", is_flag=True, help="Load only the plugins that come with pgmkit.")
-def cli(no_plugins: bool) -> None:
-    """Turn pretrained unconditional image generators into conditional ones."""
-    if no_plugins:
+def _leave_out_plugins(context: click.Context, option: click.Parameter, value: bool) -> None:
+    if value:
         disable_third_party_plugins()
+
+
+def _print_version(context: click.Context, option: click.Parameter, value: bool) -> None:
+    """Prints the version of pgmkit, and those of all plugins of others."""
+    if not value or context.resilient_parsing:
+        return
+    click.echo(f"pgmkit {pgmkit.__version__}")
+    for record in installed().records:
+        if record.name.partition(":")[0] != OWN_DISTRIBUTION:
+            state = "" if record.status == "loaded" else f" {record.status}"
+            click.echo(printable(f"{record.name} {record.version}{state}"))
+    context.exit()
+
+
+@click.group(
+    cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]}, epilog=_EPILOG
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Print the versions of pgmkit and of plugins, and end.",
+)
+@click.option(
+    "--no-plugins",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_leave_out_plugins,
+    help="Load only the plugins that come with pgmkit.",
+)
+def cli() -> None:
+    """Turn pretrained unconditional image generators into conditional ones."""
 
 
 def main(command: click.Command = cli) -> None:
@@ -139,7 +196,7 @@ def main(command: click.Command = cli) -> None:
     except Exception as error:
         if os.environ.get("PGMKIT_DEBUG") == "1":
             raise
-        click.echo(f"error: {_one_line(_told(error))}", err=True)
+        print_message("error", _one_line(_told(error)))
         sys.exit(1)
     sys.exit(code if isinstance(code, int) else 0)
 
@@ -252,7 +309,9 @@ def _discard_stdout() -> None:
 def _show_warning(message: Warning | str, category: type[Warning], *rest: Any, **_: Any) -> None:
     if issubclass(category, PgmkitWarning):
         called = "note" if issubclass(category, PgmkitNote) else "warning"
-        click.echo(f"{called}: {_one_line(message)}", err=True)
+        print_message(called, _one_line(message))
+    elif progress.is_verbose():
+        print_message("warning", _one_line(f"{category.__name__}: {message}"))
 
 
 def _one_line(message: object) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from pgmkit.cli.output import print_json
+from pgmkit.cli.output import examples, print_json
 from pgmkit.cli.settings import (
     OutPath,
     check_out,
@@ -19,7 +19,13 @@ from pgmkit.cli.settings import (
 SOME_FAILED = 3
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "pgmkit ablate examples/ablation-mnist.toml -o runs/ablation",
+        "pgmkit ablate examples/ablation-mnist.toml -o runs/ablation --jobs 4 --set seeds=[0,1]",
+        "pgmkit ablate examples/ablation-mnist.toml --dry-run",
+    )
+)
 @click.argument("config", type=click.Path(path_type=Path))
 @click.option("-o", "--out", type=OutPath(), help="Output folder.")
 @click.option(

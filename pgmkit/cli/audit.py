@@ -6,8 +6,9 @@ from typing import Any
 
 import click
 
-from pgmkit.cli.output import json_option, print_json, print_table
-from pgmkit.cli.settings import device_option, quiet_option
+from pgmkit.cli.completion import complete_models
+from pgmkit.cli.output import examples, json_option, print_json, print_table
+from pgmkit.cli.settings import device_option, voice_options
 from pgmkit.cli.sources import generator_options, needed_source
 from pgmkit.config import IMAGES
 
@@ -18,8 +19,13 @@ _TITLES = {
 _WIDTH = 96
 
 
-@click.command()
-@click.argument("source", required=False)
+@click.command(
+    epilog=examples(
+        "pgmkit audit parts --data mnist.npz",
+        "pgmkit audit mnist-dcgan --data mnist.npz --partitioner parts",
+    )
+)
+@click.argument("source", required=False, shell_complete=complete_models("generator"))
 @click.option("--data", help=f"Images: {IMAGES}.")
 @click.option("--split", help="train (default) or test, where the data have both.")
 @click.option("--size", type=int, help="Side to which images are padded or resized.")
@@ -31,7 +37,7 @@ _WIDTH = 96
 @click.option("--seed", default=0, show_default=True, help="The same seed gives the same numbers.")
 @device_option
 @generator_options
-@quiet_option
+@voice_options
 @json_option
 def audit(
     source: str | None, device: str | None, quiet: bool, as_json: bool, **settings: Any

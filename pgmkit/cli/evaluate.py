@@ -6,15 +6,26 @@ from typing import Any
 
 import click
 
-from pgmkit.cli.output import json_option, print_json, print_table, scores_line
-from pgmkit.cli.settings import OutPath, device_option, quiet_option, working
+from pgmkit.cli.completion import complete_models
+from pgmkit.cli.output import examples, json_option, print_json, print_table, scores_line
+from pgmkit.cli.settings import OutPath, device_option, voice_options, working
 from pgmkit.cli.sources import generator_options, needed_source
 from pgmkit.config import IMAGES
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "pgmkit evaluate shattered --classifier mnist-classifier",
+        "pgmkit evaluate shattered --reference mnist.npz --extractor classifier:mnist-classifier",
+        "pgmkit evaluate shattered -n 2000 --json -o evaluation.json",
+    )
+)
 @click.argument("source", required=False)
-@click.option("--classifier", help="Reference of a classifier, for scores against its classes.")
+@click.option(
+    "--classifier",
+    shell_complete=complete_models("classifier"),
+    help="Reference of a classifier, for scores against its classes.",
+)
 @click.option("--reference", "data", help=f"Real images: {IMAGES}.")
 @click.option(
     "--split",
@@ -37,7 +48,7 @@ from pgmkit.config import IMAGES
 @click.option("--no-cache", is_flag=True, help="Do not keep features of the reference.")
 @click.option("-o", "--out", type=OutPath(), help="Also write JSON, as evaluation.json.")
 @generator_options
-@quiet_option
+@voice_options
 @json_option
 def evaluate(
     source: str | None,

@@ -4,14 +4,22 @@ from pathlib import Path
 
 import click
 
+from pgmkit.cli.completion import complete_models
+from pgmkit.cli.output import examples
 from pgmkit.cli.settings import OutPath, device_option, working
 from pgmkit.errors import ParameterError
 
 _NEEDED = "pgmkit explore needs Gradio: pip install 'pgmkit[explore]'"
 
 
-@click.command()
-@click.argument("result")
+@click.command(
+    epilog=examples(
+        "pgmkit explore shattered",
+        "pgmkit explore mnist-pgmgan --port 0 --no-browser",
+        "pgmkit explore shattered --space my-space",
+    )
+)
+@click.argument("result", shell_complete=complete_models("generator"))
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=int, default=7860, show_default=True, help="Port; 0 takes a free one.")
 @click.option("--space", type=OutPath(), help="Write a Hugging Face Space to this folder instead.")

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pgmkit.cli.output import json_option, print_json, print_table
+from pgmkit.cli.completion import complete_models
+from pgmkit.cli.output import examples, in_bytes, json_option, print_json, print_table
 from pgmkit.cli.push import push
-from pgmkit.cli.settings import OutPath, check_file, working
+from pgmkit.cli.settings import OutPath, check_file, voice_options, working
 from pgmkit.cli.sources import generator_options
-from pgmkit.loading.configs import read_config, read_masses
+from pgmkit.loading.configs import facts_of, read_masses
+from pgmkit.loading.folders import WEIGHTS_FILE
 from pgmkit.loading.references import open_folder, registry_configs
 from pgmkit.runs import check_place
 
@@ -23,7 +25,13 @@ _SHOWN = 40
 """Files and weights that are listed, at most; --json has them all."""
 
 
-@click.group()
+@click.group(
+    epilog=examples(
+        "pgmkit generators ls",
+        "pgmkit generators inspect netG.pth -o samples.png",
+        "pgmkit generators push shattered org/name",
+    )
+)
 def generators() -> None:
     """List, inspect and publish generators."""
 
@@ -31,50 +39,72 @@ def generators() -> None:
 generators.add_command(push)
 
 
-@generators.command("ls")
+@generators.command("ls", epilog=examples("pgmkit generators ls", "pgmkit generators ls --json"))
 @json_option
 def list_generators(as_json: bool) -> None:
-    """List the generators that ship with pgmkit."""
-    found = registry_configs("generator")
+    """List the generators and classifiers that ship with pgmkit."""
+    rows, records = [], []
+    for what in ("generator", "classifier"):
+        for name, config in registry_configs(what).items():
+            folder = open_folder(name, what)
+            kind = what if read_masses(folder) is None else f"conditional {what}"
+            size, measured = folder.sizes()[WEIGHTS_FILE], config.get("measured", {})
+            records.append({**config, "name": name, "kind": kind, "bytes": size})
+            facts = facts_of(config) if what == "generator" else _of_classifier(config)
+            license_name = facts.pop("license")
+            rows.append(
+                (name, kind, *facts.values(), in_bytes(size), _quality(measured), license_name)
+            )
     if as_json:
-        print_json([{**config, "name": name} for name, config in found.items()])
+        print_json(records)
         return
-    rows = [(name, *_facts(config).values()) for name, config in found.items()]
-    print_table(rows, ("name", "architecture", "latent", "image", "license"))
+    header = ("name", "kind", "architecture", "latent", "image", "size", "measured", "license")
+    print_table(rows, header)
 
 
-@generators.command("info")
-@click.argument("reference")
-@json_option
-def info(reference: str, as_json: bool) -> None:
-    """Tell what the config.json of one generator says; nothing is loaded.
-
-    REFERENCE is a registry name, a folder, a weight file or hf-hub:org/name[@revision].
-    """
-    folder = open_folder(reference)
-    config = {**read_config(folder).ours, **folder.provenance}
-    masses = read_masses(folder)
-    if as_json:
-        more = {} if masses is None else {"masses": masses}
-        print_json({"reference": reference, **config, **more})
-        return
-    rows = [("reference", reference), *_facts(config).items()]
-    if masses is not None:
-        low, high = min(masses), max(masses)
-        rows.append(("partitions", f"{len(masses)}, with masses from {low:.3g} to {high:.3g}"))
-    rows += [(key, str(config[key])) for key in ("paper", "repo", "revision") if key in config]
-    if "architecture" not in config:
-        rows.append(("to look closer", f"pgmkit generators inspect {reference}"))
-    print_table(rows, ("field", "value"))
+def _of_classifier(config: Mapping[str, Any]) -> dict[str, str]:
+    arguments = config.get("model_args", {})
+    side = arguments.get("image_size", "?")
+    return {
+        **facts_of(config),
+        "latent": "-",
+        "image": f"{arguments.get('image_channels', '?')}×{side}×{side}",
+    }
 
 
-@generators.command("inspect")
-@click.argument("source", metavar="REFERENCE", required=False)
+def _quality(measured: Mapping[str, Any]) -> str:
+    """Returns what was measured of a generator, or of a classifier, in a few words."""
+    if "fid" in measured:
+        shares = "".join(
+            f", {k} {measured[k]:.2f}" for k in ("precision", "recall") if k in measured
+        )
+        return f"FID {measured['fid']:.1f}{shares}"
+    if "test_accuracy" in measured:
+        return f"test accuracy {measured['test_accuracy']:.3f}"
+    return "-"
+
+
+@generators.command(
+    "inspect",
+    epilog=examples(
+        "pgmkit generators inspect netG.pth -o samples.png",
+        "pgmkit generators inspect hf-hub:org/name",
+        "pgmkit generators inspect netG.pth --architecture auto --latent uniform:100",
+    ),
+)
+@click.argument(
+    "source", metavar="REFERENCE", required=False, shell_complete=complete_models("generator")
+)
 @generator_options
 @click.option("-o", "--out", type=OutPath(), help="Where to write a grid of 64 samples, .png.")
+@voice_options
 @json_option
 def inspect(
-    source: str | None, generator: dict[str, Any] | None, out: Path | None, as_json: bool
+    source: str | None,
+    generator: dict[str, Any] | None,
+    out: Path | None,
+    quiet: bool,
+    as_json: bool,
 ) -> None:
     """Look at a generator before it is used, and tell the command that shatters it.
 
@@ -90,7 +120,7 @@ def inspect(
         check_place(out)
         check_file(out, ".png", "the grid of samples")
     options = GeneratorOptions.from_table(generator or {}, "the command")
-    with working(quiet=True):
+    with working(quiet):
         found = look(open_folder(needed_source(source)), options)
     if out is not None and found.generator is not None and found.samples is not None:
         pictures.write_grid(out, found.samples, found.generator.image.range, scale=2)
@@ -162,15 +192,4 @@ def _record(found: "Inspection") -> dict[str, Any]:
         "warnings": found.warnings,
         "problems": found.problems,
         "command": found.command,
-    }
-
-
-def _facts(config: Mapping[str, Any]) -> dict[str, str]:
-    latent, image = config.get("latent", {}), config.get("image", {})
-    shape = image.get("shape")
-    return {
-        "architecture": str(config.get("architecture", "-")),
-        "latent": f"{latent.get('dim', '?')} {latent.get('distribution', 'normal')}",
-        "image": "×".join(map(str, shape)) if isinstance(shape, list) else "?",
-        "license": str(config.get("license", "-")),
     }

@@ -1,6 +1,7 @@
-"""How the commands print: JSON and tables."""
+"""How the commands print: JSON, tables, what stands before messages, examples of their use."""
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,6 +11,24 @@ import click
 from pgmkit.errors import printable
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+_COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
+
+
+def examples(*lines: str) -> str:
+    """Returns what stands last in the help of a command: how it is called."""
+    return "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])
+
+
+def print_message(called: str, text: str) -> None:
+    """Prints an "error", a "warning" or a "note" on stderr, after that word.
+
+    The word is in colour on a terminal, unless NO_COLOR is set or the terminal is a dumb one.
+    """
+    is_plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    word = f"{called}:" if is_plain else click.style(f"{called}:", fg=_COLOURS[called], bold=True)
+    click.echo(f"{word} {text}", err=True)
 
 
 def print_json(value: Any) -> None:
@@ -35,3 +54,19 @@ def scores_line(protocol: str, scores: Mapping[str, Any]) -> str:
         f"purity {scores['overall_purity']:.4f}, class entropy {scores['class_entropy']:.3f} nats "
         f"and {scores['mean_cluster_entropy']:.3f} within clusters"
     )
+
+
+def in_bytes(count: float) -> str:
+    """Returns a number of bytes with its unit.
+
+    Example:
+        >>> in_bytes(3 * 2**20)
+        '3.0 MiB'
+    """
+    if count < 1024:
+        return f"{count:.0f} bytes"
+    for unit in ("KiB", "MiB"):
+        count /= 1024
+        if count < 1024:
+            return f"{count:.1f} {unit}"
+    return f"{count / 1024:,.1f} GiB"

@@ -7,7 +7,8 @@ from typing import Any
 import click
 
 from pgmkit import defaults
-from pgmkit.cli.output import json_option, print_json, print_table
+from pgmkit.cli.completion import complete_components
+from pgmkit.cli.output import examples, json_option, print_json, print_table
 from pgmkit.cli.settings import (
     OutPath,
     check_file,
@@ -15,8 +16,8 @@ from pgmkit.cli.settings import (
     config_option,
     device_option,
     gather_settings,
-    quiet_option,
     run_options,
+    voice_options,
     working,
 )
 from pgmkit.config import IMAGES, check_count
@@ -38,13 +39,31 @@ def _with_data(command: Any) -> Any:
     return split(size(command))
 
 
-@click.group()
+@click.group(
+    epilog=examples(
+        "pgmkit partition fit --data mnist.npz --partitions 10 -o parts",
+        "pgmkit partition assign parts --data mnist.npz -o parts.csv",
+        "pgmkit partition plot parts --data mnist.npz -o parts.png",
+    )
+)
 def partition() -> None:
     """Fit partitioners to images, and use them."""
 
 
-@partition.command()
-@click.argument("name", required=False, metavar="[NAME|CONFIG]")
+@partition.command(
+    epilog=examples(
+        "pgmkit partition fit --data mnist.npz --partitions 10 -o parts",
+        "pgmkit partition fit kmeans --data photos/ --size 64 -o parts "
+        "--set partitioner.features=timm",
+        "pgmkit partition fit examples/mnist-iresnet.toml --data mnist.npz -o parts",
+    )
+)
+@click.argument(
+    "name",
+    required=False,
+    metavar="[NAME|CONFIG]",
+    shell_complete=complete_components("partitioners"),
+)
 @click.option("--data", help=_DATA)
 @click.option(
     "--partitions",
@@ -96,13 +115,15 @@ def fit(
         click.echo(f"\nshatter a generator with it: --partitioner local-dir:{out}")
 
 
-@partition.command()
+@partition.command(
+    epilog=examples("pgmkit partition assign parts --data mnist.npz --split test -o parts.csv")
+)
 @click.argument("partitioner")
 @click.option("--data", required=True, help=_DATA)
 @click.option("-o", "--out", type=OutPath(), help="A .csv file of parts and margins.")
 @_with_data
 @device_option
-@quiet_option
+@voice_options
 @json_option
 def assign(partitioner: str, out: Path | None, quiet: bool, as_json: bool, **where: Any) -> None:
     """Say in which part of PARTITIONER (a folder or hf-hub:org/name) each image lies."""
@@ -129,7 +150,7 @@ def assign(partitioner: str, out: Path | None, quiet: bool, as_json: bool, **whe
         _print(numbers)
 
 
-@partition.command()
+@partition.command(epilog=examples("pgmkit partition info parts"))
 @click.argument("partitioner")
 @json_option
 def info(partitioner: str, as_json: bool) -> None:
@@ -144,7 +165,12 @@ def info(partitioner: str, as_json: bool) -> None:
         _print(numbers)
 
 
-@partition.command()
+@partition.command(
+    epilog=examples(
+        "pgmkit partition plot parts --data mnist.npz -n 8 -o parts.png",
+        "pgmkit partition plot ring --data points:ring --part 2 -o guide.png",
+    )
+)
 @click.argument("partitioner")
 @click.option("--data", required=True, help=_DATA)
 @click.option("-o", "--out", required=True, type=OutPath(), help="A .png file.")
@@ -154,7 +180,7 @@ def info(partitioner: str, as_json: bool) -> None:
 @click.option("--part", type=int, help="Of points: the part towards which arrows show the pull.")
 @_with_data
 @device_option
-@quiet_option
+@voice_options
 def plot(
     partitioner: str, out: Path, count: int | None, part: int | None, quiet: bool, **where: Any
 ) -> None:

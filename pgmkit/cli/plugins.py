@@ -6,20 +6,28 @@ from pathlib import Path
 
 import click
 
-from pgmkit.cli.output import json_option, print_json, print_table
-from pgmkit.cli.settings import set_option
-from pgmkit.components import KINDS, RegisteredComponent, stdout_to_stderr
+from pgmkit.cli.completion import complete_components
+from pgmkit.cli.output import examples, json_option, print_json, print_table
+from pgmkit.cli.settings import set_option, voice_options, working
+from pgmkit.components import KINDS, RegisteredComponent
 from pgmkit.config import apply_overrides
 from pgmkit.errors import ParameterError, PluginError, UnknownNameError
 from pgmkit.plugins import installed
+from pgmkit.progress import track
 
 
-@click.group()
+@click.group(
+    epilog=examples(
+        "pgmkit plugins ls",
+        "pgmkit plugins new acme-halves --kind partitioners",
+        "pgmkit plugins check acme-halves",
+    )
+)
 def plugins() -> None:
     """List, check and begin plugins."""
 
 
-@plugins.command("ls")
+@plugins.command("ls", epilog=examples("pgmkit plugins ls", "pgmkit plugins ls --json"))
 @json_option
 def list_plugins(as_json: bool) -> None:
     """List plugins, what they offer, and why any of them failed."""
@@ -33,11 +41,19 @@ def list_plugins(as_json: bool) -> None:
     print_table(rows, ("plugin", "version", "status", "components"))
 
 
-@plugins.command("check")
-@click.argument("name")
+@plugins.command(
+    "check",
+    epilog=examples(
+        "pgmkit plugins check acme-halves",
+        "pgmkit plugins check kmeans --set num_partitions=3 --image 1x28x28",
+        "pgmkit plugins check mappers/mixture --json",
+    ),
+)
+@click.argument("name", shell_complete=complete_components())
 @set_option
 @click.option("--image", metavar="CxHxW", default="3x8x8", help="Images to try it on: 3x8x8.")
 @click.option("--latent", metavar="DIM", help="Prior of a generator loader that says none.")
+@voice_options
 @json_option
 @click.pass_context
 def check(
@@ -46,12 +62,14 @@ def check(
     overrides: Sequence[str],
     image: str,
     latent: str | None,
+    quiet: bool,
     as_json: bool,
 ) -> None:
     """Check that a component keeps its contract, or all of a plugin or a distribution.
 
-    NAME is a component, such as kmeans or acme:halves, or a distribution, such as acme. Parameters
-    of a component are given as --set size=3. The exit code is 1 if a check fails.
+    NAME is a component, such as kmeans, acme:halves or mappers/mixture, or a distribution, such as
+    acme. Parameters of a component are given as --set size=3, and else are those that its record
+    has for this. The exit code is 1 if a check fails.
     """
     found = _named(name)
     if overrides and len(found) > 1:
@@ -66,10 +84,13 @@ def check(
     parameters = apply_overrides({}, overrides)
     shape = as_image(image, "--image").shape
     prior = None if latent is None else as_latent(latent, "--latent")
-    with stdout_to_stderr():
+    with working(quiet):
         reports = [
-            run(Case(component, parameters, shape, prior), checks_of(component.kind))
-            for component in found
+            run(
+                Case(component, {**component.component.trial, **parameters}, shape, prior),
+                checks_of(component.kind),
+            )
+            for component in track(found, "checking", len(found), "component")
         ]
     counts = {
         status: sum(report.counts()[status] for report in reports)
@@ -90,7 +111,13 @@ def check(
         context.exit(1)
 
 
-@plugins.command("new")
+@plugins.command(
+    "new",
+    epilog=examples(
+        "pgmkit plugins new acme-halves --kind partitioners",
+        "pgmkit plugins new acme-flows --kind mappers -o src/acme-flows",
+    ),
+)
 @click.argument("name")
 @click.option("--kind", required=True, help="What it offers, such as features or partitioners.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder; NAME by default.")
@@ -128,6 +155,9 @@ def _named(name: str) -> list[RegisteredComponent]:
     if own:
         owners = {record.name for record in own}
         return [component for component in plugins.components if component.plugin in owners]
+    kind, slash, short = name.partition("/")
+    if slash:
+        return [plugins.find(kind, short)]
     found = [plugins.find(kind, name) for kind in KINDS if plugins.offers(kind, name)]
     if not found:
         known = {component.name for component in plugins.components}

@@ -5,23 +5,30 @@ from typing import Any
 
 import click
 
-from pgmkit import files
-from pgmkit.cli.output import json_option, print_json
+from pgmkit.cli.completion import complete_models
+from pgmkit.cli.output import examples, json_option, print_json
+from pgmkit.cli.reports import report_beside
+from pgmkit.cli.settings import voice_options, working
 from pgmkit.cli.sources import generator_options, needed_source
-from pgmkit.errors import LoadError
 from pgmkit.loading.folders import PARTITIONER_CONFIG
 from pgmkit.loading.hub import check_push
 from pgmkit.loading.references import open_folder
+from pgmkit.progress import phase
 
-_REPORT = "report.json"
 
-
-@click.command("push")
-@click.argument("source", required=False)
+@click.command(
+    "push",
+    epilog=examples(
+        "pgmkit generators push shattered org/name --private",
+        'pgmkit generators push parts org/name -m "Parts of MNIST"',
+    ),
+)
+@click.argument("source", required=False, shell_complete=complete_models("generator"))
 @click.argument("repository", required=False)
 @generator_options
 @click.option("--private", is_flag=True, help="Make a new repository private.")
 @click.option("-m", "--message", help="Message of the commit.")
+@voice_options
 @json_option
 def push(
     source: str | None,
@@ -29,6 +36,7 @@ def push(
     generator: Mapping[str, Any] | None,
     private: bool,
     message: str | None,
+    quiet: bool,
     as_json: bool,
 ) -> None:
     """Publish SOURCE on the Hub as REPOSITORY.
@@ -50,27 +58,16 @@ def push(
     folder = open_folder(source)
     model: Any
     more: dict[str, Any] = {}
-    if generator is None and folder.weights is None and folder.fetch(PARTITIONER_CONFIG):
-        model, more = load_partitioner(source), {"picture": folder.fetch(SAMPLES_FILE)}
-    else:
-        model = load(source, **(generator or {}))
-        if isinstance(model, ShatteredGenerator):
-            more = {"numbers": _numbers(source, model.cluster_sizes)}
-    address = model.push_to_hub(repository, private=private, message=message, **more)
+    with working(quiet):
+        if generator is None and folder.weights is None and folder.fetch(PARTITIONER_CONFIG):
+            model, more = load_partitioner(source), {"picture": folder.fetch(SAMPLES_FILE)}
+        else:
+            model = load(source, **(generator or {}))
+            if isinstance(model, ShatteredGenerator):
+                more = {"numbers": report_beside(folder, model.cluster_sizes)}
+        with phase("making the card, and sending"):
+            address = model.push_to_hub(repository, private=private, message=message, **more)
     if as_json:
         print_json({"source": source, "repository": repository, "address": address})
     else:
         click.echo(address)
-
-
-def _numbers(source: str, cluster_sizes: list[int]) -> dict[str, Any] | None:
-    """Returns the report that lies beside a result, if it is one of the same clusters."""
-    path = open_folder(source).fetch(_REPORT)
-    if path is None:
-        return None
-    try:
-        numbers = files.read_json(path, source)
-        same = [cluster["size"] for cluster in numbers["clusters"]] == cluster_sizes
-    except (LoadError, KeyError, TypeError):
-        return None
-    return numbers if same else None

@@ -15,6 +15,7 @@ from pgmkit.config import apply_overrides, read_toml
 from pgmkit.errors import OutputError, ParameterError, PgmkitNote
 
 _Command = Callable[..., Any]
+_VOICE = "pgmkit.voice"
 _CHOSEN = ("clusters", "remove")
 """Settings that may be the name of a way to choose them, which is short for a table with it."""
 
@@ -64,24 +65,46 @@ device_option = click.option(
 )
 
 
-def _quieten(context: click.Context, option: click.Parameter, value: bool) -> bool:
-    if value:
+def _set_voice(context: click.Context, option: click.Parameter, value: bool) -> bool:
+    """Lets a command say less or more, as one of `voice_options` asks."""
+    if not value:
+        return value
+    if context.meta.setdefault(_VOICE, option.name) != option.name:
+        raise click.UsageError("-q asks for less to be said, and -v for more; leave one out")
+    if option.name == "quiet":
         warnings.simplefilter("ignore", PgmkitNote)
+    else:
+        context.with_resource(progress.verbose())
     return value
 
 
-quiet_option = click.option(
+_quiet_option = click.option(
     "-q",
     "--quiet",
     is_flag=True,
-    callback=_quieten,
+    callback=_set_voice,
     help="Say nothing on stderr but warnings and errors.",
 )
+_verbose_option = click.option(
+    "-v",
+    "--verbose",
+    is_flag=True,
+    callback=_set_voice,
+    expose_value=False,
+    help="Also tell how long each part took, and what libraries warn of.",
+)
+
+
+def voice_options(command: _Command) -> _Command:
+    """Adds how much a command says on stderr; the command takes `quiet`."""
+    for option in (_verbose_option, _quiet_option):
+        command = option(command)
+    return command
 
 
 def run_options(command: _Command) -> _Command:
     """Adds what every command that runs by settings takes behind its own options."""
-    for option in (json_option, quiet_option, dry_run_option, set_option):
+    for option in (json_option, voice_options, dry_run_option, set_option):
         command = option(command)
     return command
 

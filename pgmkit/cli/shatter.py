@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from pgmkit import defaults
-from pgmkit.cli.output import print_json, print_table, scores_line
+from pgmkit.cli.completion import complete_components, complete_models
+from pgmkit.cli.output import examples, print_json, print_table, scores_line
 from pgmkit.cli.settings import (
     OutPath,
     check_out,
@@ -35,17 +36,37 @@ def _number_or_auto(number: Callable[[str], float]) -> Callable[[str], float | s
     return convert
 
 
-@click.command()
-@click.argument("source", required=False)
+@click.command(
+    epilog=examples(
+        "pgmkit shatter mnist-dcgan -o shattered --classifier mnist-classifier",
+        "pgmkit shatter netG.pth --architecture auto -o shattered --clusters 10 --remove 0.2",
+        "pgmkit shatter mnist-dcgan -o paper --sampler kmeans-gmm --set sampler.num_components=3",
+        "pgmkit shatter --config examples/shatter-mnist.toml -o shattered --dry-run",
+    )
+)
+@click.argument("source", required=False, shell_complete=complete_models("generator"))
 @click.option("-o", "--out", type=OutPath(), help="Output folder.")
-@click.option("--density", help=f"Density estimator; {defaults.DENSITY} by default.")
+@click.option(
+    "--density",
+    shell_complete=complete_components("density-estimators"),
+    help=f"Density estimator; {defaults.DENSITY} by default.",
+)
 @click.option(
     "--partitioner",
+    shell_complete=complete_components("partitioners"),
     help=f"What finds the clusters: a name, or local-dir:FOLDER or hf-hub:org/name of one that was "
     f"fitted before; {defaults.PARTITIONER} by default.",
 )
-@click.option("--mapper", help=f"What draws latents of them; {defaults.MAPPER} by default.")
-@click.option("--sampler", help="A cluster sampler that does both, in their stead.")
+@click.option(
+    "--mapper",
+    shell_complete=complete_components("mappers"),
+    help=f"What draws latents of them; {defaults.MAPPER} by default.",
+)
+@click.option(
+    "--sampler",
+    shell_complete=complete_components("cluster-samplers"),
+    help="A cluster sampler that does both, in their stead.",
+)
 @click.option(
     "--clusters",
     type=_number_or_auto(int),
@@ -63,11 +84,19 @@ def _number_or_auto(number: Callable[[str], float]) -> Callable[[str], float | s
     "--latents", type=int, help=f"Latents to draw, before removal; {defaults.LATENTS} by default."
 )
 @click.option("--seed", type=int, help=f"Of everything random; {defaults.SEED} by default.")
-@click.option("--engine", help=f"Where the spectrum is computed; {defaults.ENGINE} by default.")
+@click.option(
+    "--engine",
+    shell_complete=complete_components("engines"),
+    help=f"Where the spectrum is computed; {defaults.ENGINE} by default.",
+)
 @generator_options
 @device_option
 @no_cache_option
-@click.option("--classifier", help="Classifier for the scores, such as mnist-classifier.")
+@click.option(
+    "--classifier",
+    shell_complete=complete_models("classifier"),
+    help="Classifier for the scores, such as mnist-classifier.",
+)
 @click.option("--spectrum", help="Folder of a spectrum to use; computed if left out.")
 @config_option
 @run_options

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pgmkit import defaults
-from pgmkit.cli.output import json_option, print_json, print_table
+from pgmkit.cli.completion import complete_models
+from pgmkit.cli.output import examples, json_option, print_json, print_table
 from pgmkit.cli.settings import (
     OutPath,
     check_file,
@@ -51,7 +52,13 @@ _rank_rtol = click.option(
 )
 
 
-@click.group()
+@click.group(
+    epilog=examples(
+        "pgmkit spectrum compute mnist-dcgan -o spectrum --latents 8000",
+        "pgmkit spectrum info spectrum",
+        "pgmkit spectrum plot spectrum -o spectrum.png",
+    )
+)
 def spectrum() -> None:
     """Compute spectra, tell about them, draw them.
 
@@ -60,8 +67,14 @@ def spectrum() -> None:
     """
 
 
-@spectrum.command()
-@click.argument("source", required=False)
+@spectrum.command(
+    epilog=examples(
+        "pgmkit spectrum compute mnist-dcgan -o spectrum --latents 8000",
+        "pgmkit spectrum compute hf-hub:org/name -o spectrum --probes 32 --device cuda",
+        "pgmkit spectrum compute mnist-dcgan --dry-run",
+    )
+)
+@click.argument("source", required=False, shell_complete=complete_models("generator"))
 @click.option("-o", "--out", type=OutPath(urls=True), help="Folder or URL of the spectrum.")
 @click.option("--latents", type=int, help=f"Latents to draw; {defaults.LATENTS} by default.")
 @click.option("--seed", type=int, help="Of the latents; 0 by default.")
@@ -105,7 +118,7 @@ def compute(
         _tell(out, computed, {}, as_json)
 
 
-@spectrum.command()
+@spectrum.command(epilog=examples("pgmkit spectrum info spectrum"))
 @_folder
 @_rank_rtol
 @json_option
@@ -121,7 +134,7 @@ def info(folder: Path, rank_rtol: float | None, as_json: bool) -> None:
     _tell(folder, loaded, _given(rank_rtol=rank_rtol), as_json)
 
 
-@spectrum.command()
+@spectrum.command(epilog=examples("pgmkit spectrum plot spectrum -o spectrum.png"))
 @_folder
 @click.option("-o", "--out", required=True, type=OutPath(), help="A .png file.")
 @_rank_rtol

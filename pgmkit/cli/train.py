@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from pgmkit.cli.output import print_json
+from pgmkit.cli.output import examples, print_json
 from pgmkit.cli.settings import (
     OutPath,
     check_out,
@@ -17,7 +17,13 @@ from pgmkit.cli.settings import (
 from pgmkit.config import IMAGES
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "pgmkit train examples/mnist-pgmgan.toml --data mnist.npz -o runs/mnist-pgmgan",
+        "pgmkit train examples/ring-pgmgan.toml --data points:ring -o runs/ring --set steps=500",
+        "pgmkit train examples/mnist-dcgan.toml --data mnist.npz --dry-run",
+    )
+)
 @click.argument("config", type=click.Path(path_type=Path))
 @click.option("--data", required=True, help=f"Images: {IMAGES}.")
 @click.option("-o", "--out", type=OutPath(), help="Output folder.")

@@ -177,7 +177,7 @@ class ConditionalGenerator:
     def sample(
         self,
         n: int,
-        partition: int | None = None,
+        partition: int | Sequence[int] | None = None,
         *,
         seed: int = 0,
         truncation: float | None = None,
@@ -190,7 +190,7 @@ class ConditionalGenerator:
     def draw(
         self,
         n: int,
-        partition: int | None = None,
+        partition: int | Sequence[int] | None = None,
         *,
         seed: int = 0,
         truncation: float | None = None,
@@ -204,7 +204,7 @@ class ConditionalGenerator:
 
         Args:
             n: how many, at least 1.
-            partition: from 0 to k - 1; None mixes partitions by their masses.
+            partition: from 0 to k - 1; several are mixed by their masses, and None mixes all.
             seed: of everything random.
             truncation: latents are drawn within so many standard deviations of their mean, at least
                 1e-5; None is as far as they go.
@@ -218,6 +218,9 @@ class ConditionalGenerator:
         """
         check_count("the number of samples", n)
         check_seed(seed)
+        masses = list(self.masses)
+        if isinstance(partition, Sequence):
+            masses, partition = self._masses_of(partition), None
         if partition is not None:
             check_partition(partition, self.num_partitions)
         if not fits(redraws, int) or redraws < 0:
@@ -233,12 +236,25 @@ class ConditionalGenerator:
             lambda z, y: self(z, y).cpu(),
             self._find if redraws else None,
             latent,
-            self.masses,
+            masses,
             partition=partition,
             seed=seed,
             redraws=redraws,
         )
         return drawing.drawn(n)
+
+    def _masses_of(self, partitions: Sequence[int]) -> list[float]:
+        """Returns the masses of some partitions among all, where others have none."""
+        for number in partitions:
+            check_partition(number, self.num_partitions)
+        total = sum(self.masses[number] for number in partitions)
+        if not total:
+            raise ParameterError(
+                f"the partitions {list(partitions)} have no mass to mix them by; ask for one"
+            )
+        return [
+            mass / total if number in partitions else 0.0 for number, mass in enumerate(self.masses)
+        ]
 
     def _find(self, images: Tensor) -> Tensor:
         """Returns the partitions (B,) in which the partitioner finds images (B, C, H, W)."""

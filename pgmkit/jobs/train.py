@@ -109,12 +109,13 @@ class Job:
             self._learn(source=source)
         if isinstance(task, GANTask):
             task.graphs.stop()  # which nothing that counts can look into
-        least = 2 * ranks.world_size()
-        other = few - least if few > least else min(few + least, whole)
-        kept = {size: self._activations(source, size) for size in (few, other)}
-        each = (kept[few] - kept[other]) / ((few - other) or 1)
+        kept: float = self._activations(source, few)
+        if few < whole:
+            least = 2 * ranks.world_size()
+            other = few - least if few > least else least // 2
+            kept += (kept - self._activations(source, other)) / (few - other) * (whole - few)
         memory = lasting_memory(task.parts)
-        memory["activations"] = round(kept[few] + each * (whole - few))
+        memory["activations"] = round(kept)
         return Estimate(
             seconds + batches * loops.whole, {**memory, "total": sum(memory.values())}, few
         )

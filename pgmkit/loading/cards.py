@@ -199,7 +199,7 @@ def conditional_card(
             row.append("-" if share is None else f"{share:.1%}")
     found = "The partitioner that tells them is not here."
     if partitioner is not None:
-        name = shortened_table("partitioners", partitioner).get("name")
+        name = _name_of(partitioner)
         found = f"The partitioner that tells them, `{_code(name)}`, is in `{PARTITIONER_FOLDER}`."
     command = f"pgmkit shatter {reference} --partition {count - 1} -o shattered"
     shatter = ["To find clusters in one of them:", "", *_block(command, "bash")]
@@ -362,7 +362,7 @@ def _clusters(
     if known:
         header += ["mostly", "purity"]
         for row, cluster in zip(rows, known, strict=True):
-            row += [plain(cluster["mostly"]), f"{cluster['purity']:.2f}"]
+            row += [plain(cluster.get("mostly") or ""), f"{cluster['purity']:.2f}"]
     scores = [
         f"{plain(protocol)}: AMI {found['adjusted_mutual_information']:.3f}, purity "
         f"{found['overall_purity']:.3f}"
@@ -416,13 +416,17 @@ def shortened_table(kind: str, table: Mapping[str, Any]) -> Any:
     Returns:
         The name alone where all parameters are what they are by default, or else a table.
     """
-    name = str(table["name"]).removeprefix(f"{OWN_DISTRIBUTION}:")
+    name = _name_of(table)
     usual, changed = _parameters(kind, table["name"]), {}
     for parameter, value in table["params"].items():
         short = _shortened_value(value)
         if parameter not in usual or _as_json(usual[parameter].default) != _as_json(short):
             changed[parameter] = short
     return {"name": name, **changed} if changed else name
+
+
+def _name_of(table: Mapping[str, Any]) -> str:
+    return str(table["name"]).removeprefix(f"{OWN_DISTRIBUTION}:")
 
 
 def _shortened_value(value: Any) -> Any:

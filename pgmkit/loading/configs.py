@@ -18,7 +18,7 @@ from pgmkit.loading.folders import (
 
 FIELDS: Mapping[str, type] = {
     **dict.fromkeys(("architecture", "weights", "weights_key", "weights_prefix"), str),
-    **dict.fromkeys(("model_args", "latent", "image", "provenance"), dict),
+    **dict.fromkeys(("model_args", "latent", "image", "measured", "provenance"), dict),
     **dict.fromkeys(("name", "license", "paper"), str),
     "format_version": int,
 }
@@ -79,6 +79,18 @@ def read_config(folder: ModelFolder) -> FolderConfig:
             raise LoadError(f"{name!r} in {where} must be {mismatch(value, FIELDS[name])}")
     others = {k: v for k, v in config.items() if k not in FIELDS and k not in _OF_OTHERS}
     return FolderConfig(ours, others, where)
+
+
+def facts_of(config: Mapping[str, Any]) -> dict[str, str]:
+    """Returns in texts what a config says of a generator: its network, latents, images, licence."""
+    latent, image = config.get("latent", {}), config.get("image", {})
+    shape = image.get("shape")
+    return {
+        "architecture": str(config.get("architecture", "-")),
+        "latent": f"{latent.get('dim', '?')} {latent.get('distribution', 'normal')}",
+        "image": "×".join(map(str, shape)) if isinstance(shape, list) else "?",
+        "license": str(config.get("license", "-")),
+    }
 
 
 def read_masses(folder: ModelFolder) -> tuple[float, ...] | None:

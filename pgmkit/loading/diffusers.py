@@ -144,7 +144,11 @@ def read_decoder(folder: ModelFolder, *, sides: Sequence[int] | None = None) -> 
 
 
 def build_decoder(config: dict[str, Any], sides: list[int] | None = None) -> DiffusersDecoder:
-    """Builds a decoder without its weights; sides of images go before those in the config.
+    """Builds a decoder without its weights.
+
+    Args:
+        config: the `config.json` of the autoencoder.
+        sides: height and width of the images; None takes those in the config.
 
     Raises:
         PluginError: the extra `pgmkit[diffusers]` is not installed.

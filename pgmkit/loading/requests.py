@@ -86,6 +86,23 @@ def endpoint() -> str:
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
+def why_unreachable(seconds: float) -> str:
+    """Returns why the Hub gives no answer within so many seconds, in one line; "" if it does."""
+    constants = client_constants()
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    from huggingface_hub import get_session
+
+    def ask() -> Any:
+        return get_session().head(constants.ENDPOINT, timeout=seconds, follow_redirects=False)
+
+    try:
+        fault = _fault_of_status(_within(time.monotonic() + seconds, seconds, ask))
+    except (Fault, http_library().HTTPError, http_library().InvalidURL) as error:
+        fault = error if isinstance(error, Fault) else fault_of(error)
+    return "" if fault is None else f"{fault.where} {fault.reason}"
+
+
 def without_secrets(text: str) -> str:
     """Returns a text without the passwords in its addresses and without tokens."""
     return _PASSWORDS.sub("//", _TOKENS.sub(r"\1_...", text))

@@ -119,13 +119,15 @@ class ShatteredGenerator:
             )
         return cluster
 
-    def sample(self, n: int, cluster: int | str | None = None, seed: int = 0) -> Tensor:
+    def sample(
+        self, n: int, cluster: int | str | Sequence[int] | None = None, seed: int = 0
+    ) -> Tensor:
         """Makes images.
 
         Args:
             n: how many, at least 1.
-            cluster: from 0 to k - 1, or its name; None mixes the clusters by their sizes, without
-                those that are hidden.
+            cluster: from 0 to k - 1, or its name; several are mixed by their sizes, and None mixes
+                all that are not hidden.
             seed: the same seed gives the same images.
 
         Returns:
@@ -138,11 +140,13 @@ class ShatteredGenerator:
         """
         return self.images(self.sample_latents(n, cluster, seed))
 
-    def sample_latents(self, n: int, cluster: int | str | None = None, seed: int = 0) -> Tensor:
+    def sample_latents(
+        self, n: int, cluster: int | str | Sequence[int] | None = None, seed: int = 0
+    ) -> Tensor:
         """Draws latents (n, M), float32, for `sample`; arguments and errors are the same."""
         check_count("the number of samples", n)
-        if cluster is None:
-            drawn, failed = self._drawn(self._clusters(n, seed), seed)
+        if cluster is None or (isinstance(cluster, Sequence) and not isinstance(cluster, str)):
+            drawn, failed = self._drawn(self._clusters(n, seed, cluster), seed)
             if failed:
                 raise next(iter(failed.values()))
             return drawn
@@ -193,10 +197,19 @@ class ShatteredGenerator:
             raise next(iter(failed.values()))
         return drawn[found], clusters[found]
 
-    def _clusters(self, n: int, seed: int) -> Tensor:
-        """Draws cluster numbers (n,) by cluster size, of those that are not hidden."""
+    def _clusters(self, n: int, seed: int, among: Sequence[int] | None = None) -> Tensor:
+        """Draws cluster numbers (n,) by cluster size, of some, or all that are not hidden."""
         sizes = torch.tensor(self.cluster_sizes, dtype=torch.float64)
-        sizes[self.hidden] = 0
+        if among is None:
+            sizes[self.hidden] = 0
+        if among is not None:
+            for cluster in among:
+                self.number_of(cluster)
+            sizes = torch.zeros_like(sizes).index_copy(0, torch.tensor(among), sizes[[*among]])
+            if not sizes.any():
+                raise SamplingError(
+                    f"the clusters {list(among)} are empty: no latent was assigned to them"
+                )
         return torch.multinomial(
             sizes, n, replacement=True, generator=random_generator(seed, "clusters")
         )

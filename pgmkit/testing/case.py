@@ -154,7 +154,8 @@ def case_of(
 
     Args:
         kind: one of `pgmkit.components.KINDS`.
-        component: a name, a table of name and parameters, or a factory, such as a class.
+        component: a name, a table of name and parameters, or a factory, such as a class. Parameters
+            that are not given are those of the component's `trial`, or its own defaults.
         image: see `Case`.
         latent: also the number of dimensions of a normal prior.
 
@@ -176,7 +177,7 @@ def case_of(
             f"a component to check is a name, a table with a name, or a factory such as a class, "
             f"not {component!r:.60}"
         )
-    return Case(component, parameters, image, latent)
+    return Case(component, {**component.component.trial, **parameters}, image, latent)
 
 
 def _is_factory(value: Any) -> bool:

@@ -100,7 +100,15 @@ def dcgan_generator(
     first_side: int = 4,
     num_partitions: int | None = None,
 ) -> nn.Module:
-    """Returns a `DCGANGenerator`, or with partitions a `ConditionalDCGANGenerator`."""
+    """Returns a `DCGANGenerator`, or with partitions a `ConditionalDCGANGenerator`.
+
+    Args:
+        latent_dim: M, the number of latent dimensions.
+        channels: of the layers before the last, from the smallest images to the largest.
+        image_channels: C of the images.
+        first_side: of the smallest images, which are doubled with each further layer.
+        num_partitions: k; None makes no difference between partitions.
+    """
     sizes = (latent_dim, channels, image_channels, first_side)
     if num_partitions is None:
         return DCGANGenerator(*sizes)

@@ -18,5 +18,6 @@ def pgmkit_classifiers() -> list[Component]:
             "pgmkit_plugins.classifiers.residual:ResidualClassifier",
             "residual blocks on photographs of 32×32",
             citation="He et al. 2016",
+            trial={"width": 2},
         ),
     ]

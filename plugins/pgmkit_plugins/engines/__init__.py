@@ -7,7 +7,12 @@ from pgmkit import Component, hookimpl
 def pgmkit_engines() -> list[Component]:
     """Offers threads, the processes of torchrun, and Ray."""
     return [
-        Component("local", "pgmkit.engines.local:LocalEngine", "threads of this process"),
+        Component(
+            "local",
+            "pgmkit.engines.local:LocalEngine",
+            "threads of this process",
+            trial={"workers": 2},
+        ),
         Component(
             "torchrun",
             "pgmkit_plugins.engines.torchrun:TorchrunEngine",

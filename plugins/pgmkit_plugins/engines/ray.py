@@ -3,7 +3,7 @@
 import functools
 import os
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, TypeVar
 
 from pgmkit.errors import EngineError, ParameterError, first_line
@@ -71,11 +71,15 @@ class RayEngine:
         Raises:
             EngineError: there is no such cluster, or a block's workers died too often.
         """
+        queue = iter(blocks)
+        first = list(islice(queue, 1))
+        if not first:  # to start a cluster takes seconds
+            return
+        queue = chain(first, queue)
         ours = self._connect()
         running: dict[Any, int] = {}
         try:
             submit = self._submitter(function)
-            queue = iter(blocks)
             while True:
                 # Counted again each time, since nodes come and go.
                 for block in islice(queue, max(0, self._places() - len(running))):
