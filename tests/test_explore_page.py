@@ -26,7 +26,7 @@ import pgmkit
 pytestmark = [pytest.mark.browser, pytest.mark.filterwarnings("ignore")]
 
 SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
-SLOW = 40_000
+SLOW = 60_000
 """Milliseconds after which something is given up, however busy the machine is."""
 
 

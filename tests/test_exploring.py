@@ -38,7 +38,7 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def exhibit(result: Path) -> ShatteredExhibit:
-    found = open_exhibit(result)
+    found = open_exhibit(f"local-dir:{result}")
     assert isinstance(found, ShatteredExhibit)
     assert found.notes == []
     return found

@@ -34,9 +34,10 @@ def explore(
     for this machine alone, unless --host says otherwise.
     """
     if space is not None:
+        from pgmkit.exploring.opening import place_of
         from pgmkit.exploring.space import write_space
 
-        click.echo(write_space(Path(result), space))
+        click.echo(write_space(place_of(result), space))
         return
     try:
         from pgmkit.exploring.page import page_of, serve

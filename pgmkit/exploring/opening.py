@@ -36,13 +36,13 @@ def open_exhibit(reference: Path | str, *, device: torch.device | str = "auto") 
         ParameterError: it is a generator without clusters.
         LoadError: there is nothing, or what is there is damaged or of another version.
     """
-    text = reference_of(reference)
-    model = Path(reference) / "model" / CONDITIONAL_CONFIG
-    if (Path(reference) / RUN_FILE).is_file() and model.is_file():  # of a training
-        reference = model.parent
-        text = reference_of(reference)
+    text, where = reference_of(reference), place_of(reference)
+    model = where / "model" / CONDITIONAL_CONFIG
+    if (where / RUN_FILE).is_file() and model.is_file():  # of a training
+        where = model.parent
+        text = reference_of(where)
     opened = open_folder(text)
-    folder = Path(reference) if Path(reference).is_dir() else None
+    folder = where if where.is_dir() else None
     if opened.weights is None and opened.fetch(PARTITIONER_CONFIG) is not None:
         return PartitionerExhibit(load_partitioner(text), folder)
     found = load(text, device=device)
@@ -53,6 +53,11 @@ def open_exhibit(reference: Path | str, *, device: torch.device | str = "auto") 
         return ShatteredExhibit(found, spectrum, folder=folder, notes=notes)
     command = shatter_command(text, GeneratorOptions())
     raise ParameterError(f"{reference} has no clusters to explore; find them first: {command}")
+
+
+def place_of(reference: Path | str) -> Path:
+    """Returns where a reference is on this machine, if it is here at all."""
+    return Path(str(reference).removeprefix("local-dir:"))
 
 
 def _spectrum_of(folder: Path | None) -> tuple[Spectrum | None, list[str]]:

@@ -28,7 +28,7 @@ from pgmkit.errors import LoadError, OutputError, PgmkitError, PgmkitWarning, fi
 from pgmkit.exploring import markup
 from pgmkit.exploring.conditional import ConditionalExhibit
 from pgmkit.exploring.exhibit import Exhibit, Samples
-from pgmkit.exploring.opening import open_exhibit
+from pgmkit.exploring.opening import open_exhibit, place_of
 from pgmkit.exploring.parts import PartitionerExhibit
 from pgmkit.exploring.shattered import ShatteredExhibit
 
@@ -167,7 +167,7 @@ def page_of(reference: str, *, device: str = "auto") -> gr.Blocks:
         with progress.phase("opening"):
             return build_page(open_exhibit(reference, device=device))
     except LoadError as error:
-        if not Path(reference).exists():
+        if not place_of(reference).exists():
             raise
         warnings.warn(str(error), PgmkitWarning, stacklevel=2)
         return build_failure(str(error))
