@@ -1,7 +1,9 @@
 # make demo       shatters the shipped MNIST generator and leaves a report
 # make demo-gan   trains a partition-guided GAN on a ring of eight modes and leaves a report
+# make docs       builds the documentation into build/site
 # make test       lints, type-checks and runs the tests
 # make test-browser  walks through the explorer's page in Chromium, which has to be there
+# make versions   tries the lowest and newest versions of what is needed, on each Python that is here
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,13 +11,16 @@ READY := $(VENV)/.ready
 DEMO := runs/mnist-dcgan
 DEMO_GAN := runs/ring-pgmgan
 
-.PHONY: demo demo-gan test test-browser clean
+.PHONY: demo demo-gan docs test test-browser versions clean
 
 demo: $(READY)
 	$(BIN)/pgmkit shatter mnist-dcgan -o $(DEMO) --latents 4000 --classifier mnist-classifier
 
 demo-gan: $(READY)
 	$(BIN)/pgmkit train examples/ring-pgmgan.toml --data points:ring -o $(DEMO_GAN)
+
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 test: $(READY)
 	$(BIN)/ruff format --check .
@@ -27,6 +32,10 @@ test: $(READY)
 test-browser: $(READY)
 	$(BIN)/pip install --quiet --quiet --editable '.[browser]'
 	$(BIN)/pytest -m browser tests
+
+versions: $(READY)
+	$(BIN)/pip install --quiet uv
+	$(BIN)/python tools/versions.py
 
 $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "pgmkit needs Python 3.11 or newer"'

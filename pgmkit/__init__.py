@@ -4,6 +4,7 @@ Importing it is cheap: torch is imported with the first name that needs it.
 """
 
 import importlib
+import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 from pgmkit.components import Component
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from pgmkit.shattering import ShatteredGenerator, shatter
     from pgmkit.spectrum import Spectrum, compute_spectrum
 
-__version__ = "0.1.0"
+__version__: str
 
 __all__ = [
     "Component",
@@ -62,9 +63,12 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
+    if name == "__version__":
+        value: Any = importlib.metadata.version("pgmkit")
+    elif name in _LAZY:
+        value = getattr(importlib.import_module(_LAZY[name]), name)
+    else:
         raise AttributeError(f"module 'pgmkit' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_LAZY[name]), name)
     globals()[name] = value
     return value
 

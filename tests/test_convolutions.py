@@ -1,12 +1,14 @@
 """Convolutions of tangents against torch's own, in double precision."""
 
 import itertools
+import time
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
+from pgmkit.machine import seconds_for, tensor_threads
 from pgmkit.tangents import convolutions
 from pgmkit.tangents.convolutions import Convolution, in_tf32
 
@@ -94,6 +96,11 @@ def test_a_sparse_layer_is_quicker_by_its_live_units():
     convolution = convolution_of(nn.Conv2d(256, 128, 3, padding=1))
     tangents = torch.randn(1, 64, 256, 8, 8)
     assert convolution.faster_kernels(tangents, torch.rand(1, 256, 8, 8) < 0.05)[0] == "live"
+
+
+def test_a_kernel_is_timed_by_what_its_thread_does_whatever_else_runs():
+    with tensor_threads(1):
+        assert seconds_for(lambda: time.sleep(0.1), torch.device("cpu")) < 0.05
 
 
 def test_there_is_no_other_kernel_for_groups():

@@ -4,13 +4,16 @@ import ast
 import importlib.metadata
 import importlib.util
 import inspect
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 import pgmkit
 
@@ -18,18 +21,89 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    """Built from a copy, so that nothing is left in the checkout and nothing old gets in."""
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy without git, so that nothing is left in the checkout and nothing old gets in."""
     copy = tmp_path_factory.mktemp("source")
     for folder in ("pgmkit", "plugins", "registry"):
         ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
         shutil.copytree(ROOT / folder, copy / folder, ignore=ignored)
     for file in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / file, copy)
-    command = [sys.executable, "-m", "build", "--wheel", str(copy)]
+    return copy
+
+
+@pytest.fixture(scope="module")
+def built(source: Path) -> Path:
+    """The folder with the source distribution and the wheel that is built from it alone."""
+    command = [sys.executable, "-m", "build", "--no-isolation", str(source)]
     subprocess.run(command, check=True, capture_output=True, timeout=280)
-    (path,) = (copy / "dist").glob("*.whl")
+    return source / "dist"
+
+
+@pytest.fixture(scope="module")
+def wheel(built: Path) -> zipfile.ZipFile:
+    (path,) = built.glob("*.whl")
     return zipfile.ZipFile(path)
+
+
+def test_what_is_published_passes_the_checks_of_pypi(built: Path) -> None:
+    names = sorted(path.name for path in built.iterdir())
+    assert names == ["pgmkit-0.1.0.dev0-py3-none-any.whl", "pgmkit-0.1.0.dev0.tar.gz"]
+    command = [sys.executable, "-m", "twine", "check", "--strict", *map(str, built.iterdir())]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert finished.returncode == 0, finished.stdout
+    assert finished.stdout.count("PASSED") == 2
+
+
+@pytest.mark.parametrize(
+    ("tag", "version"),
+    [("v1.2.0", r"1\.2\.0"), ("", r"0\.1(\.0)?\.dev1\+g.*")],
+    ids=["tag", "none"],
+)
+def test_the_version_is_that_of_the_tag(tmp_path: Path, tag: str, version: str) -> None:
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    for words in (
+        ["init", "-q"],
+        ["add", "."],
+        ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "a", "--no-gpg-sign"],
+        *([["tag", tag]] if tag else []),
+    ):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True, timeout=60)
+    told = subprocess.run(
+        [sys.executable, "-m", "setuptools_scm"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert re.fullmatch(version, told.stdout.strip()), told.stdout
+
+
+def test_how_to_cite_it_is_data() -> None:
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors"} <= cited.keys()
+    page = (ROOT / "docs" / "cite.md").read_text()
+    for reference in cited["references"]:
+        assert reference["title"].partition(":")[0] in page
+        assert reference["authors"][0].get("family-names", "anonymous") in page
+
+
+def test_workflows_run_what_is_here_on_every_python_that_is_promised() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    promised = [c.split()[-1] for c in project["classifiers"] if re.search(r":: 3\.\d+$", c)]
+    assert project["requires-python"] == f">={promised[0]}"
+    flows = {p.stem: yaml.safe_load(p.read_text()) for p in (ROOT / ".github").glob("*/*.yml")}
+    assert flows.keys() == {"docs", "release", "test"}
+    jobs = {(name, job): flow["jobs"][job] for name, flow in flows.items() for job in flow["jobs"]}
+    assert jobs["test", "test"]["strategy"]["matrix"]["python"] == promised
+    lines = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
+    targets = {line.removeprefix("make ") for line in lines if line.startswith("make ")}
+    assert targets == {"docs", "test", "versions"}
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE)
+    assert jobs["release", "publish"]["permissions"] == {"id-token": "write"}
 
 
 def test_the_wheel_installs_exactly_three_top_level_names(wheel: zipfile.ZipFile) -> None:

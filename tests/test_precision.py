@@ -27,15 +27,25 @@ def generator_of(module: nn.Module, dim: int, shape: tuple[int, int, int]) -> pg
     return pgmkit.Generator(module, pgmkit.LatentSpec(dim), pgmkit.ImageSpec(shape), name="g")
 
 
-def rank_deficient_mlp() -> pgmkit.Generator:
-    """Bends 12 latents into images that hardly depend on some of them, as real MLP GANs do."""
+def mlp_of(shares: Tensor) -> pgmkit.Generator:
+    """Bends 12 latents into images whose singular values fall about as the shares do."""
     torch.manual_seed(0)
     first, second = nn.Linear(12, 32), nn.Linear(32, 32)
     with torch.no_grad():
         u, _, v = torch.linalg.svd(first.weight, full_matrices=False)
-        first.weight.copy_(u @ torch.diag(torch.logspace(1, -9, 12)) @ v)
+        first.weight.copy_(u @ torch.diag(10 * shares) @ v)
     layers = (first, nn.LeakyReLU(0.2), second, nn.LeakyReLU(0.2), nn.Linear(32, 64), nn.Tanh())
     return generator_of(nn.Sequential(*layers, nn.Unflatten(1, (1, 8, 8))), 12, (1, 8, 8))
+
+
+def rank_deficient_mlp() -> pgmkit.Generator:
+    """Images hardly depend on some latents, as those of real MLP GANs."""
+    return mlp_of(torch.logspace(0, -10, 12))
+
+
+def mlp_at_the_tolerance() -> pgmkit.Generator:
+    """Most singular values lie around 1e-6 of the largest."""
+    return mlp_of(torch.cat([torch.ones(1), torch.logspace(-5.6, -6.05, 11)]))
 
 
 def vae_decoder() -> pgmkit.Generator:
@@ -57,26 +67,65 @@ def float64_reference(generator: pgmkit.Generator, z: Tensor) -> Tensor:
     return torch.stack([torch.linalg.svdvals(jacobian) for jacobian in jacobians])
 
 
+def as_used(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns what estimators make of singular values: log-volumes and numeric ranks."""
+    spectrum = Spectrum(torch.zeros(len(values), 12), values, torch.zeros(len(values)))
+    return spectrum.log_volume(), spectrum.numeric_rank()
+
+
 def test_unsafe_latents_are_done_again_in_float64() -> None:
-    generator = rank_deficient_mlp()
+    generator = mlp_at_the_tolerance()
     z = generator.sample_latents(8, 0)
     result = JacobianSpectra(generator).compute(z)
-    reference = float64_reference(generator, z)
     assert result["float64"].all()
-    held = reference > 1e-12 * reference[:, :1]
-    assert held.sum(1).min() > 8, "float32 alone would lose all below 1e-7"
-    torch.testing.assert_close(result["singular_values"][held], reference[held], rtol=1e-3, atol=0)
+    reference = float64_reference(generator, z)
+    torch.testing.assert_close(result["singular_values"], reference, rtol=1e-9, atol=1e-12)
 
 
 def test_float32_alone_is_wrong_on_them() -> None:
     """Otherwise the test above shows nothing."""
-    generator = rank_deficient_mlp()
+    generator = mlp_at_the_tolerance()
     z = generator.sample_latents(8, 0)
     result = JacobianSpectra(generator, JacobianSettings(dtype="float32")).compute(z)
     assert not result["float64"].any()
+    volume, _ = as_used(result["singular_values"])
+    expected, _ = as_used(float64_reference(generator, z))
+    assert (volume - expected).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("least", [0.0, 1e-9])
+def test_float32_is_safe_where_only_null_directions_are_noise(least: float) -> None:
+    shares = torch.cat([torch.logspace(0, -3, 8), torch.full([4], least)])
+    generator = mlp_of(shares)
+    z = generator.sample_latents(32, 0)
+    result = JacobianSpectra(generator).compute(z)
+    assert not result["float64"].any()
+    volume, rank = as_used(result["singular_values"])
+    expected, expected_rank = as_used(float64_reference(generator, z))
+    assert torch.equal(rank, expected_rank)
+    torch.testing.assert_close(volume, expected, rtol=0, atol=1e-3)
+
+
+def test_a_tolerance_that_counts_noise_of_float32_is_said() -> None:
+    generator = mlp_of(torch.cat([torch.ones(8), torch.zeros(4)]))
+    rounded = pgmkit.compute_spectrum(generator, latents=4)
+    with pytest.warns(PgmkitWarning, match="float32 does not tell from zero"):
+        rounded.log_volume(rank_rtol=1e-9)
+    pgmkit.compute_spectrum(generator, latents=4, dtype="float64").log_volume(rank_rtol=1e-9)
+
+
+def test_float64_decides_on_which_side_of_a_kink_a_unit_is() -> None:
+    generator = mlp_of(torch.linspace(1, 0.5, 12))
+    first = generator.module[0]
+    z = generator.sample_latents(12, 0)
+    row = first.weight[5].double()
+    for latent in z[:6]:  # a step onto the kink of unit 5, as near as float32 can
+        value = latent.double() @ row + first.bias[5]
+        latent -= (value * row / row.square().sum()).float()
+    result = JacobianSpectra(generator).compute(z)
+    assert result["float64"].tolist() == [True] * 6 + [False] * 6
     reference = float64_reference(generator, z)
-    wrong = (result["singular_values"].log() - reference.log()).abs().sum(1)
-    assert wrong.max() > 1
+    torch.testing.assert_close(result["singular_values"], reference, rtol=1e-5, atol=0)
 
 
 def test_safe_latents_stay_in_float32_and_agree_with_float64() -> None:
@@ -298,7 +347,7 @@ def test_more_probes_than_latent_dimensions_are_refused() -> None:
 
 
 def test_a_spectrum_says_how_it_was_computed() -> None:
-    spectrum = pgmkit.compute_spectrum(rank_deficient_mlp(), latents=6)
+    spectrum = pgmkit.compute_spectrum(mlp_at_the_tolerance(), latents=6)
     assert spectrum.provenance["computed"] == {"dtype": "auto", "probes": None, "sketch": None}
     assert spectrum.provenance["check"] is None
     assert spectrum.float64_share() == 1
@@ -510,7 +559,7 @@ class TestApart:
         monkeypatch.setattr("pgmkit.spectrum.jacobian._AHEAD", 1)
         waiting: list[int] = []
 
-        def step(_: Differentiator, batch: Tensor) -> _Begun:
+        def step(_: Differentiator, batch: Tensor) -> _Begun[Tensor]:
             waiting.append(1)
             assert len(waiting) <= 2
 
@@ -521,7 +570,9 @@ class TestApart:
             return _Begun(finish, num_bytes=2)
 
         z = generator.sample_latents(9, 0)
-        assert torch.equal(jacobians._all_values(jacobians._differentiator, z, step), z)
+        assert torch.equal(
+            torch.cat(jacobians._over_batches(jacobians._differentiator, z, step)), z
+        )
 
 
 @pytest.mark.parametrize(

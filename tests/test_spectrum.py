@@ -214,6 +214,23 @@ def test_the_plan_names_the_functions_without_a_rule() -> None:
     assert JacobianSpectra(generator_of(Residual())).plan.generic == []
 
 
+class ByView(nn.Module):
+    """Changes a tensor by a view of it, which cannot be written down."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        y = 2 * z
+        y[:, :2].mul_(2)
+        return y.unflatten(1, (1, 1, LATENT))
+
+
+def test_the_plan_says_why_a_way_was_not_taken() -> None:
+    spectrum = pgmkit.compute_spectrum(generator_of(ByView()), latents=4)
+    plan = spectrum.provenance["jacobian"]
+    assert plan["mode"] == "forward"
+    assert plan["declined"] == ["layers: it writes into a tensor that it also uses by a view"]
+    assert JacobianSpectra(generator_of(dense())).plan.declined == []
+
+
 def test_a_module_that_moves_the_latents_is_given_one_at_a_time() -> None:
     layer = nn.TransformerEncoderLayer(12, 2, 16, batch_first=True)
     network = nn.Sequential(nn.Linear(LATENT, 48), nn.Unflatten(1, (4, 12)), layer, nn.Flatten())

@@ -174,6 +174,7 @@ ELEMENTWISE: dict[str, Function] = {
     "lerp and addcmul": lambda x: torch.lerp(x, C, 0.3) + torch.addcmul(x, C, x, value=2),
     "augmented assignment": lambda x: augmented(x),
     "types": lambda x: x.to(torch.float64).double().type_as(C).contiguous().clone(),
+    "like another": lambda x: like_another(x),
     "rounded": lambda x: x.round() * x + torch.zeros_like(x) + x.detach() * x,
 }
 
@@ -276,6 +277,14 @@ def used_again(x: Tensor) -> Tensor:
     y = x.sin()
     z = y.relu_()  # is y
     return y.view(len(x), -1) + z.tanh().view(len(x), -1) + x.view(len(x), -1)
+
+
+def like_another(x: Tensor) -> Tensor:
+    """Takes type, device and shape from values whose tangents must not come along."""
+    signs = (x > 0).to(x) + (x > 0.2).type_as(x)
+    rows = torch.ones(len(x), 1, 4, 4, dtype=x.dtype)
+    plain = torch.ones(x.numel(), dtype=x.dtype)
+    return x.sin() + signs + rows.expand_as(x) + plain.view_as(x) * plain.reshape_as(x)
 
 
 def with_items(x: Tensor) -> Tensor:

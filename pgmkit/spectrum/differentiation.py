@@ -1,6 +1,8 @@
 """Derivatives of a generator along many latent directions at once, for any module."""
 
+import contextlib
 import copy
+import functools
 import math
 import re
 import textwrap
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 
 from pgmkit.errors import GeneratorError, first_line
 from pgmkit.generator import Generator
-from pgmkit.machine import is_out_of_memory, seconds_for, sent
+from pgmkit.machine import is_out_of_memory, seconds_for, sent, tensor_threads
 from pgmkit.seeds import random_generator
 from pgmkit.tangents import (
     FORWARD_MODE,
@@ -38,9 +40,9 @@ _CALIBRATION_ROWS = 1024
 _CALIBRATION_SECONDS = 1.0
 """How long batch sizes are tried."""
 
-_BATCH_SIZES = (1, 2, 4, 8)
+_BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 _ACCELERATOR_BATCH_SIZES = (4, 8, 16, 32, 64, 128, 256)
-"""Latents at a time that are tried; an accelerator wants many, and has the memory."""
+"""Latents at a time that are tried; an accelerator and small layers want many."""
 
 _REASON = 200
 """How many characters of a reason are told."""
@@ -79,6 +81,7 @@ class JacobianPlan:
         kernels: of the convolutions that are not done in torch's own way, by layer; see
             `pgmkit.tangents.convolutions`.
         generic: functions without a rule of their own, which "layers" differentiates one by one.
+        declined: the ways before `mode` with why they were not taken.
     """
 
     mode: str
@@ -86,6 +89,7 @@ class JacobianPlan:
     tangents: int
     kernels: Mapping[str, str] = field(default_factory=dict)
     generic: Sequence[str] = ()
+    declined: Sequence[str] = ()
 
 
 class Differentiator:
@@ -156,14 +160,22 @@ class Differentiator:
             self.plan = replace(plan, tangents=plan.tangents // 2)
         return plan != self.plan
 
-    def push(self, z: Tensor, directions: Tensor) -> Tensor:
-        """Returns J·d at latents z (B, M) for directions (D, M), as (B, D, C·H·W)."""
+    def push(self, z: Tensor, directions: Tensor, near: Tensor | None = None) -> Tensor:
+        """Returns J·d at latents z (B, M) for directions (D, M), as (B, D, C·H·W).
+
+        Args:
+            z: latents.
+            directions: to go along.
+            near: in mode "layers", see `TangentProgram.push_forward`.
+        """
         directions = directions.to(z)
         if self.plan.mode == "reverse":
             pushed = torch.stack([directions @ self._jacobian(latent).T for latent in z])
             with torch.no_grad():
                 return without_undefined(pushed, self._flat(z))
-        step = self._push_layers if self._program is not None else self._push_forward
+        step: Callable[[Tensor, Tensor], Tensor] = self._push_forward
+        if self._program is not None:
+            step = functools.partial(self._push_layers, near=near)
         size = self.plan.tangents  # once, as another thread may find that memory runs out
         if len(directions) <= size:
             return step(z, directions)
@@ -188,9 +200,9 @@ class Differentiator:
             ]
         return torch.stack(rows, dim=1)
 
-    def _push_layers(self, z: Tensor, directions: Tensor) -> Tensor:
+    def _push_layers(self, z: Tensor, directions: Tensor, near: Tensor | None) -> Tensor:
         assert self._program is not None
-        return self._program.push_forward(z, directions).to(z.dtype)
+        return self._program.push_forward(z, directions, near).to(z.dtype)
 
     @torch.no_grad()
     def _push_forward(self, z: Tensor, directions: Tensor) -> Tensor:
@@ -243,9 +255,9 @@ class Differentiator:
         if self._is_rounded:
             tries = {"layers": tries["layers"]}
         self._check_independent()
-        reasons = []
+        reasons: list[str] = []
         for mode, attempt in tries.items():
-            self.plan = JacobianPlan(mode, 1, tangents)
+            self.plan = JacobianPlan(mode, 1, tangents, declined=list(reasons))
             try:
                 attempt()
             except Exception as error:
@@ -277,7 +289,9 @@ class Differentiator:
             self.plan.mode,
         )
         if key not in _CALIBRATED:
-            _CALIBRATED[key] = self._calibrate(memory)
+            # Workers have one thread each, where several gain anything.
+            with tensor_threads(1) if self.parallel else contextlib.nullcontext():
+                _CALIBRATED[key] = self._calibrate(memory)
         plan = _CALIBRATED[key]
         if self._program is not None:
             # Workers have the plan alone. What was written down in trying is of other kernels.

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,10 +23,14 @@ from pgmkit.machine import (
     full_float32,
     has_tf32,
     is_out_of_memory,
+    keep_freed_memory,
 )
 from pgmkit.seeds import random_generator
 from pgmkit.spectrum.differentiation import Differentiator, JacobianPlan
+from pgmkit.spectrum.spectrum import RANK_RTOL
 from pgmkit.tangents import UnsupportedModuleError
+
+_Part = TypeVar("_Part")
 
 DTYPES = ("auto", "float32", "float64", "tf32", "bfloat16")
 _FAST = ("tf32", "bfloat16")
@@ -41,8 +45,11 @@ _WEIGHT_COPIES = 4
 _TANGENTS_SHARE = 6
 """Tangents get one part in so many of the memory, a Jacobian that is held whole at most half."""
 
-_DOUBLES, _ACCELERATOR_DOUBLES = 2**21, 2**26
-"""Numbers of a float32 Jacobian that are turned into float64 at a time."""
+_LAPACK_COPIES = 3
+"""As many times the size of a Jacobian takes the decomposition of it."""
+
+_DOUBLES, _ACCELERATOR_DOUBLES = 2**19, 2**26
+"""Numbers of float32 Jacobians that are turned into float64 at a time; a core's cache holds few."""
 
 _AHEAD = 2**29
 """Bytes on the CPU of what an accelerator is ahead with, about."""
@@ -53,8 +60,17 @@ _DECOMPOSED = 2**15
 _CHECKED = 4
 """Along how many random directions J is looked at to see whether it is zero."""
 
-_FLOAT32_NOISE = 2**-23
-"""Noise that float32 leaves in a singular value, relative to the largest one, at most."""
+_FLOAT32_NOISE = 2**-20
+"""‖E v‖ / σ_1 for the rounding errors E of a float32 J and any unit v, at most."""
+
+_NOISE_LATENTS = 4
+"""At how many latents that is measured where the bound above is not good enough."""
+
+_NOISE_DIRECTIONS = 8
+"""Along how many random directions, at each of them."""
+
+_FIRST = 8
+"""Where float32 is unsafe for the first latents of a block, so many or more, float64 does all."""
 
 _UNSAFE_NATS = 0.01
 """A latent whose log-volume may be off by more than this in float32 is done again in float64."""
@@ -67,8 +83,9 @@ class JacobianSettings:
     Args:
         dtype: of the Jacobian. "float32" and "float64" are what they say. "auto" takes the
             precision of the weights, at least float32, and does those latents again in float64
-            whose conditioning makes float32 unsafe. "bfloat16" rounds tangents to 8 bits; "tf32"
-            rounds the factors of their products to 11, on NVIDIA GPUs from Ampere on.
+            whose log-volume or numeric rank, as estimators use them by default, float32 may miss.
+            "bfloat16" rounds tangents to 8 bits; "tf32" rounds the factors of their products to
+            11, on NVIDIA GPUs from Ampere on.
         probes: m, the number of random directions of a sketch, at least 1; None is exact.
         sketch: "volume" takes the m singular values of J on a random m-dimensional subspace of
             the latent space; "top" approximates the m largest singular values of J.
@@ -136,24 +153,24 @@ class JacobianSettings:
 
 
 @dataclass(frozen=True)
-class _Begun:
+class _Begun(Generic[_Part]):
     """What was begun for a batch of latents.
 
     Args:
-        finish: waits for it and returns it, (B, ...).
+        finish: waits for it and returns it, each tensor (B, ...).
         num_bytes: what it takes on the CPU until then.
     """
 
-    finish: Callable[[], Tensor]
+    finish: Callable[[], _Part]
     num_bytes: int = 0
 
     @classmethod
-    def done(cls, values: Tensor) -> "_Begun":
+    def done(cls, values: _Part) -> "_Begun[_Part]":
         """Returns what is there already."""
         return cls(lambda: values)
 
 
-_Step = Callable[[Differentiator, Tensor], _Begun]
+_Step = Callable[[Differentiator, Tensor], _Begun[_Part]]
 
 
 class JacobianSpectra:
@@ -197,6 +214,7 @@ class JacobianSpectra:
                 f"probes must be at most {dim}, the latent dimension of {generator.name!r}, not "
                 f"{self.settings.probes}"
             )
+        keep_freed_memory()
         device, module = generator.device, generator.module
         if self.settings.dtype == "tf32" and not has_tf32(device):
             raise GeneratorError(
@@ -219,6 +237,7 @@ class JacobianSpectra:
         self._apart = device.type != "cpu"
         self._precise: Differentiator | None = None
         self._has_float64 = True
+        self._noise: float | None = None
         self._lock = threading.Lock()
         needed = self._differentiator.bytes_needed + self._jacobian_bytes(self._differentiator)
         # An accelerator is given the work of one thread at a time.
@@ -260,42 +279,70 @@ class JacobianSpectra:
                 module does at one of the latents what cannot be differentiated.
         """
         with torch.no_grad():
-            values = self._all_values(self._differentiator, z, self._values)
-            exact = self.settings.dtype not in _FAST
             precision = self._differentiator.generator.dtype
+            exact = self.settings.dtype not in _FAST
             in_float64 = torch.full([len(z)], exact and precision == torch.float64)
             if self.settings.dtype == "auto" and self.settings.probes is None:
-                unsafe = _is_unsafe(values) & ~in_float64
-                precise = self._float64() if unsafe.any() else None
-                if precise is not None:
-                    values[unsafe] = self._all_values(precise, z[unsafe], self._values)
-                    in_float64 |= unsafe
+                values, in_float64 = self._checked_values(z, in_float64)
+            else:
+                values, _ = self._all_values(self._differentiator, z)
         return {"singular_values": values, "float64": in_float64}
+
+    def _checked_values(self, z: Tensor, in_float64: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns σ (n, r) of latents z (n, M), and which were computed in float64 in the end."""
+        if in_float64.all():
+            return self._all_values(self._differentiator, z)[0], in_float64
+        # Whole batches; an accelerator is not to wait for what the first ones lead to.
+        first = len(z) if self._apart else max(_FIRST, self.plan.batch_size)
+        values, unsafe = self._rounded_values(z[:first])
+        rest = len(z[first:])
+        if rest:
+            if unsafe.all() and self._float64() is not None:
+                more, doubtful = values.new_zeros(rest, values.shape[1]), unsafe.new_ones(rest)
+            else:
+                more, doubtful = self._rounded_values(z[first:])
+            values, unsafe = torch.cat([values, more]), torch.cat([unsafe, doubtful])
+        precise = self._float64() if unsafe.any() else None
+        if precise is None:
+            return values, in_float64
+        values[unsafe], _ = self._all_values(precise, z[unsafe])
+        return values, unsafe
+
+    def _rounded_values(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns σ (n, r) in float32, and where that is not safe, bool (n,)."""
+        values, near = self._all_values(self._differentiator, z)
+        return values, self._is_unsafe(values) | near
 
     def vanishes(self, z: Tensor) -> Tensor:
         """Returns at which latents (B, M) J is zero, bool (B,): it is, along random directions."""
         random = random_generator(0, "vanishes")
         directions = torch.randn(_CHECKED, z.shape[1], generator=random)
 
-        def step(differentiator: Differentiator, batch: Tensor) -> _Begun:
+        def step(differentiator: Differentiator, batch: Tensor) -> _Begun[Tensor]:
             pushed = differentiator.push(batch, directions)
             return _Begun.done((pushed == 0).all(dim=2).all(dim=1).cpu())
 
         with torch.no_grad():
-            return self._all_values(self._differentiator, z, step)
+            return torch.cat(self._over_batches(self._differentiator, z, step))
 
-    def _all_values(
+    def _all_values(self, differentiator: Differentiator, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns `_values` of any number of latents (n, M)."""
+        parts = self._over_batches(differentiator, z, self._values)
+        values, near = zip(*parts, strict=True)
+        return torch.cat(values), torch.cat(near)
+
+    def _over_batches(
         self,
         differentiator: Differentiator,
         z: Tensor,
-        step: _Step,
-    ) -> Tensor:
+        step: _Step[_Part],
+    ) -> list[_Part]:
         """Returns what `step` makes of any number of latents, with what memory there is."""
         while True:
             try:
                 with self._slots, self._precisely():
                     begun = self._begun(differentiator, z, step)
-                return torch.cat([batch.finish() for batch in begun])
+                return [batch.finish() for batch in begun]
             except UnsupportedModuleError as error:
                 raise GeneratorError(
                     f"the generator {self.generator.name!r} cannot be differentiated at one of the "
@@ -314,10 +361,10 @@ class JacobianSpectra:
         self,
         differentiator: Differentiator,
         z: Tensor,
-        step: _Step,
-    ) -> list[_Begun]:
+        step: _Step[_Part],
+    ) -> list[_Begun[_Part]]:
         """Begins a step for each batch, and does not go on too far before the first are done."""
-        begun: list[_Begun] = []
+        begun: list[_Begun[_Part]] = []
         held = first = 0
         for batch in differentiator.batches(z):
             while held > _AHEAD:
@@ -333,26 +380,42 @@ class JacobianSpectra:
         on_cpu = self.generator.device.type == "cpu"
         return contextlib.nullcontext() if on_cpu else full_float32()
 
-    def _values(self, differentiator: Differentiator, z: Tensor) -> _Begun:
-        """Begins what the settings ask for at latents (B, M): (B, r), on the CPU."""
+    def _values(self, differentiator: Differentiator, z: Tensor) -> _Begun[tuple[Tensor, Tensor]]:
+        """Begins what the settings ask for at latents (B, M).
+
+        Returns:
+            Singular values (B, r), and which latents are near a kink that matters, bool (B,); on
+            the CPU.
+        """
         directions = self._directions
+        near = torch.zeros(len(z), dtype=torch.bool, device=z.device)
         top = self.settings.probes is not None and self.settings.sketch == "top"
         needed = len(z) * self._jacobian_bytes(differentiator)
         if z.dtype == torch.float64:
-            needed *= 3  # what LAPACK takes
+            needed *= _LAPACK_COPIES
         whole = top or differentiator.plan.mode == "reverse"  # which takes whole rows of J
         if needed > self._memory // 2 and not whole:
             rank = min(len(directions), math.prod(self.generator.image.shape))
-            products = [self._in_pairs(differentiator, latent[None]) for latent in z]
-            return _begin_roots(torch.cat(products), rank, self._apart)
-        pushed = differentiator.push(z, directions)
-        if top:
-            # Halko et al. 2011: the range of J·V holds the largest singular directions.
-            images = torch.linalg.qr(_double(pushed).transpose(1, 2)).Q.transpose(1, 2)
-            pushed = differentiator.pull(z, images)
-        return _begin_values(pushed, self._apart)
+            pairs = zip(z.split(1), near.split(1), strict=True)
+            products = [self._in_pairs(differentiator, *pair) for pair in pairs]
+            begun = _begin_roots(torch.cat(products), rank, self._apart)
+        else:
+            pushed = differentiator.push(z, directions, near)
+            if top:
+                # Halko et al. 2011: the range of J·V holds the largest singular directions.
+                images = torch.linalg.qr(_double(pushed).transpose(1, 2)).Q.transpose(1, 2)
+                pushed = differentiator.pull(z, images)
+            begun = _begin_values(pushed, self._apart)
+        flags, wait = fetched(near)
 
-    def _in_pairs(self, differentiator: Differentiator, z: Tensor) -> Tensor:
+        def finish() -> tuple[Tensor, Tensor]:
+            values = begun.finish()
+            wait()
+            return values, flags
+
+        return _Begun(finish, begun.num_bytes)
+
+    def _in_pairs(self, differentiator: Differentiator, z: Tensor, near: Tensor) -> Tensor:
         """Returns JᵀJ (1, D, D), lower triangle, of a J too large to be held, on the CPU.
 
         It is made of two groups of directions at a time.
@@ -362,7 +425,7 @@ class JacobianSpectra:
         starts = range(0, len(self._directions), size)
         products = torch.zeros(1, *[len(self._directions)] * 2, dtype=torch.float64)
         for first in starts:
-            pushed = differentiator.push(z, self._directions[first : first + size])
+            pushed = differentiator.push(z, self._directions[first : first + size], near)
             for other in range(0, first + 1, size):
                 against = pushed
                 if other != first:
@@ -371,12 +434,49 @@ class JacobianSpectra:
                 products[:, first : first + size, other : other + size] = product
         return products
 
+    def _is_unsafe(self, values: Tensor) -> Tensor:
+        """Returns for which latents float32 may miss what estimators use, by σ (n, r), bool (n,).
+
+        The bound on noise does for nearly all generators; where it does not, noise is measured.
+        """
+        pixels = math.prod(self.generator.image.shape)
+        unsafe = is_unsafe(values, pixels, _FLOAT32_NOISE)
+        if (unsafe & values.isfinite().all(dim=1)).any():
+            unsafe &= is_unsafe(values, pixels, self._measured_noise())
+        return unsafe
+
+    def _measured_noise(self) -> float:
+        """Returns twice the noise at the median of some latents: one kink there spoils none."""
+        precise = self._float64()
+        if precise is None:
+            return _FLOAT32_NOISE
+        with self._lock:
+            if self._noise is None:
+                z = self.generator.sample_latents(_NOISE_LATENTS, 0)
+                random = random_generator(0, "noise")
+                directions = torch.randn(_NOISE_DIRECTIONS, z.shape[1], generator=random)
+                directions /= directions.norm(dim=1, keepdim=True)
+
+                def step(differentiator: Differentiator, batch: Tensor) -> _Begun[Tensor]:
+                    return _Begun.done(_double(differentiator.push(batch, directions)).cpu())
+
+                rounded, exact = (
+                    torch.cat(self._over_batches(differentiator, z, step))
+                    for differentiator in (self._differentiator, precise)
+                )
+                largest = self._all_values(self._differentiator, z)[0][:, 0]
+                errors = (rounded - exact).square().sum(dim=2).mean(dim=1).sqrt()
+                self._noise = 2 * float((errors / largest).nan_to_num(math.inf).median())
+            return self._noise
+
     def _float64(self) -> Differentiator | None:
         """Returns what computes in float64; None if the module cannot."""
         with self._lock:
             if self._precise is None and self._has_float64:
-                plan = replace(self.plan, batch_size=1, tangents=max(1, self.plan.tangents // 2))
                 generator = in_precision(self.generator, "float64")
+                jacobian = _LAPACK_COPIES * 8 * len(self._directions)
+                held = self._memory // 2 // (jacobian * math.prod(self.generator.image.shape))
+                plan = replace(self.plan, batch_size=max(1, min(self.plan.batch_size, held)))
                 try:
                     precise = Differentiator(
                         generator, memory=self._memory // _TANGENTS_SHARE, plan=plan
@@ -459,10 +559,29 @@ def in_precision(generator: Generator, dtype: str) -> Generator:
     return Generator(module, generator.latent, generator.image, name=generator.name)
 
 
-def _is_unsafe(values: Tensor) -> Tensor:
-    """Returns whose log-volume float32 may miss (n,): to first order, by Σ noise · σ_1 / σ_i."""
-    error = (_FLOAT32_NOISE * values[:, :1] / values).sum(dim=1)
-    return ~(error <= _UNSAFE_NATS)  # also where it is not finite
+def is_unsafe(values: Tensor, pixels: int, noise: float) -> Tensor:
+    """Returns for which latents rounding errors may change what estimators use.
+
+    To first order errors E of J change log σ_i by u_iᵀ E v_i / σ_i, which has the standard
+    deviation ν σ_1 / (√N σ_i) for N pixels and ν = ‖E v‖ / σ_1; three of the root of the sum of
+    squares count. To second order they add (ν σ_1 / σ_i)² / 2 to each. Only singular values above
+    the floor of `Spectrum.log_volume` count, and which these are must be sure.
+
+    Args:
+        values: σ (n, r), descending.
+        pixels: N.
+        noise: ν.
+
+    Returns:
+        bool (n,); true where J is zero or not finite.
+    """
+    shares = values / values[:, :1]
+    counted = shares > RANK_RTOL
+    squares = torch.where(counted, shares, math.inf).pow(-2).sum(dim=1)
+    nats = 3 * noise * (squares / pixels).sqrt() + noise**2 * squares / 2
+    margin = 3 * noise / pixels**0.5 + noise**2 / (2 * RANK_RTOL)
+    safe: Tensor = ((shares - RANK_RTOL).abs() > margin).all(dim=1) & (nats <= _UNSAFE_NATS)
+    return ~safe
 
 
 def _double(values: Tensor) -> Tensor:
@@ -471,7 +590,7 @@ def _double(values: Tensor) -> Tensor:
     return values.double()
 
 
-def _begin_values(jacobians: Tensor, apart: bool) -> _Begun:
+def _begin_values(jacobians: Tensor, apart: bool) -> _Begun[Tensor]:
     """Begins to find the singular values of each Jᵀ (B, D, N), descending, float64.
 
     For `apart` see `_begin`.
@@ -480,13 +599,14 @@ def _begin_values(jacobians: Tensor, apart: bool) -> _Begun:
         if apart and jacobians.nbytes > _AHEAD and jacobians.shape[1] < jacobians.shape[2]:
             # A factor of D × D numbers with the same singular values.
             jacobians = torch.linalg.qr(jacobians.transpose(1, 2), mode="r").R
-        return _begin(torch.linalg.svdvals, jacobians, apart)
+        # Tall matrices, as they lie in memory, are done in a third of the time.
+        return _begin(lambda part: torch.linalg.svdvals(part.mT), jacobians, apart)
     # JᵀJ squares the condition number, which float64 has room for: a float32 J carries noise
     # of 1e-7 of its largest singular value, and the product adds 1e-8.
     return _begin_roots(_product(jacobians, jacobians), min(jacobians.shape[1:]), apart)
 
 
-def _begin_roots(products: Tensor, rank: int, apart: bool) -> _Begun:
+def _begin_roots(products: Tensor, rank: int, apart: bool) -> _Begun[Tensor]:
     """Begins to find the roots of the largest eigenvalues of JᵀJ (B, D, D), lower triangle.
 
     For `apart` see `_begin`.
@@ -495,7 +615,7 @@ def _begin_roots(products: Tensor, rank: int, apart: bool) -> _Begun:
     return _Begun(lambda: begun.finish().flip(1)[:, :rank].clamp(min=0.0).sqrt(), begun.num_bytes)
 
 
-def _begin(decompose: Callable[[Tensor], Tensor], matrices: Tensor, apart: bool) -> _Begun:
+def _begin(decompose: Callable[[Tensor], Tensor], matrices: Tensor, apart: bool) -> _Begun[Tensor]:
     """Begins to decompose matrices (B, ...) on the CPU into values (B, r); NaN if not finite.
 
     Args:
@@ -532,12 +652,16 @@ def _threads() -> ThreadPoolExecutor:
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
-    """Returns A·Bᵀ in float64 for A (B, D, N) and B (B, E, N), some pixels at a time."""
+    """Returns A·Bᵀ in float64 for A (B, D, N) and B (B, E, N), a few of both at a time."""
     doubles = _DOUBLES if left.device.type == "cpu" else _ACCELERATOR_DOUBLES
-    pixels = max(64, doubles // left[:, :, 0].numel())
-    pairs = zip(left.split(pixels, dim=2), right.split(pixels, dim=2), strict=True)
-    products = (_double(a) @ _double(b).transpose(1, 2) for a, b in pairs)
-    total = next(products)
-    for product in products:
-        total += product
-    return total
+    latents = max(1, doubles // left[0].numel())
+    pixels = max(64, doubles // left[:latents, :, 0].numel())
+    totals = []
+    for ours, theirs in zip(left.split(latents), right.split(latents), strict=True):
+        pairs = zip(ours.split(pixels, dim=2), theirs.split(pixels, dim=2), strict=True)
+        products = (_double(a) @ _double(b).transpose(1, 2) for a, b in pairs)
+        total = next(products)
+        for product in products:
+            total += product
+        totals.append(total)
+    return torch.cat(totals)

@@ -1,5 +1,6 @@
 """The Spectrum: what shattering needs to know of a generator, for each drawn latent."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -7,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from pgmkit.errors import ParameterError
+from pgmkit.errors import ParameterError, PgmkitWarning
 
 NullTreatment = Literal["floor", "drop"]
 
@@ -131,6 +132,7 @@ class Spectrum:
         """
         check_volume(rank_rtol=rank_rtol, null=null, top_k=top_k)
         self._check_sketch(top_k)
+        self._check_noise(rank_rtol)
         values = self.singular_values[:, :top_k]
         floor = rank_rtol * self.singular_values[:, :1]
         scale = self.latents.shape[1] / (self.probes or 1) if self.sketch == "volume" else 1.0
@@ -140,6 +142,20 @@ class Spectrum:
         kept = values > floor
         kept[:, 0] = True
         return scale * torch.where(kept, values.log(), 0.0).sum(dim=1)
+
+    def _check_noise(self, rank_rtol: float) -> None:
+        """Warns if noise of float32 counts as singular values."""
+        if rank_rtol >= RANK_RTOL or self.float64 is None:
+            return
+        rounded = self.singular_values[~self.float64]
+        if (rounded <= RANK_RTOL * rounded[:, :1]).any():
+            warnings.warn(
+                f"with rank_rtol {rank_rtol:g} singular values count that float32 does not tell "
+                f"from zero, those up to {RANK_RTOL:g} of the largest; compute the spectrum with "
+                "dtype 'float64'",
+                PgmkitWarning,
+                stacklevel=3,
+            )
 
     def _check_sketch(self, top_k: int | None) -> None:
         if self.sketch == "volume" and top_k is not None:

@@ -181,9 +181,7 @@ class Convolution:
         positions = live.permute(0, 2, 3, 1).flatten(1, 2)
         outputs = math.prod(tap_map.size_out)
         pushed = units.new_empty(len(live), outputs, self._channels_out, units.shape[2])
-        for latent, result in enumerate(pushed):
-            own = units[0 if len(units) == 1 else latent]
-            tap_map.multiply(own, self._weight_rows, positions[latent], result)
+        tap_map.multiply(units, self._weight_rows, positions, pushed)
         by_pixel: Tensor = pushed.unflatten(1, tap_map.size_out)
         return by_pixel.permute(0, 4, 3, 1, 2)
 
@@ -265,29 +263,6 @@ class _Axis:
             yield (fine_slice, coarse_slice) if self.transposed else (coarse_slice, fine_slice)
 
 
-class _LiveUnits(NamedTuple):
-    """The units of one latent that are not zero.
-
-    Args:
-        units: their numbers, position · channels + channel, ascending.
-        counts: how many there are at each position.
-        first: where in `units` each position begins.
-        channels: at each position.
-    """
-
-    units: Tensor
-    counts: Tensor
-    first: Tensor
-    channels: int
-
-    @classmethod
-    def of(cls, live: Tensor) -> "_LiveUnits":
-        """Lists them for a mask (positions, channels)."""
-        counts = live.sum(dim=1)
-        units = live.flatten().nonzero().squeeze(1)
-        return cls(units, counts, counts.cumsum(0) - counts, live.shape[1])
-
-
 class _TapMap:
     """All (output position, tap, input position) that a two-dimensional convolution connects."""
 
@@ -319,75 +294,138 @@ class _TapMap:
             yield tap, (out_y, out_x), (in_y, in_x)
 
     def multiply(self, units: Tensor, weights: Tensor, live: Tensor, result: Tensor) -> None:
-        """Convolves the tangents of one latent.
+        """Convolves the tangents of B latents.
+
+        An output of a latent is one row of products; all are done in the order of their lengths,
+        so that rows that are multiplied at once are about as long as each other.
 
         Args:
-            units: tangents (positions · C_in, D).
+            units: tangents (B or 1, positions · C_in, D).
             weights: (taps · C_in + 1, C_out), the last row zero.
-            live: bool (positions, C_in).
-            result: takes up the output (output positions, C_out, D).
+            live: bool (B, positions, C_in).
+            result: takes up the output (B, output positions, C_out, D).
         """
-        live_units = _LiveUnits.of(live)
-        links_at_once = max(1, _TERMS // live.shape[1])
+        terms = _Terms(self._input, self._tap, self._links_before, live, shared=len(units) == 1)
+        own, rows = units.flatten(0, 1), result.flatten(0, 1)
         start = 0
-        while start < len(result):
-            limit = int(self._links_before[start]) + links_at_once
-            end = int(torch.searchsorted(self._links_before, limit, right=True)) - 1
-            end = max(start + 1, min(end, len(result)))
-            self._multiply_range(units, weights, live_units, result[start:end], start)
+        while start < len(rows):
+            end = terms.end_of_range(start)
+            self._multiply_range(own, weights, terms.of_rows(start, end), rows[start:end])
             start = end
 
     def _multiply_range(
-        self, units: Tensor, weights: Tensor, live: "_LiveUnits", result: Tensor, first: int
+        self,
+        units: Tensor,
+        weights: Tensor,
+        terms: tuple[Tensor, Tensor, Tensor],
+        result: Tensor,
     ) -> None:
-        """Computes the output positions from `first` that `result` has room for."""
-        last = first + len(result)
-        unit, weight, lengths = self._terms(live, first, last, padding=len(weights) - 1)
-        start = 0
-        while start < len(lengths):
-            per_position = max(1, lengths[start]) * (units.shape[1] + weights.shape[1])
-            end = min(start + max(1, _GATHERED // per_position), len(lengths))
-            terms = max(1, *lengths[start:end])
-            gathered = units.index_select(0, unit[start:end, :terms].flatten())
-            factors = weights.index_select(0, weight[start:end, :terms].flatten())
-            torch.bmm(
-                factors.unflatten(0, (-1, terms)).transpose(1, 2),
-                gathered.unflatten(0, (-1, terms)),
-                out=result[start:end],
-            )
-            start = end
+        """Computes some rows (rows, C_out, D) from their terms."""
+        unit, weight, lengths = terms
+        ordered, order = lengths.sort(descending=True, stable=True)
+        groups = list(_groups(ordered.tolist(), units.shape[1] + weights.shape[1]))
+        first = torch.tensor([group.first for group in groups], device=order.device)
+        count = torch.tensor([group.rows for group in groups], device=order.device)
+        length = torch.tensor([group.length for group in groups], device=order.device)
+        sizes = count * length
+        offset = sizes.cumsum(0) - sizes
+        in_group = torch.arange(len(order), device=order.device) - first.repeat_interleave(count)
+        begins = offset.repeat_interleave(count) + in_group * length.repeat_interleave(count)
+        # Where each term goes, in lists that are padded to the length of the longest of a group.
+        shift = torch.empty_like(begins)
+        shift[order] = begins
+        shift -= lengths.cumsum(0) - lengths
+        place = torch.arange(len(unit), device=order.device) + shift.repeat_interleave(
+            lengths, output_size=len(unit)
+        )
+        total = sum(group.rows * group.length for group in groups)
+        padded_unit = unit.new_zeros(total)
+        padded_weight = unit.new_full((total,), len(weights) - 1)
+        padded_unit[place], padded_weight[place] = unit, weight
 
-    def _terms(
-        self, live: "_LiveUnits", first: int, last: int, padding: int
-    ) -> tuple[Tensor, Tensor, list[int]]:
-        """Lists the live units that output positions from `first` to `last` see.
+        products = result.new_empty(max(group.rows for group in groups), *result.shape[1:])
+        begin = 0
+        for group in groups:
+            end = begin + group.rows * group.length
+            gathered = units.index_select(0, padded_unit[begin:end])
+            factors = weights.index_select(0, padded_weight[begin:end])
+            shape = (group.rows, group.length, -1)
+            done = products[: group.rows]
+            torch.bmm(factors.view(shape).transpose(1, 2), gathered.view(shape), out=done)
+            result.index_copy_(0, order[group.first : group.first + group.rows], done)
+            begin = end
 
-        Returns:
-            Rows of the units and of the weights, each (output positions, longest list), padded
-            with the row `padding` of the weights; and the lengths.
-        """
-        links_before = self._links_before[first : last + 1]
-        links = slice(int(links_before[0]), int(links_before[-1]))
-        position, tap = self._input[links], self._tap[links]
-        per_link = live.counts[position]
-        terms_before = torch.cat([per_link.new_zeros(1), per_link.cumsum(0)])
-        of_output = terms_before[links_before - links.start]
-        lengths = of_output.diff()
-        longest = max(1, int(lengths.max()))
 
-        total = int(of_output[-1])
-        term = torch.arange(total, device=position.device)
+class _Group(NamedTuple):
+    """Rows that are multiplied at once: where they begin, how many, and the longest length."""
 
-        def per_term(of_link: Tensor) -> Tensor:
-            return of_link.repeat_interleave(per_link, output_size=total)
+    first: int
+    rows: int
+    length: int
 
-        unit = live.units[term + per_term(live.first[position] - terms_before[:-1])]
-        weight = unit + per_term((tap - position) * live.channels)
-        count = len(lengths)
-        shift = torch.arange(count, device=position.device) * longest - of_output[:-1]
-        place = term + shift.repeat_interleave(lengths, output_size=total)
-        units = unit.new_zeros(count * longest)
-        weights = unit.new_full((count * longest,), padding)
-        units[place], weights[place] = unit, weight
-        shape = (count, longest)
-        return units.view(shape), weights.view(shape), lengths.tolist()
+
+def _groups(lengths: list[int], width: int) -> Iterator[_Group]:
+    """Yields groups of rows of descending lengths, each with few numbers to be gathered."""
+    first = 0
+    while first < len(lengths):
+        length = max(1, lengths[first])
+        count = min(max(1, _GATHERED // (length * width)), len(lengths) - first)
+        yield _Group(first, count, length)
+        first += count
+
+
+class _Terms:
+    """The live units that each output of each latent sees, row by row.
+
+    Args:
+        inputs: the input position of each link, in the order of the outputs.
+        taps: the tap of each link.
+        links_before: how many links come before each output, and in all.
+        live: bool (B, positions, C_in).
+        shared: whether all latents have their units in the same places.
+    """
+
+    def __init__(
+        self, inputs: Tensor, taps: Tensor, links_before: Tensor, live: Tensor, *, shared: bool
+    ) -> None:
+        self._inputs, self._taps = inputs, taps
+        latents, self._positions, self._channels = live.shape
+        self._shared = shared
+        # Units are numbered through all latents: (latent · positions + position) · C_in + channel.
+        self._units = live.flatten().nonzero().squeeze(1)
+        self._counts = live.flatten(0, 1).sum(dim=1)
+        self._first = self._counts.cumsum(0) - self._counts
+        latent = torch.arange(latents, device=live.device)[:, None]
+        before = (latent * len(inputs) + links_before[:-1]).flatten()
+        self._links_before = torch.cat([before, before.new_tensor([latents * len(inputs)])])
+        per_link = self._counts.view(latents, -1)[:, inputs].flatten()
+        sums = torch.cat([per_link.new_zeros(1), per_link.cumsum(0)])
+        self._before = sums[self._links_before]
+
+    def end_of_range(self, start: int) -> int:
+        """Returns up to which row there are few enough terms from `start`; one at least."""
+        limit = int(self._before[start]) + _TERMS
+        end = int(torch.searchsorted(self._before, limit, right=True)) - 1
+        return max(start + 1, min(end, len(self._before) - 1))
+
+    def of_rows(self, start: int, end: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns rows of units and of weights, each (terms,), and how many each output has."""
+        lengths = self._before[start : end + 1].diff()
+        first, last = self._links_before[[start, end]].tolist()
+        link = torch.arange(first, last, device=lengths.device)
+        latent, own = link // len(self._inputs), link % len(self._inputs)
+        position = latent * self._positions + self._inputs[own]
+        per_link = self._counts[position]
+        total = int(lengths.sum())
+        begins = self._first[position] - (per_link.cumsum(0) - per_link)
+        # A unit and the weight by which it goes to an output differ by the same for a whole link.
+        shift = (self._taps[own] - position) * self._channels
+        begins, shift, latent = (
+            of_link.repeat_interleave(per_link, output_size=total)
+            for of_link in (begins, shift, latent)
+        )
+        unit = self._units[torch.arange(total, device=lengths.device) + begins]
+        weight = unit + shift
+        if self._shared:
+            unit = unit - latent * (self._positions * self._channels)
+        return unit, weight, lengths

@@ -207,6 +207,15 @@ def rule_for(names: str, rule: Rule) -> dict[str, Rule]:
     return dict.fromkeys(names.split(), rule)
 
 
+def of_first(rule: Rule) -> Rule:
+    """Returns a rule for functions whose other arguments lend a type, device or shape alone."""
+
+    def push(call: Application) -> Any:
+        return rule(call) if isinstance(call.args[0], Dual) else call.primal
+
+    return push
+
+
 def total(parts: list[Tensor]) -> Tensor:
     """Returns the sum of parts that broadcast."""
     result = parts[0]

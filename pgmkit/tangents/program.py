@@ -19,7 +19,7 @@ from pgmkit.machine import is_out_of_memory, rounded_to_tf32, seconds_for
 from pgmkit.tangents.dual import Application, Dual, LatentsMoveError
 from pgmkit.tangents.generic import push_generic
 from pgmkit.tangents.recording import record
-from pgmkit.tangents.rules import COMPOSITIONS, CONSTANTS, LINEAR, PRIMITIVES, RULES
+from pgmkit.tangents.rules import COMPOSITIONS, CONSTANTS, KINKED, LINEAR, PRIMITIVES, RULES
 from pgmkit.tangents.rules_products import PRODUCTS
 from pgmkit.tangents.simplify import simplified
 from pgmkit.tangents.tape import (
@@ -33,6 +33,12 @@ from pgmkit.tangents.tape import (
 
 _CALIBRATION_SECONDS = 3.0
 """How long combinations of kernels are tried."""
+
+_KINK_NOISE = 2**-20
+"""What rounding leaves in a float32 value before a kink, relative to the layer's mean size."""
+
+_KINK_NATS = 0.01
+"""A unit counts if it moves the log-volume by more than this when it switches, on average."""
 
 
 class TangentProgram:
@@ -82,12 +88,16 @@ class TangentProgram:
         return tuple(sorted(self._generic))
 
     @torch.no_grad()
-    def push_forward(self, z: Tensor, directions: Tensor | None = None) -> Tensor:
+    def push_forward(
+        self, z: Tensor, directions: Tensor | None = None, near: Tensor | None = None
+    ) -> Tensor:
         """Returns J·d for each direction, (B, D, C·H·W).
 
         Args:
             z: latents (B, M).
             directions: (D, M); by default the M unit vectors.
+            near: bool (B,), on the device of z; becomes true for latents at which a unit that
+                matters is so near to its kink that rounding may have put it on the other side.
 
         Raises:
             UnsupportedModuleError: the module does something that cannot be written down or
@@ -103,10 +113,16 @@ class TangentProgram:
             self._checked = True
         if not self.one_latent_at_a_time:
             try:
-                return self._push(z, directions, batched=True)
+                return self._push(z, directions, near, batched=True)
             except LatentsMoveError:
                 self.one_latent_at_a_time = True
-        return torch.cat([self._push(latent[None], directions, batched=False) for latent in z])
+        flags = [None] * len(z) if near is None else near.split(1)
+        return torch.cat(
+            [
+                self._push(latent, directions, flag, batched=False)
+                for latent, flag in zip(z.split(1), flags, strict=True)
+            ]
+        )
 
     def calibrate(self, z: Tensor, directions: Tensor) -> None:
         """Finds and takes up the quickest kernels for such latents (B, M) and directions (D, M).
@@ -144,7 +160,7 @@ class TangentProgram:
             seconds_for(lambda: self.push_forward(z, directions), z.device) for _ in range(2)
         )
 
-    def _push(self, z: Tensor, directions: Tensor, *, batched: bool) -> Tensor:
+    def _push(self, z: Tensor, directions: Tensor, near: Tensor | None, *, batched: bool) -> Tensor:
         """Pushes in one of the layouts of `Dual`."""
         tape = self._tape(z)
         start = directions[None] if batched else directions[:, None]
@@ -152,6 +168,9 @@ class TangentProgram:
         values[0] = Dual(z, start, batched, constant=batched)
         for call in tape.calls:
             result = self._apply(tape, call, values)
+            if near is not None and call.name in KINKED and isinstance(result, Dual):
+                source = values[values_of(Slot, (call.args, call.kwargs))[0].number]
+                near |= _near_kink(source.primal.reshape(len(z), -1), z.shape[1])
             _store(values, call.result, result)
             if isinstance(result, Dual):
                 self.widest = max(self.widest, result.primal.numel() // len(z))
@@ -275,6 +294,19 @@ def without_undefined(tangents: Tensor, images: Tensor) -> Tensor:
     if tangents.device.type == "cpu" and not undefined.any():
         return tangents
     return tangents.masked_fill(undefined[:, None, None], math.nan)
+
+
+def _near_kink(x: Tensor, latent_dim: int) -> Tensor:
+    """Returns for which latents a unit x (B, K) before a kink at zero may be on either side, (B,).
+
+    Of a map from M latents through K units to an image, Σ_k s_k b_k J⁺ a_k = M, where s_k is the
+    slope of a unit, b_k its tangents and a_k the derivative of the image by it. So one that
+    switches moves log √det JᵀJ by about M / K nats, where K are those with a slope. Latents where
+    that is next to nothing are not looked at.
+    """
+    counts = (x > 0).sum(dim=1) * _KINK_NATS < latent_dim
+    sizes = x.abs()
+    return counts & (sizes < _KINK_NOISE * sizes.mean(dim=1, keepdim=True)).any(dim=1)
 
 
 def _memory(dual: Dual) -> int:

@@ -28,6 +28,9 @@ unsqueeze permute transpose contiguous getitem expand interpolate pixel_shuffle 
 LINEAR = frozenset(_LINEAR.split())
 """Functions of one argument whose derivative does not depend on it."""
 
+KINKED = frozenset({"relu", "leaky_relu", "prelu", "rrelu", "abs"})
+"""Functions of single values whose slope jumps at zero."""
+
 PRIMITIVES = frozenset({"interpolate", "einsum", "norm", "split"})
 """Functions written in Python that have a rule of their own."""
 

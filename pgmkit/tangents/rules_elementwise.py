@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pgmkit.tangents.dual import Application, Dual, Rule, demand_rule, rule_for, total
+from pgmkit.tangents.dual import Application, Dual, Rule, demand_rule, of_first, rule_for, total
 from pgmkit.tangents.tape import UnsupportedModuleError
 
 
@@ -36,6 +36,12 @@ def _push_relu(call: Application) -> Dual:
         return dual.scaled(call.primal, dual.primal > 0)
     tangents = dual.tangents
     return Dual(call.primal, tangents, live=dual.primal > 0)
+
+
+def _push_leaky_relu(call: Application) -> Dual:
+    x = call.dual.primal
+    slope = x.new_full((), call.argument(1, "negative_slope", default=0.01))
+    return call.dual.scaled(call.primal, torch.where(x > 0, x.new_ones(()), slope))
 
 
 def _push_tanh(call: Application) -> Dual:
@@ -141,7 +147,7 @@ def _push_copied(call: Application) -> Dual:
 
 ELEMENTWISE: dict[str, Rule] = {
     **rule_for(
-        "leaky_relu prelu rrelu relu6 hardtanh hardswish hardsigmoid hardshrink softshrink "
+        "prelu rrelu relu6 hardtanh hardswish hardsigmoid hardshrink softshrink "
         "threshold elu selu celu silu gelu mish softplus logsigmoid log_sigmoid softsign "
         "tanhshrink pow rpow sqrt rsqrt square exp exp2 expm1 log log2 log10 log1p "
         "sin cos tan asin acos atan "
@@ -152,6 +158,7 @@ ELEMENTWISE: dict[str, Rule] = {
         push_elementwise,
     ),
     **rule_for("relu", _push_relu),
+    **rule_for("leaky_relu", _push_leaky_relu),
     **rule_for("tanh", _push_tanh),
     **rule_for("sigmoid", _push_sigmoid),
     **rule_for("add", partial(_push_sum, sign=1)),
@@ -164,7 +171,7 @@ ELEMENTWISE: dict[str, Rule] = {
     **rule_for(
         "to float double half bfloat16 type type_as clone contiguous positive pos alias identity "
         "cpu cuda requires_grad conj resolve_conj resolve_neg",
-        _push_identity,
+        of_first(_push_identity),
     ),
     **rule_for("dropout feature_dropout alpha_dropout feature_alpha_dropout", _push_dropout),
     **rule_for("copied", _push_copied),

@@ -5,7 +5,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pgmkit.tangents.dual import Application, Dual, Rule, demand_rule, primal_of, rule_for
+from pgmkit.tangents.dual import (
+    Application,
+    Dual,
+    Rule,
+    demand_rule,
+    of_first,
+    primal_of,
+    rule_for,
+)
 
 
 def _push_reshape(call: Application) -> Dual:
@@ -174,12 +182,12 @@ def _push_joined(call: Application) -> Dual:
 MOVES: dict[str, Rule] = {
     **rule_for(
         "reshape view flatten unflatten squeeze unsqueeze view_as reshape_as ravel _unsafe_view",
-        _push_reshape,
+        of_first(_push_reshape),
     ),
     **rule_for(
         "permute transpose t T mT swapaxes swapdims movedim moveaxis H adjoint", _push_permute
     ),
-    **rule_for("expand expand_as broadcast_to", _push_expand),
+    **rule_for("expand expand_as broadcast_to", of_first(_push_expand)),
     **rule_for("repeat tile", _push_repeat),
     **rule_for(
         "interpolate avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d "
