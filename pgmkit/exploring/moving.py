@@ -1,17 +1,19 @@
 """Ways through the latent space: from one latent to another, and along what changes most."""
 
+import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from pgmkit.errors import GeneratorError, first_line
 from pgmkit.generator import Generator
 from pgmkit.machine import check_memory
 from pgmkit.priors import LatentSpec
+from pgmkit.spectrum.differentiation import Differentiator, JacobianPlan
 
 _NEARLY_PARALLEL = 1e-4
+_MEMORY = 2**28
+"""Bytes that tangents may take."""
 
 
 def path_between(start: Tensor, end: Tensor, prior: LatentSpec, steps: int) -> Tensor:
@@ -58,37 +60,30 @@ class Directions:
         return prior.clamp(there[None])[0]
 
 
-def singular_directions(generator: Generator, latent: Tensor, count: int = 6) -> Directions:
+def singular_directions(
+    generator: Generator, latent: Tensor, count: int = 6, *, plan: JacobianPlan | None = None
+) -> Directions:
     """Returns the directions in which G changes the image the most, at one latent z (M,).
 
     A step of ε along the i-th changes the image by about ε·σ_i (Zhu et al., "Low-Rank Subspaces in
     GANs", 2021).
 
+    Args:
+        generator: G.
+        latent: z.
+        count: how many, at most.
+        plan: how to compute the Jacobian, as a spectrum has it; found by trying if None.
+
     Raises:
         GeneratorError: G cannot be differentiated.
         ParameterError: there is not enough memory for the Jacobian.
     """
+    size, dim = math.prod(generator.image.shape), len(latent)
+    check_memory(20 * size * dim, "the Jacobian at a latent", "take a smaller generator")
+    differentiator = Differentiator(generator, memory=_MEMORY, plan=plan)
     z = latent.detach().to(generator.device, generator.dtype)[None]
-    with torch.no_grad():
-        size = generator(z).numel()
-    check_memory(12 * size * len(latent), "the Jacobian at a latent", "take a smaller generator")
-
-    def image(point: Tensor) -> Tensor:
-        made: Tensor = generator(point).flatten()
-        return made
-
-    compute: Any = torch.autograd.functional.jacobian
-    try:
-        try:
-            jacobian = compute(image, z, vectorize=True, strategy="forward-mode")
-        except Exception:  # of what has no forward derivative; row by row takes longer
-            jacobian = compute(image, z)
-    except Exception as error:
-        raise GeneratorError(
-            f"the generator {generator.name!r} cannot be differentiated at a latent: "
-            f"{first_line(error)}"
-        ) from error
-    matrix = jacobian.reshape(size, -1).double().cpu()
+    pushed = differentiator.push(z, torch.eye(dim, dtype=z.dtype, device=z.device))
+    matrix = pushed[0].double().cpu().T
     # Of the small square of the two, since there are more pixels than latents.
     squares, vectors = torch.linalg.eigh(matrix.T @ matrix)
     order = squares.argsort(descending=True)[:count]

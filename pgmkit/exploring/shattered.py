@@ -29,6 +29,7 @@ from pgmkit.seeds import random_generator
 from pgmkit.selection import Selection, keep_scores, num_kept, select
 from pgmkit.shattering import ShatteredGenerator, shatter
 from pgmkit.spectrum import Spectrum
+from pgmkit.spectrum.differentiation import JacobianPlan
 from pgmkit.states import state_of, table_of, versions_of
 
 MOST_PREVIEWED = 4_000
@@ -361,7 +362,10 @@ class ShatteredExhibit:
 
     def directions(self, latent: Tensor, count: int = 6) -> Directions:
         """Returns the directions from a latent (M,) that change its image the most."""
-        return singular_directions(self.generator, latent, count)
+        plan, facts = None, {} if self.spectrum is None else self.spectrum.provenance
+        if "jacobian" in facts and facts.get("device") == str(self.generator.device):
+            plan = JacobianPlan(**facts["jacobian"])
+        return singular_directions(self.generator, latent, count, plan=plan)
 
     def steered(self, directions: Directions, amounts: Sequence[float]) -> tuple[Tensor, int]:
         """Returns the image, bytes (C, H, W), at a latent that was moved, and its cluster."""
