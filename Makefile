@@ -2,6 +2,7 @@
 # make demo-gan   trains a partition-guided GAN on a ring of eight modes and leaves a report
 # make docs       builds the documentation into build/site
 # make test       lints, type-checks and runs the tests
+# make test-browser  walks through the explorer's page in Chromium, which has to be there
 # make versions   tries the lowest and newest versions of what is needed, on each Python that is here
 PYTHON ?= python3
 VENV := .venv
@@ -10,7 +11,7 @@ READY := $(VENV)/.ready
 DEMO := runs/mnist-dcgan
 DEMO_GAN := runs/ring-pgmgan
 
-.PHONY: demo demo-gan docs test versions clean
+.PHONY: demo demo-gan docs test test-browser versions clean
 
 demo: $(READY)
 	$(BIN)/pgmkit shatter mnist-dcgan -o $(DEMO) --latents 4000 --classifier mnist-classifier
@@ -27,6 +28,10 @@ test: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	OMP_NUM_THREADS=1 PGMKIT_STRICT_PLUGINS=1 $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
+
+test-browser: $(READY)
+	$(BIN)/pip install --quiet --quiet --editable '.[browser]'
+	$(BIN)/pytest -m browser tests
 
 versions: $(READY)
 	$(BIN)/pip install --quiet uv

@@ -254,6 +254,14 @@ class Rejects(Protocol):
 
 
 @runtime_checkable
+class ScoresClusters(Protocol):
+    """A cluster sampler that says by how much a latent belongs to each cluster."""
+
+    def logits(self, latents: Tensor) -> Tensor:
+        """Returns logits (n, k) of latents (n, M); the largest is that of `predict`."""
+
+
+@runtime_checkable
 class HeldOut(Protocol):
     """A partitioner that learns its parts by heart, and so tells logits of other images, too.
 
@@ -735,6 +743,24 @@ def sampled_by(
     with speaking_for(who, "in sample"):
         drawn = sampler.sample(n, cluster, seed)
     return latents_of(drawn, n, dim, who)
+
+
+def cluster_logits_of(sampler: Any, latents: Tensor) -> Tensor:
+    """Returns logits (n, k) of latents (n, M) by a cluster sampler, on the CPU.
+
+    Raises:
+        ParameterError: it tells none; see `ScoresClusters`.
+        PluginError: it fails, or returns something else.
+    """
+    who = called("cluster-samplers", sampler)
+    if not isinstance(sampler, ScoresClusters):
+        raise ParameterError(
+            f"the {who} does not say by how much a latent belongs to a cluster: it has no "
+            "logits(latents)"
+        )
+    with speaking_for(who, "in logits"):
+        logits = sampler.logits(latents)
+    return _checked(logits, len(latents), None, who, "logits").cpu()
 
 
 def prepared_clusters(

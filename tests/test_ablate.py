@@ -296,12 +296,18 @@ def test_figures_show_each_measure_along_the_axis_and_classes_of_each_method(don
 def test_a_complete_ablation_only_rebuilds_tables_and_figures(done: Path) -> None:
     before = every_file(done / "cells") | every_file(done / "spectra")
     table = (done / "table.md").read_text()
-    (done / "table.md").unlink()
+    page = (done / "report.html").read_text()
+    for name in ("table.md", "report.html"):
+        (done / name).unlink()
     finished = run_pgmkit("ablate", done.with_name("config.toml"), "-o", done)
     assert finished.code == 0
     assert "8 cells, 0 of them computed now, 0 failed" in finished.stdout
     assert finished.stderr == ""
     assert (done / "table.md").read_text() == table
+    again = (done / "report.html").read_text()
+    assert again.count("<img") == page.count("<img") == len(list((done / "figures").iterdir()))
+    assert len(again) < 2_000_000
+    assert "cells, all done." in again
     assert every_file(done / "cells") | every_file(done / "spectra") == before
 
 

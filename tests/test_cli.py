@@ -444,11 +444,15 @@ def test_the_run_records_its_settings_and_plugins(result: Path) -> None:
 def test_the_report_needs_no_other_file(result: Path) -> None:
     page = (result / "report.html").read_text()
     sources = re.findall(r"\bsrc\s*=\s*[\"']?([^\"'\s>]+)", page)
-    assert len(sources) == 3 + 3
+    assert len(sources) == 3 + 2 + 3  # clusters, kept and removed, charts
     assert all(source.startswith("data:image/png;base64,") for source in sources)
     assert "http://" not in page
     assert "https://" not in page
     assert not re.search(r"<link|<script|@import|url\(|\bhref", page)
+    assert '<meta name="viewport" content="width=device-width' in page
+    assert len(page) < 2_000_000
+    assert page.index("<img") < page.index("<table")
+    assert all(len(alt) > 5 for alt in re.findall(r"<img alt=\"([^\"]*)\"", page))
     for cluster in json.loads((result / "report.json").read_text())["clusters"]:
         assert cluster["name"] in page
 

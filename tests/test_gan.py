@@ -126,7 +126,9 @@ def test_what_is_told_on_the_way_and_at_the_end(trained: Path) -> None:
     page = (trained / "report.html").read_text()
     assert page.count("<img") == 3
     assert "partitioner/report.html" in page
-    assert f"<td>inside</td><td>{measured[-1]['inside']}</td>" in page.replace('class="number"', "")
+    assert f"<td>inside</td><td>{measured[-1]['inside']}</td>" in page.replace(
+        ' class="number"', ""
+    )
     assert (trained / "partitioner" / "report.html").exists()
 
 

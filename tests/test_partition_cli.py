@@ -34,8 +34,8 @@ from tiny import (
 import pgmkit
 from pgmkit.errors import LoadError, ParameterError
 from pgmkit.evaluate import figures
+from pgmkit.evaluate.partition_report import write_partition_report
 from pgmkit.evaluate.partitions import partition_scores
-from pgmkit.evaluate.report import write_partition_report
 from pgmkit.images import ArrayImages, GeneratedImages, load_images
 from pgmkit.jobs import partition as job
 from pgmkit.partition import load_partitioner
@@ -216,13 +216,23 @@ def test_the_report_shows_each_part_and_needs_no_other_file(
     assert not re.search(r"https?://|<link|<script|@import|url\(|\bhref", page)
     config = json.loads((parts / "partitioner.json").read_text())
     for told_of in (
-        *("2 parts of 60 1×32×32 images", "part 0</b>: 30 images, 50.0%", "Agreement with labels"),
-        *("pgmkit:kmeans (num partitions 2", "matched accuracy</td><td>1.0000", "0 of 2"),
+        *(
+            "2 parts of 60 1×32×32 images",
+            'part 0</b> <span class="pale">30 images, 50.0 %',
+            "Agreement with labels",
+        ),
+        *(
+            "pgmkit:kmeans (num partitions 2",
+            'matched accuracy</td><td class="number">1.0000',
+            "0 of 2",
+        ),
         *(config["data"]["sha256"], config["machine"], f"torch {config['versions']['torch']}"),
     ):
         assert told_of in page, told_of
     assert fit(inputs / "unlabelled.npz", tmp_path / "out", "kmeans").code == 0
-    assert "labels" not in (tmp_path / "out" / "report.html").read_text()
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "labels" not in page
+    assert "what they are is for you to see" in page
 
 
 def test_the_report_tells_of_supervision_and_of_parts_without_images(
@@ -237,7 +247,9 @@ def test_the_report_tells_of_supervision_and_of_parts_without_images(
     source = load_images(str(inputs / "labelled.npz"))
     fitted = pgmkit.fit_partitioner("kmeans", source, partitions=2)
     page = write_partition_report(tmp_path, replace(fitted, sizes=[60, 0]), source, None)
-    assert "part 1</b>: 0 images, 0.0%</figcaption></figure>" in page.read_text()
+    assert re.search(
+        "part 1</b> <span class=.pale.>0 images, 0 %</span></summary></details>", page.read_text()
+    )
     assert "1 of 2" in page.read_text()
 
 
@@ -447,7 +459,7 @@ def test_a_fit_that_learns_leaves_its_curves(inputs: Path, tmp_path: Path) -> No
     with (out / "curves" / "pretext stage" / "measurements.csv").open() as file:
         assert "neighbours of the same label" in next(csv.DictReader(file))
     page = (out / "report.html").read_text()
-    assert page.index("curves of the partition stage") < page.index("curves of the pretext stage")
+    assert page.index("Curves of the partition stage") < page.index("Curves of the pretext stage")
     assert load_partitioner(out).num_partitions == 2
 
 

@@ -197,7 +197,9 @@ def test_arguments_of_another_kind_are_one_line(spectrum: pgmkit.Spectrum) -> No
     x = torch.zeros(4, 1, 2, 2)
     source = ArrayImages(x, value_range=(-1, 1))
     calls: dict[str, Callable[[], object]] = {
-        "there is no cluster '1'; the clusters are 0 to 1": lambda: m.sample(2, cluster="1"),
+        "no cluster is called '1'; none has a name, and the numbers are 0 to 1": lambda: m.sample(
+            2, cluster="1"
+        ),
         "there is no cluster 1.0": lambda: m.sample_latents(2, cluster=1.0),
         "there is no cluster True": lambda: m.draw(2, cluster=True),
         "a tensor (B, 2), not ndarray": lambda: m.predict(np.zeros((2, 2))),

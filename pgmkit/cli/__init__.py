@@ -52,6 +52,7 @@ _COMMANDS = {
     "spectrum": ("pgmkit.cli.spectrum:spectrum", "Compute spectra, tell about them, draw them."),
     "ablate": ("pgmkit.cli.ablate:ablate", "Compare methods over axes and seeds."),
     "partition": ("pgmkit.cli.partition:partition", "Fit partitioners to images, and use them."),
+    "explore": ("pgmkit.cli.explore:explore", "Look at a result in a browser, and change it."),
     "sample": ("pgmkit.cli.sample:sample", "Make images with a shattered generator."),
     "evaluate": ("pgmkit.cli.evaluate:evaluate", "Score a shattered generator."),
     "train": ("pgmkit.cli.train:train", "Train a generator or an evaluation classifier."),
@@ -77,7 +78,8 @@ Environment variables:
   PGMKIT_DISABLE_PLUGINS  plugins to leave out, as a,b:c
   PGMKIT_STRICT_PLUGINS   1 makes a plugin that fails an error
   PGMKIT_DEBUG            1 shows where an error comes from
-  NO_COLOR                1 prints without colours
+  NO_COLOR                1 prints without colours and pictures
+  PGMKIT_PICTURES         how a terminal shows pictures: kitty, iterm2, sixel, blocks or none
   HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE and others of the Hub's client
 
 \b

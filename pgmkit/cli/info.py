@@ -127,7 +127,7 @@ def _shattered(folder: ModelFolder, content: Mapping[str, Any]) -> _Told:
     quoted = shlex.quote(folder.reference)
     known = next((name for name in classes if name is not None), None)
     chosen = "--cluster 0" if known is None else f"--class {shlex.quote(known)}"
-    commands = [f"pgmkit sample {quoted} {chosen} -o samples.png"]
+    commands = [f"pgmkit sample {quoted} {chosen} -o samples.png", f"pgmkit explore {quoted}"]
     if known is None:
         commands.append(f"pgmkit evaluate {quoted} --classifier CLASSIFIER")
     record = {**content, "config": config, "report": report}

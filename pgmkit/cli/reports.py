@@ -25,5 +25,4 @@ def report_beside(folder: ModelFolder, cluster_sizes: Sequence[int]) -> dict[str
 
 def class_of(cluster: dict[str, Any]) -> str | None:
     """Returns the class that a classifier finds the most often in a cluster of a report."""
-    named, _, majority = str(cluster["name"]).partition(", mostly ")
-    return majority if named == f"cluster {cluster['index']}" and majority else None
+    return cluster.get("mostly") or None

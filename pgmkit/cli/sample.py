@@ -34,7 +34,7 @@ _STDOUT = Path("-")
 )
 @click.argument("source", required=False, shell_complete=complete_models("generator"))
 @click.option(
-    "--cluster", type=int, help="Cluster number from 0; all clusters by size if left out."
+    "--cluster", help="Number of a cluster, from 0, or its name; all by size if left out."
 )
 @click.option(
     "--class",
@@ -75,7 +75,7 @@ _STDOUT = Path("-")
 @json_option
 def sample(
     source: str | None,
-    cluster: int | None,
+    cluster: str | None,
     class_name: str | None,
     classifier: str | None,
     truncation: float | None,
@@ -95,7 +95,7 @@ def sample(
     """
     source, options = needed_source(source), dict(generator or {})
     how = {"truncation": truncation, "redraws": redraws}
-    partition = options.pop("partition", None)
+    partition, chosen = options.pop("partition", None), _number_or_name(cluster)
     _check_choice(cluster, partition, class_name, classifier)
     old = _check_stdout(as_json) if out == _STDOUT else _check_out(out, overwrite)
     from pgmkit.conditional import ConditionalGenerator
@@ -123,7 +123,7 @@ def sample(
         frozen = model.generator if isinstance(model, ShatteredGenerator) else model
         size = 4 * frozen.latent.dim + 16 * math.prod(frozen.image.shape)
         check_memory(count * size, f"{count:,} images", "ask for fewer, with several seeds")
-        parts: int | list[int] | None = cluster if cluster is not None else partition
+        parts: Any = chosen if chosen is not None else partition
         if class_name is not None:
             parts = _parts_of_class(model, source, class_name, classifier)
         given.pop("partition", None)
@@ -141,7 +141,7 @@ def sample(
         latents=made.latents,
         partitions=None if drawn is None else drawn.partitions,
     )
-    told = {"out": str(out), "num": count, "cluster": cluster, "seed": seed}
+    told = {"out": str(out), "num": count, "cluster": chosen, "seed": seed}
     if drawn is not None:
         told |= {"partition": partition, **how, "acceptance": _shares(drawn)}
     if class_name is not None:
@@ -158,8 +158,14 @@ def sample(
         )
 
 
+def _number_or_name(cluster: str | None) -> int | str | None:
+    """Returns what --cluster says: a number, or the name of a cluster, which is none."""
+    is_number = cluster is not None and re.fullmatch(r"-?\d+", cluster) is not None
+    return int(cluster) if is_number and cluster is not None else cluster
+
+
 def _check_choice(
-    cluster: int | None, partition: int | None, class_name: str | None, classifier: str | None
+    cluster: str | None, partition: int | None, class_name: str | None, classifier: str | None
 ) -> None:
     """Checks that what is to be drawn is said once."""
     if class_name is None and classifier is not None:

@@ -1,5 +1,6 @@
 """`pgmkit shatter`."""
 
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ from pgmkit.cli.settings import (
     working,
 )
 from pgmkit.cli.sources import generator_options
+
+_ACROSS, _DOWN = 8, 3
+"""Samples in a row of a cluster's picture, and how many are shown one upon the other."""
 
 
 def _number_or_auto(number: Callable[[str], float]) -> Callable[[str], float | str]:
@@ -131,7 +135,7 @@ def shatter(
     if as_json:
         print_json({"out": str(out), **numbers})
     else:
-        _print_summary(out, numbers)
+        _print_summary(out, numbers, quiet)
 
 
 def _spectrum(
@@ -146,7 +150,7 @@ def _spectrum(
     return folder or table or None
 
 
-def _print_summary(out: Path, numbers: dict[str, Any]) -> None:
+def _print_summary(out: Path, numbers: dict[str, Any], quiet: bool) -> None:
     from pgmkit.choosing import describe_choice
     from pgmkit.loading.cards import kept_in_words
 
@@ -175,3 +179,31 @@ def _print_summary(out: Path, numbers: dict[str, Any]) -> None:
         f"seed {numbers['settings']['seed']}; {numbers['machine']}"
     )
     click.echo(f"report: {out / 'report.html'}")
+    if not quiet:
+        _show_samples(out, numbers)
+
+
+def _show_samples(out: Path, numbers: dict[str, Any]) -> None:
+    """Shows a few samples of each cluster, one upon the other, if the terminal can."""
+    from pgmkit.cli.terminal import show, way_of
+
+    if way_of(sys.stdout) == "none":
+        return
+    import numpy as np
+    from PIL import Image
+
+    tiles = []
+    shape = numbers["image"]["shape"]
+    for cluster in numbers["clusters"]:
+        with Image.open(out / "clusters" / f"cluster-{cluster['index']:02d}.png") as grid:
+            picture = np.asarray(grid.convert("RGB"))
+        if len(shape) == 3:  # the first column of a grid, without its borders
+            height, width = shape[1:]
+            pixel = picture.shape[1] // (_ACROSS * (width + 1) + 1)
+            rows = [pixel * (1 + row * (height + 1)) for row in range(_DOWN)]
+            column = picture[:, pixel : pixel * (width + 1)]
+            picture = np.concatenate([column[top : top + pixel * height] for top in rows])
+        label = cluster["name"].removeprefix("cluster ").replace(", mostly", ":")
+        tiles.append((label, picture))
+    click.echo()
+    show(tiles)

@@ -1,44 +1,34 @@
-"""Reports, each one self-contained HTML page: of a shattering, of a partitioner, of a training."""
+"""The report of a shattering: its numbers, and a page of pictures with them."""
 
-import base64
-import html
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pgmkit import files, pictures
 from pgmkit.choosing import CHOSEN, describe_choice
-from pgmkit.config import in_toml
 from pgmkit.errors import LoadError, ParameterError
-from pgmkit.evaluate import figures
+from pgmkit.evaluate import figures, pages
 from pgmkit.evaluate.classifier import Classifier
 from pgmkit.evaluate.metrics import ClusterScores, score_latents, score_samples
-from pgmkit.images.source import ImageSource, ImageSpec
-from pgmkit.learning.log import LOSSES, MEASUREMENTS
+from pgmkit.evaluate.neighbours import Neighbours, neighbours
+from pgmkit.images.source import ImageSpec
 from pgmkit.machine import machine
-from pgmkit.partition.fitted import FittedPartitioner
+from pgmkit.seeds import random_generator
 from pgmkit.shattering import ShatteredGenerator
-
-CURVES = "curves"
-"""Folder beside a report, of what loops logged."""
 
 _PER_CLUSTER = 32
 _MOST_SCORED = 10_000
+_BESIDE = 48
+_LARGEST_SIDE = 64
+"""Images are enlarged to about so many pixels where they are written as files."""
 
-_STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; color: #1d2a33; max-width: 62rem; margin: 2rem auto;
-       padding: 0 1rem }
-h1 { font-size: 1.5rem } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem }
-table { border-collapse: collapse } td, th { padding: .15rem .9rem .15rem 0; text-align: left;
-       vertical-align: top } td.number { text-align: right; font-variant-numeric: tabular-nums }
-.clusters { display: grid; grid-template-columns: repeat(auto-fill, minmax(18rem, 1fr)); gap: 1rem }
-figure { margin: 0 } figcaption { margin-bottom: .25rem } img { max-width: 100% }
-.clusters img { width: 100%; image-rendering: pixelated }
-"""
+_AGREEMENT = ((0.8, "closely"), (0.5, "largely"), (0.2, "in part"), (-1.0, "hardly"))
+"""Adjusted mutual information from which on clusters are said to agree with classes so."""
 
 
 def describe(
@@ -65,14 +55,18 @@ def describe(
         seed = int(shattered.origin.settings["seed"])
         count = min(_MOST_SCORED, sum(shattered.cluster_sizes))
         scores["mapper samples"] = score_samples(shattered, classifier, count, seed)
+    around = neighbours(shattered, seed=int(shattered.origin.settings["seed"]))
     return {
+        "name": shattered.generator.name,
         "generator": repr(shattered.generator),
+        "image": shattered.generator.specs()["image"],
         **asdict(shattered.origin),
         "spectrum": {
             **(spectrum or {}),
             "settings": dict(shattered.spectrum.provenance) if shattered.spectrum else {},
         },
-        "clusters": _clusters(shattered, scores.get("kept latents")),
+        "clusters": _clusters(shattered, scores.get("kept latents"), around),
+        "neighbours": {"step": around.step, "latents": around.num_latents, "stay": around.stay},
         "classifier": None
         if classifier is None
         else {"name": classifier.name, **classifier.measured},
@@ -92,8 +86,10 @@ def check_numbers(numbers: Mapping[str, Any]) -> None:
     try:
         _facts(numbers)
         _scores(numbers)
+        _in_words(numbers)
+        _cluster_table(numbers["clusters"])
         for cluster in numbers["clusters"]:
-            _caption(cluster)
+            _told(cluster, numbers)
         for what, record in numbers["settings"].get("chosen", {}).items():
             describe_choice(what, record)
         sum(numbers["seconds"].values())
@@ -114,11 +110,11 @@ def write_report(folder: Path, shattered: ShatteredGenerator, numbers: Mapping[s
     """
     if shattered.spectrum is None or shattered.selection is None:
         raise ParameterError("a loaded result has no spectrum to report on; report a fresh one")
-    seed = int(shattered.origin.settings["seed"])
-    grids = {
-        f"clusters/cluster-{cluster:02d}.png": _grid(images, shattered.generator.image)
-        for cluster, images in enumerate(shattered.images_of_each(_PER_CLUSTER, seed))
-    }
+    seed, image = int(shattered.origin.settings["seed"]), shattered.generator.image
+    grids = [_grid(images, image) for images in shattered.images_of_each(_PER_CLUSTER, seed)]
+    scale = max(
+        1, math.ceil(_LARGEST_SIDE / (grids[0].shape[1] if image.is_points else image.shape[-1]))
+    )
     charts = {
         "cluster-sizes.png": figures.sizes(shattered.cluster_sizes, "cluster", "kept latents"),
         "log-density.png": figures.log_density(
@@ -130,194 +126,191 @@ def write_report(folder: Path, shattered: ShatteredGenerator, numbers: Mapping[s
         _choice_file(what): figures.choice(record, CHOSEN[what])
         for what, record in numbers["settings"].get("chosen", {}).items()
     }
-    for name, data in {**grids, **charts}.items():
+    for cluster, grid in enumerate(grids):
+        data = pictures.png(grid, scale)
+        files.write_bytes(folder / "clusters" / f"cluster-{cluster:02d}.png", data)
+    for name, data in charts.items():
         files.write_bytes(folder / name, data)
     files.write_json(folder / "report.json", numbers)
-    page = _page(numbers, grids, charts)
+    page = _page(numbers, grids, _kept_and_removed(shattered, seed), charts)
     files.write_text(folder / "report.html", page)
     return folder / "report.html"
 
 
-def write_partition_report(
-    folder: Path, fitted: FittedPartitioner, source: ImageSource, scores: Mapping[str, Any] | None
-) -> Path:
-    """Writes report.html of a fresh partitioner: its parts, its sizes, and how it was made.
-
-    Args:
-        folder: where to; what was logged in loops lies in its folder `curves`.
-        fitted: what `pgmkit.fit_partitioner` returned.
-        source: what it was fitted to.
-        scores: against labels, see `pgmkit.evaluate.partitions.PartitionScores`, or None.
-
-    Returns:
-        The path of `report.html`.
-
-    Raises:
-        OutputError: the folder cannot be written.
-    """
-    if source.image.shape == (2,):
-        parts = _image(figures.plane(fitted, source), "points in the colours of their parts")
-    else:
-        parts = f"<div class=clusters>{''.join(_part_figures(fitted))}</div>"
-    chart = figures.sizes(fitted.sizes, "part", "images")
-    loops = sorted((folder / CURVES).iterdir()) if (folder / CURVES).exists() else []
-    curves = "".join(
-        f"<h2>{html.escape(loop.name)}</h2>"
-        f"{_image(figures.curves(sorted(loop.glob('*.csv'))), f'curves of the {loop.name}')}"
-        for loop in loops
-    )
-    page = _document(
-        f"{fitted.num_partitions} parts of {len(source):,} {source.image}",
-        f"{_partition_facts(fitted)}{_partition_scores(scores)}<h2>Parts</h2>{parts}"
-        f"<h2>Sizes of the parts</h2>{_image(chart, 'sizes of the parts')}{curves}",
-    )
-    files.write_text(folder / "report.html", page)
-    return folder / "report.html"
-
-
-def write_training_report(folder: Path, facts: Mapping[str, str], partitioner: Path | None) -> Path:
-    """Writes report.html of a training that is over.
-
-    Args:
-        folder: of the run, with what `pgmkit.learning.learn` logged in it, and pictures in
-            `samples`.
-        facts: of the model and its making, by name.
-        partitioner: folder with a report of its own, within `folder`; None for none.
-
-    Returns:
-        The path of `report.html`.
-
-    Raises:
-        OutputError: the folder cannot be written.
-    """
-    logs = [path for name in (LOSSES, MEASUREMENTS) if (path := folder / name).exists()]
-    pictures = sorted((folder / "samples").glob("*.png"))
-    shown = "".join(
-        f"<figure><figcaption>{_text(path.stem)}</figcaption>"
-        f"{_image(path.read_bytes(), path.stem)}</figure>"
-        for path in dict.fromkeys([*pictures[-1:], *pictures[:1]])
-    )
-    own = f'<p><a href="{partitioner.name}/report.html">The parts</a></p>' if partitioner else ""
-    curves = _image(figures.curves(logs), "losses and measurements") if logs else ""
-    page = _document(
-        folder.name,
-        f"{_table(list(facts.items()))}{own}<h2>Samples</h2>{shown}<h2>Curves</h2>{curves}",
-    )
-    files.write_text(folder / "report.html", page)
-    return folder / "report.html"
-
-
-def _part_figures(fitted: FittedPartitioner) -> Iterator[str]:
-    assert fitted.samples is not None
-    rows = fitted.samples.chunk(fitted.num_partitions)
-    for part, (size, images) in enumerate(zip(fitted.sizes, rows, strict=True)):
-        share = size / sum(fitted.sizes)
-        caption = f"<b>part {part}</b>: {size:,} images, {share:.1%}"
-        picture = _image(_grid(images[:size], fitted.image), caption) if size else ""
-        yield f"<figure><figcaption>{caption}</figcaption>{picture}</figure>"
-
-
-def _partition_facts(fitted: FittedPartitioner) -> str:
-    origin, empty = fitted.origin, fitted.sizes.count(0)
-    rows = {
-        "partitioner": _component(origin["partitioner"]),
-        **_findings(origin),
-        "images": _pairs(origin["data"]),
-        "parts without images": f"{empty} of {fitted.num_partitions}",
-        "seed": str(origin["seed"]),
-        "seconds": str(origin["seconds"]),
-        "versions": _pairs(origin["versions"]),
-        "device": str(origin["device"]),
-        "machine": str(origin["machine"]),
-    }
-    return _table(list(rows.items()))
-
-
-def _partition_scores(scores: Mapping[str, Any] | None) -> str:
-    if scores is None:
-        return ""
-    rows = {
-        name.replace("_", " "): f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
-        for name, value in scores.items()
-    }
-    return f"<h2>Agreement with labels</h2>{_table(list(rows.items()))}"
-
-
-def _clusters(shattered: ShatteredGenerator, scores: ClusterScores | None) -> list[dict[str, Any]]:
-    """Returns for each cluster what it is called, its size and, with scores, its classes."""
+def _clusters(
+    shattered: ShatteredGenerator, scores: ClusterScores | None, around: Neighbours
+) -> list[dict[str, Any]]:
+    """Returns for each cluster what it is called, its size and what is known of it."""
     total = sum(shattered.cluster_sizes)
     return [
         {
             "index": index,
-            "name": f"cluster {index}" + (f", mostly {scores.majority[index]}" if scores else ""),
+            "name": _called(shattered, index, scores),
+            "mostly": scores.majority[index] if scores else None,
+            "hidden": index in shattered.hidden,
             "size": size,
             "share": size / total,
             "purity": scores.purity[index] if scores else None,
             "class_entropy": scores.cluster_entropy[index] if scores else None,
+            "stays": around.stays[index],
+            "nearest": around.nearest[index],
         }
         for index, size in enumerate(shattered.cluster_sizes)
     ]
 
 
-def _grid(images: Tensor, image: ImageSpec) -> bytes:
-    picture = pictures.grid(pictures.to_uint8(images, image.range))
-    width = picture.shape[1] if image.is_points else images.shape[-1]
-    return pictures.png(picture, scale=max(1, math.ceil(64 / width)))
+def _called(shattered: ShatteredGenerator, index: int, scores: ClusterScores | None) -> str:
+    """Returns what a cluster is called: its number, and its name, or else its classes."""
+    if shattered.names[index]:
+        return f"cluster {index}, {shattered.names[index]}"
+    return f"cluster {index}" + (f", mostly {scores.majority[index]}" if scores else "")
+
+
+def _grid(images: Tensor, image: ImageSpec) -> pages.Picture:
+    return pictures.grid(pictures.to_uint8(images, image.range))
+
+
+def _kept_and_removed(
+    shattered: ShatteredGenerator, seed: int
+) -> Iterator[tuple[str, pages.Picture]]:
+    """Yields images of some kept and some removed latents, in the order of their weights."""
+    assert shattered.spectrum is not None
+    assert shattered.selection is not None
+    weights, image = shattered.selection.log_weights, shattered.generator.image
+    kept = torch.zeros(len(weights), dtype=torch.bool)
+    kept[shattered.selection.kept] = True
+    for name, which in (("kept", kept), ("removed", ~kept)):
+        index = which.nonzero().flatten()
+        some = torch.randperm(len(index), generator=random_generator(seed, "report", name))
+        index = index[some[:_BESIDE]]
+        if len(index):
+            index = index[weights[index].argsort(descending=True)]
+            images = shattered.images(shattered.spectrum.latents[index])
+            yield f"{name}: {len(index)} of {int(which.sum()):,}", _grid(images, image)
 
 
 def _page(
-    numbers: Mapping[str, Any], grids: Mapping[str, bytes], charts: Mapping[str, bytes]
+    numbers: Mapping[str, Any],
+    grids: Sequence[pages.Picture],
+    beside: Iterator[tuple[str, pages.Picture]],
+    charts: Mapping[str, bytes],
 ) -> str:
-    captions = []
-    for cluster, grid in zip(numbers["clusters"], grids.values(), strict=True):
-        caption = _caption(cluster)
-        captions.append(
-            f"<figure><figcaption>{caption}</figcaption>{_image(grid, caption)}</figure>"
-        )
+    clusters, names = numbers["clusters"], []
+    for name, picture in beside:
+        names.append(name)
+        grids = [*grids, picture]
+    encoded = pages.fitting(grids)
+    cards = [
+        pages.card(cluster["name"], _note(cluster), picture, _told(cluster, numbers))
+        for cluster, picture in zip(clusters, encoded, strict=False)
+    ]
+    compared = [
+        pages.figure(picture, name, "pixels")
+        for name, picture in zip(names, encoded[len(clusters) :], strict=True)
+    ]
     chosen = numbers["settings"].get("chosen", {})
-    charts_html = "".join(
-        f"<h2>{_text(title)}</h2>{_image(charts[name], title)}"
+    curves = [
+        pages.figure(charts[name], title)
         for name, title in [
             *((_choice_file(what), describe_choice(what, chosen[what])) for what in chosen),
             ("cluster-sizes.png", "Cluster sizes"),
             ("log-density.png", "Log-density and what was removed"),
             ("singular-values.png", "Singular values and numeric rank"),
         ]
+    ]
+    about = (
+        "<p>Taken at random, and sorted from the largest weight to the smallest, row by row.</p>"
     )
-    settings = numbers["settings"]
-    return _document(
-        f"{settings['clusters']} clusters of {numbers['generator']}",
-        f"{_facts(numbers)}{_scores(numbers)}"
-        f"<h2>Samples of each cluster</h2><div class=clusters>{''.join(captions)}</div>"
-        f"{charts_html}",
+    return pages.document(
+        f"{numbers['name']} in {len(clusters)} clusters",
+        _in_words(numbers),
+        pages.wall(cards),
+        pages.section("Kept and removed", about, pages.beside(*compared)),
+        pages.section("How far apart", _apart(numbers), _cluster_table(clusters)),
+        _scores(numbers),
+        pages.section("Choices and distributions", pages.beside(*curves)),
+        pages.fold("The record", pages.record(_facts(numbers))),
     )
 
 
-def _document(title: str, body: str) -> str:
+def _in_words(numbers: Mapping[str, Any]) -> str:
+    """Returns what was found, and how far to trust it."""
+    sizes = [cluster["size"] for cluster in numbers["clusters"]]
+    statistics, around = numbers["statistics"], numbers["neighbours"]
+    found = (
+        f"Of {statistics['num_latents']:,} latents {statistics['num_kept']:,} were kept, in "
+        f"{len(sizes)} clusters of {min(sizes):,} to {max(sizes):,}."
+    )
+    stay = f"{pages.percent(around['stay'])} of those that are moved a little stay in their cluster"
+    if not numbers["scores"]:
+        return (
+            f"{found} {stay}. Nothing was asked that knows classes, so what they are is for you to "
+            "see."
+        )
+    scores = numbers["scores"]["kept latents"]
+    agreement = scores["adjusted_mutual_information"]
+    word = next(word for least, word in _AGREEMENT if agreement >= least)
     return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f"<title>{_text(title)}</title><style>{_STYLE}</style></head><body>"
-        f"<h1>{_text(title)}</h1>{body}</body></html>\n"
+        f"{found} They agree {word} with the classes of {numbers['classifier']['name']} (AMI "
+        f"{agreement:.2f}, of 0 by chance to 1), and {stay}."
     )
 
 
-def _caption(cluster: Mapping[str, Any]) -> str:
-    caption = (
-        f"<b>{_text(cluster['name'])}</b>: {cluster['size']:,} latents, {cluster['share']:.1%}"
+def _apart(numbers: Mapping[str, Any]) -> str:
+    around = numbers["neighbours"]
+    return (
+        f"<p>{around['latents']:,} kept latents were moved by a step of {around['step']:g}, where "
+        "at 1 they would be drawn anew. The nearest cluster is the one that most of those went to "
+        "that left theirs.</p>"
+    )
+
+
+def _cluster_table(clusters: Sequence[Mapping[str, Any]]) -> str:
+    judged = clusters[0]["purity"] is not None
+    header = ["cluster", "latents", "share", "stay", "nearest"]
+    rows = [
+        (
+            cluster["name"],
+            f"{cluster['size']:,}",
+            pages.percent(cluster["share"]),
+            pages.percent(cluster["stays"]),
+            _named(clusters, cluster["nearest"]),
+            *([f"{cluster['purity']:.2f}", f"{cluster['class_entropy']:.2f}"] if judged else []),
+        )
+        for cluster in clusters
+    ]
+    return pages.table(rows, [*header, *(["purity", "class entropy, nats"] if judged else [])])
+
+
+def _named(clusters: Sequence[Mapping[str, Any]], index: int | None) -> str:
+    return "none" if index is None else str(clusters[index]["name"])
+
+
+def _note(cluster: Mapping[str, Any]) -> str:
+    hidden = ", hidden" if cluster["hidden"] else ""
+    return f"{cluster['size']:,} latents, {pages.percent(cluster['share'])}{hidden}"
+
+
+def _told(cluster: Mapping[str, Any], numbers: Mapping[str, Any]) -> str:
+    told = (
+        f"Nearest: {_named(numbers['clusters'], cluster['nearest'])}. "
+        f"{pages.percent(cluster['stays'])} of its latents stay in it when they are moved a little."
     )
     if cluster["purity"] is not None:
-        caption += (
-            f", purity {cluster['purity']:.2f}, class entropy {cluster['class_entropy']:.2f} nats"
+        told += (
+            f" Purity {cluster['purity']:.2f}, class entropy {cluster['class_entropy']:.2f} nats."
         )
-    return caption
+    return told
 
 
-def _facts(numbers: Mapping[str, Any]) -> str:
+def _facts(numbers: Mapping[str, Any]) -> dict[str, str]:
     statistics, rank = numbers["statistics"], numbers["statistics"]["numeric_rank"]
-    rows = {
-        "density estimator": _component(numbers["density"]),
-        "cluster sampler": _component(numbers["sampler"]),
-        **_findings(numbers["sampler"]),
+    findings = numbers["sampler"].get("findings")
+    return {
+        "generator": numbers["generator"],
+        "density estimator": pages.component(numbers["density"]),
+        "cluster sampler": pages.component(numbers["sampler"]),
+        **({"what it found": pages.pairs(findings)} if findings else {}),
         "spectrum": _spectrum(numbers["spectrum"]),
         "latents": f"{statistics['num_kept']:,} of {statistics['num_latents']:,} kept",
         "mass kept": f"{statistics['mass_kept']:.3f}",
@@ -330,12 +323,11 @@ def _facts(numbers: Mapping[str, Any]) -> str:
         "standard deviation over latents": f"log p(z) {statistics['std_log_prior']:.3g}, "
         f"log-volume {statistics['std_log_volume']:.3g} nats",
         "seed": str(numbers["settings"]["seed"]),
-        "seconds": _pairs(numbers["seconds"]),
-        "versions": _pairs(numbers["versions"]),
+        "seconds": pages.pairs(numbers["seconds"]),
+        "versions": pages.pairs(numbers["versions"]),
         "device": str(numbers["device"]),
         "machine": str(numbers["machine"]),
     }
-    return _table(list(rows.items()))
 
 
 def _scores(numbers: Mapping[str, Any]) -> str:
@@ -355,11 +347,10 @@ def _scores(numbers: Mapping[str, Any]) -> str:
         )
     ]
     counts = [f"{s['num_samples']:,}" for s in numbers["scores"].values()]
-    header = ("", *numbers["scores"])
-    judge = _pairs({k: v for k, v in numbers["classifier"].items() if k != "name"})
-    return (
-        f"<h2>Agreement with the classes of {_text(numbers['classifier']['name'])} ({judge})</h2>"
-        + _table([header, *rows, ("samples", *counts)])
+    judge = pages.pairs({k: v for k, v in numbers["classifier"].items() if k != "name"})
+    return pages.section(
+        f"Agreement with the classes of {numbers['classifier']['name']} ({judge})",
+        pages.table([*rows, ("samples", *counts)], ("", *numbers["scores"])),
     )
 
 
@@ -371,18 +362,6 @@ def _share(value: float | None) -> str:
     return "not known" if value is None else f"{value:.1%}"
 
 
-def _findings(record: Mapping[str, Any]) -> dict[str, str]:
-    """Returns the row of what a sampler or partitioner tells of itself, if it tells anything."""
-    findings = record.get("findings")
-    return {"what it found": _pairs(findings)} if findings else {}
-
-
-def _component(record: Mapping[str, Any]) -> str:
-    given = {name: value for name, value in record["params"].items() if value is not None}
-    parameters = [f"{name.replace('_', ' ')} {in_toml(value)}" for name, value in given.items()]
-    return f"{record['name']} ({', '.join(parameters)})" if parameters else str(record["name"])
-
-
 def _spectrum(record: Mapping[str, Any]) -> str:
     plan, dtype = record["settings"].get("jacobian", {}), record["settings"].get("dtype", "unknown")
     how = f"{plan.get('mode', 'unknown')} mode, {dtype}"
@@ -391,24 +370,5 @@ def _spectrum(record: Mapping[str, Any]) -> str:
     return f"read from {record['folder']} ({how}; manifest SHA-256 {record['manifest_sha256']})"
 
 
-def _pairs(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in values.items())
-
-
-def _table(rows: list[tuple[str, ...]]) -> str:
-    lines = ["<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>" for row in rows]
-    return f"<table>{''.join(lines)}</table>"
-
-
-def _image(data: bytes, description: str) -> str:
-    encoded = base64.b64encode(data).decode()
-    alt = html.escape(description.replace("<b>", "").replace("</b>", ""), quote=True)
-    return f'<img alt="{alt}" src="data:image/png;base64,{encoded}">'
-
-
 def _number(value: float | None) -> str:
     return "infinite" if value is None else f"{value:.3g}"
-
-
-def _text(value: Any) -> str:
-    return html.escape(str(value))

@@ -21,6 +21,7 @@ from pgmkit.evaluate.ablation.cells import (
 )
 from pgmkit.evaluate.ablation.charts import draw_all
 from pgmkit.evaluate.ablation.plan import Ablation, Cell, check_names, make_ablation
+from pgmkit.evaluate.ablation.report import write_ablation_report
 from pgmkit.evaluate.ablation.tables import (
     Row,
     Table,
@@ -301,7 +302,9 @@ def _write(
     files.write_json(out / "cells.json", records(rows))
     files.write_text(out / "table.md", to_markdown(tables))
     files.write_text(out / "table.tex", to_latex(tables))
+    figures = dict(draw_all(rows, measures))
     with files.replaced_folder(out / "figures") as folder:
-        for name, data in draw_all(rows, measures):
+        for name, data in figures.items():
             (folder / name).write_bytes(data)
+    write_ablation_report(out, tables, figures, summary)
     files.write_json(out / ABLATION_FILE, summary)

@@ -15,8 +15,8 @@ from pgmkit.components import name_of
 from pgmkit.config import IMAGES, check_count, check_seed, make_settings, with_names
 from pgmkit.errors import ParameterError
 from pgmkit.evaluate import figures
+from pgmkit.evaluate.partition_report import CURVES, write_partition_report
 from pgmkit.evaluate.partitions import score_partition
-from pgmkit.evaluate.report import CURVES, write_partition_report
 from pgmkit.images import check_source, load_images
 from pgmkit.images.source import ImageSource
 from pgmkit.learning import keeping

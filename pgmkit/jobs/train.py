@@ -202,15 +202,19 @@ class Job:
             "model": in_toml(dict(settings.model)),
             "optimizer": in_toml(dict(settings.optimizer)),
             "parameters": ", ".join(f"{n} {count:,}" for n, count in self.sizes.items()),
-            **self._last_measured(out),
             "seed": str(settings.seed),
             "device": str(self.task.device),
             "machine": machine(),
         }
-        from pgmkit.evaluate.report import write_training_report
+        lead = (
+            f"{settings.model.get('backbone', settings.task)}, trained on {len(self.source):,} of "
+            f"{self.source.image} in {self.steps:,} steps; the model is in the folder model."
+        )
+        from pgmkit.evaluate.training_report import write_training_report
 
         parts = out / PARTITIONER
-        write_training_report(out, facts, parts if parts.exists() else None)
+        measured = self._last_measured(out)
+        write_training_report(out, lead, facts, measured, parts if parts.exists() else None)
 
     def _last_measured(self, out: Path) -> dict[str, str]:
         log = Log(out / MEASUREMENTS, self.steps)

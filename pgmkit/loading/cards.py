@@ -130,6 +130,9 @@ def shattered_card(
     sizes: Sequence[int],
     repository: str | None = None,
     numbers: Mapping[str, Any] | None = None,
+    *,
+    names: Sequence[str] = (),
+    hidden: Sequence[int] = (),
 ) -> str:
     """Returns the card of a shattered generator; see `generator_card`.
 
@@ -139,10 +142,14 @@ def shattered_card(
         sizes: number of kept latents in each cluster.
         repository: "org/name" on the Hub, or None.
         numbers: what `report.json` of the same result says, with the scores; None if there is none.
+        names: of the clusters, "" where one has none.
+        hidden: clusters that are not mixed.
     """
+    largest = sizes.index(max(sizes))
+    cluster = json.dumps(names[largest]) if any(names[largest : largest + 1]) else str(largest)
     use = [
         f'm = pgmkit.load("{_reference(repository)}"{_argument(generator)})',
-        f"images = m.sample(16, cluster={sizes.index(max(sizes))})  # {_shape(generator, 16)}",
+        f"images = m.sample(16, cluster={cluster})  # {_shape(generator, 16)}",
     ]
     lines = [
         *card_header(
@@ -157,7 +164,7 @@ def shattered_card(
         f"Each row of the picture shows {PER_CLUSTER} samples of the cluster of its number.",
         "",
         *_use(generator, use),
-        *_clusters(sizes, numbers or {}),
+        *_clusters(sizes, numbers or {}, names, hidden),
         *_recipe(generator, origin, repository),
         *_weights(generator),
     ]
@@ -342,14 +349,20 @@ def shares(sizes: Sequence[int]) -> list[list[str]]:
     return [[str(i), f"{size:,}", f"{size / total:.1%}"] for i, size in enumerate(sizes)]
 
 
-def _clusters(sizes: Sequence[int], numbers: Mapping[str, Any]) -> list[str]:
+def _clusters(
+    sizes: Sequence[int], numbers: Mapping[str, Any], names: Sequence[str], hidden: Sequence[int]
+) -> list[str]:
     """Returns the table of clusters, with what the report knows of the same clusters."""
     rows, header = shares(sizes), ["cluster", "latents", "share"]
+    if any(names) or hidden:
+        header.insert(1, "name")
+        for number, (row, name) in enumerate(zip(rows, names, strict=True)):
+            row.insert(1, plain(name) + (" (hidden)" if number in hidden else ""))
     known = numbers.get("clusters") if numbers.get("scores") else None
     if known:
         header += ["mostly", "purity"]
         for row, cluster in zip(rows, known, strict=True):
-            row += [plain(cluster["name"].rpartition("mostly ")[2]), f"{cluster['purity']:.2f}"]
+            row += [plain(cluster.get("mostly") or ""), f"{cluster['purity']:.2f}"]
     scores = [
         f"{plain(protocol)}: AMI {found['adjusted_mutual_information']:.3f}, purity "
         f"{found['overall_purity']:.3f}"

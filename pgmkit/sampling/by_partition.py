@@ -124,11 +124,11 @@ class PartitionSampler:
 
     def predict(self, latents: Tensor) -> Tensor:
         """Returns the cluster of each latent (n, M), int64 (n,)."""
-        return self._logits(latents).argmax(dim=1)
+        return self.logits(latents).argmax(dim=1)
 
     def assign(self, latents: Tensor, core: float = 1.0) -> Tensor:
         """Returns the cluster of each latent (n, M), -1 outside a core; see `contracts.Assign`."""
-        logits = self._logits(latents)
+        logits = self.logits(latents)
         clusters = logits.argmax(dim=1)
         if core >= 1:
             return clusters
@@ -225,7 +225,7 @@ class PartitionSampler:
             )
 
     @torch.no_grad()
-    def _logits(self, latents: Tensor) -> Tensor:
+    def logits(self, latents: Tensor) -> Tensor:
         """Returns the logits (n, k) of latents (n, M), on the CPU."""
         if self._assigner is not None:
             return _padded(self._assigner.scores(latents), self.num_clusters)

@@ -3,7 +3,7 @@
 import copy
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,14 @@ from torch import Tensor
 
 from pgmkit import contracts, files, pictures
 from pgmkit.config import check_count, fits
-from pgmkit.errors import LoadError, ParameterError, PgmkitWarning, SamplingError, first_line
+from pgmkit.errors import (
+    LoadError,
+    ParameterError,
+    PgmkitWarning,
+    SamplingError,
+    first_line,
+    nearest_names,
+)
 from pgmkit.generator import Generator
 from pgmkit.loading.building import Architecture
 from pgmkit.loading.cards import (
@@ -38,6 +45,7 @@ from pgmkit.states import load_state_of, state_of
 
 SAMPLER_CONFIG = "sampler.json"
 SAMPLER_STATE = "sampler.safetensors"
+_LONGEST_NAME = 60
 
 
 class ShatteredGenerator:
@@ -51,6 +59,11 @@ class ShatteredGenerator:
         spectrum: of all drawn latents; None after loading.
         selection: which of them were kept; None after loading.
         seconds: time taken by each step; empty after loading.
+        names: of the clusters, as one likes to call them; "" is none. None names none of them.
+        hidden: clusters that are not among those that are mixed, or shown.
+
+    Raises:
+        ParameterError: the names or the hidden clusters are not what they must be.
     """
 
     def __init__(
@@ -63,6 +76,8 @@ class ShatteredGenerator:
         spectrum: Spectrum | None = None,
         selection: Selection | None = None,
         seconds: Mapping[str, float] | None = None,
+        names: Sequence[str] | None = None,
+        hidden: Iterable[int] = (),
     ) -> None:
         self.generator = generator
         self.sampler = sampler
@@ -71,18 +86,48 @@ class ShatteredGenerator:
         self.spectrum = spectrum
         self.selection = selection
         self.seconds = dict(seconds or {})
+        self.names = checked_names(names, cluster_sizes)
+        self.hidden = checked_hidden(hidden, cluster_sizes)
 
     @property
     def num_clusters(self) -> int:
         """The number of clusters, k."""
         return len(self.cluster_sizes)
 
-    def sample(self, n: int, cluster: int | Sequence[int] | None = None, seed: int = 0) -> Tensor:
+    def named(self, cluster: int) -> str:
+        """Returns what a cluster is called, or else its number."""
+        return self.names[cluster] or f"cluster {cluster}"
+
+    def number_of(self, cluster: int | str) -> int:
+        """Returns the number of a cluster that is named, or its number.
+
+        Raises:
+            ParameterError: there is no such cluster.
+        """
+        if isinstance(cluster, str):
+            if not cluster or cluster not in self.names:
+                known = [name for name in self.names if name]
+                raise ParameterError(
+                    f"no cluster is called {cluster!r:.60}; "
+                    + (nearest_names(cluster, known) if known else "none has a name")
+                    + f", and the numbers are 0 to {self.num_clusters - 1}"
+                )
+            return self.names.index(cluster)
+        if not fits(cluster, int) or not 0 <= cluster < self.num_clusters:
+            raise ParameterError(
+                f"there is no cluster {cluster!r}; the clusters are 0 to {self.num_clusters - 1}"
+            )
+        return cluster
+
+    def sample(
+        self, n: int, cluster: int | str | Sequence[int] | None = None, seed: int = 0
+    ) -> Tensor:
         """Makes images.
 
         Args:
             n: how many, at least 1.
-            cluster: from 0 to k - 1; several are mixed by their sizes, and None mixes all.
+            cluster: from 0 to k - 1, or its name; several are mixed by their sizes, and None mixes
+                all that are not hidden.
             seed: the same seed gives the same images.
 
         Returns:
@@ -96,16 +141,16 @@ class ShatteredGenerator:
         return self.images(self.sample_latents(n, cluster, seed))
 
     def sample_latents(
-        self, n: int, cluster: int | Sequence[int] | None = None, seed: int = 0
+        self, n: int, cluster: int | str | Sequence[int] | None = None, seed: int = 0
     ) -> Tensor:
         """Draws latents (n, M), float32, for `sample`; arguments and errors are the same."""
         check_count("the number of samples", n)
-        if cluster is None or isinstance(cluster, Sequence):
+        if cluster is None or (isinstance(cluster, Sequence) and not isinstance(cluster, str)):
             drawn, failed = self._drawn(self._clusters(n, seed, cluster), seed)
             if failed:
                 raise next(iter(failed.values()))
             return drawn
-        self._check_cluster(cluster)
+        cluster = self.number_of(cluster)
         if not self.cluster_sizes[cluster]:
             raise SamplingError(f"cluster {cluster} is empty: no latent was assigned to it")
         prior = self.generator.latent
@@ -114,7 +159,9 @@ class ShatteredGenerator:
             contracts.sampled_by(self.sampler, n, cluster, seed, dim=prior.dim, who=self._called)
         )
 
-    def draw(self, n: int, cluster: int | None = None, seed: int = 0) -> tuple[Tensor, Tensor]:
+    def draw(
+        self, n: int, cluster: int | str | None = None, seed: int = 0
+    ) -> tuple[Tensor, Tensor]:
         """Draws latents as `sample_latents` does, but of those clusters alone that can be sampled.
 
         Where that raises an error because of one cluster, this warns, and what would be of that
@@ -129,7 +176,7 @@ class ShatteredGenerator:
         """
         check_count("the number of samples", n)
         if cluster is not None:
-            self._check_cluster(cluster)
+            cluster = self.number_of(cluster)
         clusters = self._clusters(n, seed) if cluster is None else torch.full((n,), cluster)
         if cluster is not None:
             drawn, failed = torch.empty(n, self.generator.latent.dim), {}
@@ -150,18 +197,14 @@ class ShatteredGenerator:
             raise next(iter(failed.values()))
         return drawn[found], clusters[found]
 
-    def _check_cluster(self, cluster: int) -> None:
-        if not fits(cluster, int) or not 0 <= cluster < self.num_clusters:
-            raise ParameterError(
-                f"there is no cluster {cluster!r}; the clusters are 0 to {self.num_clusters - 1}"
-            )
-
     def _clusters(self, n: int, seed: int, among: Sequence[int] | None = None) -> Tensor:
-        """Draws cluster numbers (n,) by cluster size, of all clusters or of some."""
+        """Draws cluster numbers (n,) by cluster size, of some, or all that are not hidden."""
         sizes = torch.tensor(self.cluster_sizes, dtype=torch.float64)
+        if among is None:
+            sizes[self.hidden] = 0
         if among is not None:
             for cluster in among:
-                self._check_cluster(cluster)
+                self.number_of(cluster)
             sizes = torch.zeros_like(sizes).index_copy(0, torch.tensor(among), sizes[[*among]])
             if not sizes.any():
                 raise SamplingError(
@@ -242,12 +285,22 @@ class ShatteredGenerator:
             "format_version": FORMAT_VERSION,
             **vars(self.origin),
             "cluster_sizes": self.cluster_sizes,
+            **({"names": self.names} if any(self.names) else {}),
+            **({"hidden": self.hidden} if self.hidden else {}),
         }
         samples = torch.cat(self.images_of_each(PER_CLUSTER))
         pictures.write_rows(
             folder / SAMPLES_FILE, samples, self.generator.image.range, PER_CLUSTER, scale=2
         )
-        card = shattered_card(self.generator, self.origin, self.cluster_sizes, repository, numbers)
+        card = shattered_card(
+            self.generator,
+            self.origin,
+            self.cluster_sizes,
+            repository,
+            numbers,
+            names=self.names,
+            hidden=self.hidden,
+        )
         files.write_text(folder / CARD_FILE, card)
         # Last, since its presence says that the folder is whole.
         files.write_json(folder / SAMPLER_CONFIG, description)
@@ -288,7 +341,7 @@ class ShatteredGenerator:
             device=device,
         )
         path = folder.path(SAMPLER_CONFIG)
-        origin, cluster_sizes = _read_description(path, text)
+        origin, cluster_sizes, more = _read_description(path, text)
         state = read_weights(folder.path(SAMPLER_STATE))
         name = origin.sampler["name"]
         try:
@@ -314,7 +367,7 @@ class ShatteredGenerator:
                 f"{path} is damaged: it has {len(cluster_sizes)} cluster_sizes, and the cluster "
                 f"sampler has {count} clusters; shatter the generator again"
             )
-        return cls(generator, sampler, cluster_sizes, origin)
+        return cls(generator, sampler, cluster_sizes, origin, **more)
 
     def push_to_hub(
         self,
@@ -363,8 +416,48 @@ class ShatteredGenerator:
         )
 
 
-def _read_description(path: Path, where: str) -> tuple[Origin, list[int]]:
-    """Returns what `sampler.json` says of the origin, and the sizes of the clusters.
+def checked_names(names: Sequence[str] | None, sizes: Sequence[int]) -> list[str]:
+    """Returns the names of clusters of so many sizes, "" for those without one.
+
+    Raises:
+        ParameterError: there is not one for each, two are the same, or one cannot be a name.
+    """
+    if names is None:
+        return [""] * len(sizes)
+    found = list(names)
+    given = [name for name in found if name]
+    if isinstance(names, str) or len(found) != len(sizes) or len(set(given)) != len(given):
+        raise ParameterError(
+            f'each of {len(sizes)} clusters has a name of its own, or "", not {found!r:.80}'
+        )
+    for name in given:
+        fine = isinstance(name, str) and name.isprintable() and name.strip() == name
+        if not fine or len(name) > _LONGEST_NAME or name.lstrip("-").isdigit():
+            raise ParameterError(
+                f"a cluster is called by words of at most {_LONGEST_NAME} letters on one line, no "
+                f"number, not {name!r:.80}"
+            )
+    return found
+
+
+def checked_hidden(hidden: Iterable[int], sizes: Sequence[int]) -> list[int]:
+    """Returns the numbers of the hidden clusters, in order.
+
+    Raises:
+        ParameterError: there is no such cluster, or nothing is left to mix.
+    """
+    found = sorted(set(hidden))
+    if not all(fits(one, int) and 0 <= one < len(sizes) for one in found):
+        raise ParameterError(
+            f"hidden clusters are numbers from 0 to {len(sizes) - 1}, not {found!r:.60}"
+        )
+    if found and not sum(size for number, size in enumerate(sizes) if number not in found):
+        raise ParameterError(f"with {found!r:.60} hidden no cluster is left; leave one of them")
+    return found
+
+
+def _read_description(path: Path, where: str) -> tuple[Origin, list[int], dict[str, Any]]:
+    """Returns what `sampler.json` says of the origin, sizes of the clusters, and how they show.
 
     Raises:
         LoadError: it is damaged.
@@ -390,4 +483,12 @@ def _read_description(path: Path, where: str) -> tuple[Origin, list[int]]:
         raise LoadError(damaged.format(f"cluster_sizes are whole numbers, not {sizes!r:.60}"))
     if not sum(sizes):
         raise LoadError(damaged.format(f"there is nothing in its clusters, {sizes!r:.60}"))
-    return origin, sizes
+    more: dict[str, Any] = {
+        name: description[name] for name in ("names", "hidden") if name in description
+    }
+    try:
+        checked_names(more.get("names"), sizes)
+        checked_hidden(more.get("hidden", ()), sizes)
+    except (ParameterError, TypeError) as error:
+        raise LoadError(damaged.format(str(error).partition("; ")[0])) from error
+    return origin, sizes, more
