@@ -99,9 +99,10 @@ class Images:
 
         It does so on CUDA alone, and if all of them fit into a quarter of the memory that is free.
         """
-        if device.type == "cuda" and len(self):
+        free = machine.free_device_memory(device)
+        if free is not None and len(self):
             each = self._rows.read(torch.zeros(1, dtype=torch.int64)).nbytes
-            if each * len(self._rows) <= torch.cuda.mem_get_info(device)[0] // 4:
+            if each * len(self._rows) <= free // 4:
                 return self._with(device=device, _rows=KeptRows(self._rows, device))
         return self.to(device)
 
