@@ -108,8 +108,11 @@ class _InHalves(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
         def run(half: int) -> Sequence[Tensor]:
-            output, gradient = ctx.outputs[half], gradients[half]
-            found: Sequence[Tensor] = torch.autograd.grad(output, ctx.parameters, gradient)
+            # Of a scalar: handed the gradient of a tensor, torch imports its compiler to compare
+            # shapes, and that takes a second.
+            with torch.enable_grad():
+                pulled = (ctx.outputs[half] * gradients[half]).sum()
+            found: Sequence[Tensor] = torch.autograd.grad(pulled, ctx.parameters)
             return found
 
         first, second = _both(run, ctx.parameters[0].device)

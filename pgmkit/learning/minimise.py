@@ -11,6 +11,7 @@ from pgmkit.learning.batches import Batch
 from pgmkit.learning.checkpoints import Part
 from pgmkit.learning.clock import Clock
 from pgmkit.learning.loop import learn
+from pgmkit.learning.optimizers import eager
 from pgmkit.learning.schedules import one_cycle, set_rate
 
 _MOMENTA = (0.95, 0.85)
@@ -69,7 +70,7 @@ class _Minimised:
             for parameter in (part.parameters() if isinstance(part, nn.Module) else [part])
         ]
         self.learning_rate = learning_rate
-        self.optimizer = torch.optim.AdamW(
+        self.optimizer = eager(torch.optim.AdamW)(
             self.parameters, lr=learning_rate, weight_decay=weight_decay, fused=True
         )
         device = self.parameters[0].device

@@ -8,6 +8,7 @@ from torch import nn
 
 from pgmkit.errors import ParameterError
 from pgmkit.learning import Clock
+from pgmkit.learning.optimizers import eager
 from pgmkit.learning.schedules import linear, set_rate
 
 
@@ -47,9 +48,9 @@ class Adam:
     def build(self, module: nn.Module) -> torch.optim.Optimizer:
         """Returns the optimizer over the module's parameters."""
         first, second = self.betas
-        return torch.optim.Adam(
-            module.parameters(), lr=self.learning_rate, betas=(first, second), fused=True
-        )
+        kind = eager(torch.optim.Adam)
+        rate = self.learning_rate
+        return kind(module.parameters(), lr=rate, betas=(first, second), fused=True)
 
     def schedule(self, optimizer: torch.optim.Optimizer, clock: Clock) -> None:
         """Gives an optimizer the learning rate of a step."""

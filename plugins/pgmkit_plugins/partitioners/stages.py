@@ -17,6 +17,7 @@ from pgmkit.learning import Batch, Clock, ranks
 from pgmkit.learning.contrast import contrastive_loss
 from pgmkit.learning.halves import Halves
 from pgmkit.learning.neighbours import nearest_neighbors
+from pgmkit.learning.optimizers import eager
 from pgmkit.learning.precision import InBfloat16
 from pgmkit.learning.recorded import Recorded
 from pgmkit.learning.schedules import cosine, set_rate
@@ -175,7 +176,7 @@ class PretextStage(Stage):
     def __init__(
         self, network: Headed, source: ImageSource, settings: PretextSettings, **how: Any
     ) -> None:
-        optimizer = torch.optim.SGD(
+        optimizer = eager(torch.optim.SGD)(
             network.parameters(),
             lr=settings.learning_rate,
             momentum=settings.momentum,
@@ -223,7 +224,7 @@ class PartitionStage(Stage):
         neighbours: Tensor,
         **how: Any,
     ) -> None:
-        optimizer = torch.optim.Adam(network.parameters(), lr=settings.learning_rate)
+        optimizer = eager(torch.optim.Adam)(network.parameters(), lr=settings.learning_rate)
         super().__init__(network, optimizer, source, **how)
         self.settings, self.neighbours = settings, neighbours
 
