@@ -18,7 +18,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the b
 
 gc.disable()  # until all tests are collected: what they import stays
 
-_LONGEST = ("test_docs", "test_engines", "test_shatter", "test_inference", "test_ablate")
+_LONGEST = (
+    *("test_docs", "test_new_plugins", "test_engines", "test_shatter", "test_ablate"),
+    *("test_partitioners", "test_spectrum", "test_train"),
+)
 """Files that take the longest come first, so that no process is left alone with one at the end."""
 
 
