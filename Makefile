@@ -11,6 +11,10 @@ READY := $(VENV)/.ready
 DEMO := runs/mnist-dcgan
 DEMO_GAN := runs/ring-pgmgan
 
+# One thread each, and bytecode on the disk for the many processes that tests start.
+TESTS := OMP_NUM_THREADS=1 PGMKIT_STRICT_PLUGINS=1 PYTHONDONTWRITEBYTECODE= \
+	$(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
+
 .PHONY: demo demo-gan docs test test-browser versions clean
 
 demo: $(READY)
@@ -25,9 +29,8 @@ docs: $(READY)
 test: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
 	$(BIN)/lint-imports
-	OMP_NUM_THREADS=1 PGMKIT_STRICT_PLUGINS=1 $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
+	$(BIN)/mypy & types=$$!; $(TESTS); failed=$$?; wait $$types && exit $$failed
 
 test-browser: $(READY)
 	$(BIN)/pip install --quiet --quiet --editable '.[browser]'

@@ -1,5 +1,6 @@
 """What holds in all tests, and what several of them need."""
 
+import gc
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -15,12 +16,22 @@ from pgmkit.plugins import installed
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background lacks
 
-_LONGEST = ("test_docs", "test_engines", "test_shatter", "test_inference", "test_ablate")
+gc.disable()  # until all tests are collected: what they import stays
+
+_LONGEST = (
+    *("test_docs", "test_new_plugins", "test_engines", "test_shatter", "test_ablate"),
+    *("test_partitioners", "test_spectrum", "test_train"),
+)
 """Files that take the longest come first, so that no process is left alone with one at the end."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.stem not in _LONGEST)
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -178,6 +178,7 @@ def log_density(selection: Selection, name: str) -> bytes:
     axes.hist(
         [part.numpy() for part in parts],
         bins=80,
+        histtype="stepfilled",  # one shape, drawn twice as fast as 80 bars
         stacked=True,
         color=[_BLUE, _GREY],
         label=[f"kept ({kept.sum():,})", f"removed ({(~kept).sum():,})"],
@@ -277,7 +278,12 @@ def _draw_singular_values(axes: Axes, spectrum: Spectrum) -> None:
 
 def _draw_volume(axes: Axes, spectrum: Spectrum, rank_rtol: float) -> None:
     volume = spectrum.log_volume(rank_rtol=rank_rtol, top_k=spectrum.known_top_k)
-    axes.hist(volume[volume.isfinite()].numpy(), bins=_bins(len(volume)), color=_BLUE)
+    axes.hist(
+        volume[volume.isfinite()].numpy(),
+        bins=_bins(len(volume)),
+        color=_BLUE,
+        histtype="stepfilled",
+    )
     axes.set(xlabel="log-volume Σ log σ, nats", ylabel="latents")
 
 
@@ -287,7 +293,7 @@ def _draw_condition(axes: Axes, spectrum: Spectrum) -> None:
     if len(usable):
         low, high = float(usable.min()), float(usable.max())
         edges = np.geomspace(low, high * 1.001, _bins(len(usable)) + 1)
-        axes.hist(usable.numpy(), bins=list(edges), color=_BLUE)
+        axes.hist(usable.numpy(), bins=list(edges), color=_BLUE, histtype="stepfilled")
     axes.set_xscale("log")
     infinite = len(condition) - len(usable)
     axes.set(
