@@ -24,7 +24,6 @@ _FORKS = multiprocessing.get_context("forkserver")
 _JOBS = ("ablate", "partition", "shatter", "train")
 _IMPORTED = [f"pgmkit.{room}.{job}" for room in ("cli", "jobs") for job in _JOBS]
 _IMPORTED += ["torch.distributed", "sklearn.cluster", "matplotlib.figure", "processes"]
-_IMPORTED.append("torch._dynamo")  # which every first optimizer imports
 
 
 @functools.cache
