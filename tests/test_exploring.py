@@ -1,5 +1,6 @@
 """Results to be looked at and changed, without a browser."""
 
+import gc
 import json
 import math
 import re
@@ -231,6 +232,16 @@ def test_what_was_not_asked_for_the_longest_is_forgotten_first() -> None:
     assert kept.num_bytes == 40 + 32 + 8 + 12
 
 
+def test_what_was_learned_goes_with_what_keeps_it() -> None:
+    kept = Kept()
+    folder = kept.folder
+    (folder / "learned").write_text("much")
+    assert kept.folder == folder
+    del kept
+    gc.collect()
+    assert not folder.exists()
+
+
 def test_whoever_tries_methods_shares_what_was_learned_of_one_spectrum(
     exhibit: ShatteredExhibit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -399,6 +410,10 @@ def test_what_is_saved_has_the_record_of_a_run_and_says_from_what(
     again.renamed(1, "one").save(tmp_path / "twice")
     record = json.loads((tmp_path / "twice" / "run.json").read_text())["settings"]
     assert record["edited_from"]["result"] == str(tmp_path / "saved")
+    opened.made("jbt", "kmeans", "rejection", 3, 0.5).save(tmp_path / "other")
+    record = json.loads((tmp_path / "other" / "run.json").read_text())["settings"]
+    assert (record["density"]["name"], record["remove"]) == ("pgmkit:jbt", 0.5)
+    assert open_exhibit(tmp_path / "other").notes == []
     told = run_pgmkit("info", tmp_path / "saved")
     assert told.code == 0, told.stderr
     source = f"local-dir:{judged.parent / 'tiny'}"

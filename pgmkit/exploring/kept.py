@@ -1,7 +1,9 @@
 """What was computed for a page, kept within bounds."""
 
+import shutil
 import tempfile
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import fields, is_dataclass
@@ -51,8 +53,9 @@ class Kept:
     @cached_property
     def folder(self) -> Path:
         """A folder for files, that goes with this."""
-        self._folder = tempfile.TemporaryDirectory(prefix="pgmkit-explore-")
-        return Path(self._folder.name)
+        folder = tempfile.mkdtemp(prefix="pgmkit-explore-")
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        return Path(folder)
 
     def __contains__(self, key: Hashable) -> bool:
         return key in self._values

@@ -55,7 +55,7 @@ STYLE = """
 .pk-strip { display: flex; flex-wrap: wrap; gap: 4px }
 .pk-strip figure { width: 5rem; text-align: center; font-size: .85rem }
 .pk-strip img { width: 100%; image-rendering: pixelated }
-.pk-strip .pk-large { width: 12rem }
+.pk-strip .pk-large { width: min(12rem, calc(50% - 2px)) }
 .pk-large img { width: 100%; max-width: 24rem; image-rendering: pixelated }
 .pk-map { position: relative; max-width: 46rem }
 .pk-map canvas { width: 100%; aspect-ratio: 4 / 3; display: block; touch-action: none;
@@ -226,7 +226,8 @@ def picture_of(images: Tensor, columns: int = 8) -> str:
     """Returns a data URI of bytes (n, C, H, W) in rows, or of points (n, d) in the plane."""
     if images.ndim == 2:
         return _uri(_plane(images))
-    return _uri(Image.fromarray(pictures.grid(images, columns)))
+    border = int(len(images) > 1)
+    return _uri(Image.fromarray(pictures.grid(images, columns, border=border)))
 
 
 def wall(exhibit: Exhibit, images: Sequence[Tensor], chosen: int, hidden: Sequence[int]) -> str:
