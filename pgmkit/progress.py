@@ -22,6 +22,9 @@ Item = TypeVar("Item")
 
 _SECONDS = 2.0
 _is_shown: ContextVar[bool] = ContextVar("pgmkit_progress", default=False)
+_follower: ContextVar[Callable[[str, int, int | None], None] | None] = ContextVar(
+    "pgmkit_follower", default=None
+)
 _is_verbose: ContextVar[bool] = ContextVar("pgmkit_verbose", default=False)
 
 
@@ -60,6 +63,30 @@ def is_shown() -> bool:
     return _is_shown.get()
 
 
+@contextlib.contextmanager
+def followed(by: Callable[[str, int, int | None], None]) -> Iterator[None]:
+    """Tells a function of each phase that begins or goes on, until the block ends.
+
+    Whether progress is shown on stderr, too, is another matter.
+
+    Args:
+        by: takes the name of the phase, the steps that are done, and how many there are, None where
+            nobody knows. It is called for each step, from any thread, and is to be quick.
+
+    Example:
+        >>> with followed(lambda name, done, total: print(name, done, total)):
+        ...     with phase("counting", total=3) as count:
+        ...         count.advance(2)
+        counting 0 3
+        counting 2 3
+    """
+    token = _follower.set(by)
+    try:
+        yield
+    finally:
+        _follower.reset(token)
+
+
 def tell(line: str) -> None:
     """Prints a line on stderr, above any bar, if progress is shown."""
     if _is_shown.get():
@@ -76,6 +103,8 @@ class Phase:
         self._timer: threading.Timer | None = None
         self._show = (name, total, unit, initial)
         self._done = 0
+        self._follower = _follower.get()
+        self._tell()
 
     def advance(self, count: int = 1) -> None:
         """Counts what was done."""
@@ -83,6 +112,12 @@ class Phase:
             self._done += count
             if self._bar is not None:
                 self._bar.update(count)
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._follower is not None:
+            name, total, _, initial = self._show
+            self._follower(name, initial + self._done, total)
 
     def _start(self, seconds: float) -> None:
         self._timer = threading.Timer(seconds, self._appear)

@@ -22,6 +22,7 @@ import pytest
 from tiny import environment, run_pgmkit, write_tiny_classifier, write_tiny_generator
 
 import pgmkit
+from pgmkit.exploring.mapping import has_umap
 
 pytestmark = [pytest.mark.browser, pytest.mark.filterwarnings("ignore")]
 
@@ -248,6 +249,14 @@ def test_a_walk_through_all_of_it(
     page.get_by_label("class", exact=True).click()
     page.locator("#map", has_text=re.compile(r"0\s*1\s*2\s*3\s*4\s*5")).wait_for()
     visit.shot("map")
+    page.get_by_label("features", exact=True).click()
+    page.locator("#map", has_text="principal components of the features").wait_for()
+    if has_umap():
+        page.get_by_label("UMAP", exact=True).click()
+        page.locator("#map", has_text="UMAP of the features").wait_for()
+        visit.shot("umap")
+    else:
+        page.locator("#layout", has_text="pip install 'pgmkit[umap]'").wait_for()
 
     visit.tab("Walk")
     page.locator("#walk").click()
@@ -260,6 +269,20 @@ def test_a_walk_through_all_of_it(
     visit.number("#direction-0", 3)
     page.locator("#steered", has_text="now").wait_for()
     visit.shot("directions")
+    visit.end()
+
+
+def test_what_takes_long_says_what_it_does_and_can_be_stopped(address: str, chromium: Any) -> None:
+    visit = Visit(chromium, address, "desktop")
+    visit.tab("Other methods")
+    visit.page.get_by_label("Partitioner").click()
+    visit.page.get_by_role("option", name="self-trained").click()
+    visit.page.locator("#try").click()
+    visit.page.locator("#preview", has_text="features by contrast").wait_for()
+    visit.shot("learning")
+    visit.page.locator("#stop").click()
+    visit.page.locator("text=stopped; nothing is changed").wait_for()
+    assert visit.page.locator("#preview .pk-card").count() == 0
     visit.end()
 
 

@@ -1,7 +1,9 @@
 """Results to be looked at and changed, without a browser."""
 
+import gc
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,20 +11,32 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import run_pgmkit, write_tiny_generator
+from tiny import run_pgmkit, write_tiny_classifier, write_tiny_generator
+from torch import Tensor, nn
 
 import pgmkit
-from pgmkit.errors import LoadError, OutputError, ParameterError, PgmkitError
+from pgmkit import contracts, files, progress
+from pgmkit.errors import LoadError, OutputError, ParameterError, PgmkitError, UnknownNameError
 from pgmkit.exploring import (
     ConditionalExhibit,
     PartitionerExhibit,
+    Samples,
     ShatteredExhibit,
+    mapping,
     markup,
     open_exhibit,
 )
+from pgmkit.exploring import shattered as shattered_module
+from pgmkit.exploring.kept import Kept
+from pgmkit.exploring.mapping import features_of
 from pgmkit.exploring.moving import path_between, singular_directions
 from pgmkit.exploring.space import write_space
+from pgmkit.images import GeneratedImages
+from pgmkit.learning.folder import folder_of
+from pgmkit.learning.points import gathered_points
+from pgmkit.plugins import build
 from pgmkit.sampling import MergedSampler, SplitSampler
+from pgmkit.testing.trials import source_for
 
 SMALL = ("--latents", 240, "--clusters", 4, "--partitioner", "kmeans", "--mapper", "rejection")
 
@@ -32,6 +46,17 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("exploring")
     source = write_tiny_generator(root / "tiny")
     finished = run_pgmkit("shatter", source, "-o", root / "result", *SMALL)
+    assert finished.code == 0, finished.stderr
+    return root / "result"
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("judged")
+    source = write_tiny_generator(root / "tiny")
+    classifier = write_tiny_classifier(root / "classifier", image_size=32)
+    words = ("shatter", source, "-o", root / "result", *SMALL, "--classifier", classifier)
+    finished = run_pgmkit(*words)
     assert finished.code == 0, finished.stderr
     return root / "result"
 
@@ -100,7 +125,7 @@ def test_the_map_shows_kept_and_removed_latents(exhibit: ShatteredExhibit) -> No
     assert found.places.shape == (240, 2)
     assert (found.places.amin(), found.places.amax()) == (0, 1)
     assert int((found.clusters < 0).sum()) == 48
-    assert 0 < found.explained <= 1
+    assert re.search(r"of the images, which hold \d+% of their variance; 240 latents", found.about)
     removed = found.weights[found.clusters < 0]
     assert removed.max() < found.weights[found.clusters >= 0].min()
     page = markup.latents_map(found, exhibit.called, "cluster")
@@ -108,6 +133,158 @@ def test_the_map_shows_kept_and_removed_latents(exhibit: ShatteredExhibit) -> No
     assert len(data["x"]) == len(data["labels"]) == 240
     assert data["labels"].count("removed; density rank 0 %") == 1
     assert set(data["colour"]) == {0, 1, 2, 3, 4}
+    with pytest.raises(UnknownNameError, match="layout of a map"):
+        exhibit.map("t-SNE")
+    with pytest.raises(ParameterError, match="make the map of the images"):
+        exhibit.map(of="sounds")
+
+
+def test_a_map_of_features_is_that_of_what_the_clusters_were_found_by(
+    exhibit: ShatteredExhibit,
+) -> None:
+    assert exhibit.has_features
+    found = exhibit.map(of="features")
+    assert found.about.startswith("The two leading principal components of the features")
+    points = gathered_points(exhibit.shattered.sampler.partitioner.features, _all(exhibit))  # type: ignore[attr-defined]
+    _, _, vectors = torch.linalg.svd(points - points.mean(dim=0), full_matrices=False)
+    for axis in (0, 1):
+        wanted = points @ vectors[axis]
+        pair = torch.stack([wanted, found.places[:, axis].double()])
+        assert abs(float(torch.corrcoef(pair)[0, 1])) > 0.999
+    merged = exhibit.merged([0, 1])  # which holds the sampler that it was made of
+    assert torch.equal(merged.map(of="features").places, found.places)
+
+
+def _all(exhibit: ShatteredExhibit) -> GeneratedImages:
+    assert exhibit.spectrum is not None
+    return GeneratedImages(exhibit.generator, exhibit.spectrum.latents)
+
+
+@pytest.mark.filterwarnings("ignore:the network gives no images")
+def test_what_partitioners_see_is_found_wherever_it_is() -> None:
+    x = torch.zeros(2, 3, 8, 8)
+    source = source_for(object(), (3, 8, 8))
+    for table, dim in (
+        ("kmeans", None),
+        ({"name": "self-trained", "base": "kmeans", "steps": 2, "width": 4}, 128),
+        ({"name": "most-stable", "candidates": ["mixture", "kmeans"]}, None),
+    ):
+        partitioner = pgmkit.fit_partitioner(table, source, partitions=4).partitioner
+        found = features_of(partitioner)
+        assert found is not None
+        assert found(x).shape[0] == 2
+        assert dim in (None, found(x).shape[1])
+    assert features_of(build("partitioners", "single")) is None
+    latents = build("partitioners", {"name": "kmeans", "features": "latents"})
+    assert features_of(latents) is None
+    assert features_of(build("cluster-samplers", "kmeans-gmm")) is None
+
+
+def test_without_umap_a_map_by_it_says_what_to_install(
+    exhibit: ShatteredExhibit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mapping, "has_umap", lambda: False)
+    with pytest.raises(ParameterError, match=r"pip install 'pgmkit\[umap\]'"):
+        exhibit.map("UMAP")
+
+
+def test_umap_keeps_groups_together() -> None:
+    pytest.importorskip("umap", reason="umap-learn is not installed; see make test-browser")
+    random = torch.Generator().manual_seed(0)
+    groups = torch.arange(90) % 3
+    points = 20 * torch.randn(3, 12, generator=random)[groups]
+    points += torch.randn(90, 12, generator=random)
+    places, about = mapping.places_of(points, "UMAP", "images", 0)
+    assert (places.amin(), places.amax()) == (0, 1)
+    assert about == (
+        "UMAP of the images, by 12 principal components: neighbours look alike, and how far apart "
+        "groups lie says little; 90 latents."
+    )
+    apart = torch.cdist(places, places).fill_diagonal_(torch.inf)
+    assert torch.equal(groups[apart.argmin(dim=1)], groups)
+    again, _ = mapping.places_of(points, "UMAP", "images", 0)
+    assert torch.equal(again, places)
+    with pytest.raises(ParameterError, match="takes more than 15 latents"):
+        mapping.places_of(points[:9], "UMAP", "images", 0)
+
+
+def test_what_was_not_asked_for_the_longest_is_forgotten_first() -> None:
+    kept, made = Kept(most=100), list[str]()
+
+    def value(name: str, size: int) -> Tensor:
+        def make() -> Tensor:
+            made.append(name)
+            return torch.zeros(size, dtype=torch.uint8)
+
+        return kept.get(name, make)
+
+    value("a", 40), value("b", 40), value("a", 40)
+    assert made == ["a", "b"]
+    value("c", 40)
+    assert ("a" in kept, "b" in kept, "c" in kept) == (True, False, True)
+    assert kept.num_bytes == 80
+    value("large", 1000)  # which stays, alone
+    assert kept.num_bytes == 1000
+    value("a", 40)
+    assert kept.num_bytes == 40
+    samples = Samples(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.zeros(2), None)
+    kept.get("samples", lambda: (samples, [torch.zeros(3)]))
+    assert kept.num_bytes == 40 + 32 + 8 + 12
+
+
+def test_what_was_learned_goes_with_what_keeps_it() -> None:
+    kept = Kept()
+    folder = kept.folder
+    (folder / "learned").write_text("much")
+    assert kept.folder == folder
+    del kept
+    gc.collect()
+    assert not folder.exists()
+
+
+def test_whoever_tries_methods_shares_what_was_learned_of_one_spectrum(
+    exhibit: ShatteredExhibit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = list[str]()
+
+    def learned(partitioner: Any, source: Any, seed: int) -> Tensor:
+        seen.append(type(partitioner).__name__)
+        assert folder_of("features") is not None  # where several find what one has learned
+        return prepared_points(partitioner, source, seed)
+
+    prepared_points = contracts.prepared_points
+    monkeypatch.setattr(contracts, "prepared_points", learned)
+    fresh = open_exhibit(str(exhibit.folder))
+    assert isinstance(fresh, ShatteredExhibit)
+    for density, clusters in (("lash", 3), ("jbt", 5), ("lash", 6)):
+        fresh.preview(density, "mixture", clusters, 0.2)
+    edited = fresh.merged([0, 1])
+    edited.preview("lash", "mixture", 4, 0.3)
+    made = edited.made("jbt", "kmeans", "rejection", 3, 0.5)
+    assert seen == ["MixturePartitioner"]
+    made.preview("lash", "mixture", 4, 0.3)
+    assert seen == ["MixturePartitioner"]
+    told = list[str]()
+    with progress.followed(lambda name, done, total: told.append(name)):
+        fresh.preview("lash", "kmeans", 3, 0.2)
+    assert told[0] == "what kmeans learns of 240 latents"
+    assert told[-1] == "3 clusters of 192 latents"
+
+
+def test_images_of_any_size_are_small_on_the_map() -> None:
+    module = nn.Sequential(
+        nn.Linear(3, 3), nn.Tanh(), nn.Unflatten(1, (3, 1, 1)), nn.Upsample((192, 256))
+    )
+    generator = pgmkit.Generator(
+        module, latent=pgmkit.LatentSpec(3), image=pgmkit.ImageSpec((3, 192, 256))
+    )
+    spectrum = pgmkit.compute_spectrum(generator, latents=24, seed=0)
+    shattered = pgmkit.shatter(generator, sampler="kmeans-gmm", clusters=2, spectrum=spectrum)
+    found = ShatteredExhibit(shattered, spectrum)
+    assert not found.has_features
+    assert found.map().images.shape == (24, 3, 72, 96)
+    assert found.samples(0, 4).images.shape[1:] == (3, 192, 256)
+    assert found.removal(0.5).first.shape[1:] == (3, 72, 96)
 
 
 def test_a_path_keeps_to_what_the_prior_finds_likely() -> None:
@@ -200,6 +377,85 @@ def test_edits_are_new_results_that_load_and_are_drawn_from(
     assert np.array_equal(np.load(tmp_path / "x.npz")["latents"], by_number.numpy())
     with pytest.raises(ParameterError, match="holds something already"):
         last.save(tmp_path / "saved")
+
+
+def test_what_is_saved_has_the_record_of_a_run_and_says_from_what(
+    judged: Path, tmp_path: Path
+) -> None:
+    opened = open_exhibit(judged)
+    assert isinstance(opened, ShatteredExhibit)
+    edited = opened.merged([0, 1]).renamed(0, "both")
+    edited.save(tmp_path / "saved")
+    before, after = _contents(judged), _contents(tmp_path / "saved")
+    assert before - after == {"samples.png"} - after
+    run = json.loads((judged / "run.json").read_text())["settings"]
+    record = json.loads((tmp_path / "saved" / "run.json").read_text())["settings"]
+    assert record.pop("edited_from") == {
+        "result": str(judged),
+        "sampler_sha256": files.sha256(judged / "sampler.json"),
+    }
+    assert record.keys() == run.keys()
+    changed = {name for name in run if record[name] != run[name]}
+    assert changed == {"sampler", "clusters"}
+    assert record["sampler"]["name"] == "pgmkit:merged"
+    again = open_exhibit(tmp_path / "saved")
+    assert isinstance(again, ShatteredExhibit)
+    assert again.title == opened.title.replace("4 clusters", "3 clusters")
+    assert again.map().classes is not None
+    assert torch.equal(again.map().classes, opened.map().classes)  # type: ignore[arg-type]
+    numbers = json.loads((tmp_path / "saved" / "report.json").read_text())
+    assert numbers["edited_from"]["result"] == str(judged)
+    assert numbers["scores"]
+    assert "edited from" in (tmp_path / "saved" / "report.html").read_text()
+    again.renamed(1, "one").save(tmp_path / "twice")
+    record = json.loads((tmp_path / "twice" / "run.json").read_text())["settings"]
+    assert record["edited_from"]["result"] == str(tmp_path / "saved")
+    opened.made("jbt", "kmeans", "rejection", 3, 0.5).save(tmp_path / "other")
+    record = json.loads((tmp_path / "other" / "run.json").read_text())["settings"]
+    assert (record["density"]["name"], record["remove"]) == ("pgmkit:jbt", 0.5)
+    assert open_exhibit(tmp_path / "other").notes == []
+    told = run_pgmkit("info", tmp_path / "saved")
+    assert told.code == 0, told.stderr
+    source = f"local-dir:{judged.parent / 'tiny'}"
+    finished = run_pgmkit("shatter", source, "-o", tmp_path / "saved", *SMALL)
+    assert finished.code == 1
+    assert "holds a run with" in finished.stderr
+
+
+def test_what_cannot_be_saved_leaves_nothing(
+    exhibit: ShatteredExhibit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OutputError("the disk is full")
+
+    monkeypatch.setattr(shattered_module, "write_report", full)
+    with pytest.raises(OutputError, match="the disk is full"):
+        exhibit.save(tmp_path / "saved")
+    assert list(tmp_path.iterdir()) == []
+    assert exhibit.folder is not None
+    with pytest.raises(OutputError, match="lies in"):
+        exhibit.save(exhibit.folder / "inside")
+
+
+def test_a_spectrum_of_elsewhere_is_found_again_after_an_edit(tmp_path: Path) -> None:
+    source = write_tiny_generator(tmp_path / "tiny")
+    words = ("spectrum", "compute", source, "-o", tmp_path / "spectrum", "--latents", 120)
+    assert run_pgmkit(*words).code == 0
+    more = ("--partitioner", "kmeans", "--clusters", 3, "--spectrum", tmp_path / "spectrum")
+    assert run_pgmkit("shatter", source, "-o", tmp_path / "result", *more).code == 0
+    opened = open_exhibit(tmp_path / "result")
+    assert isinstance(opened, ShatteredExhibit)
+    opened.renamed(0, "first").save(tmp_path / "saved")
+    again = open_exhibit(tmp_path / "saved")
+    assert again.notes == []
+    assert isinstance(again, ShatteredExhibit)
+    assert torch.equal(again.map().places, opened.map().places)
+
+
+def _contents(folder: Path) -> set[str]:
+    """Returns the names of all files of a result, but for the pictures of single clusters."""
+    paths = [p for p in folder.rglob("*") if p.is_file() and p.parent.name != "clusters"]
+    return {str(p.relative_to(folder)) for p in paths if not p.name.startswith(".")}
 
 
 def test_logits_of_regrouped_clusters_agree_with_predict(exhibit: ShatteredExhibit) -> None:

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import termios
+import threading
 import time
 
 import pytest
@@ -62,3 +63,26 @@ def test_nothing_is_said_unless_progress_is_shown(monkeypatch, capsys, on):
 
 def test_tracked_items_are_the_items():
     assert list(progress.track([3, 1, 2], "sorting", total=3)) == [3, 1, 2]
+
+
+def test_a_follower_is_told_of_each_step_from_any_thread_and_may_stop_it(capsys):
+    seen = []
+    with progress.followed(lambda *told: seen.append(told)):
+        with progress.phase("counting", total=3, initial=1) as part:
+            step = threading.Thread(target=part.advance, args=(2,))
+            step.start()
+            step.join()
+        for _ in progress.track("ab", "letters", 2):
+            pass
+    with progress.phase("nobody looks"):
+        pass
+    assert seen[:2] == [("counting", 1, 3), ("counting", 3, 3)]
+    assert seen[2:] == [("letters", done, 2) for done in (0, 1, 2)]
+    assert capsys.readouterr().err == ""
+
+    def stop(name, done, total):
+        if done == 2:
+            raise InterruptedError(name)
+
+    with progress.followed(stop), pytest.raises(InterruptedError, match="letters"):
+        list(progress.track("abc", "letters", 3))

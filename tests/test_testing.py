@@ -157,6 +157,16 @@ def then(kind: str, method: str, change: Callable[..., Any]) -> Callable[[], Any
     return but(kind, **{method: changed})
 
 
+def that_saw(kind: str, findings: Callable[[Any], Any]) -> Callable[[], Any]:
+    """Returns one with findings that are made of `seen`, which `fit` leaves and nobody saves."""
+
+    def fit(self: Any, *arguments: Any, **more: Any) -> Any:
+        self.seen = True
+        return RIGHT[kind].fit(self, *arguments, **more)
+
+    return but(kind, fit=fit, findings=findings)
+
+
 def lenient(kind: str) -> Callable[..., Any]:
     """Returns a factory that takes what that of a template does, and whatever else is given."""
 
@@ -519,6 +529,10 @@ WRONG: dict[str, dict[str, Any]] = {
             but("partitioners", least_images=1, check_image=raises),
         ],
         "findings_are_plain": but("partitioners", findings=lambda self: {"x": torch.ones(2)}),
+        "findings_come_back": [
+            that_saw("partitioners", lambda self: {"seen": self.seen}),
+            that_saw("partitioners", lambda self: {"seen": hasattr(self, "seen")}),
+        ],
     },
     "mappers": {
         **of_latents("mappers"),
@@ -541,6 +555,10 @@ WRONG: dict[str, dict[str, Any]] = {
             split=lambda self, latents, *, generator, seed: None,
         ),
         "findings_are_plain": but("cluster-samplers", findings=lambda self: {"x": [1, 2]}),
+        "findings_come_back": [
+            that_saw("cluster-samplers", lambda self: {"seen": self.seen}),
+            that_saw("cluster-samplers", lambda self: {"seen": hasattr(self, "seen")}),
+        ],
     },
     "backbones": {
         **of_any("backbones"),

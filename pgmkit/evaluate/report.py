@@ -37,6 +37,7 @@ def describe(
     *,
     seconds: Mapping[str, float] | None = None,
     spectrum: Mapping[str, str] | None = None,
+    edited_from: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Returns all numbers of a fresh result as plain values.
 
@@ -48,6 +49,8 @@ def describe(
         seconds: times to report beside those of shattering itself.
         spectrum: where the spectrum was read from, its `folder` and the `manifest_sha256`; None if
             it was computed.
+        edited_from: the `result` whose clusters were named, merged, split or hidden, or that other
+            methods were tried on; None where a run found them.
     """
     scores: dict[str, ClusterScores] = {}
     if classifier is not None:
@@ -74,6 +77,7 @@ def describe(
         "seconds": {k: round(v, 2) for k, v in {**shattered.seconds, **(seconds or {})}.items()},
         "device": str(shattered.generator.device),
         "machine": machine(),
+        **({"edited_from": edited_from} if edited_from else {}),
     }
 
 
@@ -305,7 +309,7 @@ def _told(cluster: Mapping[str, Any], numbers: Mapping[str, Any]) -> str:
 
 def _facts(numbers: Mapping[str, Any]) -> dict[str, str]:
     statistics, rank = numbers["statistics"], numbers["statistics"]["numeric_rank"]
-    findings = numbers["sampler"].get("findings")
+    findings, edited = numbers["sampler"].get("findings"), numbers.get("edited_from")
     return {
         "generator": numbers["generator"],
         "density estimator": pages.component(numbers["density"]),
@@ -322,6 +326,7 @@ def _facts(numbers: Mapping[str, Any]) -> dict[str, str]:
         "latents computed in float64": _share(statistics["float64_share"]),
         "standard deviation over latents": f"log p(z) {statistics['std_log_prior']:.3g}, "
         f"log-volume {statistics['std_log_volume']:.3g} nats",
+        **({"edited from": pages.pairs(edited)} if edited else {}),
         "seed": str(numbers["settings"]["seed"]),
         "seconds": pages.pairs(numbers["seconds"]),
         "versions": pages.pairs(numbers["versions"]),

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pgmkit.conditional import ConditionalGenerator
 from pgmkit.evaluate import figures
-from pgmkit.exploring.exhibit import Samples, sorted_samples
+from pgmkit.exploring.exhibit import Samples, sorted_samples, to_show
 from pgmkit.images import GeneratedImages
 from pgmkit.images.generated import as_source
 
@@ -46,7 +46,7 @@ class ConditionalExhibit:
             if logits.shape[1] > 1:
                 logits[:, cluster] = -float("inf")
                 margins = own - logits.amax(dim=1)
-        return sorted_samples(drawn.images, margins, drawn.latents, self.image)
+        return sorted_samples(to_show(drawn.images, self.image), margins, drawn.latents)
 
     @property
     def is_plane(self) -> bool:

@@ -10,6 +10,9 @@ from torch import Tensor
 from pgmkit import pictures
 from pgmkit.images.source import ImageSpec
 
+LARGEST_TILE = 96
+"""Pixels of a side of an image that is shown small, beside many others."""
+
 
 @dataclass(frozen=True)
 class Samples:
@@ -70,18 +73,19 @@ class Exhibit(Protocol):
         """Returns at most n samples of a cluster; `fresh` ones are drawn anew where they can be."""
 
 
-def sorted_samples(
-    images: Tensor, margins: Tensor | None, latents: Tensor | None, image: ImageSpec
-) -> Samples:
-    """Returns samples in the order of their margins, with images as bytes.
+def to_show(images: Tensor, image: ImageSpec) -> Tensor:
+    """Returns images (n, C, H, W) in the range of `image` as bytes; points stay as they are."""
+    return images if image.is_points else pictures.to_uint8(images, image.range)
+
+
+def sorted_samples(shown: Tensor, margins: Tensor | None, latents: Tensor | None) -> Samples:
+    """Returns samples in the order of their margins.
 
     Args:
-        images: (n, C, H, W) in the range of `image`, or points (n, d).
+        shown: bytes (n, C, H, W), or points (n, d).
         margins: (n,), or None.
         latents: (n, M), or None.
-        image: what they are like.
     """
-    shown = images if image.is_points else pictures.to_uint8(images, image.range)
     if margins is None:
         return Samples(shown, None, latents)
     order = margins.argsort(descending=True, stable=True)

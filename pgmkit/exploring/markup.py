@@ -19,10 +19,10 @@ from torch import Tensor
 
 from pgmkit import pictures
 from pgmkit.evaluate.pages import percent
-from pgmkit.exploring.exhibit import Exhibit, Samples
-from pgmkit.exploring.shattered import Map, Preview, Removal
+from pgmkit.exploring.exhibit import LARGEST_TILE, Exhibit, Samples
+from pgmkit.exploring.mapping import Map
+from pgmkit.exploring.shattered import Preview, Removal
 
-_LARGEST_TILE = 96
 _JPEG_FROM = 150_000
 """Bytes of a picture from which on it is a JPEG."""
 
@@ -49,13 +49,13 @@ STYLE = """
 .pk-card:focus-visible, .pk-tile:focus-visible, .pk-map canvas:focus-visible {
   outline: 3px solid var(--color-accent); outline-offset: 2px }
 .pk-pair { display: grid; gap: 1rem;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 18rem), 1fr)) }
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)) }
 .pk-pair img, .pk-plane img { width: 100%; image-rendering: pixelated }
 .pk-pair figure, .pk-strip figure { margin: 0 }
 .pk-strip { display: flex; flex-wrap: wrap; gap: 4px }
 .pk-strip figure { width: 5rem; text-align: center; font-size: .85rem }
 .pk-strip img { width: 100%; image-rendering: pixelated }
-.pk-strip .pk-large { width: 12rem }
+.pk-strip .pk-large { width: min(12rem, calc(50% - 2px)) }
 .pk-large img { width: 100%; max-width: 24rem; image-rendering: pixelated }
 .pk-map { position: relative; max-width: 46rem }
 .pk-map canvas { width: 100%; aspect-ratio: 4 / 3; display: block; touch-action: none;
@@ -85,11 +85,20 @@ element.addEventListener('click', event => {
   const tile = event.target.closest('.pk-tile');
   if (!tile) return;
   tile.setAttribute('aria-pressed', tile.getAttribute('aria-pressed') !== 'true');
-  const pressed = [...element.querySelectorAll('.pk-tile[aria-pressed=true]')];
-  trigger('select', {chosen: pressed.map(one => +one.dataset.index)});
+  const pressed = element.querySelectorAll('.pk-tile[aria-pressed=true]').length;
+  const told = element.querySelector('[role=status]');
+  told.textContent = pressed ? `${pressed} chosen, to be downloaded.` : told.dataset.none;
 });
 """
-"""Of walls and tiles: a card tells its cluster, and tiles which are chosen."""
+"""Of walls and tiles: a card tells its cluster, and tiles are chosen."""
+
+CHOSEN = """(...given) => {
+  const pressed = [...document.querySelectorAll('#tiles .pk-tile[aria-pressed=true]')];
+  return [...given.slice(0, -1), pressed.map(one => one.dataset.index).join(' ')];
+}"""
+"""Puts the numbers of the tiles that are chosen in the place of the last input."""
+
+_NONE_CHOSEN = "None is chosen: all that are shown are downloaded."
 
 MAP_SCRIPT = """
 let nearest = -1;
@@ -206,7 +215,7 @@ def sheet(images: Tensor) -> Sheet:
     picture = pictures.grid(images, columns, border=0)
     columns = min(columns, count)
     rows = math.ceil(count / columns)
-    shrunk = _LARGEST_TILE / max(height, width)
+    shrunk = LARGEST_TILE / max(height, width)
     made = Image.fromarray(picture)
     if shrunk < 1:
         made = made.resize((int(columns * width * shrunk), int(rows * height * shrunk)))
@@ -217,7 +226,8 @@ def picture_of(images: Tensor, columns: int = 8) -> str:
     """Returns a data URI of bytes (n, C, H, W) in rows, or of points (n, d) in the plane."""
     if images.ndim == 2:
         return _uri(_plane(images))
-    return _uri(Image.fromarray(pictures.grid(images, columns)))
+    border = int(len(images) > 1)
+    return _uri(Image.fromarray(pictures.grid(images, columns, border=border)))
 
 
 def wall(exhibit: Exhibit, images: Sequence[Tensor], chosen: int, hidden: Sequence[int]) -> str:
@@ -268,6 +278,8 @@ def tiles(samples: Samples, called: str) -> str:
         f'<div class="pk-tiles" role="group" aria-label="samples of {_attribute(called)}" '
         f'style="{made.shared}">'
         f"{''.join(found)}</div>"
+        f'<p class="pk-note" id="chosen" role="status" data-none="{_NONE_CHOSEN}">'
+        f"{_NONE_CHOSEN}</p>"
     )
 
 
@@ -388,8 +400,7 @@ def latents_map(found: Map, called: Sequence[str], by: str) -> str:
         'point to point"></canvas>'
         f'<div class="pk-tip"><div></div><span role="status" aria-live="polite"></span></div>'
         f'<img alt="" hidden src="{made.source}"></div><div class="pk-key">{legend}</div>'
-        f'<p class="pk-note">The two leading principal components of the images, which hold '
-        f"{percent(found.explained)} of their variance; {len(labels):,} latents.</p>"
+        f'<p class="pk-note">{html.escape(found.about)}</p>'
     )
 
 

@@ -1,14 +1,16 @@
 """The page of `pgmkit explore`, in Gradio: it shows an exhibit, and holds no logic of its own."""
 
 import base64
+import contextlib
 import io
+import math
 import os
 import socket
 import threading
 import time
 import warnings
 import webbrowser
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from pgmkit.errors import LoadError, OutputError, PgmkitError, PgmkitWarning, fi
 from pgmkit.exploring import markup
 from pgmkit.exploring.conditional import ConditionalExhibit
 from pgmkit.exploring.exhibit import Exhibit, Samples
+from pgmkit.exploring.mapping import FEATURES, IMAGES, LAYOUTS, has_umap
 from pgmkit.exploring.opening import open_exhibit, place_of
 from pgmkit.exploring.parts import PartitionerExhibit
 from pgmkit.exploring.shattered import ShatteredExhibit
@@ -37,6 +40,11 @@ _ON_THE_WALL = 16
 _SLIDERS = 6
 _LOCAL_NAMES = ("127.0.0.1", "localhost", "[::1]")
 _MOST_EDITS = 200
+_MOST_BYTES = 2**28
+"""Of the samples of a cluster that are shown at a time."""
+
+_BETWEEN = 0.2
+"""Seconds between two looks at what takes long."""
 _STYLE = """
 .gradio-container { width: 100% !important; max-width: 84rem !important;
   margin: 0 auto !important }
@@ -96,7 +104,7 @@ def build_page(exhibit: Exhibit) -> gr.Blocks:
                 with gr.Tab("Other methods"):
                     _methods(exhibit, versions, version, history, heading, selectors)
                 with gr.Tab("Map") as tab:
-                    _map(versions, version, tab)
+                    _map(exhibit, versions, version, tab)
             with gr.Tab("Walk"):
                 _walk(exhibit, versions, version, selectors)
             with gr.Tab("Directions"):
@@ -225,6 +233,39 @@ def _told(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+class _Watch:
+    """Shows on a page what takes long, and stops it when the visitor says so."""
+
+    def __init__(self) -> None:
+        self._stopped: set[str | None] = set()
+
+    def stop(self, request: gr.Request) -> None:
+        """Stops what runs for a visitor, at its next step."""
+        self._stopped.add(request.session_hash)
+
+    @contextlib.contextmanager
+    def following(self, shown: gr.Progress, request: gr.Request) -> Iterator[None]:
+        """Shows each phase within the block.
+
+        Raises:
+            PgmkitError: the visitor has stopped it.
+        """
+        visitor, last, told_at = request.session_hash, "", 0.0
+        self._stopped.discard(visitor)
+
+        def tell(name: str, done: int, total: int | None) -> None:
+            nonlocal last, told_at
+            if visitor in self._stopped:
+                raise PgmkitError("stopped; nothing is changed")
+            now = time.monotonic()
+            if name != last or now - told_at > _BETWEEN:
+                last, told_at = name, now
+                shown((done, total) if total else 0, desc=name)
+
+        with progress.followed(tell):
+            yield
+
+
 def _heading(exhibit: Exhibit) -> str:
     return f"# {exhibit.title}\n{exhibit.lead}"
 
@@ -255,11 +296,13 @@ def _clusters(
     heading: gr.Markdown,
 ) -> list[gr.Dropdown]:
     """Adds the wall, one cluster, and edits; returns what chooses a cluster."""
-    chosen = gr.State([])
     wall = gr.HTML(_wall(exhibit, 0), css_template=markup.STYLE, js_on_load=markup.SCRIPT)
     with gr.Row():
         cluster = gr.Dropdown(_choices(exhibit), value=0, label="Cluster", elem_id="cluster")
-        count = gr.Slider(16, 512, 64, step=16, label="Samples at most", elem_id="count")
+        most = min(512, max(16, _MOST_BYTES // math.prod(exhibit.image.shape) // 16 * 16))
+        count = gr.Slider(
+            16, most, min(64, most), step=16, label="Samples at most", elem_id="count"
+        )
         fresh = gr.Checkbox(
             False,
             label="New draws",
@@ -274,21 +317,21 @@ def _clusters(
     )
     with gr.Row():
         download = gr.Button("Download", elem_id="download")
-        count_chosen = gr.Markdown(_how_many([]), elem_id="chosen")
-    payload = gr.Textbox(visible=False)
+        gr.Markdown("An `.npz` of images, margins and latents.")
+    chosen, payload = gr.Textbox(visible=False), gr.Textbox(visible=False)
 
     @_told
-    def show(number: int, cluster: int, count: int, fresh: bool) -> Any:
+    def show(number: int, cluster: int, count: int, fresh: bool) -> str:
         found = versions[number]
         cluster = min(int(cluster or 0), len(found.called) - 1)
         some = found.samples(cluster, int(count), fresh=fresh)
-        return markup.tiles(some, found.called[cluster]), [], _how_many([])
+        return markup.tiles(some, found.called[cluster])
 
     @_told
-    def pack(number: int, cluster: int, count: int, fresh: bool, chosen: list[int]) -> str:
+    def pack(number: int, cluster: int, count: int, fresh: bool, chosen: str) -> str:
         some: Samples = versions[number].samples(int(cluster), int(count), fresh=fresh)
-        some = some.part([c for c in chosen if c < len(some)]) if chosen else some
-        return packed(some)
+        index = [place for place in map(int, chosen.split()) if 0 <= place < len(some)]
+        return packed(some.part(index) if index else some)
 
     def open_card(event: gr.EventData) -> Any:
         return event.cluster
@@ -298,29 +341,19 @@ def _clusters(
         trigger(
             show,
             shown,
-            [tiles, chosen, count_chosen],
+            tiles,
             show_progress="minimal",
             trigger_mode="always_last",
         )
     # All of them, one after the other: what is sent again later would bear the data of the first.
-    every = {"show_progress": "hidden", "trigger_mode": "multiple"}
-    wall.click(open_card, None, cluster, **every)
-    tiles.select(_chosen, None, [chosen, count_chosen], **every)
-    download.click(pack, [*shown, chosen], payload).then(None, payload, None, js=_DOWNLOAD)
+    wall.click(open_card, None, cluster, show_progress="hidden", trigger_mode="multiple")
+    fetched = download.click(pack, [*shown, chosen], payload, js=markup.CHOSEN)
+    fetched.then(None, payload, None, js=_DOWNLOAD)
     if isinstance(exhibit, ShatteredExhibit):
         return _edits(
             exhibit, versions, version, history, heading, wall, tiles, cluster, show, shown
         )
     return [cluster]
-
-
-def _chosen(event: gr.EventData) -> tuple[list[int], str]:
-    return list(event.chosen), _how_many(event.chosen)
-
-
-def _how_many(chosen: Sequence[int]) -> str:
-    which = f"{len(chosen)} chosen" if chosen else "All that are shown"
-    return f"{which}, as an .npz of images, margins and latents."
 
 
 def packed(samples: Samples) -> str:
@@ -492,8 +525,10 @@ def _methods(
     origin = exhibit.shattered.origin
     gr.Markdown(
         "What other methods find on the same spectrum. What a partitioner learns of the images is "
-        "learned once; after that other numbers and densities take a moment."
+        "learned once, which may take minutes; after that other numbers and densities take a "
+        "moment."
     )
+    watch = _Watch()
     densities, partitioners = exhibit.densities(), exhibit.partitioners()
     mappers = exhibit.mappers()
     with gr.Row():
@@ -512,13 +547,23 @@ def _methods(
     with gr.Row():
         look = gr.Button("Try it", elem_id="try")
         make = gr.Button("Make it the result", elem_id="make")
+        stop = gr.Button("Stop", elem_id="stop")
     shown = gr.HTML("", css_template=markup.STYLE, elem_id="preview")
     status = gr.Markdown("")
 
     @_told
-    def preview(number: int, density: str, partitioner: str, clusters: int, remove: float) -> str:
+    def preview(
+        number: int,
+        density: str,
+        partitioner: str,
+        clusters: int,
+        remove: float,
+        request: gr.Request,
+        told: gr.Progress = gr.Progress(),  # noqa: B008
+    ) -> str:
         found: ShatteredExhibit = versions[number]
-        return markup.preview(found.preview(density, partitioner, int(clusters), remove))
+        with watch.following(told, request):
+            return markup.preview(found.preview(density, partitioner, int(clusters), remove))
 
     @_told
     def do_make(
@@ -529,13 +574,17 @@ def _methods(
         mapper: str,
         clusters: int,
         remove: float,
+        request: gr.Request,
+        told: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> Any:
-        made = versions[number].made(density, partitioner, mapper, int(clusters), remove)
+        with watch.following(told, request):
+            made = versions[number].made(density, partitioner, mapper, int(clusters), remove)
         new = versions.add(made)
         choices = gr.Dropdown(_choices(made), value=0)
-        told = "It is the result now: see Clusters. Undo is there, too."
-        return [new, [*before, number], _heading(made), told, *([choices] * len(selectors))]
+        done = "It is the result now: see Clusters. Undo is there, too."
+        return [new, [*before, number], _heading(made), done, *([choices] * len(selectors))]
 
+    stop.click(watch.stop, queue=False)
     look.click(preview, [version, density, partitioner, clusters, remove], shown)
     make.click(
         do_make,
@@ -544,14 +593,39 @@ def _methods(
     )
 
 
-def _map(versions: _Versions, version: gr.State, tab: gr.Tab) -> None:
-    by = gr.Radio(list(markup.COLOURS), value="cluster", label="Colour by", elem_id="colour")
+def _map(exhibit: ShatteredExhibit, versions: _Versions, version: gr.State, tab: gr.Tab) -> None:
+    layouts = LAYOUTS if has_umap() else LAYOUTS[:1]
+    with gr.Row():
+        by = gr.Radio(list(markup.COLOURS), value="cluster", label="Colour by", elem_id="colour")
+        layout = gr.Radio(
+            list(layouts),
+            value=layouts[0],
+            label="Laid out by",
+            elem_id="layout",
+            info=None if has_umap() else "by UMAP, too, with pip install 'pgmkit[umap]'",
+        )
+        of = gr.Radio(
+            [IMAGES, FEATURES],
+            value=IMAGES,
+            label="Of",
+            elem_id="mapped",
+            info="features are what the clusters were found by",
+            visible=exhibit.has_features,
+        )
     shown = gr.HTML("", css_template=markup.STYLE, js_on_load=markup.MAP_SCRIPT, elem_id="map")
 
     @_told
-    def show(number: int, by: str) -> str:
+    def show(
+        number: int,
+        by: str,
+        layout: str,
+        of: str,
+        request: gr.Request,
+        told: gr.Progress = gr.Progress(),  # noqa: B008
+    ) -> str:
         found: ShatteredExhibit = versions[number]
-        made = found.map()
+        with _Watch().following(told, request):
+            made = found.map(layout, of)
         if by == "class" and made.classes is None:
             raise gr.Error(
                 "no classifier took part, so classes are not known",
@@ -560,8 +634,11 @@ def _map(versions: _Versions, version: gr.State, tab: gr.Tab) -> None:
             )
         return markup.latents_map(made, found.called, by)
 
-    tab.select(show, [version, by], shown)
-    by.change(show, [version, by], shown, show_progress="hidden")
+    given = [version, by, layout, of]
+    tab.select(show, given, shown)
+    for trigger in (layout.change, of.change):
+        trigger(show, given, shown, trigger_mode="always_last")
+    by.change(show, given, shown, show_progress="hidden")
 
 
 def _walk(

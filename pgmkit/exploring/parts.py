@@ -8,7 +8,7 @@ import torch
 from pgmkit import files
 from pgmkit.errors import DataError, PgmkitError, first_line
 from pgmkit.evaluate import figures
-from pgmkit.exploring.exhibit import Samples, sorted_samples
+from pgmkit.exploring.exhibit import Samples, sorted_samples, to_show
 from pgmkit.images import ImageSource, load_images
 from pgmkit.partition import FittedPartitioner, gathered_logits
 from pgmkit.runs import RUN_FILE
@@ -61,7 +61,7 @@ class PartitionerExhibit:
         images = (
             some.batch(inside[chosen]).cpu() if len(chosen) else torch.empty(0, *self.image.shape)
         )
-        return sorted_samples(images, margins[chosen], None, self.image)
+        return sorted_samples(to_show(images, self.image), margins[chosen], None)
 
     @property
     def is_plane(self) -> bool:

@@ -1,6 +1,7 @@
 """A shattered generator to explore: clusters, what was removed, other methods, a map, and edits."""
 
 import copy
+import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
@@ -12,22 +13,27 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from pgmkit import contracts, files, pictures, runs
+from pgmkit import contracts, files, runs
 from pgmkit.errors import ParameterError, PgmkitError, first_line
 from pgmkit.evaluate.classifier import Classifier, load_classifier
 from pgmkit.evaluate.report import describe, write_report
-from pgmkit.exploring.exhibit import Samples, sorted_samples
+from pgmkit.exploring.exhibit import LARGEST_TILE, Samples, sorted_samples, to_show
+from pgmkit.exploring.kept import Kept
+from pgmkit.exploring.mapping import COMPONENTS, FEATURES, IMAGES, Map, features_of, places_of
 from pgmkit.exploring.moving import Directions, path_between, singular_directions
-from pgmkit.images import GeneratedImages, LatentPoints
+from pgmkit.images import GeneratedImages, LatentPoints, batches
+from pgmkit.images.rows import KEPT
+from pgmkit.learning import keeping
 from pgmkit.loading.cards import kept_in_words
 from pgmkit.machine import thread_limit
 from pgmkit.partition import margins_of
 from pgmkit.plugins import build, list_components
+from pgmkit.progress import phase
 from pgmkit.runs import RUN_FILE
 from pgmkit.sampling import SplitSampler
 from pgmkit.seeds import random_generator
 from pgmkit.selection import Selection, keep_scores, num_kept, select
-from pgmkit.shattering import ShatteredGenerator, shatter
+from pgmkit.shattering import SAMPLER_CONFIG, ShatteredGenerator, shatter
 from pgmkit.spectrum import Spectrum
 from pgmkit.spectrum.differentiation import JacobianPlan
 from pgmkit.states import state_of, table_of, versions_of
@@ -36,10 +42,9 @@ MOST_PREVIEWED = 4_000
 """Latents that another method is tried on, at most."""
 
 MOST_ON_MAP = 1_500
+_SPECTRUM = "spectrum"
 _PER_PREVIEW = 16
-_KEPT_PREVIEWS = 32
 _AT_THE_CUT = 24
-_COMPONENTS = 30
 
 
 @dataclass(frozen=True)
@@ -86,29 +91,6 @@ class Preview:
     agreement: float | None
 
 
-@dataclass(frozen=True)
-class Map:
-    """Latents in the plane of the two leading principal components of their images.
-
-    Args:
-        places: (n, 2), in [0, 1].
-        images: bytes (n, C, H, W).
-        clusters: of each (n,); -1 of what is removed.
-        weights: log-weights (n,), of 0 for the least to 1, by rank.
-        classes: of each (n,), or None without a classifier.
-        class_names: of all classes.
-        explained: share of the variance of the images that the plane shows.
-    """
-
-    places: Tensor
-    images: Tensor
-    clusters: Tensor
-    weights: Tensor
-    classes: Tensor | None
-    class_names: Sequence[str]
-    explained: float
-
-
 class ShatteredExhibit:
     """A shattered generator; see `Exhibit`. What edits it returns another one.
 
@@ -117,6 +99,7 @@ class ShatteredExhibit:
         spectrum: of its latents, or None.
         folder: that it was read from, or None.
         notes: what cannot be shown.
+        kept: what was computed for others of the same spectrum; see `_kept`.
     """
 
     def __init__(
@@ -126,16 +109,17 @@ class ShatteredExhibit:
         *,
         folder: Path | None = None,
         notes: Sequence[str] = (),
+        kept: Kept | None = None,
     ) -> None:
         self.shattered, self.spectrum, self.folder = shattered, spectrum, folder
         self.generator = shattered.generator
         self.image = self.generator.image
         self.notes = list(notes)
-        self._cache: dict[Any, Any] = {}
-        run = {} if folder is None else _settings_of(folder)
-        source = str(run.get("source") or self.generator.name)
+        self._kept = Kept() if kept is None else kept
+        self._own = object()  # in the keys of what depends on the clusters
+        self._run = {} if folder is None else _settings_of(folder)
+        source = str(self._run.get("source") or self.generator.name)
         self.named = source if source.startswith("hf-hub:") else Path(source).name
-        self._judge = run.get("classifier")
         self.selection = shattered.selection
         if spectrum is not None and self.selection is None:
             self.selection = self._selected_again(spectrum)
@@ -183,17 +167,8 @@ class ShatteredExhibit:
         Raises:
             SamplingError: new ones cannot be drawn.
         """
-        key = ("samples", cluster, n, fresh, seed)
-        if key not in self._cache:
-            if self.spectrum is None or fresh:
-                latents = self.shattered.sample_latents(n, cluster, seed + int(fresh))
-            else:
-                inside = torch.as_tensor(self.shattered.sampler.labels_) == cluster
-                latents = self.kept[inside][:n]
-            self._forget("samples")
-            self._cache[key] = self._sorted(latents, cluster)
-        found: Samples = self._cache[key]
-        return found
+        key = ("samples", self._own, cluster, n, fresh, seed)
+        return self._kept.get(key, lambda: self._samples(cluster, n, fresh, seed))
 
     def removal(self, remove: float, density: str | None = None) -> Removal:
         """Returns what goes where another share is removed, or by another density estimator.
@@ -210,7 +185,8 @@ class ShatteredExhibit:
         kept, removed = order[:count], order[count:]
         chosen = (kept[:_AT_THE_CUT], kept[-_AT_THE_CUT:], removed[:_AT_THE_CUT])
         images = [
-            self._bytes(spectrum.latents[index]) for index in (*chosen, removed[-_AT_THE_CUT:])
+            self._bytes(spectrum.latents[index], small=True)
+            for index in (*chosen, removed[-_AT_THE_CUT:])
         ]
         return Removal(
             remove,
@@ -256,38 +232,10 @@ class ShatteredExhibit:
         Raises:
             PgmkitError: the method cannot do that.
         """
-        spectrum, selection = self._with_spectrum()
-        key = ("preview", density, partitioner, clusters, remove, seed)
-        if key in self._cache:
-            seen: Preview = self._cache[key]
-            return seen
-        some = spectrum.latents[:MOST_PREVIEWED]
-        made, points = self._prepared(partitioner, some, seed)
-        scores = self._scores(density)[: len(some)]
-        count = max(clusters, min(num_kept(len(some), remove), int((scores > -math.inf).sum())))
-        kept = scores.argsort(descending=True, stable=True)[:count].sort().values
-        array = points[kept].numpy()
-        with thread_limit(1):
-            clusterer = contracts.Clusterer("partitioners", made, clusters, seed).fit(array)
-            labels = torch.as_tensor(clusterer.predict(array))
-        sizes, images = labels.bincount(minlength=clusters).tolist(), []
-        for cluster in range(clusters):
-            inside = kept[labels == cluster]
-            middle = points[inside].mean(dim=0, keepdim=True)
-            near = (points[inside] - middle).norm(dim=1).argsort()[:_PER_PREVIEW]
-            images.append(self._bytes(some[inside[near]]))
-        known = torch.full((len(spectrum),), -1)
-        known[selection.kept] = torch.as_tensor(self.shattered.sampler.labels_)
-        both = known[kept] >= 0
-        agreement = None
-        if both.any():
-            from sklearn.metrics import adjusted_mutual_info_score
-
-            pair = known[kept][both].numpy(), labels[both].numpy()
-            agreement = float(adjusted_mutual_info_score(*pair))
-        self._forget("preview", most=_KEPT_PREVIEWS)
-        self._cache[key] = Preview(sizes, images, len(some), agreement)
-        return self._cache[key]  # type: ignore[no-any-return]
+        key = ("preview", self._own, density, partitioner, clusters, remove, seed)
+        return self._kept.get(
+            key, lambda: self._previewed(density, partitioner, clusters, remove, seed)
+        )
 
     def made(
         self, density: str, partitioner: str, mapper: str, clusters: int, remove: float
@@ -305,38 +253,46 @@ class ShatteredExhibit:
             seed=seed,
             spectrum=spectrum,
         )
-        return type(self)(found, spectrum, folder=self.folder, notes=self.notes)
+        return type(self)(found, spectrum, folder=self.folder, notes=self.notes, kept=self._kept)
 
-    def map(self, *, seed: int = 0) -> Map:
-        """Returns at most 1,500 latents, kept and removed, in the plane of their images."""
-        if "map" in self._cache:
-            seen: Map = self._cache["map"]
-            return seen
+    @property
+    def has_features(self) -> bool:
+        """Whether the clusters were found by features of images, which a map can show."""
+        return features_of(self.shattered.sampler) is not None
+
+    def map(self, layout: str = COMPONENTS, of: str = IMAGES, *, seed: int = 0) -> Map:
+        """Returns at most 1,500 latents, kept and removed, in the plane.
+
+        Args:
+            layout: "principal components" or "UMAP".
+            of: of "images", or of the "features" by which the clusters were found.
+            seed: of which latents, where there are more, and of the layout.
+
+        Raises:
+            ParameterError: the spectrum or umap-learn is not there, or there are no such features.
+        """
         spectrum, selection = self._with_spectrum()
         random = random_generator(seed, "map")
         index = torch.randperm(len(spectrum), generator=random)[:MOST_ON_MAP].sort().values
-        images = self.shattered.images(spectrum.latents[index])
-        places, explained = _plane(images.flatten(1).double(), seed)
+        shown, classes = self._kept.get(("shown", seed), lambda: self._shown(index))
+        whose = self._own if of == FEATURES else None
+        places, about = self._kept.get(
+            ("places", whose, layout, of, seed),
+            lambda: places_of(self._points_of(of, index, shown), layout, of, seed),
+        )
         clusters = torch.full((len(spectrum),), -1)
         clusters[selection.kept] = torch.as_tensor(self.shattered.sampler.labels_)
         rank = selection.log_weights[index].argsort().argsort().double() / max(1, len(index) - 1)
-        classes, names = None, list[str]()
-        if self.classifier is not None:
-            classes = self.classifier.labels(
-                images.to(self.generator.device), self.image.range
-            ).cpu()
-            names = list(self.classifier.classes)
-        shown = images if self.image.is_points else pictures.to_uint8(images, self.image.range)
-        self._cache["map"] = Map(places, shown, clusters[index], rank, classes, names, explained)
-        return self._cache["map"]  # type: ignore[no-any-return]
+        names = [] if classes is None or self.classifier is None else list(self.classifier.classes)
+        return Map(places, shown, clusters[index], rank, classes, names, about)
 
     @cached_property
     def classifier(self) -> Classifier | None:
         """What judged the clusters when they were found; None, and a note, if that is not there."""
         try:
-            if self._judge is None:
+            if (judge := self._run.get("classifier")) is None:
                 return None
-            found = load_classifier(self._judge)
+            found = load_classifier(judge)
             found.check_images(self.image.shape)
             found.module.to(self.generator.device)
             return found
@@ -447,26 +403,66 @@ class ShatteredExhibit:
         return self._edited(sampler=sampler, names=names, hidden=self.shattered.hidden)
 
     def save(self, folder: Path) -> None:
-        """Writes it as a new shattered generator, with its spectrum and a report where it has them.
+        """Writes it as a new shattered generator: all that `pgmkit shatter` leaves.
+
+        `run.json` says from which result it was edited. There is a report where the spectrum is
+        known.
 
         Raises:
-            OutputError: the folder is in use, or cannot be written.
+            ParameterError: the folder holds something.
+            OutputError: it lies in another result, or cannot be written.
             PluginError: the sampler cannot be saved.
         """
-        if folder.exists() and any(folder.iterdir()):
+        runs.check_place(folder)
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ParameterError(f"{folder} holds something already; choose a new folder")
-        runs.check_folder(folder)
         state_of(self.shattered.sampler)  # says what cannot be saved before anything is written
         spectrum, selection = self.spectrum, self.selection
-        if spectrum is not None and selection is not None:
-            fresh = copy.copy(self.shattered)
-            fresh.spectrum, fresh.selection = spectrum, selection
-            where = self._spectrum_folder()
-            if where is not None:
-                shutil.copytree(where, folder / "spectrum", ignore=shutil.ignore_patterns(".*"))
-            numbers = describe(fresh, self.classifier)
-            write_report(folder, fresh, numbers)
-        self.shattered.save_pretrained(folder)
+        with files.replaced_folder(folder) as new:
+            runs.record(new, self._settings(), device=str(self.generator.device))
+            if (where := self._spectrum_folder()) is not None:
+                shutil.copytree(where, new / _SPECTRUM, ignore=shutil.ignore_patterns(".*"))
+            with phase("saving, with samples of each cluster"):
+                self.shattered.save_pretrained(new)
+            if spectrum is not None and selection is not None:
+                fresh = copy.copy(self.shattered)
+                fresh.spectrum, fresh.selection = spectrum, selection
+                given = self._run.get("spectrum", {})
+                numbers = describe(
+                    fresh,
+                    self.classifier,
+                    spectrum=given if "folder" in given else None,
+                    edited_from=self._edited_from(),
+                )
+                write_report(new, fresh, numbers)
+
+    def _settings(self) -> dict[str, Any]:
+        """Returns what a run that had found these clusters would have on record, and whence."""
+        origin = self.shattered.origin
+        table = {name: origin.sampler[name] for name in ("name", "params")}
+        return {
+            "source": self.generator.name,
+            "generator": {},
+            "classifier": None,
+            "spectrum": {},
+            **self._run,
+            "density": origin.density,
+            "sampler": table,
+            "clusters": self.shattered.num_clusters,
+            "remove": origin.settings["remove"],
+            "latents": origin.statistics["num_latents"],
+            "seed": origin.settings["seed"],
+            "edited_from": self._edited_from(),
+        }
+
+    def _edited_from(self) -> dict[str, Any]:
+        """Returns the result that was opened, and what tells it from others."""
+        if self.folder is None:
+            return {"result": self.generator.name}
+        return {
+            "result": str(self.folder),
+            "sampler_sha256": files.sha256(self.folder / SAMPLER_CONFIG),
+        }
 
     def _edited(
         self,
@@ -499,16 +495,11 @@ class ShatteredExhibit:
             names=before.names if names is None else names,
             hidden=before.hidden if hidden is None else hidden,
         )
-        edited = type(self)(found, self.spectrum, folder=self.folder, notes=self.notes)
+        edited = type(self)(
+            found, self.spectrum, folder=self.folder, notes=self.notes, kept=self._kept
+        )
         if sampler is None:  # what is only called otherwise looks the same
-            edited._cache = self._cache
-        else:
-            kept = ("scores", "points")
-            edited._cache = {
-                key: value
-                for key, value in list(self._cache.items())
-                if isinstance(key, tuple) and key[0] in kept
-            }
+            edited._own = self._own
         return edited
 
     def _with_spectrum(self) -> tuple[Spectrum, Selection]:
@@ -542,39 +533,113 @@ class ShatteredExhibit:
             return None
         return found
 
+    def _samples(self, cluster: int, n: int, fresh: bool, seed: int) -> Samples:
+        if self.spectrum is None or self.selection is None or fresh:
+            latents = self.shattered.sample_latents(n, cluster, seed + int(fresh))
+        else:
+            inside = torch.as_tensor(self.shattered.sampler.labels_) == cluster
+            latents = self.spectrum.latents[self.selection.kept[inside][:n]]
+        return self._sorted(latents, cluster)
+
+    def _previewed(
+        self, density: str, partitioner: str, clusters: int, remove: float, seed: int
+    ) -> Preview:
+        spectrum, selection = self._with_spectrum()
+        some = spectrum.latents[:MOST_PREVIEWED]
+        made, points = self._prepared(partitioner, some, seed)
+        scores = self._scores(density)[: len(some)]
+        count = max(clusters, min(num_kept(len(some), remove), int((scores > -math.inf).sum())))
+        kept = scores.argsort(descending=True, stable=True)[:count].sort().values
+        array = points[kept].numpy()
+        with phase(f"{clusters} clusters of {count:,} latents"), thread_limit(1):
+            clusterer = contracts.Clusterer("partitioners", made, clusters, seed).fit(array)
+            labels = torch.as_tensor(clusterer.predict(array))
+        sizes, images = labels.bincount(minlength=clusters).tolist(), []
+        for cluster in range(clusters):
+            inside = kept[labels == cluster]
+            middle = points[inside].mean(dim=0, keepdim=True)
+            near = (points[inside] - middle).norm(dim=1).argsort()[:_PER_PREVIEW]
+            images.append(self._bytes(some[inside[near]], small=True))
+        known = torch.full((len(spectrum),), -1)
+        known[selection.kept] = torch.as_tensor(self.shattered.sampler.labels_)
+        both = known[kept] >= 0
+        agreement = None
+        if both.any():
+            from sklearn.metrics import adjusted_mutual_info_score
+
+            pair = known[kept][both].numpy(), labels[both].numpy()
+            agreement = float(adjusted_mutual_info_score(*pair))
+        return Preview(sizes, images, len(some), agreement)
+
+    def _shown(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Returns images of latents, small and as bytes, or points; and their classes."""
+        assert self.spectrum is not None
+        shown, classes = [], []
+        with phase("images of the map", len(index), "image") as part:
+            for images in self.generator.image_batches(self.spectrum.latents[index]):
+                if self.classifier is not None:
+                    classes.append(self.classifier.labels(images, self.image.range).cpu())
+                shown.append(to_show(self._small(images).cpu(), self.image))
+                part.advance(len(images))
+        return torch.cat(shown), torch.cat(classes) if classes else None
+
+    def _small(self, images: Tensor) -> Tensor:
+        """Returns images (B, C, H, W) with no side above 96; points stay as they are."""
+        if self.image.is_points or max(images.shape[-2:]) <= LARGEST_TILE:
+            return images
+        shrunk = LARGEST_TILE / max(images.shape[-2:])
+        return torch.nn.functional.interpolate(images.float(), scale_factor=shrunk, mode="area")
+
+    def _points_of(self, of: str, index: Tensor, shown: Tensor) -> Tensor:
+        """Returns what a map is made of, (n, d)."""
+        assert self.spectrum is not None
+        if of == IMAGES:
+            return shown.flatten(1).float()
+        features = features_of(self.shattered.sampler) if of == FEATURES else None
+        if features is None:
+            raise ParameterError(
+                f"there are no {of!r} by which the clusters were found; make the map of the images"
+            )
+        source = GeneratedImages(self.generator, self.spectrum.latents[index])
+        with torch.no_grad():
+            return torch.cat([features(x).cpu().float().flatten(1) for x in batches(source)])
+
     def _scores(self, density: str | None) -> Tensor:
+        spectrum, _ = self._with_spectrum()
+        origin = self.shattered.origin
         own = density in (None, self.densities()[0])
-        key = ("scores", None if own else density)
-        if key not in self._cache:
-            spectrum, _ = self._with_spectrum()
-            origin = self.shattered.origin
-            table: Any = density
-            if own:
-                table = {"name": origin.density["name"], **origin.density["params"]}
-            estimator = build("density-estimators", table)
-            self._cache[key] = keep_scores(estimator, spectrum, seed=int(origin.settings["seed"]))
-        found: Tensor = self._cache[key]
-        return found
+        table: Any = density
+        if own:
+            table = {"name": origin.density["name"], **origin.density["params"]}
+        seed = int(origin.settings["seed"])
+        return self._kept.get(
+            ("scores", json.dumps(table, sort_keys=True), seed),
+            lambda: keep_scores(build("density-estimators", table), spectrum, seed=seed),
+        )
 
     def _prepared(self, name: str, latents: Tensor, seed: int) -> tuple[Any, Tensor]:
         """Returns a partitioner that learned all but its parts, and the points it seeks them in."""
-        key = ("points", name, seed)
-        if key not in self._cache:
-            made = build("partitioners", name)
-            if not isinstance(made, contracts.Prepares):
-                raise ParameterError(
-                    f"{name!r} finds its parts at once, which takes as long as shattering; make it "
-                    "the result instead"
-                )
-            of_latents = contracts.space_of(made) == "latents"
-            source = (
-                LatentPoints(self.generator.latent, latents)
-                if of_latents
-                else GeneratedImages(self.generator, latents)
+        return self._kept.get(("points", name, seed), lambda: self._prepare(name, latents, seed))
+
+    def _prepare(self, name: str, latents: Tensor, seed: int) -> tuple[Any, Tensor]:
+        made = build("partitioners", name)
+        if not isinstance(made, contracts.Prepares):
+            raise ParameterError(
+                f"{name!r} finds its parts at once, which takes as long as shattering; make it "
+                "the result instead"
             )
-            self._cache[key] = made, contracts.prepared_points(made, source, seed)
-        found: tuple[Any, Tensor] = self._cache[key]
-        return found
+        source: GeneratedImages | LatentPoints = LatentPoints(self.generator.latent, latents)
+        if contracts.space_of(made) != "latents":
+            taken = 4 * len(latents) * math.prod(self.image.shape)
+            source = self._kept.get(
+                "images",  # which many partitioners look at
+                lambda: GeneratedImages(self.generator, latents),
+                more=min(taken, KEPT),
+            )
+        # Several partitioners learn the same features, which is done once.
+        learning = keeping(self._kept.folder / str(seed))
+        with learning, phase(f"what {name} learns of {len(latents):,} latents"):
+            return made, contracts.prepared_points(made, source, seed)
 
     def _sizes_of(self, kept: Tensor) -> list[int]:
         """Returns how many of some latents lie in each cluster, of those whose cluster is known."""
@@ -585,27 +650,22 @@ class ShatteredExhibit:
         return found[found >= 0].bincount(minlength=self.shattered.num_clusters).tolist()
 
     def _sorted(self, latents: Tensor, cluster: int) -> Samples:
-        images = self.shattered.images(latents)
         margins = None
         sampler = self.shattered.sampler
         if isinstance(sampler, contracts.ScoresClusters) and len(latents):
             margins = margins_of(contracts.cluster_logits_of(sampler, latents))
-        return sorted_samples(images, margins, latents, self.image)
+        return sorted_samples(self._bytes(latents), margins, latents)
 
-    def _bytes(self, latents: Tensor) -> Tensor:
+    def _bytes(self, latents: Tensor, *, small: bool = False) -> Tensor:
+        """Returns images of latents as bytes, made batch by batch; or points."""
         if not len(latents):
             return torch.empty(0, *self.image.shape)
-        images = self.shattered.images(latents)
-        return images if self.image.is_points else pictures.to_uint8(images, self.image.range)
-
-    def _forget(self, kind: str, most: int = 16) -> None:
-        """Makes room for one more of a kind."""
-        old = [key for key in list(self._cache) if isinstance(key, tuple) and key[0] == kind]
-        for key in old[: max(0, len(old) - most + 1)]:
-            del self._cache[key]
+        made = self.generator.image_batches(latents)
+        seen = (self._small(images) if small else images for images in made)
+        return torch.cat([to_show(images.cpu(), self.image) for images in seen])
 
     def _spectrum_folder(self) -> Path | None:
-        where = None if self.folder is None else self.folder / "spectrum"
+        where = None if self.folder is None else self.folder / _SPECTRUM
         return where if where is not None and where.is_dir() else None
 
 
@@ -616,19 +676,3 @@ def _settings_of(folder: Path) -> Mapping[str, Any]:
     except (PgmkitError, KeyError):
         return {}
     return found if isinstance(found, Mapping) else {}
-
-
-def _plane(flat: Tensor, seed: int) -> tuple[Tensor, float]:
-    """Returns the two leading principal components of points (n, d), in [0, 1], and their share."""
-    centred = flat - flat.mean(dim=0)
-    total = float(centred.square().sum())
-    rank = min(_COMPONENTS, *centred.shape)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        _, values, vectors = torch.svd_lowrank(centred, q=rank)
-    places = centred @ vectors[:, :2]
-    if places.shape[1] < 2:
-        places = torch.cat([places, torch.zeros_like(places)], dim=1)
-    low, high = places.amin(dim=0), places.amax(dim=0)
-    explained = float(values[:2].square().sum()) / total if total else 0.0
-    return ((places - low) / (high - low).clamp(min=1e-12)).float(), explained

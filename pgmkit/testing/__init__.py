@@ -87,6 +87,7 @@ _CHECKS: dict[str, tuple[Check, ...]] = {
         images.parts_can_be_sought_in_two_steps,
         images.demands_are_met_by_what_it_was_fitted_to,
         fitted.findings_are_plain,
+        fitted.findings_come_back,
     ),
     "mappers": (
         *_OF_FITTED,
@@ -103,6 +104,7 @@ _CHECKS: dict[str, tuple[Check, ...]] = {
         latents.acceptance_rates_are_shares,
         latents.clusters_can_be_sought_in_two_steps,
         fitted.findings_are_plain,
+        fitted.findings_come_back,
     ),
     "backbones": (
         *_OF_OBJECTS,

@@ -71,18 +71,8 @@ def inputs_are_left_alone(case: Case) -> None:
 
 def what_is_saved_comes_back(case: Case) -> None:
     """Its state in a file, taken up by one with the recorded parameters, does the same."""
-    component, first = fitted(case), results(case)
-    reason = why_not_saved(component)
-    if reason is not None:
-        raise SkipTest(reason)
-    state = safetensors.torch.load(serialise(state_of(component)))
-    with needs("parameters_are_on_record"):
-        again = case.component.build(**table_of(component)["params"])
-    load_state_of(again, state)
-    trial = trial_of(case)
-    if isinstance(trial, OfSamplers) and isinstance(again, contracts.Binds):
-        again.bind(trial.generator)
-    _require_same(case, first, trial.results(again), "after it was saved and loaded")
+    first, again = results(case), _loaded(case)
+    _require_same(case, first, trial_of(case).results(again), "after it was saved and loaded")
 
 
 def findings_are_plain(case: Case) -> None:
@@ -91,6 +81,20 @@ def findings_are_plain(case: Case) -> None:
     if not isinstance(component, contracts.Finds):
         raise SkipTest("it has no findings()")
     contracts.findings_of(case.kind, component)
+
+
+def findings_come_back(case: Case) -> None:
+    """After it was saved and loaded it tells the same in reports, or less, and does not fail."""
+    with needs("findings_are_plain"):
+        findings_are_plain(case)
+        before = contracts.findings_of(case.kind, fitted(case))
+    with needs("what_is_saved_comes_back"):
+        again = _loaded(case)
+    for name, value in contracts.findings_of(case.kind, again).items():
+        case.require(
+            name in before and before[name] == value,
+            f"tells {name!r} {value!r:.40} after it was saved and loaded, which it did not before",
+        )
 
 
 def fitted(case: Case) -> Any:
@@ -106,6 +110,22 @@ def results(case: Case) -> Mapping[str, Tensor]:
         results_keep_the_contract(case)
         found: Mapping[str, Tensor] = case.once("results", dict)
         return found
+
+
+def _loaded(case: Case) -> Any:
+    """Returns one that was saved and loaded; raises SkipTest where it cannot be saved."""
+    component = fitted(case)
+    reason = why_not_saved(component)
+    if reason is not None:
+        raise SkipTest(reason)
+    state = safetensors.torch.load(serialise(state_of(component)))
+    with needs("parameters_are_on_record"):
+        again = case.component.build(**table_of(component)["params"])
+    load_state_of(again, state)
+    trial = trial_of(case)
+    if isinstance(trial, OfSamplers) and isinstance(again, contracts.Binds):
+        again.bind(trial.generator)
+    return again
 
 
 def _fit(case: Case, chance: int) -> Any:

@@ -79,6 +79,7 @@ class Labels:
         self.learning_rate = learning_rate
         self.network_: nn.Sequential | None = None
         self._asked = num_partitions
+        self._accuracies: dict[str, float] = {}
 
     def fit(self, source: ImageSource, *, seed: int) -> None:
         """Learns the labels of all images but those held out.
@@ -110,6 +111,10 @@ class Labels:
         right = gathered_logits(self, source).argmax(dim=1) == labels
         self.training_accuracy_ = float(right[learned].double().mean())
         self.held_out_accuracy_ = float(right[held_out].double().mean())
+        self._accuracies = {
+            "training accuracy": round(self.training_accuracy_, 4),
+            "held-out accuracy": round(self.held_out_accuracy_, 4),
+        }
 
     def logits(self, x: Tensor) -> Tensor:
         """Returns the logits of the network, float32 (B, k)."""
@@ -119,12 +124,8 @@ class Labels:
         return logits
 
     def findings(self) -> Mapping[str, Any]:
-        """Returns that it is supervised, and how often it is right."""
-        return {
-            "supervised": True,
-            "training accuracy": round(self.training_accuracy_, 4),
-            "held-out accuracy": round(self.held_out_accuracy_, 4),
-        }
+        """Returns that it is supervised and how often it is right; not the latter once loaded."""
+        return {"supervised": True, **self._accuracies}
 
     def state(self) -> Mapping[str, Tensor]:
         """Returns the weights of the network."""
@@ -134,6 +135,7 @@ class Labels:
         """Takes up what `state` returned."""
         self.network_ = labeller_of(state) if state else None
         self.num_partitions = len(state["2.bias"]) if state else 1
+        self._accuracies = {}
 
     def _learn(self, source: ImageSource, index: Tensor, labels: Tensor, seed: int) -> None:
         self.network_ = learn_labels(

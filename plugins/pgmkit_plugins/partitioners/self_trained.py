@@ -92,6 +92,7 @@ class SelfTrained:
         self.learning_rate = learning_rate
         self.max_images = max_images
         self.network_: nn.Sequential | None = None
+        self._findings: dict[str, Any] = {}
 
     def fit(self, source: ImageSource, *, seed: int) -> None:
         """Fits the base, and the network to its parts."""
@@ -141,12 +142,8 @@ class SelfTrained:
         return logits
 
     def findings(self) -> Mapping[str, Any]:
-        """Returns what the base found, and how many images stayed in their part."""
-        if self.network_ is None:
-            return {}
-        told = contracts.findings_of("partitioners", self.base)
-        base = {f"base {name}": value for name, value in told.items()}
-        return {**base, "unchanged": round(self.unchanged_, 4)}
+        """Returns what the base found and how many images stayed in their part; not once loaded."""
+        return self._findings
 
     def state(self) -> Mapping[str, Tensor]:
         """Returns the weights of the network; the base is no longer needed."""
@@ -154,12 +151,12 @@ class SelfTrained:
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Takes up what `state` returned."""
-        self.network_ = labeller_of(state) if state else None
+        self.network_, self._findings = labeller_of(state) if state else None, {}
 
     def _is_single(self) -> bool:
         """Returns whether there is a single part, which is everything, and then forgets others."""
         if self.num_partitions == 1:
-            self.network_ = None
+            self.network_, self._findings = None, {}
         return self.num_partitions == 1
 
     def _prepares(self) -> contracts.Prepares:
@@ -190,6 +187,9 @@ class SelfTrained:
                 _warn_of_lost(lost)
             self.network_, found = network, labels
         self.unchanged_ = float((found == first).double().mean())
+        told = contracts.findings_of("partitioners", self.base)
+        self._findings = {f"base {name}": value for name, value in told.items()}
+        self._findings["unchanged"] = round(self.unchanged_, 4)
 
     def _train(
         self,
