@@ -278,12 +278,7 @@ def _draw_singular_values(axes: Axes, spectrum: Spectrum) -> None:
 
 def _draw_volume(axes: Axes, spectrum: Spectrum, rank_rtol: float) -> None:
     volume = spectrum.log_volume(rank_rtol=rank_rtol, top_k=spectrum.known_top_k)
-    axes.hist(
-        volume[volume.isfinite()].numpy(),
-        bins=_bins(len(volume)),
-        color=_BLUE,
-        histtype="stepfilled",
-    )
+    axes.hist(volume[volume.isfinite()].numpy(), bins=_bins(len(volume)), color=_BLUE)
     axes.set(xlabel="log-volume Σ log σ, nats", ylabel="latents")
 
 
@@ -293,7 +288,7 @@ def _draw_condition(axes: Axes, spectrum: Spectrum) -> None:
     if len(usable):
         low, high = float(usable.min()), float(usable.max())
         edges = np.geomspace(low, high * 1.001, _bins(len(usable)) + 1)
-        axes.hist(usable.numpy(), bins=list(edges), color=_BLUE, histtype="stepfilled")
+        axes.hist(usable.numpy(), bins=list(edges), color=_BLUE)
     axes.set_xscale("log")
     infinite = len(condition) - len(usable)
     axes.set(
