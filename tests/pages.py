@@ -37,14 +37,16 @@ SHORTER = {
     "2_000": "200",
     "--latents 300": "--latents 200",
     "steps = 300\n": "steps = 10\n",
-    "latents = 200\nclusters = 3\n": "jobs = 1\nlatents = 200\nclusters = 3\n",
+    "latents = 200\nclusters = 3\n": 'jobs = 1\nlatents = 200\nclusters = 3\nmappers = ["mixture"]\n',
     "features=contrastive": "'features={ name = \"contrastive\", steps = 6, batch_size = 16 }'",
 }
 LESS_TRAINING = shlex.split(
     "--set partitioner.base=kmeans --set partitioner.rounds=1 "
     "--set partitioner.steps=30 --set partitioner.batch_size=32"
 )
-"""The two liberties that are taken with blocks: smaller numbers, and less of `self-trained`."""
+LESS_DRAWING = ["--mapper", "mixture"]
+"""The liberties that are taken with blocks: smaller numbers, less of `self-trained`, and a mapper
+that draws nothing while it is fitted, where a line names none."""
 
 _BLOCK = re.compile(r'^```(\w*)(?: title="(.*?)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 
@@ -140,6 +142,8 @@ def _type(line: str) -> None:
     named = {"--partitioner", "--sampler"} & {*arguments}
     if (arguments[0] == "shatter" and not named) or "self-trained" in arguments:
         arguments += LESS_TRAINING
+    if arguments[0] == "shatter" and not {"--mapper", "--sampler"} & {*arguments}:
+        arguments += LESS_DRAWING
     finished = run_pgmkit(*arguments)
     assert finished.code == 0, f"{line}\n{finished.stderr}"
 
