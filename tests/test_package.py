@@ -4,6 +4,7 @@ import ast
 import importlib.metadata
 import importlib.util
 import inspect
+import os
 import re
 import shutil
 import subprocess
@@ -98,12 +99,40 @@ def test_workflows_run_what_is_here_on_every_python_that_is_promised() -> None:
     assert flows.keys() == {"docs", "release", "test"}
     jobs = {(name, job): flow["jobs"][job] for name, flow in flows.items() for job in flow["jobs"]}
     assert jobs["test", "test"]["strategy"]["matrix"]["python"] == promised
-    lines = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
+    steps = [step for job in jobs.values() for step in job.get("steps", [])]
+    lines = [step["run"] for step in steps if "run" in step]
     targets = {line.removeprefix("make ") for line in lines if line.startswith("make ")}
     assert targets == {"docs", "test", "versions"}
     for target in targets:
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE)
+    assert (ROOT / jobs["release", "test"]["uses"]).is_file()
+    assert jobs["release", "publish"]["needs"] == ["test", "build"]
     assert jobs["release", "publish"]["permissions"] == {"id-token": "write"}
+
+
+def test_on_pypi_every_link_leads_to_the_repository_at_the_tag(tmp_path: Path) -> None:
+    flow = yaml.safe_load((ROOT / ".github" / "workflows" / "release.yml").read_text())
+    scripts = [
+        step["run"] for step in flow["jobs"]["build"]["steps"] if "Links" in step.get("name", "")
+    ]
+    for file in ("README.md", "pyproject.toml"):
+        shutil.copy(ROOT / file, tmp_path)
+    here = {
+        "GITHUB_SERVER_URL": "https://host",
+        "GITHUB_REPOSITORY": "a/b",
+        "GITHUB_REF_NAME": "v1",
+    }
+    environment = {"PATH": os.environ["PATH"], **here}
+    subprocess.run(["bash", "-ec", *scripts], cwd=tmp_path, env=environment, check=True, timeout=60)
+    project = tomllib.loads((tmp_path / "pyproject.toml").read_text())["project"]
+    assert project["urls"] == {"Repository": "https://host/a/b"}
+    links = re.compile(r"(!?)\[[^]]*\]\(([^)]*)\)")
+    before = links.findall((ROOT / "README.md").read_text())
+    assert {picture for picture, _ in before} == {"", "!"}
+    assert links.findall((tmp_path / "README.md").read_text()) == [
+        (picture, f"https://host/a/b/{'raw' if picture else 'blob'}/v1/{link}")
+        for picture, link in before
+    ]
 
 
 def test_the_wheel_installs_exactly_three_top_level_names(wheel: zipfile.ZipFile) -> None:
