@@ -22,6 +22,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 import tomllib
 from pathlib import Path
@@ -167,12 +168,15 @@ def interpreter(version: str) -> str:
 
 def _heading(tests: tuple[str, ...]) -> list[str]:
     names = ", ".join(Path(name).stem.removeprefix("test_") for name in tests)
+    about = (
+        "`make versions` installs pgmkit with the lowest and with the newest versions that "
+        "pyproject.toml allows, of those that have wheels for the Python in question. Then it runs "
+        f"a part of the tests, which imports every dependency: {names}. It writes this page."
+    )
     return [
         "# Versions",
         "",
-        "`make versions` installs pgmkit with the lowest and with the newest versions that",
-        "pyproject.toml allows, of those that have wheels for the Python in question. Then it runs",
-        f"a part of the tests, which imports every dependency: {names}. It writes this page.",
+        textwrap.fill(about, 120),
         "",
         f"Seen on {platform.system()}, {platform.machine()}, {os.cpu_count()} cores.",
         "",
