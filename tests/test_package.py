@@ -12,6 +12,7 @@ import sys
 import tomllib
 import zipfile
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import yaml
@@ -133,6 +134,53 @@ def test_on_pypi_every_link_leads_to_the_repository_at_the_tag(tmp_path: Path) -
         (picture, f"https://host/a/b/{'raw' if picture else 'blob'}/v1/{link}")
         for picture, link in before
     ]
+
+
+@pytest.fixture
+def versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("versions", ROOT / "tools" / "versions.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "PLACE", tmp_path)
+    return module
+
+
+def test_versions_that_passed_are_not_tried_again_and_others_are(
+    versions: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcomes = iter([(True, "1 failed"), (False, "2 passed"), (False, "3 passed")])
+    found = {"Python": "3.11.7", "numpy": "1.26.0"}
+    monkeypatch.setattr(versions, "tried", lambda *_: (*next(outcomes), found))
+    wanted = [("1 failed", True), ("2 passed", False), ("2 passed", False)]
+    for outcome, failed in wanted:
+        row = versions.remembered("3.11", "lowest", ("a.py",), anew=False)
+        assert row["failed"] == failed
+        cells = dict(zip(versions.COLUMNS, row["cells"], strict=True))
+        assert cells["Python"] == "3.11.7"
+        assert cells["numpy"] == "1.26.0"
+        assert cells["outcome"] == outcome
+    assert versions.remembered("3.11", "lowest", ("a.py",), anew=True)["cells"][-2] == "3 passed"
+
+
+def test_a_dependency_that_no_test_imports_is_a_failure_of_versions(
+    versions: ModuleType, tmp_path: Path
+) -> None:
+    (tmp_path / "test_it.py").write_text("import numpy\n\ndef test_it():\n    pass\n")
+    command = [sys.executable, "-c", versions.RUN, "numpy pillow timm torch-fidelity", "test_it.py"]
+    finished = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert finished.returncode, finished.stdout
+    last = finished.stdout.splitlines()[-1]
+    assert last == "passed, but never imported pillow, timm, torch-fidelity"
 
 
 def test_the_wheel_installs_exactly_three_top_level_names(wheel: zipfile.ZipFile) -> None:
