@@ -36,9 +36,10 @@ test-browser: $(READY)
 	$(BIN)/pip install --quiet --quiet --editable '.[browser]'
 	$(BIN)/pytest -m browser tests
 
-versions: $(READY)
-	$(BIN)/pip install --quiet uv
-	$(BIN)/python tools/versions.py
+versions:
+	$(PYTHON) -m venv build/versions/tool
+	build/versions/tool/bin/pip install --quiet click uv
+	OMP_NUM_THREADS=1 PGMKIT_STRICT_PLUGINS=1 build/versions/tool/bin/python tools/versions.py --out benchmarks/versions.md
 
 $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "pgmkit needs Python 3.11 or newer"'

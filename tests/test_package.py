@@ -4,6 +4,7 @@ import ast
 import importlib.metadata
 import importlib.util
 import inspect
+import os
 import re
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ import sys
 import tomllib
 import zipfile
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import yaml
@@ -98,12 +100,87 @@ def test_workflows_run_what_is_here_on_every_python_that_is_promised() -> None:
     assert flows.keys() == {"docs", "release", "test"}
     jobs = {(name, job): flow["jobs"][job] for name, flow in flows.items() for job in flow["jobs"]}
     assert jobs["test", "test"]["strategy"]["matrix"]["python"] == promised
-    lines = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
+    steps = [step for job in jobs.values() for step in job.get("steps", [])]
+    lines = [step["run"] for step in steps if "run" in step]
     targets = {line.removeprefix("make ") for line in lines if line.startswith("make ")}
     assert targets == {"docs", "test", "versions"}
     for target in targets:
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE)
+    assert (ROOT / jobs["release", "test"]["uses"]).is_file()
+    assert jobs["release", "publish"]["needs"] == ["test", "build"]
     assert jobs["release", "publish"]["permissions"] == {"id-token": "write"}
+
+
+def test_on_pypi_every_link_leads_to_the_repository_at_the_tag(tmp_path: Path) -> None:
+    flow = yaml.safe_load((ROOT / ".github" / "workflows" / "release.yml").read_text())
+    scripts = [
+        step["run"] for step in flow["jobs"]["build"]["steps"] if "Links" in step.get("name", "")
+    ]
+    for file in ("README.md", "pyproject.toml"):
+        shutil.copy(ROOT / file, tmp_path)
+    here = {
+        "GITHUB_SERVER_URL": "https://host",
+        "GITHUB_REPOSITORY": "a/b",
+        "GITHUB_REF_NAME": "v1",
+    }
+    environment = {"PATH": os.environ["PATH"], **here}
+    subprocess.run(["bash", "-ec", *scripts], cwd=tmp_path, env=environment, check=True, timeout=60)
+    project = tomllib.loads((tmp_path / "pyproject.toml").read_text())["project"]
+    assert project["urls"] == {"Repository": "https://host/a/b"}
+    links = re.compile(r"(!?)\[[^]]*\]\(([^)]*)\)")
+    before = links.findall((ROOT / "README.md").read_text())
+    assert {picture for picture, _ in before} == {"", "!"}
+    assert links.findall((tmp_path / "README.md").read_text()) == [
+        (picture, f"https://host/a/b/{'raw' if picture else 'blob'}/v1/{link}")
+        for picture, link in before
+    ]
+
+
+@pytest.fixture
+def versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("versions", ROOT / "tools" / "versions.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "PLACE", tmp_path)
+    return module
+
+
+def test_versions_that_passed_are_not_tried_again_and_others_are(
+    versions: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcomes = iter([(True, "1 failed"), (False, "2 passed"), (False, "3 passed")])
+    found = {"Python": "3.11.7", "numpy": "1.26.0"}
+    monkeypatch.setattr(versions, "tried", lambda *_: (*next(outcomes), found))
+    wanted = [("1 failed", True), ("2 passed", False), ("2 passed", False)]
+    for outcome, failed in wanted:
+        row = versions.remembered("3.11", "lowest", ("a.py",), anew=False)
+        assert row["failed"] == failed
+        cells = dict(zip(versions.COLUMNS, row["cells"], strict=True))
+        assert cells["Python"] == "3.11.7"
+        assert cells["numpy"] == "1.26.0"
+        assert cells["outcome"] == outcome
+    assert versions.remembered("3.11", "lowest", ("a.py",), anew=True)["cells"][-2] == "3 passed"
+
+
+def test_a_dependency_that_no_test_imports_is_a_failure_of_versions(
+    versions: ModuleType, tmp_path: Path
+) -> None:
+    (tmp_path / "test_it.py").write_text("import numpy\n\ndef test_it():\n    pass\n")
+    command = [sys.executable, "-c", versions.RUN, "numpy pillow timm torch-fidelity", "test_it.py"]
+    finished = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert finished.returncode, finished.stdout
+    last = finished.stdout.splitlines()[-1]
+    assert last == "passed, but never imported pillow, timm, torch-fidelity"
 
 
 def test_the_wheel_installs_exactly_three_top_level_names(wheel: zipfile.ZipFile) -> None:

@@ -1,6 +1,7 @@
 """From a reference to a source of images."""
 
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
 
 from pgmkit.config import IMAGES, expect, fits
 from pgmkit.errors import DataError, ParameterError
@@ -87,15 +88,17 @@ def check_source(reference: str) -> None:
     if reference.startswith(_LIBRARY):
         find_data_set(reference)
         return
-    path = Path(reference)
+    path, mode = Path(reference), 0
     try:
-        there, is_folder, is_file = path.exists(), path.is_dir(), path.is_file()
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        pass
     except (OSError, ValueError) as error:  # no right to look, a name that is none or too long
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"{reference[:80]!r} cannot be read: {reason}") from error
-    if is_folder and reference:
+    if reference and S_ISDIR(mode):
         return
-    if not path.name.lower().endswith((".npz", *SUFFIXES)) or (there and not is_file):
+    if not path.name.lower().endswith((".npz", *SUFFIXES)) or (mode and not S_ISREG(mode)):
         raise DataError(f"there are no images at {reference!r}; give {IMAGES}")
-    if not there:
+    if not mode:
         raise DataError(f"there are no images at {reference}; check the path")
