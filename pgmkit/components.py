@@ -156,8 +156,8 @@ class RegisteredComponent:
         except (Exception, SystemExit) as error:
             raise PluginError(
                 f"{self.qualified_name} cannot be imported from {self.component.factory!r}: "
-                f"{type(error).__name__}: {first_line(error)}; reinstall or disable the plugin "
-                f"{self.plugin!r}"
+                f"{type(error).__name__}: {first_line(error)}; mend, reinstall or "
+                f"disable the plugin {self.plugin!r}"
             ) from error
         return factory
 

@@ -37,7 +37,8 @@ SHORTER = {
     "2_000": "200",
     "--latents 300": "--latents 200",
     "steps = 300\n": "steps = 10\n",
-    "latents = 200\nclusters = 3\n": 'jobs = 1\nlatents = 200\nclusters = 3\nmappers = ["mixture"]\n',
+    "latents = 200\nclusters = 3\n": "jobs = 1\nlatents = 200\nclusters = 3\n"
+    'mappers = ["mixture"]\n',
     "features=contrastive": "'features={ name = \"contrastive\", steps = 6, batch_size = 16 }'",
 }
 LESS_TRAINING = shlex.split(

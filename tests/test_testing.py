@@ -700,6 +700,19 @@ def test_what_is_wrong_fails_in_the_check_that_names_it_and_in_no_other(
     assert "\n" not in outcome.reason
 
 
+def test_where_a_check_fails_is_told_on_demand(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Broken:
+        def log_weights(self, spectrum: object) -> Tensor:
+            raise KeyError("middle")
+
+    for wanted in ("", "1"):
+        monkeypatch.setenv("PGMKIT_DEBUG", wanted)
+        assert failed(run(case_of("density-estimators", Broken), checks_of("density-estimators")))
+        assert ("in log_weights" in capsys.readouterr().err) == bool(wanted)
+
+
 PLUGIN = """
 WRONG
 from pgmkit import Component, hookimpl

@@ -132,7 +132,8 @@ def new(name: str, kind: str, out: Path | None) -> None:
     for path in new_plugin(name, kind, folder):
         click.echo(path)
     click.echo(
-        f"install it with pip install -e {folder}, then run pgmkit plugins check {name}", err=True
+        f"install it with pip install -e '{folder}[test]', then run pgmkit plugins check {name}",
+        err=True,
     )
 
 

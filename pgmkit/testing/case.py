@@ -3,8 +3,10 @@
 import contextlib
 import functools
 import inspect
+import os
 import random
 import sys
+import traceback
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -276,19 +278,23 @@ def told(counts: Mapping[str, int]) -> str:
 
 
 def run(case: Case, checks: tuple[Check, ...]) -> Report:
-    """Runs checks one after the other; an error of one keeps no other from running."""
+    """Runs checks one after the other; an error of one keeps no other from running.
+
+    With `PGMKIT_DEBUG=1` in the environment tracebacks of those that fail are on stderr.
+    """
     outcomes = []
     for check in checks:
         try:
             quietly(check)(case)
             outcome = Outcome(check.__name__, "passed")
-        except SkipTest as reason:
-            outcome = Outcome(check.__name__, "skipped", _line(str(reason)))
-        except PgmkitError as error:
-            outcome = Outcome(check.__name__, "failed", _line(str(error)))
+        except SkipTest as skipped:
+            outcome = Outcome(check.__name__, "skipped", _line(str(skipped)))
         except (Exception, SystemExit) as error:
             said = f"the {case.component.called} raises {type(error).__name__}: {first_line(error)}"
-            outcome = Outcome(check.__name__, "failed", _line(said))
+            reason = str(error) if isinstance(error, PgmkitError) else said
+            outcome = Outcome(check.__name__, "failed", _line(reason))
+            if os.environ.get("PGMKIT_DEBUG") == "1":
+                traceback.print_exception(error)
         outcomes.append(outcome)
     return Report(case.kind, case.component.qualified_name, tuple(outcomes))
 
