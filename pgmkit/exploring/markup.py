@@ -41,11 +41,11 @@ STYLE = """
 .pk-card[data-hidden] img { opacity: .35 }
 .pk-tiles { display: grid; gap: 3px;
   grid-template-columns: repeat(auto-fill, minmax(3.25rem, 1fr)) }
-.pk-tile { aspect-ratio: var(--ratio); border: 2px solid transparent; padding: 0; cursor: pointer;
+.pk-tile { aspect-ratio: var(--ratio); border: 0; padding: 0; cursor: pointer;
   background: var(--sheet) no-repeat; background-size: var(--size); image-rendering: pixelated;
   border-radius: 3px }
-.pk-tile[aria-pressed=true] { border-color: var(--color-accent); box-shadow: 0 0 0 2px
-  var(--color-accent) }
+.pk-tile[aria-pressed=true] { box-shadow: 0 0 0 1px var(--color-accent),
+  inset 0 0 0 3px var(--color-accent) }
 .pk-card:focus-visible, .pk-tile:focus-visible, .pk-map canvas:focus-visible {
   outline: 3px solid var(--color-accent); outline-offset: 2px }
 .pk-pair { display: grid; gap: 1rem;
@@ -68,6 +68,9 @@ STYLE = """
 .pk-key { display: flex; flex-wrap: wrap; gap: .2rem .9rem; margin-top: .4rem }
 .pk-key i { display: inline-block; width: .8em; height: .8em; border-radius: 50%;
   margin-right: .3em }
+.pk-status { margin: 0; scroll-margin: 1rem; overflow-wrap: anywhere }
+.pk-status code { display: block; margin-top: .35rem; padding: .35rem .5rem; border-radius: 4px;
+  background: var(--background-fill-secondary) }
 .pk-error { border-left: 4px solid #c8553d; padding: .5rem 1rem; overflow-wrap: anywhere }
 """
 
@@ -91,6 +94,12 @@ element.addEventListener('click', event => {
 });
 """
 """Of walls and tiles: a card tells its cluster, and tiles are chosen."""
+
+STATUS_SCRIPT = """
+watch('value', () => element.querySelector('.pk-status')?.scrollIntoView(
+  {behavior: 'smooth', block: 'nearest'}));
+"""
+"""Of what is told of an edit: it is brought into sight."""
 
 CHOSEN = """(...given) => {
   const pressed = [...document.querySelectorAll('#tiles .pk-tile[aria-pressed=true]')];
@@ -274,7 +283,7 @@ def tiles(samples: Samples, called: str) -> str:
         f"{float(samples.margins[0]):.2f} to {float(samples.margins[-1]):.2f}"
     )
     return (
-        f'<p class="pk-note">{about}. Click to choose.</p>'
+        f'<p class="pk-note">{about}. Choose any, to download those alone.</p>'
         f'<div class="pk-tiles" role="group" aria-label="samples of {_attribute(called)}" '
         f'style="{made.shared}">'
         f"{''.join(found)}</div>"
@@ -402,6 +411,12 @@ def latents_map(found: Map, called: Sequence[str], by: str) -> str:
         f'<img alt="" hidden src="{made.source}"></div><div class="pk-key">{legend}</div>'
         f'<p class="pk-note">{html.escape(found.about)}</p>'
     )
+
+
+def status(told: str, command: str = "") -> str:
+    """Returns what was done, and a command that goes on from there."""
+    code = f"<code>{html.escape(command)}</code>" if command else ""
+    return f'<p class="pk-status" role="status">{html.escape(told)}{code}</p>'
 
 
 def notes(told: Sequence[str]) -> str:
