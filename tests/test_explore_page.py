@@ -8,6 +8,7 @@ import http.client
 import io
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from tiny import environment, run_pgmkit, write_tiny_classifier, write_tiny_generator
 
 import pgmkit
@@ -30,15 +32,27 @@ SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
 SLOW = 60_000
 """Milliseconds after which something is given up, however busy the machine is."""
 
+IN_SIGHT = """place => {
+  const box = document.querySelector(place)?.getBoundingClientRect();
+  return box && box.height > 0 && box.top >= 0 && box.bottom <= innerHeight;
+}"""
+NOTE_WHAT_IS_TOLD = """() => {
+  window.toldWhileDisabled = [];
+  const look = () => document.querySelector('#save').disabled &&
+    window.toldWhileDisabled.push(document.querySelector('#status').innerText.trim());
+  new MutationObserver(look).observe(
+    document.body, {subtree: true, childList: true, characterData: true, attributes: true});
+}"""
+
 
 @contextlib.contextmanager
-def served(result: object, *more: object) -> Iterator[str]:
-    """Serves a result, and yields the address."""
-    words = ["explore", str(result), "--port", "0", "--no-browser", *map(str, more)]
+def started(result: object, stderr: int = subprocess.DEVNULL) -> Iterator[tuple[Any, str]]:
+    """Serves a result, and yields the process and the address."""
+    words = ["explore", str(result), "--port", "0", "--no-browser"]
     process = subprocess.Popen(
         [sys.executable, "-m", "pgmkit", *words],
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=stderr,
         text=True,
         env=environment(),
     )
@@ -48,10 +62,17 @@ def served(result: object, *more: object) -> Iterator[str]:
             address = process.stdout.readline().strip()
             assert address.startswith("http://"), address
             wait_for(address)
-            yield address
+            yield process, address
         finally:
             process.send_signal(signal.SIGINT)
             process.wait(30)
+
+
+@contextlib.contextmanager
+def served(result: object) -> Iterator[str]:
+    """Serves a result, and yields the address."""
+    with started(result) as (_, address):
+        yield address
 
 
 def wait_for(address: str) -> None:
@@ -133,10 +154,10 @@ class Visit:
         if not request.url.startswith((self.address, "data:", "blob:")):
             self.elsewhere.append(request.url)
 
-    def shot(self, name: str) -> None:
+    def shot(self, name: str, full_page: bool = True) -> None:
         folder = os.environ.get("PGMKIT_SCREENSHOTS")
         if folder:
-            self.page.screenshot(path=f"{folder}/{self.size}-{name}.png", full_page=True)
+            self.page.screenshot(path=f"{folder}/{self.size}-{name}.png", full_page=full_page)
 
     def tab(self, name: str) -> None:
         """Opens a tab, from the menu of those that do not fit if it is there."""
@@ -197,6 +218,7 @@ def test_a_walk_through_all_of_it(
     page.get_by_label("Name", exact=True).fill("sandals")
     page.locator("#rename").click()
     page.locator("text=Cluster 2 is called sandals.").wait_for()
+    page.wait_for_function(IN_SIGHT, arg="#status")
     page.get_by_label("Merge with").click()
     page.get_by_role("option", name="cluster 0").click()
     page.keyboard.press("Escape")
@@ -211,8 +233,17 @@ def test_a_walk_through_all_of_it(
     page.locator(".pk-card[data-hidden]").wait_for(state="detached")
     visit.shot("edited")
     page.get_by_label("Save as a new").fill(str(tmp_path / "saved"))
+    page.evaluate(NOTE_WHAT_IS_TOLD)
     page.locator("#save").click()
-    page.locator("#status", has_text="Saved.").wait_for()
+    page.locator("#status", has_text=f"Saved in {tmp_path / 'saved'}.").wait_for()
+    page.locator("#save:enabled").wait_for()
+    assert f"Saving in {tmp_path / 'saved'} …" in page.evaluate("window.toldWhileDisabled")
+    page.wait_for_function(IN_SIGHT, arg="#status code")
+    visit.shot("saved", full_page=False)
+    command = shlex.split(page.locator("#status code").inner_text())
+    assert command[:3] == ["pgmkit", "sample", str(tmp_path / "saved")]
+    assert command[3:] == ["--cluster", "sandals", "-o", "samples.png"]
+    assert run_pgmkit(*command[1:-1], tmp_path / "samples.png", "-n", 4).code == 0
     saved = pgmkit.load(tmp_path / "saved")
     assert isinstance(saved, pgmkit.ShatteredGenerator)
     assert saved.names == ["sandals", "", "", ""]
@@ -283,6 +314,38 @@ def test_what_takes_long_says_what_it_does_and_can_be_stopped(address: str, chro
     visit.page.locator("#stop").click()
     visit.page.locator("text=stopped; nothing is changed").wait_for()
     assert visit.page.locator("#preview .pk-card").count() == 0
+    visit.end()
+
+
+def test_ctrl_c_ends_it_at_once_while_a_page_is_open(result: Path, chromium: Any) -> None:
+    with started(result, stderr=subprocess.PIPE) as (process, address):
+        visit = Visit(chromium, address, "desktop")
+        visit.page.locator(".pk-card:visible").nth(1).click()
+        visit.page.locator(".pk-tiles[aria-label='samples of cluster 1']").wait_for()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(5) == 1  # about 0.1 s where nothing else runs
+        assert process.stderr.read().splitlines()[-1:] == ["stopped"]
+        visit.page.context.close()
+
+
+def test_tiles_show_their_sample_up_to_their_edges(
+    result: Path, address: str, chromium: Any
+) -> None:
+    from pgmkit.exploring import open_exhibit
+
+    visit = Visit(chromium, address, "desktop")
+    visit.page.locator(".pk-tile").nth(63).wait_for()
+    wanted = open_exhibit(result).samples(0, 64).images
+    for index in (0, 7, 27, 56, 63):  # corners of the sheet, and one within
+        shot = io.BytesIO(visit.page.locator(".pk-tile").nth(index).screenshot())
+        seen = Image.open(shot).convert("L").crop((0, 0, 52, 52))
+        scaled = Image.fromarray(wanted[index, 0].numpy()).resize(
+            seen.size, Image.Resampling.NEAREST
+        )
+        difference = abs(np.asarray(seen, float) - np.asarray(scaled, float))
+        edges = [difference[1:3, 5:-5], difference[-3:-1, 5:-5], difference[5:-5, 1:3]]
+        assert max(edge.mean() for edge in edges) < 8, index
+        assert difference[1:-1, 1:-1].mean() < 2, index
     visit.end()
 
 

@@ -5,6 +5,7 @@ import contextlib
 import io
 import math
 import os
+import shlex
 import socket
 import threading
 import time
@@ -25,7 +26,7 @@ import uvicorn
 from fastapi import FastAPI
 from fastapi.responses import PlainTextResponse
 
-from pgmkit import progress
+from pgmkit import files, progress
 from pgmkit.errors import LoadError, OutputError, PgmkitError, PgmkitWarning, first_line
 from pgmkit.exploring import markup
 from pgmkit.exploring.conditional import ConditionalExhibit
@@ -182,7 +183,7 @@ def page_of(reference: str, *, device: str = "auto") -> gr.Blocks:
 
 
 def serve(page: gr.Blocks, *, host: str, port: int, browser: bool) -> None:
-    """Serves a page until Ctrl-C, and prints its address.
+    """Serves a page until Ctrl-C, which ends it at once, and prints its address.
 
     Args:
         page: what is served.
@@ -211,7 +212,14 @@ def serve(page: gr.Blocks, *, host: str, port: int, browser: bool) -> None:
     print(address, flush=True)
     if browser:
         threading.Thread(target=_open_later, args=(server, address), daemon=True).start()
-    server.run(sockets=[listening])
+    # Not in the main thread, where it would wait at Ctrl-C for each page that is open.
+    serving = threading.Thread(target=server.run, args=([listening],), daemon=True)
+    serving.start()
+    try:
+        serving.join()
+    except KeyboardInterrupt:
+        files.remove_unfinished()
+        raise
 
 
 def _open_later(server: uvicorn.Server, address: str) -> None:
@@ -388,7 +396,8 @@ def _edits(
     with gr.Row(equal_height=True):
         name = gr.Textbox(label="Name", max_lines=1, elem_id="name", placeholder="such as sandals")
         rename = gr.Button("Name it", elem_id="rename")
-        hide = gr.Button("Hide it, or show it again", elem_id="hide")
+        hide = gr.Button("Hide or show it", elem_id="hide")
+        undo = gr.Button("Undo", elem_id="undo")
     with gr.Row(equal_height=True):
         others = gr.Dropdown(
             _choices(exhibit), multiselect=True, label="Merge with", elem_id="others"
@@ -397,15 +406,18 @@ def _edits(
         parts = gr.Slider(2, 6, 2, step=1, label="Split into", elem_id="parts")
         split = gr.Button("Split", elem_id="split", interactive=exhibit.spectrum is not None)
     with gr.Row(equal_height=True):
-        undo = gr.Button("Undo", elem_id="undo")
         folder = gr.Textbox(
             label="Save as a new shattered generator in",
             max_lines=1,
             elem_id="folder",
             placeholder="a new folder",
+            min_width=300,
+            scale=3,
         )
         save = gr.Button("Save", variant="primary", elem_id="save")
-    status = gr.Markdown("", elem_id="status")
+    status = gr.HTML(
+        "", css_template=markup.STYLE, js_on_load=markup.STATUS_SCRIPT, elem_id="status"
+    )
     selectors = [cluster]
 
     def after(
@@ -428,7 +440,7 @@ def _edits(
             gr.Dropdown(choices, value=[]),
             markup.tiles(found.samples(place, 64), found.called[place]),
             "",
-            told,
+            markup.status(told),
         ]
 
     outputs = [version, history, heading, wall, cluster, others, tiles, name, status]
@@ -464,17 +476,23 @@ def _edits(
     def do_undo(number: int, before: list[int], place: int) -> Any:
         if not before:
             raise gr.Error("there is nothing to undo", duration=5, print_exception=False)
-        return _refreshed(versions[before[-1]], before[-1], before[:-1], int(place), "Undone.")
+        told = f"Undone; {len(before) - 1} earlier edits are left."
+        return _refreshed(versions[before[-1]], before[-1], before[:-1], int(place), told)
 
-    @_told
-    def do_save(number: int, folder: str) -> str:
+    def do_save(number: int, folder: str) -> Iterator[Any]:
         if not folder.strip():
             raise gr.Error("name a new folder", duration=5, print_exception=False)
-        found, path = versions[number], Path(folder.strip()).expanduser()
-        found.save(path)
-        named = next((name for name in found.shattered.names if name), None)
-        which = f' --cluster "{named}"' if named else ""
-        return f"Saved. Try `pgmkit sample {path}{which} -o samples.png`."
+        found, path = versions[number], Path(folder.strip()).expanduser().absolute()
+        yield markup.status(f"Saving in {path} …"), gr.Button(interactive=False)
+        told = ""
+        try:
+            _told(found.save)(path)
+            named = next((name for name in found.shattered.names if name), None)
+            which = ["--cluster", named] if named else []
+            command = shlex.join(["pgmkit", "sample", str(path), *which, "-o", "samples.png"])
+            told = markup.status(f"Saved in {path}. Samples of it are drawn by", command)
+        finally:
+            yield told, gr.Button(interactive=True)
 
     given = [version, history, cluster]
     rename.click(do_rename, [*given, name], outputs)
@@ -483,7 +501,7 @@ def _edits(
     merge.click(do_merge, [*given, others], outputs)
     split.click(do_split, [*given, parts], outputs)
     undo.click(do_undo, given, outputs)
-    save.click(do_save, [version, folder], status)
+    save.click(do_save, [version, folder], [status, save], show_progress="hidden")
     return selectors
 
 
