@@ -422,6 +422,39 @@ def test_what_is_saved_has_the_record_of_a_run_and_says_from_what(
     assert "holds a run with" in finished.stderr
 
 
+def test_names_alone_are_saved_without_measuring_the_clusters_again(
+    judged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = open_exhibit(judged)
+    assert isinstance(opened, ShatteredExhibit)
+    named, damaged = opened.renamed(1, "sandals"), tmp_path / "damaged"
+    shutil.copytree(judged, damaged)
+    (damaged / "report.json").write_text("{")
+    measured_again = open_exhibit(damaged)
+    assert isinstance(measured_again, ShatteredExhibit)
+    measured_again.renamed(1, "sandals").save(tmp_path / "measured")
+
+    def describe(*_: object, **__: object) -> None:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(shattered_module, "describe", describe)
+    named.save(tmp_path / "named")
+    numbers, again = (
+        json.loads((tmp_path / name / "report.json").read_text()) for name in ("named", "measured")
+    )
+    assert numbers["clusters"][1]["name"] == "cluster 1, sandals"
+    assert numbers["clusters"][0]["name"].startswith("cluster 0, mostly ")
+    assert numbers["edited_from"]["result"] == str(judged)
+    for told in (numbers, again):
+        for of_the_run in ("edited_from", "seconds"):
+            told.pop(of_the_run)
+    assert numbers == again
+    assert "cluster 1, sandals" in (tmp_path / "named" / "report.html").read_text()
+    for other in (named.with_hidden(0, True), named.merged([0, 1])):
+        with pytest.raises(AssertionError, match="measured again"):
+            other.renamed(0, "zero").save(tmp_path / "other")
+
+
 def test_what_cannot_be_saved_leaves_nothing(
     exhibit: ShatteredExhibit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -81,6 +81,23 @@ def describe(
     }
 
 
+def describe_named(
+    numbers: Mapping[str, Any], names: Sequence[str], edited_from: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns the numbers of a result whose clusters have other names; nothing is measured again.
+
+    Args:
+        numbers: what `describe` said of it.
+        names: of its clusters, each "" if it has none.
+        edited_from: see `describe`.
+    """
+    clusters = [
+        {**cluster, "name": _called(index, name, cluster["mostly"])}
+        for index, (cluster, name) in enumerate(zip(numbers["clusters"], names, strict=True))
+    ]
+    return {**numbers, "clusters": clusters, "edited_from": edited_from}
+
+
 def check_numbers(numbers: Mapping[str, Any]) -> None:
     """Checks that numbers that were read from a file are those of a report.
 
@@ -146,11 +163,12 @@ def _clusters(
 ) -> list[dict[str, Any]]:
     """Returns for each cluster what it is called, its size and what is known of it."""
     total = sum(shattered.cluster_sizes)
+    majority = scores.majority if scores else [None] * shattered.num_clusters
     return [
         {
             "index": index,
-            "name": _called(shattered, index, scores),
-            "mostly": scores.majority[index] if scores else None,
+            "name": _called(index, shattered.names[index], mostly),
+            "mostly": mostly,
             "hidden": index in shattered.hidden,
             "size": size,
             "share": size / total,
@@ -159,15 +177,15 @@ def _clusters(
             "stays": around.stays[index],
             "nearest": around.nearest[index],
         }
-        for index, size in enumerate(shattered.cluster_sizes)
+        for index, (size, mostly) in enumerate(zip(shattered.cluster_sizes, majority, strict=True))
     ]
 
 
-def _called(shattered: ShatteredGenerator, index: int, scores: ClusterScores | None) -> str:
+def _called(index: int, name: str, mostly: str | None) -> str:
     """Returns what a cluster is called: its number, and its name, or else its classes."""
-    if shattered.names[index]:
-        return f"cluster {index}, {shattered.names[index]}"
-    return f"cluster {index}" + (f", mostly {scores.majority[index]}" if scores else "")
+    if name:
+        return f"cluster {index}, {name}"
+    return f"cluster {index}" + ("" if mostly is None else f", mostly {mostly}")
 
 
 def _grid(images: Tensor, image: ImageSpec) -> pages.Picture:

@@ -1,5 +1,6 @@
 """A shattered generator to explore: clusters, what was removed, other methods, a map, and edits."""
 
+import contextlib
 import copy
 import json
 import math
@@ -14,9 +15,14 @@ import torch
 from torch import Tensor
 
 from pgmkit import contracts, files, runs
-from pgmkit.errors import ParameterError, PgmkitError, first_line
+from pgmkit.errors import LoadError, ParameterError, PgmkitError, first_line
 from pgmkit.evaluate.classifier import Classifier, load_classifier
-from pgmkit.evaluate.report import describe, write_report
+from pgmkit.evaluate.report import (
+    check_numbers,
+    describe,
+    describe_named,
+    write_report,
+)
 from pgmkit.exploring.exhibit import LARGEST_TILE, Samples, sorted_samples, to_show
 from pgmkit.exploring.kept import Kept
 from pgmkit.exploring.mapping import COMPONENTS, FEATURES, IMAGES, Map, features_of, places_of
@@ -117,6 +123,7 @@ class ShatteredExhibit:
         self.notes = list(notes)
         self._kept = Kept() if kept is None else kept
         self._own = object()  # in the keys of what depends on the clusters
+        self._as_opened = kept is None  # but for names
         self._run = {} if folder is None else _settings_of(folder)
         source = str(self._run.get("source") or self.generator.name)
         self.named = source if source.startswith("hf-hub:") else Path(source).name
@@ -427,14 +434,23 @@ class ShatteredExhibit:
             if spectrum is not None and selection is not None:
                 fresh = copy.copy(self.shattered)
                 fresh.spectrum, fresh.selection = spectrum, selection
-                given = self._run.get("spectrum", {})
-                numbers = describe(
-                    fresh,
-                    self.classifier,
-                    spectrum=given if "folder" in given else None,
-                    edited_from=self._edited_from(),
-                )
-                write_report(new, fresh, numbers)
+                write_report(new, fresh, self._numbers_of(fresh))
+
+    def _numbers_of(self, fresh: ShatteredGenerator) -> Mapping[str, Any]:
+        """Returns what a report says, measured anew unless the clusters only have other names."""
+        given, edited_from = self._run.get("spectrum", {}), self._edited_from()
+        if self._as_opened and self.folder is not None:
+            with contextlib.suppress(LoadError):
+                numbers = files.read_json(self.folder / "report.json", str(self.folder))
+                check_numbers(numbers)
+                if len(numbers["clusters"]) == fresh.num_clusters:
+                    return describe_named(numbers, fresh.names, edited_from)
+        return describe(
+            fresh,
+            self.classifier,
+            spectrum=given if "folder" in given else None,
+            edited_from=edited_from,
+        )
 
     def _settings(self) -> dict[str, Any]:
         """Returns what a run that had found these clusters would have on record, and whence."""
@@ -498,6 +514,7 @@ class ShatteredExhibit:
         edited = type(self)(
             found, self.spectrum, folder=self.folder, notes=self.notes, kept=self._kept
         )
+        edited._as_opened = self._as_opened and sampler is None and hidden is None
         if sampler is None:  # what is only called otherwise looks the same
             edited._own = self._own
         return edited
