@@ -160,8 +160,9 @@ def sample(
 
 def _number_or_name(cluster: str | None) -> int | str | None:
     """Returns what --cluster says: a number, or the name of a cluster, which is none."""
-    is_number = cluster is not None and re.fullmatch(r"-?\d+", cluster) is not None
-    return int(cluster) if is_number and cluster is not None else cluster
+    if cluster is None or re.fullmatch(r"-?\d+", cluster) is None:
+        return cluster
+    return int(cluster)
 
 
 def _check_choice(

@@ -178,7 +178,7 @@ def log_density(selection: Selection, name: str) -> bytes:
     axes.hist(
         [part.numpy() for part in parts],
         bins=80,
-        histtype="stepfilled",  # one shape, drawn twice as fast as 80 bars
+        histtype="stepfilled",  # one shape, which is drawn sooner than 80 bars
         stacked=True,
         color=[_BLUE, _GREY],
         label=[f"kept ({kept.sum():,})", f"removed ({(~kept).sum():,})"],

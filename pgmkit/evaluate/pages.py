@@ -10,6 +10,7 @@ import io
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -181,6 +182,12 @@ def image(picture: bytes, description: str) -> str:
     encoded = base64.b64encode(picture).decode()
     alt = html.escape(description, quote=True)
     return f'<img alt="{alt}" src="data:image/{kind};base64,{encoded}">'
+
+
+def read(file: Path | io.BytesIO) -> Picture:
+    """Returns the picture in a file, (H, W) or (H, W, 3)."""
+    with Image.open(file) as picture:
+        return np.asarray(picture if picture.mode in ("L", "RGB") else picture.convert("RGB"))
 
 
 def fitting(found: Sequence[Picture], most: int = MOST_BYTES) -> list[bytes]:

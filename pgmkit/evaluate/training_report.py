@@ -3,9 +3,6 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
 from pgmkit import files
 from pgmkit.evaluate import figures, pages
 from pgmkit.learning.log import LOSSES, MEASUREMENTS
@@ -37,7 +34,7 @@ def write_training_report(
     logs = [path for name in (LOSSES, MEASUREMENTS) if (path := folder / name).exists()]
     drawn = sorted((folder / "samples").glob("*.png"))
     shown = list(dict.fromkeys([*drawn[-1:], *drawn[:1]]))
-    encoded = pages.fitting([_read(path) for path in shown])
+    encoded = pages.fitting([pages.read(path) for path in shown])
     own = (
         f'<p><a href="{partitioner.name}/report.html">The parts that it is conditioned on</a></p>'
         if partitioner
@@ -63,8 +60,3 @@ def write_training_report(
     )
     files.write_text(folder / "report.html", page)
     return folder / "report.html"
-
-
-def _read(path: Path) -> pages.Picture:
-    with Image.open(path) as picture:
-        return np.asarray(picture if picture.mode in ("L", "RGB") else picture.convert("RGB"))

@@ -10,7 +10,7 @@ from pgmkit.errors import DataError, PgmkitError, first_line
 from pgmkit.evaluate import figures
 from pgmkit.exploring.exhibit import Samples, sorted_samples, to_show
 from pgmkit.images import ImageSource, load_images
-from pgmkit.partition import FittedPartitioner, gathered_logits
+from pgmkit.partition import FittedPartitioner, gathered_logits, margins_of
 from pgmkit.runs import RUN_FILE
 from pgmkit.seeds import random_generator
 
@@ -55,8 +55,7 @@ class PartitionerExhibit:
             self._logits = some, gathered_logits(self.fitted.partitioner, some)
         some, logits = self._logits
         inside = (logits.argmax(dim=1) == cluster).nonzero().flatten()
-        best = logits[inside].topk(min(2, logits.shape[1]), dim=1).values
-        margins = best[:, 0] - best[:, -1]
+        margins = margins_of(logits[inside])
         chosen = margins.argsort(descending=True)[:n]
         images = (
             some.batch(inside[chosen]).cpu() if len(chosen) else torch.empty(0, *self.image.shape)

@@ -5,9 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
 from pgmkit import files
 from pgmkit.evaluate import pages
 from pgmkit.evaluate.ablation.measures import MEASURES
@@ -37,7 +34,7 @@ def write_ablation_report(
         OutputError: the folder cannot be written.
     """
     shown = dict(list(figures.items())[:_MOST_FIGURES])
-    encoded = pages.fitting([_read(data) for data in shown.values()])
+    encoded = pages.fitting([pages.read(io.BytesIO(data)) for data in shown.values()])
     drawn = [
         pages.figure(picture, name.removesuffix(".png").replace("-", " "))
         for name, picture in zip(shown, encoded, strict=True)
@@ -106,8 +103,3 @@ def _facts(summary: Mapping[str, Any]) -> dict[str, str]:
         ),
         "machines": "; ".join(summary["machines"]),
     }
-
-
-def _read(data: bytes) -> pages.Picture:
-    with Image.open(io.BytesIO(data)) as picture:
-        return np.asarray(picture.convert("RGB"))
