@@ -50,7 +50,7 @@ class Drawn:
 
 
 class Drawing:
-    """Draws latents and partitions, 256 at a time, each such chunk by a seed of its own.
+    """Draws latents and partitions, of which each 256 have a seed of their own.
 
     Args:
         make: gives images, on the CPU, for latents z (B, M) and partitions y (B,).
@@ -80,39 +80,46 @@ class Drawing:
 
     def drawn(self, n: int) -> Drawn:
         """Draws n of them."""
-        parts = [
-            self._chunk(start, min(LATENT_CHUNK, n - start)) for start in range(0, n, LATENT_CHUNK)
-        ]
-        images, latents, partitions, inside = map(torch.cat, zip(*parts, strict=True))
-        if self._find is None:
-            return Drawn(images, latents, partitions)
-        return Drawn(images, latents, partitions, inside, self._tries)
-
-    def _chunk(self, start: int, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Returns images, latents, partitions, and which lie inside: all where nobody looks."""
-        z, y = self._latents(start, count, self._seed), self._partitions(start, count)
-        images = self._make(z, y)
-        inside = self._inside(images, y)
+        y, places = self._partitions(n), torch.arange(n)
+        z = self._latents(places, self._seed)
+        images, inside = self._tried(z, y)
         for again in range(1, self._redraws + 1):
-            outside = (~inside).nonzero().flatten()
+            outside = places[~inside]
             if not len(outside):
                 break
-            fresh = self._latents(start, count, derive_seed(self._seed, "redraw", again))
-            z[outside] = fresh[outside]
-            images[outside] = self._make(z[outside], y[outside])
-            inside[outside] = self._inside(images[outside], y[outside])
-        return images, z, y, inside
+            z[outside] = self._latents(outside, derive_seed(self._seed, "redraw", again))
+            images[outside], inside[outside] = self._tried(z[outside], y[outside])
+        if self._find is None:
+            return Drawn(images, z, y)
+        return Drawn(images, z, y, inside, self._tries)
 
-    def _latents(self, start: int, count: int, seed: int) -> Tensor:
-        return latent_chunk(self._latent, count, seed, start)
+    def _latents(self, places: Tensor, seed: int) -> Tensor:
+        """Returns the latents (p, M) at increasing places (p,) among all of a seed."""
+        chunks, sizes = (places // LATENT_CHUNK).unique_consecutive(return_counts=True)
+        found = []
+        for chunk, those in zip(chunks.tolist(), places.split(sizes.tolist()), strict=True):
+            start = chunk * LATENT_CHUNK
+            count = int(those[-1]) - start + 1
+            found.append(latent_chunk(self._latent, count, seed, start)[those - start])
+        return torch.cat(found)
 
-    def _partitions(self, start: int, count: int) -> Tensor:
+    def _partitions(self, n: int) -> Tensor:
         if self._partition is not None:
-            return torch.full((count,), self._partition)
-        random = random_generator(self._seed, "partitions", start)
-        # All of a chunk, so that fewer are the first of them.
-        drawn = torch.multinomial(self._masses, LATENT_CHUNK, replacement=True, generator=random)
-        return drawn[:count]
+            return torch.full((n,), self._partition)
+        drawn = []
+        for start in range(0, n, LATENT_CHUNK):
+            random = random_generator(self._seed, "partitions", start)
+            # All of a chunk, so that fewer are the first of them.
+            drawn.append(torch.multinomial(self._masses, LATENT_CHUNK, True, generator=random))
+        return torch.cat(drawn)[:n]
+
+    def _tried(self, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns images and which lie in their partitions: all where nobody looks."""
+        images, inside = [], []
+        for some, parts in zip(z.split(LATENT_CHUNK), y.split(LATENT_CHUNK), strict=True):
+            images.append(self._make(some, parts))
+            inside.append(self._inside(images[-1], parts))
+        return torch.cat(images), torch.cat(inside)
 
     def _inside(self, images: Tensor, y: Tensor) -> Tensor:
         """Returns which images lie in their partitions y (B,), and counts them."""
