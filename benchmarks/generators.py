@@ -162,7 +162,7 @@ class Flow(nn.Module):
 @torch.no_grad()
 def digits() -> Tensor:
     """Returns 2,048 images of the shipped generator without their margin, (n, 784)."""
-    generator = pgmkit.load_generator("mnist-dcgan")
+    generator = pgmkit.load_generator("mnist-dcgan", device="cpu")
     return generator(generator.sample_latents(2048, 0))[:, :, 2:-2, 2:-2].flatten(1)
 
 

@@ -335,7 +335,8 @@ def write_pages(results: Path) -> None:
         "",
         "Means ± standard deviations over seeds. Rows with redraws: samples that the partitioner "
         f"finds in another partition are drawn again, up to {REDRAWS} times, as the paper's "
-        "authors do. Seconds are of a step, without the parts, with what is measured on the way.",
+        "authors do. Seconds are of a step, without the parts, with what is measured on the way; "
+        "accelerators were shared by several trainings.",
     ]
     for name, config in configs().items():
         if any(cells_of(results / name, method) for method in config["methods"]):
