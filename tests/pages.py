@@ -30,12 +30,12 @@ PAGES = [
 ]
 LANGUAGES = {"bash", "json", "python", "sh", "text", "toml"}
 SHORTER = {
-    "8000": "200",
-    "8_000": "200",
-    "2000": "200",
-    "1000 -o": "200 -o",
-    "2_000": "200",
-    "--latents 300": "--latents 200",
+    "8000": "120",
+    "8_000": "120",
+    "2000": "120",
+    "1000 -o": "120 -o",
+    "2_000": "120",
+    "--latents 300": "--latents 120",
     "steps = 300\n": "steps = 10\n",
     "latents = 200\nclusters = 3\n": "jobs = 1\nlatents = 200\nclusters = 3\n"
     'mappers = ["mixture"]\n',

@@ -117,7 +117,7 @@ def test_what_the_page_on_spectra_leaves(ran: Callable[[str], Ran]) -> None:
     left = ran("spectra.md")
     assert (left.folder / "by-lash" / "report.html").exists()
     assert (left.folder / "spectrum.png").stat().st_size > 1000
-    assert "Spectrum(200 latents of 64 dimensions" in left.printed[0]
+    assert "Spectrum(120 latents of 64 dimensions" in left.printed[0]
 
 
 def test_what_the_page_on_partitioners_leaves(ran: Callable[[str], Ran]) -> None:
