@@ -656,10 +656,15 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
     doubles = _DOUBLES if left.device.type == "cpu" else _ACCELERATOR_DOUBLES
     latents = max(1, doubles // left[0].numel())
     pixels = max(64, doubles // left[:latents, :, 0].numel())
+
+    def multiplied(a: Tensor, b: Tensor) -> Tensor:
+        first = _double(a)
+        second = first if left is right else _double(b)
+        return first @ second.transpose(1, 2)
+
     totals = []
     for ours, theirs in zip(left.split(latents), right.split(latents), strict=True):
-        pairs = zip(ours.split(pixels, dim=2), theirs.split(pixels, dim=2), strict=True)
-        products = (_double(a) @ _double(b).transpose(1, 2) for a, b in pairs)
+        products = map(multiplied, ours.split(pixels, dim=2), theirs.split(pixels, dim=2))
         total = next(products)
         for product in products:
             total += product

@@ -25,6 +25,9 @@ from pgmkit.machine import has_tf32, rounded_to_tf32, seconds_for
 _GATHERED = 2**17
 """Numbers gathered for one batch of products: few enough to stay in a core's cache."""
 
+_TAPPED = 2**18
+"""Products of all taps that are held at once, on a CPU: few enough to stay in a core's cache."""
+
 _TERMS = 2**18
 """Terms listed at once at most: bounds the memory for large images."""
 
@@ -166,12 +169,17 @@ class Convolution:
             for tap, out, into in tap_map.slices():
                 result[:, out[0], out[1]] += products[:, into[0], into[1], tap]
             return result.permute(0, 4, 3, 1, 2)
-        pixels = tangents.permute(0, 1, 3, 4, 2).flatten(0, 3)
-        products = (weights @ pixels.T).view(-1, channels, latents, directions, *tangents.shape[3:])
-        result = tangents.new_zeros(channels, latents, directions, *tap_map.size_out)
-        for tap, out, into in tap_map.slices():
-            result[..., out[0], out[1]] += products[tap][..., into[0], into[1]]
-        return result.permute(1, 2, 0, 3, 4)
+        images = tangents.flatten(0, 1).permute(0, 2, 3, 1)
+        result = tangents.new_zeros(channels, len(images), *tap_map.size_out)
+        count = len(images)
+        if tangents.device.type == "cpu":
+            count = max(1, _TAPPED // (len(weights) * images[0, :, :, 0].numel()))
+        for some, sums in zip(images.split(count), result.split(count, dim=1), strict=True):
+            products = (weights @ some.flatten(0, 2).T).view(-1, channels, *some.shape[:3])
+            for tap, out, into in tap_map.slices():
+                sums[..., out[0], out[1]] += products[tap][..., into[0], into[1]]
+        by_latent: Tensor = result.unflatten(1, (latents, directions))
+        return by_latent.permute(1, 2, 0, 3, 4)
 
     def _live(self, tangents: Tensor, live: Tensor) -> Tensor:
         """Gathers the live units that each output position sees, with their weights."""
