@@ -75,6 +75,13 @@ def test_terms_are_listed_piece_by_piece(monkeypatch):
     assert_all_kernels_agree(nn.ConvTranspose2d(5, 3, 4, 2, 1))
 
 
+@pytest.mark.parametrize("products", [1, 10_000])
+def test_taps_are_multiplied_a_few_images_at_a_time(monkeypatch, products):
+    """Each by itself, and three of fourteen, which leaves two for the end."""
+    monkeypatch.setattr(convolutions, "_TAPPED", products)
+    assert_all_kernels_agree(nn.ConvTranspose2d(5, 3, 4, 2, 1))
+
+
 def test_units_that_are_all_dead_give_zero():
     convolution = convolution_of(nn.ConvTranspose2d(5, 3, 4, 2, 1))
     convolution.kernel = "live"
