@@ -2,6 +2,7 @@
 
 import importlib
 import re
+import shutil
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -77,5 +78,12 @@ def test_one_command_fits_and_writes_the_page(
     (row,) = [line for line in page.splitlines() if line.startswith("| `kmeans-pixels`")]
     assert row.endswith("| 0/0 | 0.0 | cpu | 0, 1 |")
     assert "| Partition-Guided GANs, published |  | 0.480 |" in page
+    gan = tmp_path / "runs" / "pgmgan" / "mnist" / "without-partitions-0" / "model"
+    shutil.copytree(Path(__file__).parent.parent / "registry" / "mnist-pgmgan", gan)
+    more = ["--only", "kmeans-discriminator"]
+    assert CliRunner().invoke(script.cli, [*words, *more], catch_exceptions=False).exit_code == 0
+    kept = (tmp_path / "results" / "mnist" / "kmeans-discriminator-10-0.json").read_text()
+    assert '"local-dir:{gans}/without-partitions-0/model"' in kept
+    assert str(tmp_path) not in kept
     refused = CliRunner().invoke(script.cli, [*words, "--only", "kmean-pixels"])
     assert "did you mean 'kmeans-pixels'" in str(refused.exception)

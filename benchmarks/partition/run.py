@@ -10,6 +10,7 @@ was stopped continues there; its time is then that of the last start. Where a ge
 images ships, what was fitted shatters it.
 """
 
+import json
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -108,7 +109,10 @@ def fit(
                 prepare(values).run(out / name / cell)
                 record = result_of(out / name / cell, values)
                 record |= shattered_by(out / name / cell, config, seed, device)
-            files.write_json(results / name / f"{cell}.json", {"method": method, **record})
+            kept = json.dumps({"method": method, **record})
+            for known, folder in folders.items():
+                kept = kept.replace(str(folder), f"{{{known}}}")
+            files.write_json(results / name / f"{cell}.json", json.loads(kept))
             write_pages(results)
 
 
