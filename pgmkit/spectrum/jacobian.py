@@ -652,15 +652,24 @@ def _threads() -> ThreadPoolExecutor:
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
-    """Returns A·Bᵀ in float64 for A (B, D, N) and B (B, E, N), a few of both at a time."""
+    """Returns A·Bᵀ in float64 for A (B, D, N) and B (B, E, N), a few of both at a time.
+
+    Where they are the same, it is the lower triangle.
+    """
     doubles = _DOUBLES if left.device.type == "cpu" else _ACCELERATOR_DOUBLES
     latents = max(1, doubles // left[0].numel())
     pixels = max(64, doubles // left[:latents, :, 0].numel())
 
     def multiplied(a: Tensor, b: Tensor) -> Tensor:
         first = _double(a)
-        second = first if left is right else _double(b)
-        return first @ second.transpose(1, 2)
+        if left is not right:
+            return first @ _double(b).mT
+        # What is above the diagonal is what is below it, so a quarter need not be computed.
+        half = a.shape[1] // 2
+        product = first.new_zeros(len(a), a.shape[1], a.shape[1])
+        torch.bmm(first[:, :half], first[:, :half].mT, out=product[:, :half, :half])
+        torch.bmm(first[:, half:], first.mT, out=product[:, half:])
+        return product
 
     totals = []
     for ours, theirs in zip(left.split(latents), right.split(latents), strict=True):

@@ -22,8 +22,11 @@ from torch.nn import functional
 
 from pgmkit.machine import has_tf32, rounded_to_tf32, seconds_for
 
-_GATHERED = 2**17
-"""Numbers gathered for one batch of products: few enough to stay in a core's cache."""
+_GATHERED = 2**19
+"""Numbers gathered for one batch of products: few enough for a cache, enough for few batches.
+
+Threads take turns to begin them.
+"""
 
 _TAPPED = 2**18
 """Products of all taps that are held at once, on a CPU: few enough to stay in a core's cache."""
@@ -37,8 +40,8 @@ _FEW_TAPS = 128
 _TF32_REST = 13
 """Bits of a float32 that TF32 has no room for."""
 
-_GAIN = 0.9
-"""Another kernel than "dense" is worth a try if it needs less than this share of the time."""
+_ROUNDS = 3
+"""How often each kernel is timed, in turn; the least time counts."""
 
 
 @dataclass
@@ -82,17 +85,23 @@ class Convolution:
             return self._split(tangents)
         return self._taps(tangents) if self.kernel == "taps" else self._dense(tangents)
 
-    def faster_kernels(self, tangents: Tensor, live: Tensor | None = None) -> list[str]:
-        """Returns the kernels that beat "dense" on such tangents, the fastest first."""
-        seconds = {}
-        for kernel in self._candidates(tangents, live):
+    def faster_kernels(
+        self, tangents: Tensor, live: Tensor | None = None
+    ) -> list[tuple[float, str]]:
+        """Returns the kernels that beat "dense" on such tangents, each with the seconds it saves.
+
+        The one that saves the most comes first.
+        """
+        candidates = [*self._candidates(tangents, live)]
+        seconds = dict.fromkeys(candidates, math.inf)
+        for kernel in candidates * (_ROUNDS if len(candidates) > 1 else 0):
             self.kernel = kernel
-            seconds[kernel] = min(
-                seconds_for(lambda: self(tangents, live), tangents.device) for _ in range(2)
-            )
+            taken = seconds_for(lambda: self(tangents, live), tangents.device)
+            seconds[kernel] = min(seconds[kernel], taken)
         self.kernel = "dense"
-        faster = [kernel for kernel in seconds if seconds[kernel] < _GAIN * seconds["dense"]]
-        return sorted(faster, key=lambda kernel: seconds[kernel])
+        dense = seconds.pop("dense")
+        saved = [(dense - taken, kernel) for kernel, taken in seconds.items() if taken < dense]
+        return sorted(saved, reverse=True)
 
     def _candidates(self, tangents: Tensor, live: Tensor | None) -> Iterator[str]:
         yield "dense"
@@ -351,17 +360,19 @@ class _TapMap:
         padded_weight = unit.new_full((total,), len(weights) - 1)
         padded_unit[place], padded_weight[place] = unit, weight
 
-        products = result.new_empty(max(group.rows for group in groups), *result.shape[1:])
-        begin = 0
-        for group in groups:
-            end = begin + group.rows * group.length
-            gathered = units.index_select(0, padded_unit[begin:end])
-            factors = weights.index_select(0, padded_weight[begin:end])
+        parts = [group.rows * group.length for group in groups]
+        of_groups = zip(
+            padded_unit.split(parts),
+            padded_weight.split(parts),
+            order.split([group.rows for group in groups]),
+            groups,
+            strict=True,
+        )
+        for unit, weight, places, group in of_groups:
             shape = (group.rows, group.length, -1)
-            done = products[: group.rows]
-            torch.bmm(factors.view(shape).transpose(1, 2), gathered.view(shape), out=done)
-            result.index_copy_(0, order[group.first : group.first + group.rows], done)
-            begin = end
+            gathered = units.index_select(0, unit).view(shape)
+            factors = weights.index_select(0, weight).view(shape)
+            result.index_copy_(0, places, torch.bmm(factors.mT, gathered))
 
 
 class _Group(NamedTuple):

@@ -31,7 +31,7 @@ from pgmkit.tangents.tape import (
     values_of,
 )
 
-_CALIBRATION_SECONDS = 3.0
+_CALIBRATION_SECONDS = 5.0
 """How long combinations of kernels are tried."""
 
 _KINK_NOISE = 2**-20
@@ -134,31 +134,31 @@ class TangentProgram:
         for call in calls:
             call.state["calibrate"] = True
         self.push_forward(z, directions)
-        faster = {place: call.state.pop("faster", []) for place, call in enumerate(calls)}
-        trials = [(place, kernel) for place, kernels in faster.items() for kernel in kernels]
+        trials = [
+            (saved, place, kernel)
+            for place, call in enumerate(calls)
+            for saved, kernel in call.state.pop("faster", [])
+        ]
+        trials.sort(reverse=True)
         started = time.perf_counter()
-        best = self._seconds(z, directions)
         # A second round, since a layer may gain only once its neighbours have changed.
-        for place, kernel in trials * 2:
+        for _, place, kernel in trials * 2:
             _, convolution = calls[place].state["convolution"]
             before = convolution.kernel
             if kernel == before or time.perf_counter() - started > _CALIBRATION_SECONDS:
                 continue
-            convolution.kernel = kernel
-            seconds = self._seconds(z, directions)
-            if seconds < best:
-                best = seconds
-            else:
-                convolution.kernel = before
-        kernels = {str(place): calls[place].state["convolution"][1].kernel for place, _ in trials}
+            seconds = {before: math.inf, kernel: math.inf}
+            for tried in (before, kernel) * 2:  # in turn, as what else runs makes both slower
+                convolution.kernel = tried
+                taken = seconds_for(lambda: self.push_forward(z, directions), z.device)
+                seconds[tried] = min(seconds[tried], taken)
+            convolution.kernel = min(seconds, key=lambda tried: seconds[tried])
+        kernels = {
+            str(place): calls[place].state["convolution"][1].kernel for _, place, _ in trials
+        }
         self.kernels = {place: kernel for place, kernel in kernels.items() if kernel != "dense"}
         # They have other kernels, and the weights of layers in forms that were only tried.
         self._tapes = {}
-
-    def _seconds(self, z: Tensor, directions: Tensor) -> float:
-        return min(
-            seconds_for(lambda: self.push_forward(z, directions), z.device) for _ in range(2)
-        )
 
     def _push(self, z: Tensor, directions: Tensor, near: Tensor | None, *, batched: bool) -> Tensor:
         """Pushes in one of the layouts of `Dual`."""
