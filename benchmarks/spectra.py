@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import copy
 import math
+import multiprocessing
 import os
 import statistics
 import subprocess
@@ -22,7 +23,9 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
@@ -35,6 +38,7 @@ from pgmkit import Generator
 from pgmkit.machine import has_tf32, machine, seconds_for
 from pgmkit.spectrum import Spectrum
 from pgmkit.spectrum.jacobian import JacobianSettings, JacobianSpectra
+from pgmkit.tangents.convolutions import LIVE
 
 EXACT = "pgmkit, exact"
 
@@ -53,6 +57,9 @@ LATENTS = {"cpu": 64}
 BATCHES = {"cpu": (1, 2, 4, 8, 16)}
 """Latents at a time that vmap is tried with; on all other devices:"""
 ACCELERATOR_BATCHES = (4, 16, 64, 256)
+
+ROUNDS, ROUND = 9, 0.5
+"""How often one and two threads compute in turn, and about how many seconds."""
 
 PATIENCE = 10.0
 """What takes longer than this, in seconds, is measured once."""
@@ -135,7 +142,8 @@ def table(name: str, generator: Generator, args: argparse.Namespace) -> list[str
         "",
         f"{dim} latents to {'×'.join(map(str, generator.image.shape))}; {gflop:.2f} GFLOP per "
         f"latent at {rate:.0f} GFLOP/s: floor {number(floor)} ms. "
-        f"Plan: {plan_line(exact)}.{live_line(generator)} {auto_line(generator, sample, computed)}",
+        f"Plan: {plan_line(exact)}.{live_line(generator)} {auto_line(generator, sample, computed)}"
+        f"{both_cores(exact, z) if args.device.type == 'cpu' and name in SKETCHED else ''}",
         "",
         "| way | ms per latent | times vmap(jacfwd) | share of the floor | peak MiB | accuracy |",
         "|---|---|---|---|---|---|",
@@ -203,6 +211,54 @@ def all_ways(
     return ways
 
 
+def both_cores(exact: JacobianSpectra, z: Tensor) -> str:
+    """Says how much more two threads and two processes do than one, at the median of rounds."""
+    seconds = seconds_for(lambda: exact.compute(z[:4]), z.device) / 4
+    mine = z[: max(1, min(len(z), int(ROUND / seconds)))]
+    context = multiprocessing.get_context("fork")
+    pipes = [context.Pipe() for _ in range(2)]
+
+    def answer(pipe: Connection) -> None:
+        while pipe.recv():
+            exact.compute(mine)
+            pipe.send(True)
+
+    def asked(count: int) -> None:
+        for pipe, _ in pipes[:count]:
+            pipe.send(True)
+        for pipe, _ in pipes[:count]:
+            pipe.recv()
+
+    processes = [context.Process(target=answer, args=(pipe,), daemon=True) for _, pipe in pipes]
+    for process in processes:
+        process.start()
+    gains: list[list[float]] = [[], []]
+    with ThreadPoolExecutor(2) as threads:
+        work = {
+            "thread": lambda: exact.compute(mine),
+            "threads": lambda: [*threads.map(exact.compute, [mine] * 2)],
+            "process": lambda: asked(1),
+            "processes": lambda: asked(2),
+        }
+        for index in range(ROUNDS + 1):
+            taken = [elapsed(part) for part in work.values()]
+            if index:  # the first round starts the threads
+                gains[0].append(2 * taken[0] / taken[1])
+                gains[1].append(2 * taken[2] / taken[3])
+    for process in processes:
+        process.terminate()
+    return (
+        f" Two threads do {median(gains[0]):.2f} times as much as one, two processes "
+        f"{median(gains[1]):.2f} times ({ROUNDS} rounds of each in turn)."
+    )
+
+
+def elapsed(function: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    function()
+    return time.perf_counter() - started
+
+
 def latents_per_call(generator: Generator, exact: JacobianSpectra) -> int:
     """As many as take about half a second; on an accelerator whole batches, and a fourth of it."""
     on_cpu = generator.device.type == "cpu"
@@ -248,9 +304,10 @@ def auto_line(generator: Generator, z: Tensor, computed: dict[str, Tensor]) -> s
 def plan_line(jacobians: JacobianSpectra) -> str:
     plan = jacobians.plan
     kernels = sorted(plan.kernels.values())
+    live = sum(map(kernels.count, LIVE))
     return (
         f"{plan.mode}, {plan.batch_size} latents and {plan.tangents} tangents at a time, "
-        f"{kernels.count('live')} convolutions by live units, {kernels.count('taps')} by taps, "
+        f"{live} convolutions by live units, {kernels.count('taps')} by taps, "
         f"{kernels.count('split')} in three passes of TF32"
     )
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pgmkit.tangents import TangentProgram
+from pgmkit.tangents.convolutions import LIVE
 
 BLOCK = nn.Sequential(nn.Linear(5, 4 * 3 * 3), nn.Unflatten(1, (4, 3, 3)))
 
@@ -122,7 +123,7 @@ def test_other_upsampling_stays_and_is_exact(layers: tuple[nn.Module, ...]) -> N
     assert_exact(module)
 
 
-@pytest.mark.parametrize("kernel", ["live", "taps", "dense"])
+@pytest.mark.parametrize("kernel", [*LIVE, "taps", "dense"])
 def test_kernels_change_nothing_in_a_whole_network(kernel: str) -> None:
     module = with_statistics(
         nn.Sequential(

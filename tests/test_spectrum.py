@@ -22,6 +22,7 @@ from pgmkit.spectrum.blocks import BlockStore, recorded_settings
 from pgmkit.spectrum.differentiation import Differentiator, JacobianPlan
 from pgmkit.spectrum.folders import folder_at
 from pgmkit.spectrum.jacobian import JacobianSpectra
+from pgmkit.tangents.convolutions import LIVE
 
 LATENT = 6
 
@@ -306,7 +307,7 @@ def test_the_number_of_workers_changes_no_bit() -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
-@pytest.mark.parametrize("kernel", ["live", "taps"])
+@pytest.mark.parametrize("kernel", [*LIVE, "taps"])
 def test_a_plan_that_this_process_chose_before_is_followed_to_the_bit(
     kernel: str, batch_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

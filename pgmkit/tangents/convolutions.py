@@ -1,10 +1,11 @@
-"""Convolutions of tangents, in four ways of which the fastest is found by trying.
+"""Convolutions of tangents, in five ways of which the fastest is found by trying.
 
 A convolution meets the tangents of all latent directions at once. Three things are special about
 them. Behind a ReLU the same units are zero in every direction, and in trained generators often four
-of five are: "live" multiplies by the weights of the other units only. The last layer has one or
-three output channels, too few for a convolution to be quick: "taps" multiplies by all taps of the
-kernel at once and adds the products up where they belong. "dense" is torch's own convolution. Some
+of five are: "live" multiplies by the weights of the other units only, and "live-channels-last"
+leaves its output in memory as torch's own convolutions want it. The last layer has one or three
+output channels, too few for a convolution to be quick: "taps" multiplies by all taps of the kernel
+at once and adds the products up where they belong. "dense" is torch's own convolution. Some
 accelerators multiply in TF32, with 11 bits, eight times as fast as in float32; "split" has each
 number as the sum of two such, and makes three products of one.
 """
@@ -21,6 +22,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from pgmkit.machine import has_tf32, rounded_to_tf32, seconds_for
+
+LIVE = ("live", "live-channels-last")
+"""The kernels that look at which units are live."""
 
 _GATHERED = 2**19
 """Numbers gathered for one batch of products: few enough for a cache, enough for few batches.
@@ -54,7 +58,7 @@ class Convolution:
         padding: of zeros, for each spatial dimension, or "same" or "valid".
         groups: blocks of channels.
         transposed: whether it is a transposed convolution.
-        kernel: "dense", "taps", "live" or "split".
+        kernel: "dense", "taps", "live", "live-channels-last" or "split".
     """
 
     weight: Tensor
@@ -77,7 +81,7 @@ class Convolution:
         Returns:
             (B or 1, D, C_out, *size).
         """
-        if self.kernel == "live" and live is not None:
+        if self.kernel in LIVE and live is not None:
             return self._live(tangents, live)
         if live is not None:
             tangents = tangents * live[:, None]
@@ -112,7 +116,7 @@ class Convolution:
                 yield "taps"
             # It makes many small calls, which accelerators are slow at.
             if live is not None and tangents.device.type == "cpu":
-                yield "live"
+                yield from LIVE
         if self.groups == 1 and not torch.backends.cudnn.allow_tf32 and _may_split(tangents):
             yield "split"
 
@@ -197,7 +201,10 @@ class Convolution:
         units = tangents.permute(0, 3, 4, 2, 1).contiguous().flatten(1, 3)
         positions = live.permute(0, 2, 3, 1).flatten(1, 2)
         outputs = math.prod(tap_map.size_out)
-        pushed = units.new_empty(len(live), outputs, self._channels_out, units.shape[2])
+        shape = (len(live), outputs, self._channels_out, units.shape[2])
+        pushed = units.new_empty(shape)
+        if self.kernel == "live-channels-last":
+            pushed = pushed.view(*shape[:2], shape[3], shape[2]).mT
         tap_map.multiply(units, self._weight_rows, positions, pushed)
         by_pixel: Tensor = pushed.unflatten(1, tap_map.size_out)
         return by_pixel.permute(0, 4, 3, 1, 2)
@@ -360,6 +367,7 @@ class _TapMap:
         padded_weight = unit.new_full((total,), len(weights) - 1)
         padded_unit[place], padded_weight[place] = unit, weight
 
+        channels_last = result.stride(1) == 1
         parts = [group.rows * group.length for group in groups]
         of_groups = zip(
             padded_unit.split(parts),
@@ -372,7 +380,10 @@ class _TapMap:
             shape = (group.rows, group.length, -1)
             gathered = units.index_select(0, unit).view(shape)
             factors = weights.index_select(0, weight).view(shape)
-            result.index_copy_(0, places, torch.bmm(factors.mT, gathered))
+            if channels_last:
+                result.mT.index_copy_(0, places, torch.bmm(gathered.mT, factors))
+            else:
+                result.index_copy_(0, places, torch.bmm(factors.mT, gathered))
 
 
 class _Group(NamedTuple):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pgmkit.tangents.convolutions import Convolution
+from pgmkit.tangents.convolutions import LIVE, Convolution
 from pgmkit.tangents.dual import (
     Application,
     Dual,
@@ -44,7 +44,7 @@ def _push_convolution(call: Application) -> Dual:
         call.state["convolution"] = (weight, convolution)
     if call.state.pop("calibrate", False):
         call.state["faster"] = convolution.faster_kernels(dual.stored, dual.live)
-    if convolution.kernel == "live" and dual.live is not None:
+    if convolution.kernel in LIVE and dual.live is not None:
         return dual.like(call.primal, convolution(dual.stored, dual.live))
     return dual.like(call.primal, convolution(dual.tangents))
 
