@@ -1,6 +1,7 @@
 """What holds in all tests, and what several of them need."""
 
 import gc
+import itertools
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the b
 
 gc.disable()  # until all tests are collected: what they import stays
 
+_caches = itertools.count()
+
 _LONGEST = (
     *("test_docs", "test_new_plugins", "test_engines", "test_shatter", "test_ablate"),
     *("test_partitioners", "test_spectrum", "test_train"),
@@ -31,6 +34,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish() -> None:
     gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
     gc.enable()
 
 
@@ -51,7 +55,8 @@ def _no_cache_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Gives each test a cache of its own, so that none depends on another."""
-    monkeypatch.setenv("PGMKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+    cache = tmp_path_factory.getbasetemp() / "caches" / str(next(_caches))
+    monkeypatch.setenv("PGMKIT_CACHE", str(cache))
 
 
 @pytest.fixture

@@ -46,7 +46,7 @@ def few_parts(tmp_path_factory: pytest.TempPathFactory) -> FittedPartitioner:
     path = tmp_path_factory.mktemp("noise") / "noise.npz"
     noise = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3)).astype(np.uint8)
     np.savez(path, images=noise)
-    table = {"name": "random", "features": "pixels"}
+    table = {"name": "random", "features": {"name": "pca", "num_dims": 2}}
     return pgmkit.fit_partitioner(table, load_images(str(path)), partitions=3, seed=0)
 
 

@@ -107,6 +107,13 @@ def test_a_sparse_layer_is_quicker_by_its_live_units():
     assert saved > 0
 
 
+def test_what_live_units_give_has_directions_or_channels_last_in_memory():
+    convolution = convolution_of(nn.ConvTranspose2d(5, 3, 4, 2, 1))
+    tangents, live = torch.randn(1, 2, 5, 4, 4), torch.rand(1, 5, 4, 4) > 0.5
+    for convolution.kernel, innermost in zip(LIVE, (1, 2), strict=True):
+        assert convolution(tangents, live).stride(innermost) == 1
+
+
 def test_a_kernel_is_timed_by_what_its_thread_does_whatever_else_runs():
     with tensor_threads(1):
         assert seconds_for(lambda: time.sleep(0.1), torch.device("cpu")) < 0.05

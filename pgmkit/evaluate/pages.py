@@ -200,7 +200,7 @@ def fitting(found: Sequence[Picture], most: int = MOST_BYTES) -> list[bytes]:
         most: bytes of all.
     """
     images = [Image.fromarray(picture) for picture in found]
-    encoded = [_encoded(one, "PNG", optimize=True) for one in images]
+    encoded = [_encoded(one, "PNG") for one in images]
     while sum(map(len, encoded)) > most:
         for quality in _QUALITIES:
             encoded = [_encoded(one, "JPEG", quality=quality) for one in images]
