@@ -39,7 +39,7 @@ def test_a_slow_phase_is_one_line_where_it_is_piped_and_a_quick_one_is_none():
 def test_a_slow_phase_is_a_bar_with_the_time_left_on_a_terminal():
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 100))
-    process = subprocess.Popen([sys.executable, "-c", _SLOW, "3.5"], stderr=theirs)
+    process = subprocess.Popen([sys.executable, "-c", _SLOW, "2.8"], stderr=theirs)
     assert process.wait(timeout=60) == 0
     said = os.read(ours, 10_000).decode()
     os.close(theirs)
