@@ -27,6 +27,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
+from timeit import timeit
 
 import torch
 from generators import GENERATORS
@@ -43,7 +44,7 @@ from pgmkit.tangents.convolutions import LIVE
 EXACT = "pgmkit, exact"
 
 SKETCHED = ("mnist-dcgan", "sngan", "dcgan-64", "mlp", "vae")
-"""On which sketches and bfloat16 are compared, too."""
+"""On which sketches and bfloat16 are compared, too, and both cores with one."""
 
 SAMPLE = 128
 """Latents for rank correlations."""
@@ -243,7 +244,7 @@ def both_cores(exact: JacobianSpectra, z: Tensor) -> str:
             "processes": lambda: asked(2),
         }
         for index in range(ROUNDS + 1):
-            taken = [elapsed(way) for way in work.values()]
+            taken = [timeit(way, number=1) for way in work.values()]
             if index:  # the first round starts the threads
                 gains[0].append(2 * taken[0] / taken[1])
                 gains[1].append(2 * taken[2] / taken[3])
@@ -253,12 +254,6 @@ def both_cores(exact: JacobianSpectra, z: Tensor) -> str:
         f" Two threads do {median(gains[0]):.2f} times as much as one, two processes "
         f"{median(gains[1]):.2f} times ({ROUNDS} rounds of each in turn)."
     )
-
-
-def elapsed(function: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    function()
-    return time.perf_counter() - started
 
 
 def latents_per_call(generator: Generator, exact: JacobianSpectra) -> int:

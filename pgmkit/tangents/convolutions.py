@@ -11,7 +11,7 @@ number as the sum of two such, and makes three products of one.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
@@ -43,9 +43,6 @@ _FEW_TAPS = 128
 
 _TF32_REST = 13
 """Bits of a float32 that TF32 has no room for."""
-
-_ROUNDS = 3
-"""How often each kernel is timed, in turn; the least time counts."""
 
 
 @dataclass
@@ -97,15 +94,30 @@ class Convolution:
         The one that saves the most comes first.
         """
         candidates = [*self._candidates(tangents, live)]
-        seconds = dict.fromkeys(candidates, math.inf)
-        for kernel in candidates * (_ROUNDS if len(candidates) > 1 else 0):
-            self.kernel = kernel
-            taken = seconds_for(lambda: self(tangents, live), tangents.device)
-            seconds[kernel] = min(seconds[kernel], taken)
+        if len(candidates) == 1:
+            return []
+        seconds = self.seconds_by(candidates, lambda: self(tangents, live), tangents.device)
         self.kernel = "dense"
         dense = seconds.pop("dense")
         saved = [(dense - taken, kernel) for kernel, taken in seconds.items() if taken < dense]
         return sorted(saved, reverse=True)
+
+    def seconds_by(
+        self,
+        kernels: Sequence[str],
+        function: Callable[[], object],
+        device: torch.device,
+        rounds: int = 3,
+    ) -> dict[str, float]:
+        """Returns the least seconds of a function that uses this convolution, by its kernel.
+
+        Kernels take turns, since what else runs makes all of them slower; the last one stays.
+        """
+        seconds = dict.fromkeys(kernels, math.inf)
+        for kernel in [*kernels] * rounds:
+            self.kernel = kernel
+            seconds[kernel] = min(seconds[kernel], seconds_for(function, device))
+        return seconds
 
     def _candidates(self, tangents: Tensor, live: Tensor | None) -> Iterator[str]:
         yield "dense"
@@ -348,10 +360,11 @@ class _TapMap:
         unit, weight, lengths = terms
         ordered, order = lengths.sort(descending=True, stable=True)
         groups = list(_groups(ordered.tolist(), units.shape[1] + weights.shape[1]))
-        first = torch.tensor([group.first for group in groups], device=order.device)
-        count = torch.tensor([group.rows for group in groups], device=order.device)
+        rows, parts = [group.rows for group in groups], [group.terms for group in groups]
+        count = torch.tensor(rows, device=order.device)
+        first = count.cumsum(0) - count
         length = torch.tensor([group.length for group in groups], device=order.device)
-        sizes = count * length
+        sizes = torch.tensor(parts, device=order.device)
         offset = sizes.cumsum(0) - sizes
         in_group = torch.arange(len(order), device=order.device) - first.repeat_interleave(count)
         begins = offset.repeat_interleave(count) + in_group * length.repeat_interleave(count)
@@ -362,17 +375,16 @@ class _TapMap:
         place = torch.arange(len(unit), device=order.device) + shift.repeat_interleave(
             lengths, output_size=len(unit)
         )
-        total = sum(group.rows * group.length for group in groups)
+        total = sum(parts)
         padded_unit = unit.new_zeros(total)
         padded_weight = unit.new_full((total,), len(weights) - 1)
         padded_unit[place], padded_weight[place] = unit, weight
 
         channels_last = result.stride(1) == 1
-        parts = [group.rows * group.length for group in groups]
         of_groups = zip(
             padded_unit.split(parts),
             padded_weight.split(parts),
-            order.split([group.rows for group in groups]),
+            order.split(rows),
             groups,
             strict=True,
         )
@@ -387,11 +399,15 @@ class _TapMap:
 
 
 class _Group(NamedTuple):
-    """Rows that are multiplied at once: where they begin, how many, and the longest length."""
+    """Rows that are multiplied at once: how many, and the longest length."""
 
-    first: int
     rows: int
     length: int
+
+    @property
+    def terms(self) -> int:
+        """How many terms they have where all are as long as the longest."""
+        return self.rows * self.length
 
 
 def _groups(lengths: list[int], width: int) -> Iterator[_Group]:
@@ -400,7 +416,7 @@ def _groups(lengths: list[int], width: int) -> Iterator[_Group]:
     while first < len(lengths):
         length = max(1, lengths[first])
         count = min(max(1, _GATHERED // (length * width)), len(lengths) - first)
-        yield _Group(first, count, length)
+        yield _Group(count, length)
         first += count
 
 

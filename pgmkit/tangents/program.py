@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pgmkit.machine import is_out_of_memory, rounded_to_tf32, seconds_for
+from pgmkit.machine import is_out_of_memory, rounded_to_tf32
 from pgmkit.tangents.dual import Application, Dual, LatentsMoveError
 from pgmkit.tangents.generic import push_generic
 from pgmkit.tangents.recording import record
@@ -147,11 +147,9 @@ class TangentProgram:
             before = convolution.kernel
             if kernel == before or time.perf_counter() - started > _CALIBRATION_SECONDS:
                 continue
-            seconds = {before: math.inf, kernel: math.inf}
-            for tried in (before, kernel) * 2:  # in turn, as what else runs makes both slower
-                convolution.kernel = tried
-                taken = seconds_for(lambda: self.push_forward(z, directions), z.device)
-                seconds[tried] = min(seconds[tried], taken)
+            seconds = convolution.seconds_by(
+                (before, kernel), lambda: self.push_forward(z, directions), z.device, rounds=2
+            )
             convolution.kernel = min(seconds, key=lambda tried: seconds[tried])
         kernels = {
             str(place): calls[place].state["convolution"][1].kernel for _, place, _ in trials
