@@ -7,13 +7,14 @@ import os
 import platform
 import resource
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from pgmkit.errors import ParameterError, first_line, shortened
@@ -141,8 +142,14 @@ def thread_limit(count: int) -> Iterator[None]:
     Sums over several threads differ in their last bits from run to run, and whatever is trained
     makes more of that; with one thread they do not.
     """
-    with tensor_threads(count), threadpool_limits(limits=count):
+    with tensor_threads(count), _libraries(len(sys.modules)).limit(limits=count):
         yield
+
+
+@functools.lru_cache(maxsize=1)
+def _libraries(modules: int) -> ThreadpoolController:
+    """Returns the libraries with threads, which takes milliseconds; more come with more modules."""
+    return ThreadpoolController()
 
 
 @contextmanager

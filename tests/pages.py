@@ -36,8 +36,8 @@ SHORTER = {
     "1000 -o": "120 -o",
     "2_000": "120",
     "--latents 300": "--latents 120",
-    "steps = 300\n": "steps = 10\n",
-    "latents = 200\nclusters = 3\n": "jobs = 1\nlatents = 200\nclusters = 3\n"
+    "steps = 300\n": "steps = 3\n",
+    "latents = 200\nclusters = 3\n": "jobs = 1\nlatents = 120\nclusters = 3\n"
     'mappers = ["mixture"]\n',
     "features=contrastive": "'features={ name = \"contrastive\", steps = 6, batch_size = 16 }'",
 }

@@ -15,6 +15,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from hub_server import HubServer, use_hub
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from pages import LANGUAGES, PAGES, ROOT, Ran, blocks, languages, prose, run
 from tiny import install
 
@@ -58,6 +59,12 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _own_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PGMKIT_CACHE", str(cache))
+
+
+@pytest.fixture(autouse=True)
+def _labels_lie_where_they_fall(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of the time of a figure is spent on their places, which the tests of commands see to."""
+    monkeypatch.setattr(ConstrainedLayoutEngine, "execute", lambda *_: None)
 
 
 @pytest.fixture(scope="module")

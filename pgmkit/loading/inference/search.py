@@ -36,6 +36,7 @@ _WORK_OF_VALUE = 60
 _SCREENED_WORK = 5e7
 _JUDGED_WORK = 6e8
 _RUN_WORK = 3e9
+_SHOWN = 8
 _NARROW = 24
 _WIDE = 64
 _FINALISTS = 8
@@ -217,11 +218,19 @@ def _search(elements: Sequence[Element], evidence: _Evidence) -> list[Draft]:
     latent_dim = _latent_dim(elements[0])
     if latent_dim is None:
         return []
-    drafts = _beginnings(latent_dim, any(map(_can_tell, elements)))
+    last_to_tell = next((e for e in reversed(elements) if _can_tell(e)), None)
+    drafts = _beginnings(latent_dim, last_to_tell is not None)
     before: Element | None = None
     for element in elements:
         grown = [new for draft in drafts for new in ways.continuations(draft, before, element)]
-        drafts = _judged(grown, element, evidence) if _can_tell(element) else _cheapest(grown)
+        if _can_tell(element):
+            last = element is last_to_tell
+            drafts = [
+                _run_on(draft, seen, _SHOWN if last else _affordable(draft, _RUN_WORK))
+                for draft, seen in _judged(grown, element, evidence)
+            ]
+        else:
+            drafts = _cheapest(grown)
         before = element
     assert before is not None
     closed = [ways.closing(draft, before) for draft in drafts]
@@ -281,8 +290,10 @@ def _cheapest(drafts: Sequence[Draft]) -> list[Draft]:
     return list(best.values())[:_MOST_UNSCORED]
 
 
-def _judged(drafts: Sequence[Draft], element: Element, evidence: _Evidence) -> list[Draft]:
-    """Runs drafts up to the next norm and keeps those that agree with what it remembers.
+def _judged(
+    drafts: Sequence[Draft], element: Element, evidence: _Evidence
+) -> list[tuple[Draft, Draft]]:
+    """Runs drafts up to the next norm; returns those that agree with it, and what was seen of each.
 
     A look at few latents and channels picks those worth a closer one.
     """
@@ -300,7 +311,7 @@ def _judged(drafts: Sequence[Draft], element: Element, evidence: _Evidence) -> l
     evidence.add([seen for _, seen in judged])
     best = judged[0][1].deviation
     kept = [pair for pair in judged if pair[1].deviation <= max(1.25 * best, best + 0.01)]
-    return [_run_on(draft, seen) for draft, seen in kept[:_MOST_DRAFTS]]
+    return kept[:_MOST_DRAFTS]
 
 
 def _screened(drafts: Sequence[Draft], element: Element) -> list[tuple[Draft, Draft]]:
@@ -367,10 +378,10 @@ def _observed(draft: Draft, element: Element, latents: int, channels: int) -> Dr
     )
 
 
-def _run_on(draft: Draft, seen: Draft) -> Draft:
-    """Returns what was seen of a draft, with the output of all that was pending."""
+def _run_on(draft: Draft, seen: Draft, latents: int) -> Draft:
+    """Returns what was seen of a draft, with what all that was pending gives for some latents."""
     assert draft.output is not None
-    _, output = _run(draft.pending, draft.output[: _affordable(draft, _RUN_WORK)])
+    _, output = _run(draft.pending, draft.output[:latents])
     return replace(seen, pending=(), output=output)
 
 
@@ -626,6 +637,6 @@ def _percent(share: float) -> str:
 def _before_last(draft: Draft) -> str:
     """Describes what goes into the last activation."""
     assert draft.output is not None
-    _, values = _run(draft.pending, draft.output[:8])
+    _, values = _run(draft.pending, draft.output[:_SHOWN])
     low, high = torch.quantile(values.flatten()[:100_000], torch.tensor([0.01, 0.99])).tolist()
     return f" (98 % of what enters it lies from {low:.1f} to {high:.1f})"
