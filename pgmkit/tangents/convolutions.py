@@ -376,9 +376,8 @@ class _TapMap:
             lengths, output_size=len(unit)
         )
         total = sum(parts)
-        padded_unit = unit.new_zeros(total)
-        padded_weight = unit.new_full((total,), len(weights) - 1)
-        padded_unit[place], padded_weight[place] = unit, weight
+        padded_unit = unit.new_zeros(total).scatter_(0, place, unit)
+        padded_weight = unit.new_full((total,), len(weights) - 1).scatter_(0, place, weight)
 
         channels_last = result.stride(1) == 1
         of_groups = zip(
@@ -460,18 +459,20 @@ class _Terms:
         first, last = self._links_before[[start, end]].tolist()
         link = torch.arange(first, last, device=lengths.device)
         latent, own = link // len(self._inputs), link % len(self._inputs)
-        position = latent * self._positions + self._inputs[own]
-        per_link = self._counts[position]
+        # By index_select, which takes a sixth of the time of brackets.
+        position = latent * self._positions + self._inputs.index_select(0, own)
+        per_link = self._counts.index_select(0, position)
         total = int(lengths.sum())
-        begins = self._first[position] - (per_link.cumsum(0) - per_link)
+        begins = self._first.index_select(0, position) - (per_link.cumsum(0) - per_link)
         # A unit and the weight by which it goes to an output differ by the same for a whole link.
-        shift = (self._taps[own] - position) * self._channels
-        begins, shift, latent = (
-            of_link.repeat_interleave(per_link, output_size=total)
-            for of_link in (begins, shift, latent)
-        )
-        unit = self._units[torch.arange(total, device=lengths.device) + begins]
-        weight = unit + shift
+        shift = (self._taps.index_select(0, own) - position) * self._channels
+
+        def each_term(of_link: Tensor) -> Tensor:
+            return of_link.repeat_interleave(per_link, output_size=total)
+
+        place = each_term(begins) + torch.arange(total, device=lengths.device)
+        unit = self._units.index_select(0, place)
+        weight = unit + each_term(shift)
         if self._shared:
-            unit = unit - latent * (self._positions * self._channels)
+            unit = unit - each_term(latent * (self._positions * self._channels))
         return unit, weight, lengths

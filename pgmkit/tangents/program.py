@@ -304,7 +304,7 @@ def _near_kink(x: Tensor, latent_dim: int) -> Tensor:
     """
     counts = (x > 0).sum(dim=1) * _KINK_NATS < latent_dim
     sizes = x.abs()
-    return counts & (sizes < _KINK_NOISE * sizes.mean(dim=1, keepdim=True)).any(dim=1)
+    return counts & (sizes.amin(dim=1) < _KINK_NOISE * sizes.mean(dim=1))
 
 
 def _memory(dual: Dual) -> int:
