@@ -22,8 +22,10 @@ from pgmkit.learning import Batch, Clock, keeping, learn, minimise
 from pgmkit.learning.checkpoints import Part, read, write
 from pgmkit.learning.clock import clock_at
 from pgmkit.learning.ema import Average
+from pgmkit.learning.optimizers import eager
 from pgmkit.learning.schedules import cosine, linear, one_cycle, set_rate, warm_up
 from pgmkit.learning.trial import batch_of_trial, try_steps, trying
+from pgmkit.machine import tensor_threads
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -47,7 +49,7 @@ class Everything:
             )
             network.append(nn.Linear(16, 1))
         self.network = network.to(memory_format=torch.channels_last)
-        self.optimizer = torch.optim.Adam(network.parameters(), lr=1e-2, fused=True)
+        self.optimizer = eager(torch.optim.Adam)(network.parameters(), lr=1e-2, fused=True)
         self.schedule = torch.optim.lr_scheduler.StepLR(self.optimizer, 3, 0.9)
         self.scaler = torch.amp.GradScaler("cpu", enabled=True, growth_interval=2)
         self.average = Average(self.network)
@@ -469,6 +471,18 @@ def line(clock: Clock, layer: nn.Module) -> Tensor:
     x = torch.randn(16, 3, generator=clock.random)
     loss: Tensor = (layer(x) - x.sum(1, keepdim=True)).square().mean()
     return loss
+
+
+def test_small_networks_learn_on_one_thread() -> None:
+    weight, seen = nn.Parameter(torch.ones(1)), []
+
+    def loss(clock: Clock) -> Tensor:
+        seen.append(torch.get_num_threads())
+        return weight.square().sum()
+
+    with tensor_threads(3):
+        minimise(loss, [weight], steps=2, learning_rate=0.1, seed=0, name="small")
+        assert (seen, torch.get_num_threads()) == ([1, 1], 3)
 
 
 def test_minimise_is_adamw_with_one_cycle(tmp_path: Path) -> None:

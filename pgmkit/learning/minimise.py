@@ -13,6 +13,7 @@ from pgmkit.learning.clock import Clock
 from pgmkit.learning.loop import learn
 from pgmkit.learning.optimizers import eager
 from pgmkit.learning.schedules import one_cycle, set_rate
+from pgmkit.machine import tensor_threads
 
 _MOMENTA = (0.95, 0.85)
 
@@ -31,7 +32,8 @@ def minimise(
     """Trains by AdamW, with one cycle of the learning rate and of the first moment's decay.
 
     The curves are those of `torch.optim.lr_scheduler.OneCycleLR`. Modules are in training mode or
-    not as the caller left them.
+    not as the caller left them. Tensor operations have one thread: to share small ones among
+    several takes longer than they do; see `pgmkit.learning.halves`.
 
     Args:
         loss: of one step, a number; whatever it draws comes from `clock.random`, or from the
@@ -50,7 +52,8 @@ def minimise(
     """
     task = _Minimised(loss, learning, steps, learning_rate, weight_decay)
     told = {**(identity or {}), "learning_rate": learning_rate, "weight_decay": weight_decay}
-    learn(task, steps=steps, seed=seed, name=name, identity=told)
+    with tensor_threads(1):
+        learn(task, steps=steps, seed=seed, name=name, identity=told)
     return task.losses.double().cpu()
 
 
