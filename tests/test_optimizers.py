@@ -1,4 +1,4 @@
-"""Optimizers that are those of torch and leave its compiler alone."""
+"""Optimizers that are those of torch, and that its compiler is left alone."""
 
 import pytest
 import torch
@@ -26,6 +26,14 @@ build("partitioners", asked, num_partitions=2).fit(ArrayImages(pixels, name="noi
 print(sorted({"torch._dynamo", "sympy"} & set(sys.modules)))
 """
 
+LOADING = """
+import sys
+from pgmkit.models import load
+
+load("mnist-pgmgan")
+print(sorted({"torch._dynamo", "sympy"} & set(sys.modules)))
+"""
+
 
 @pytest.mark.parametrize(("kind", "settings"), KINDS)
 def test_steps_are_those_of_torch_to_the_bit(
@@ -48,7 +56,8 @@ def test_steps_are_those_of_torch_to_the_bit(
     torch.testing.assert_close(ends[0][1], ends[1][1], rtol=0, atol=0)
 
 
-def test_learning_imports_no_compiler() -> None:
+@pytest.mark.parametrize("code", [LEARNING, LOADING], ids=["learning", "loading"])
+def test_no_compiler_is_imported(code: str) -> None:
     """It would take seconds of every process."""
-    finished = run_forked("-c", LEARNING)
+    finished = run_forked("-c", code)
     assert finished.stdout.splitlines() == ["[]"], finished.stdout + finished.stderr

@@ -8,7 +8,6 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor, nn
 
 from pgmkit.errors import PgmkitWarning
@@ -119,6 +118,8 @@ def _agreement(scores: Array, labels: Labels) -> float:
 def _scores(state: dict[str, Tensor], points: Array) -> Array:
     """Returns the votes of the neighbours, or the logits of the perceptron, in `state`, (n, k)."""
     if "points" in state:
+        from sklearn.neighbors import KNeighborsClassifier
+
         known, labels = state["points"].numpy(), state["labels"].numpy()
         neighbours = KNeighborsClassifier(min(_NEIGHBOURS, len(known)), weights="distance")
         votes = np.zeros((len(points), int(labels.max()) + 1))

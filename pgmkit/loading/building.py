@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
+from torch.overrides import TorchFunctionMode
 
 from pgmkit.components import check_parameters
 from pgmkit.errors import LoadError, ParameterError, PgmkitError, UnknownNameError, first_line
@@ -27,6 +28,20 @@ _SPARE_TENSORS = 64
 
 class _TooLargeError(LoadError):
     """More is asked for than the weights fill."""
+
+
+class _Undrawn(TorchFunctionMode):
+    """Draws no normal numbers on the meta device, for which torch imports its compiler: seconds."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        given = kwargs or {}
+        if func in (Tensor.normal_, nn.init.normal_):
+            tensor = args[0] if args else given["tensor"]
+            if tensor.is_meta:
+                return tensor
+        return func(*args, **given)
 
 
 def find_architecture(chosen: Architecture, where: str, *, trusted: bool) -> Callable[..., Any]:
@@ -77,7 +92,7 @@ def build(
     try:
         with torch.random.fork_rng(devices=[]), _at_most(values, len(weights), where):
             try:
-                with torch.device("meta"):
+                with torch.device("meta"), _Undrawn():
                     factory(**arguments)
             except _TooLargeError:
                 raise
