@@ -5,6 +5,7 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -149,13 +150,13 @@ class Generator:
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        parts = (*self.module.parameters(), *self.module.buffers())
+        parts = chain(self.module.parameters(), self.module.buffers())
         return next((part.device for part in parts), torch.device("cpu"))
 
     @property
     def dtype(self) -> torch.dtype:
         """The floating point type of the weights."""
-        parts = (*self.module.parameters(), *self.module.buffers())
+        parts = chain(self.module.parameters(), self.module.buffers())
         return next((part.dtype for part in parts if part.is_floating_point()), torch.float32)
 
     def to(self, device: torch.device | str) -> "Generator":

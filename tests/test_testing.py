@@ -658,7 +658,7 @@ WRONG: dict[str, dict[str, Any]] = {
 
 
 OF_PLUGINS = {
-    "plugin_is_imported_quickly": "import time\ntime.sleep(1.1)",
+    "plugin_is_imported_quickly": "import sys, time\n'pytest' in sys.modules or time.sleep(1.1)",
     "plugin_imports_no_torch": "import sys\nsys.modules.setdefault('torch', sys)",
     "plugin_prints_nothing": "print('please cite us')",
     "summary_is_one_line": "",

@@ -99,7 +99,7 @@ def _push_softmax(call: Application) -> Dual:
     axis = dual.axis(call.argument(1, "dim"))
     weights = dual.lift(primal)
     product = weights * dual.tangents
-    return dual.like(primal, product - weights * product.sum(axis, keepdim=True))
+    return dual.like(primal, product.sub_(weights * product.sum(axis, keepdim=True)))
 
 
 def _push_log_softmax(call: Application) -> Dual:

@@ -224,7 +224,9 @@ def _states() -> tuple[Any, Any, Any]:
 
 
 def _equal(left: Any, right: Any) -> bool:
-    return str(left) == str(right) if not isinstance(left, torch.Tensor) else left.equal(right)
+    if isinstance(left, torch.Tensor):
+        return left.equal(right)
+    return all(map(np.array_equal, left, right))
 
 
 @dataclass(frozen=True)

@@ -162,7 +162,7 @@ def seen_features_are_rows(case: Case) -> None:
 
 def makes_images_of_latents(case: Case) -> None:
     """It maps latents to images, or points, of one shape; see `Generator.check_runs`."""
-    _generator(case).check_runs()
+    case.once("module with latents", lambda: _with_latents(case))
 
 
 def an_image_is_the_same_in_any_batch(case: Case) -> None:
@@ -186,10 +186,12 @@ def an_image_is_the_same_in_any_batch(case: Case) -> None:
 def the_same_comes_out_again(case: Case) -> None:
     """In eval mode nothing is left to chance."""
     module, x = _module(case)
-    with torch.no_grad():
-        case.require(
-            bool(module(x).equal(module(x))), "makes something else each time, in eval mode"
-        )
+
+    def is_same() -> bool:
+        with torch.no_grad():
+            return bool(module(x).equal(module(x)))
+
+    case.require(case.once("same again", is_same), "makes something else each time, in eval mode")
 
 
 def weights_come_back(case: Case) -> None:
@@ -310,13 +312,18 @@ def _module(case: Case) -> tuple[nn.Module, Tensor]:
     """Returns a loader's module with latents, or a classifier with images; in eval mode."""
     if case.kind == "generator-loaders":
         with needs("makes_images_of_latents"):
-            generator = _generator(case)
-            generator.check_runs()
-            return generator.network(), generator.sample_latents(_COUNT, seed=0)
+            module, z = case.once("module with latents", lambda: _with_latents(case))
+        return module, z.clone()
     with needs("logits_are_one_for_each_class"):
         logits_are_one_for_each_class(case)
-        module: nn.Module = case.built().eval()
+        module = case.built().eval()
     return module, _pictures(case)
+
+
+def _with_latents(case: Case) -> tuple[nn.Module, Tensor]:
+    generator = _generator(case)
+    generator.check_runs()
+    return generator.network(), generator.sample_latents(_COUNT, seed=0)
 
 
 def _generator(case: Case, module: nn.Module | None = None) -> Generator:
