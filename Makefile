@@ -11,6 +11,8 @@ READY := $(VENV)/.ready
 DEMO := runs/mnist-dcgan
 DEMO_GAN := runs/ring-pgmgan
 
+# What tests write is in memory where that has 4 GB to spare: they sync it to the disk all the time.
+SHM := $(shell df -Pk /dev/shm 2>/dev/null | awk 'NR > 1 && $$4 > 4000000 { print $$6 }')
 # One thread each, and bytecode on the disk for the many processes that tests start.
 TESTS := OMP_NUM_THREADS=1 PGMKIT_STRICT_PLUGINS=1 PYTHONDONTWRITEBYTECODE= \
 	$(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
@@ -30,7 +32,9 @@ test: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
-	$(BIN)/mypy & types=$$!; $(TESTS); failed=$$?; wait $$types && exit $$failed
+	$(BIN)/mypy & types=$$!; \
+	written=$$(mktemp -d $(or $(SHM),$${TMPDIR:-/tmp})/pgmkit-XXXXXX); trap "rm -rf $$written" 0 2 15; \
+	TMPDIR=$$written $(TESTS); failed=$$?; wait $$types && exit $$failed
 
 test-browser: $(READY)
 	$(BIN)/pip install --quiet --quiet --editable '.[browser]'

@@ -20,7 +20,7 @@ from pgmkit.errors import printable
 
 Item = TypeVar("Item")
 
-_SECONDS = 2.0
+_SECONDS, _TICK = 2.0, 1.0
 _is_shown: ContextVar[bool] = ContextVar("pgmkit_progress", default=False)
 _follower: ContextVar[Callable[[str, int, int | None], None] | None] = ContextVar(
     "pgmkit_follower", default=None
@@ -147,7 +147,7 @@ class Phase:
                 self._bar.start_t -= _SECONDS  # it began when nobody knew it would take long
                 self._bar.update(self._done)
             if not total:  # nothing else moves the clock
-                self._start(1.0)
+                self._start(_TICK)
 
     def _end(self) -> None:
         with self._lock:

@@ -1,4 +1,7 @@
-"""What holds in all tests, and what several of them need."""
+"""What holds in all tests, and what several of them need.
+
+What takes long to import is imported where it is used: the process that hands out tests needs none.
+"""
 
 import gc
 import itertools
@@ -7,13 +10,12 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
-from hub_server import HubServer, use_hub
-from huggingface_hub import close_session, constants
 
-from pgmkit.plugins import installed
+if TYPE_CHECKING:
+    from hub_server import HubServer
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background lacks
 
@@ -23,7 +25,7 @@ _caches = itertools.count()
 
 _LONGEST = (
     *("test_docs", "test_new_plugins", "test_engines", "test_shatter", "test_ablate"),
-    *("test_partitioners", "test_spectrum", "test_train"),
+    *("test_inference", "test_partitioners", "test_choosing", "test_testing", "test_faults"),
 )
 """Files that take the longest come first, so that no process is left alone with one at the end."""
 
@@ -34,13 +36,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish() -> None:
     gc.freeze()
-    gc.set_threshold(10_000, 20, 20)
+    gc.set_threshold(50_000, 20, 20)
     gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
     """Gives networks that nobody seeds the same weights in whatever order tests run."""
+    import torch
+
     torch.manual_seed(0)
 
 
@@ -49,6 +53,24 @@ def _no_cache_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     """Keeps fixtures of whole modules out of the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PGMKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_labels(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Leaves axes and legends out of figures, and titles where they fall: most of their time.
+
+    tests/test_report.py sees to them in every kind of figure, tests/test_ablate.py in its charts.
+    """
+    from matplotlib.axis import Axis
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+    from matplotlib.legend import Legend
+
+    with pytest.MonkeyPatch.context() as patch:
+        if request.path.stem not in ("test_report", "test_ablate"):
+            patch.setattr(ConstrainedLayoutEngine, "execute", lambda *_: None)
+            patch.setattr(Axis, "draw", lambda *_: None)
+            patch.setattr(Legend, "draw", lambda *_: None)
         yield
 
 
@@ -71,6 +93,8 @@ def no_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """Sums in one order, as workers and subprocesses do."""
+    import torch
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -80,14 +104,19 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder that Python imports from, for distributions that a test installs; none stays."""
+    from pgmkit.plugins import installed
+
     monkeypatch.syspath_prepend(str(tmp_path))
     yield tmp_path
     installed.cache_clear()
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
+def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> "Iterator[HubServer]":
     """A Hub on loopback, which the client is told to use."""
+    from hub_server import HubServer, use_hub
+    from huggingface_hub import close_session
+
     for name in ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT"):
         monkeypatch.delenv(name, raising=False)
     with HubServer() as running:
@@ -99,6 +128,8 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServe
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Does to the client what HF_HUB_OFFLINE=1 does before it is imported."""
+    from huggingface_hub import constants
+
     return lambda: monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
 
 

@@ -30,20 +30,30 @@ PAGES = [
 ]
 LANGUAGES = {"bash", "json", "python", "sh", "text", "toml"}
 SHORTER = {
+    "8000 --probes": "16 --probes",
+    "8000 --dry-run": "16 --dry-run",
     "8000": "120",
     "8_000": "120",
     "2000": "120",
     "1000 -o": "120 -o",
     "2_000": "120",
     "--latents 300": "--latents 120",
+    "--latents 100": "--latents 20",
+    "--clusters 4": "--clusters 2",
+    "-n 200": "-n 60",
+    "-n 64": "-n 16",
+    "mnist.npz --set partitioner.preset=tiny": "mnist.npz --size 16 --set partitioner.preset=tiny",
+    "points:ring ": "points:ring:n=500 ",
     "steps = 300\n": "steps = 3\n",
-    "latents = 200\nclusters = 3\n": "jobs = 1\nlatents = 120\nclusters = 3\n"
+    "latents = 200\nclusters = 3\n": "jobs = 1\nlatents = 60\nclusters = 3\n"
     'mappers = ["mixture"]\n',
+    "samples = 200\n": "samples = 60\n",
+    '"latents": 100': '"latents": 60',
     "features=contrastive": "'features={ name = \"contrastive\", steps = 6, batch_size = 16 }'",
 }
 LESS_TRAINING = shlex.split(
     "--set partitioner.base=kmeans --set partitioner.rounds=1 "
-    "--set partitioner.steps=30 --set partitioner.batch_size=32"
+    "--set partitioner.steps=30 --set partitioner.batch_size=16"
 )
 LESS_DRAWING = ["--mapper", "mixture"]
 """The liberties that are taken with blocks: smaller numbers, less of `self-trained`, and a mapper

@@ -11,25 +11,25 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import forkserver
 from multiprocessing.util import Finalize
 from pathlib import Path
 from unittest import mock
 
 import torch
-from tiny import Finished
+from tiny import Finished, children
 
-_FORKS = multiprocessing.get_context("forkserver")
+FORKS = multiprocessing.get_context("forkserver")
 _JOBS = ("ablate", "partition", "shatter", "train")
 _IMPORTED = [f"pgmkit.{room}.{job}" for room in ("cli", "jobs") for job in _JOBS]
-_IMPORTED += ["torch.distributed", "sklearn.cluster", "matplotlib.figure", "processes"]
+_IMPORTED += ["torch.distributed.run", "sklearn.cluster", "matplotlib.figure", "processes"]
 
 
 @functools.cache
-def _serve() -> None:
+def serve() -> None:
     """Starts what processes are forked from; some Pythons do not hand it `sys.path`."""
-    _FORKS.set_forkserver_preload(_IMPORTED)
+    FORKS.set_forkserver_preload(_IMPORTED)
     here = str(Path(__file__).parent)
     with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join([here, *sys.path])):
         forkserver.ensure_running()
@@ -51,8 +51,8 @@ class Forked:
         for path in self._told:
             path.touch()
         given = ([*map(str, words)], {**os.environ, **more}, Path.cwd(), self._told)
-        _serve()
-        self._process = _FORKS.Process(target=_run, args=given)
+        serve()
+        self._process = FORKS.Process(target=_run, args=given)
         self._process.start()
         assert self._process.pid is not None
         self.pid: int = self._process.pid
@@ -118,6 +118,20 @@ def run_ranks(count: int, *words: object, timeout: float = 200) -> list[Finished
     finally:
         for process in ranks:
             process.end()
+
+
+@contextmanager
+def torchrun(count: int, *words: object) -> Iterator[Forked]:
+    """Starts a command under torchrun; ends what is left of it, whatever happens."""
+    start = ["-m", "torch.distributed.run", "--standalone", "--monitor-interval", "0.05"]
+    with forked(*start, "--nproc-per-node", count, *words, OMP_NUM_THREADS="1") as process:
+        try:
+            yield process
+        finally:
+            # Its workers are in sessions of their own.
+            for left in children(process.pid) if process.poll() is None else []:
+                with suppress(ProcessLookupError):
+                    os.kill(left, signal.SIGKILL)
 
 
 def _run(

@@ -15,6 +15,7 @@ from pgmkit.errors import ParameterError
 from pgmkit.images import ArrayImages
 from pgmkit.learning import Batch, Clock, learn, minimise, ranks
 from pgmkit.learning.checkpoints import Part
+from pgmkit.learning.optimizers import eager
 from pgmkit.learning.schedules import cosine, set_rate
 
 STEPS = 12
@@ -51,7 +52,7 @@ class Small:
             self.discriminator = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten())
             self.discriminator.append(nn.Linear(32, 1))
         self.optimizers = [
-            torch.optim.Adam(module.parameters(), lr=1e-2, betas=(0.5, 0.999), fused=True)
+            eager(torch.optim.Adam)(module.parameters(), lr=1e-2, betas=(0.5, 0.999), fused=True)
             for module in (self.generator, self.discriminator)
         ]
         self.parts: Mapping[str, Part] = {

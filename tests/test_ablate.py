@@ -18,8 +18,9 @@ from typing import Any
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
-from processes import forked
+from processes import FORKS, forked, serve
 from safetensors.torch import load_file, save, save_file
 from tiny import (
     every_file,
@@ -44,6 +45,7 @@ from pgmkit.evaluate.classifier import load_classifier
 from pgmkit.evaluate.diagnostics import diagnose, reproducibility
 from pgmkit.evaluate.fidelity import ShatteringFidelity, shattering_fidelity
 from pgmkit.evaluate.fidelity_scores import FidelityScores
+from pgmkit.evaluate.figures import png
 from pgmkit.evaluate.metrics import score_latents, score_samples
 from pgmkit.images import load_images
 from pgmkit.jobs.ablate import Job, prepare
@@ -87,7 +89,7 @@ class Faulty:
 
     def log_weights(self, spectrum):
         if self.how == "is slow":
-            time.sleep(0.3)
+            time.sleep(0.15)
         elif Path(self.flag).exists():
             if self.how == "dies":
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -105,6 +107,13 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
     large = {name: value * (3 if value.ndim == 4 else 1) for name, value in weights.items()}
     save_file(large, folder / "model.safetensors")
     return reference
+
+
+@pytest.fixture(autouse=True)
+def _charts_are_drawn_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the complete ablation become pictures; others are made, which is a quarter of it."""
+    if "done" not in request.fixturenames:
+        monkeypatch.setattr("pgmkit.evaluate.ablation.charts.png", lambda _: png(Figure((1, 1))))
 
 
 @pytest.fixture
@@ -763,7 +772,14 @@ def test_two_processes_compute_the_same_cells_and_a_dead_one_costs_its_cell(
         assert [one[name] for name in metrics] == [other[name] for name in metrics]
 
 
-@pytest.mark.usefixtures("faulty")
+@pytest.fixture
+def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes are forked from one that has the imports."""
+    serve()
+    monkeypatch.setattr("pgmkit.engines.processes._FRESH", FORKS)
+
+
+@pytest.mark.usefixtures("faulty", "_at_once")
 def test_another_process_takes_the_place_of_a_dead_one() -> None:
     from faulty import end_or_double  # type: ignore[import-not-found]
 
@@ -771,7 +787,7 @@ def test_another_process_takes_the_place_of_a_dead_one() -> None:
     assert found == {-1: 1, 1: 2, -2: 2, 2: 4, 3: 6}
 
 
-@pytest.mark.usefixtures("faulty")
+@pytest.mark.usefixtures("faulty", "_at_once")
 def test_processes_end_with_the_iteration() -> None:
     from faulty import end_or_double
 

@@ -94,8 +94,8 @@ def trained(network: nn.Module, *inputs: Tensor) -> nn.Module:
 
 
 def trained_generator(name: str, num_partitions: int | None = None) -> nn.Module:
-    given = () if num_partitions is None else (torch.arange(8) % num_partitions,)
-    return trained(small(name, num_partitions)[0], latents(name, 8), *given)
+    given = () if num_partitions is None else (torch.arange(5) % num_partitions,)
+    return trained(small(name, num_partitions)[0], latents(name, 5), *given)
 
 
 def partitions(*numbers: int) -> Tensor:
@@ -506,14 +506,13 @@ def test_derivatives_of_generators_need_no_more_than_rules(
         module = Fixed(module, 1)
     z = latents(name, 1 if name == "biggan-128" else 2).double()
     program = TangentProgram(module)
-    pushed = program.push_forward(z)
+    directions = torch.randn(2, z.shape[1], dtype=z.dtype)
+    pushed = program.push_forward(z, directions)
     assert program.generic == ()
     assert not program.one_latent_at_a_time
-    direction = torch.randn_like(z)
-    _, expected = torch.func.jvp(module, (z,), (direction,))
-    along = torch.einsum("bmn,bm->bn", pushed, direction)
+    _, expected = torch.func.jvp(module, (z,), (directions[:1].expand_as(z),))
     assert expected.abs().max() > 1e-3
-    torch.testing.assert_close(along, expected.flatten(1), rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(pushed[:, 0], expected.flatten(1), rtol=1e-8, atol=1e-8)
 
 
 class ByLatent(nn.Module):
@@ -541,7 +540,10 @@ def test_a_partition_that_follows_from_the_latent_is_a_constant(name: str) -> No
 
 
 @pytest.mark.parametrize("name", ["dcgan", "mlp-2d", "sngan-32"])
-def test_a_conditional_generator_has_a_spectrum_for_each_partition(name: str) -> None:
+def test_a_conditional_generator_has_a_spectrum_for_each_partition(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pgmkit.spectrum.differentiation._CALIBRATION_SECONDS", 0)
     shape = SMALL[name][2]
     module = trained_generator(name, K)
     spectra = []

@@ -40,6 +40,14 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     sys.modules.pop("run")
 
 
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs leave no report.html, and pictures of points show few."""
+    for name in ("evaluate.training_report.write_training", "jobs.partition.write_partition"):
+        monkeypatch.setattr(f"pgmkit.{name}_report", lambda *_: None)
+    monkeypatch.setattr("pgmkit.train.samples._POINTS", 300)
+
+
 @pytest.fixture(scope="module")
 def few_parts(tmp_path_factory: pytest.TempPathFactory) -> FittedPartitioner:
     """A partitioner of three parts, in place of those that were fitted before."""
@@ -82,14 +90,15 @@ def test_every_method_can_be_prepared(
     assert task.guide.is_off == (method in ("without-guide", "random-parts"))
 
 
+@pytest.mark.usefixtures("quick")
 def test_points_are_scored_and_a_result_that_is_there_is_left(
     script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     overrides = [*TINY, "data=points:ring:n=300", "samples=300"]
     overrides += ["training.model.backbone_args.width=8"]
-    words = ["ring", "--only", "guided", "--only", "without-partitions", "--seed", 0]
-    invoke(script, *words, overrides=overrides)
+    words = ["ring", "--only", "guided", "--seed", 0]
+    invoke(script, *words, "--only", "without-partitions", overrides=overrides)
     path = tmp_path / "results" / "ring" / "guided-0.json"
     cell = read_json(path, "a result")
     assert cell["partitions"] == 8
@@ -115,6 +124,7 @@ def test_points_are_scored_and_a_result_that_is_there_is_left(
     assert "| `without-partitions`, redraws 20" not in rows
 
 
+@pytest.mark.usefixtures("quick")
 def test_images_are_scored_by_a_classifier(
     script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

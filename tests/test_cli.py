@@ -397,8 +397,9 @@ def test_a_dry_run_prints_the_settings_and_writes_nothing(
 
 
 def test_the_partitioner_is_self_trained_unless_another_is_named(tiny: str, tmp_path: Path) -> None:
-    words = ("shatter", tiny, "-o", tmp_path / "out", "--latents", 200, "--clusters", 2, "--json")
+    words = ("shatter", tiny, "-o", tmp_path / "out", "--latents", 80, "--clusters", 2, "--json")
     words += ("--set", "partitioner.base=mixture", "--set", "partitioner.steps=3")
+    words += ("--set", "partitioner.batch_size=16")
     finished = run_pgmkit(*words)
     assert finished.code == 0, finished.stderr
     settings = json.loads((tmp_path / "out" / "run.json").read_text())["settings"]

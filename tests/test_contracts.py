@@ -1,9 +1,7 @@
 """Contracts of components: what is checked where, what is recorded, and what is saved."""
 
 import json
-import os
 import re
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -13,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from processes import run_forked
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
-from tiny import command, environment, install, run_pgmkit
+from tiny import install, run_pgmkit
 from torch import Tensor, nn
 
 import pgmkit
@@ -348,15 +347,9 @@ def test_the_command_line_says_one_line_and_shows_the_traceback_on_demand(site: 
         "error: the partitioner 'acme-broken:broken' has no method fit(source, seed=...); see pgmk"
     )
     assert finished.stderr.count("\n") == 1
-    path = os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")])
-    printed = subprocess.run(
-        command("use-broken"),
-        env=environment(PYTHONPATH=path, PGMKIT_DEBUG="1"),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    ).stderr
+    here = f"import sys; sys.path.insert(0, {str(site)!r})"
+    code = f"{here}; from pgmkit.cli import main; main()"
+    printed = run_forked("-c", code, "use-broken", PGMKIT_DEBUG="1").stderr
     assert "Traceback (most recent call last)" in printed
     assert (
         "pgmkit.errors.PluginError: the partitioner 'acme-broken:broken' has no method fit"

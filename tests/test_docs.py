@@ -15,7 +15,6 @@ import pytest
 import torch
 from click.testing import CliRunner
 from hub_server import HubServer, use_hub
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from pages import LANGUAGES, PAGES, ROOT, Ran, blocks, languages, prose, run
 from tiny import install
 
@@ -62,9 +61,10 @@ def _own_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _labels_lie_where_they_fall(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half of the time of a figure is spent on their places, which the tests of commands see to."""
-    monkeypatch.setattr(ConstrainedLayoutEngine, "execute", lambda *_: None)
+def _fewer_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Proposals of mappers, and repeats of a choice."""
+    monkeypatch.setattr("pgmkit_plugins.mappers.rejection._FEWEST_TRIALS", 8)
+    monkeypatch.setattr("pgmkit.choosing._REPEATS", 2)
 
 
 @pytest.fixture(scope="module")

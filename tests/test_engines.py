@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import ray
 import torch
-from processes import run_ranks
+from processes import run_ranks, torchrun
 from ray.cluster_utils import Cluster
 from tiny import (
     begin_like,
@@ -21,7 +21,6 @@ from tiny import (
     children,
     environment,
     run_pgmkit,
-    torchrun,
     write_tiny_generator,
 )
 
@@ -199,23 +198,9 @@ class TestTorchrun:
     def test_a_killed_process_ends_the_run_and_the_same_command_continues_it(
         self, tiny: str, tmp_path: Path
     ) -> None:
-        shatter = (
-            "shatter",
-            tiny,
-            "--clusters",
-            3,
-            "--latents",
-            200,
-            "--set",
-            "spectrum.block_size=2",
-        )
-        shatter += (
-            "--no-cache",
-            "--partitioner",
-            "self-trained",
-            "--set",
-            "partitioner.base=kmeans",
-        )
+        shatter = ("shatter", tiny, "--clusters", 3, "--latents", 200, "--no-cache")
+        shatter += ("--set", "spectrum.block_size=2", "--partitioner", "self-trained")
+        shatter += ("--set", "partitioner.base=kmeans")
         shatter += ("--set", "partitioner.steps=3", "--set", "partitioner.width=8")
         expected, out = tmp_path / "expected", tmp_path / "out"
         assert run_pgmkit(*shatter, "-o", expected).code == 0
@@ -229,8 +214,7 @@ class TestTorchrun:
                 os.kill(worker, signal.SIGSTOP)
             os.kill(workers[1], signal.SIGKILL)
             os.kill(workers[0], signal.SIGCONT)
-            process.communicate(timeout=TIMEOUT)
-            assert process.returncode != 0
+            assert process.finished(TIMEOUT).code != 0
         before = shards(out / "spectrum")
         assert 8 <= len(before) < 100
         assert not (out / "sampler.json").exists()
@@ -305,10 +289,14 @@ class TestTorchrun:
         assert sum(run.stdout.count("Adjusted MI") for run in ranks) == 1
 
     def test_one_process_keeps_the_contract_of_engines(self) -> None:
-        with torchrun(1, "-m", "pgmkit", "plugins", "check", "torchrun", "--json") as process:
-            told, _ = process.communicate(timeout=TIMEOUT)
-        assert process.returncode == 0
-        assert json.loads(told)["counts"] == {"run": 14, "passed": 14, "failed": 0, "skipped": 1}
+        (run,) = run_ranks(1, "-m", "pgmkit", "plugins", "check", "torchrun", "--json")
+        assert run.code == 0, run.stderr
+        assert json.loads(run.stdout)["counts"] == {
+            "run": 14,
+            "passed": 14,
+            "failed": 0,
+            "skipped": 1,
+        }
 
     def test_outside_torchrun_the_error_tells_the_command(self, tiny: str, tmp_path: Path) -> None:
         run = run_pgmkit("shatter", tiny, "--engine", "torchrun", "-o", tmp_path / "out")
@@ -319,12 +307,12 @@ class TestTorchrun:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """A head and two more nodes, one processor each."""
+    """A head with two processors, and a node with one."""
     node = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
-    cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+    head = {**node, "num_cpus": 2, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
-        for _ in range(2):
-            cluster.add_node(**node)
+        cluster.add_node(**node)
         ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
         cluster.wait_for_nodes()
         yield cluster
@@ -364,7 +352,7 @@ class TestRay:
         self, cluster: Cluster, tmp_path: Path
     ) -> None:
         generator = pgmkit.load_generator("mnist-dcgan")
-        size = {"latents": 90, "block_size": 5}
+        size = {"latents": 60, "block_size": 4}
         expected, out = tmp_path / "expected", tmp_path / "out"
         compute(generator, expected, "local", **size)
         begin_like(expected, out)
@@ -379,8 +367,8 @@ class TestRay:
         thread.start()
         compute(generator, out, "ray", **size)
         thread.join(TIMEOUT)
-        assert 3 <= len(before) < 18
-        assert len(cluster.worker_nodes) == 1
+        assert 3 <= len(before) < 15
+        assert not cluster.worker_nodes
         assert contents(out) == contents(expected)
 
     def test_what_is_there_is_not_computed_again(

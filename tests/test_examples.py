@@ -2,12 +2,14 @@
 
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 
 from pgmkit.config import apply_overrides, read_toml
-from pgmkit.jobs.train import prepare
+from pgmkit.images.rows import Images
+from pgmkit.jobs.train import Job, prepare
 from pgmkit.learning.clock import clock_at
 from pgmkit.partition.fitted import build_partitioner
 from pgmkit.train.conditions import Guide
@@ -48,6 +50,18 @@ def data_for(name: str, folder: Path) -> str:
     images[::2] += 120
     np.savez(folder / "data.npz", images=images, label=labels)
     return str(folder / "data.npz")
+
+
+@pytest.fixture(autouse=True)
+def _memory_is_told_from_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a step takes is told from two, as ever."""
+    activations = Job._activations
+
+    def in_one_step(job: Job, source: Images, batch_size: int) -> int:
+        with mock.patch("pgmkit.learning.trial._STEPS", 1):
+            return activations(job, source, batch_size)
+
+    monkeypatch.setattr(Job, "_activations", in_one_step)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -4,21 +4,18 @@ import errno
 import os
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from processes import Forked, forked
+from processes import Forked, forked, run_forked
 from tiny import (
     LATENT_DIM,
     TRAIN_CONFIG,
     Finished,
     begin_run_like,
-    command,
     contents,
-    environment,
     every_file,
     run_pgmkit,
     write_tiny_generator,
@@ -35,6 +32,12 @@ SHATTER += ("--sampler", "kmeans-gmm", "--no-cache")
 TIMEOUT = 120
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+LIMITED = """
+import resource
+from pgmkit.cli import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+main()
+"""
 STOPPED = "stopped: run the same command again to continue where it was\n"
 
 
@@ -144,10 +147,7 @@ def test_a_full_disk_is_one_line_and_with_space_the_run_ends_in_the_same_bytes(
     """A limit on the size of files stands in for the full disk: the manifest outgrows it."""
     out = tmp_path / "out"
     begin_run_like(shattered, out)
-    limit = 'ulimit -f 8; exec "$@"'
-    words = ["sh", "-c", limit, "sh", *command(*shatter, out)]
-    run = subprocess.run(words, capture_output=True, text=True, env=environment(), timeout=TIMEOUT)
-    full = Finished(run.returncode, run.stdout, run.stderr)
+    full = run_forked("-c", LIMITED, *shatter, out)
     assert full.code == 1
     assert full.stdout == ""
     assert full.stderr.startswith(f"error: cannot write {out / 'spectrum' / 'manifest.json'}: ")

@@ -506,7 +506,7 @@ def test_contrast_learns_in_residual_blocks_and_in_bfloat16(deep: bool, blocks: 
 def test_contrast_finds_a_shape_whatever_its_place_and_brightness() -> None:
     """What moves of the latent and deformations change is left out of the features."""
     source, latents = made(400, generator=groups.bars)
-    features = build("features", "contrastive", steps=60, batch_size=64, width=4)
+    features = build("features", "contrastive", steps=60, batch_size=32, width=4)
     features.fit(source, seed=0)
     found = features(every(source)).double()
     shape = (latents[:, 0] * latents[:, 1] > 0).long()

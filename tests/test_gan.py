@@ -73,6 +73,21 @@ def conditioned(*overrides: str) -> tuple[Job, GANTask]:
     return made, made.task
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _few_points() -> Iterator[None]:
+    """Shows and measures a tenth of the points, of which pictures are drawn sooner."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pgmkit.train.samples._POINTS", 1_000)
+        yield
+
+
+@pytest.fixture
+def no_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs leave no report.html."""
+    for name in ("evaluate.training_report.write_training", "jobs.partition.write_partition"):
+        monkeypatch.setattr(f"pgmkit.{name}_report", lambda *_: None)
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("trained") / "rings"
@@ -147,6 +162,7 @@ def run_until_stopped(made: Job, out: Path, monkeypatch: pytest.MonkeyPatch) -> 
             made.run(out)
 
 
+@pytest.mark.usefixtures("no_pages")
 def test_a_run_that_was_stopped_ends_in_the_same_bytes(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -285,6 +301,7 @@ def test_networks_are_compiled_where_it_is_asked_for(monkeypatch: pytest.MonkeyP
     assert compiled == ["MLPGenerator", "MLPDiscriminator"]
 
 
+@pytest.mark.usefixtures("no_pages")
 def test_fid_is_that_of_the_features_it_names(tmp_path: Path) -> None:
     classifier = write_tiny_classifier(tmp_path / "classifier", image_size=8)
     write_tiny_images(tmp_path / "images.npz", count=60, size=32)
@@ -310,6 +327,7 @@ def test_fid_is_that_of_the_features_it_names(tmp_path: Path) -> None:
     assert (out / "model" / "samples.png").stat().st_size > 500
 
 
+@pytest.mark.usefixtures("no_pages")
 def test_the_same_numbers_go_to_tensorboard_where_it_is_installed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -450,6 +468,7 @@ def test_what_is_of_parts_needs_a_partitioner(name: str) -> None:
         prepare(values)
 
 
+@pytest.mark.usefixtures("no_pages")
 def test_parts_without_a_gradient_guide_nothing_and_are_said_before_training(
     tmp_path: Path,
 ) -> None:
@@ -460,6 +479,7 @@ def test_parts_without_a_gradient_guide_nothing_and_are_said_before_training(
     assert job(voting, "model.guide={start=0, end=0}").run(tmp_path / "free") is not None
 
 
+@pytest.mark.usefixtures("no_pages")
 def test_parts_that_were_found_in_other_images_are_said(trained: Path, tmp_path: Path) -> None:
     write_tiny_images(tmp_path / "images.npz", count=60, size=32)
     images = ("model.backbone=dcgan", "model.backbone_args={channels=[8, 4, 4]}")
@@ -490,6 +510,7 @@ RECLUSTERED = (
 )
 
 
+@pytest.mark.usefixtures("no_pages")
 def test_parts_of_what_the_discriminator_sees_are_found_anew_on_the_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

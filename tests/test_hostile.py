@@ -503,9 +503,9 @@ def test_a_result_that_was_tampered_with_is_refused(
 def test_loading_a_result_imports_nothing_that_it_names(
     tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = ("--clusters", 3, "--latents", 60, "--partitioner", "clusterer")
-    made = run_pgmkit("shatter", tiny, "-q", "-o", tmp_path / "result", *words)
-    assert made.code == 0, made.stderr
+    generator = pgmkit.load_generator(tiny)
+    made = pgmkit.shatter(generator, clusters=3, latents=60, partitioner="clusterer")
+    made.save_pretrained(tmp_path / "result")
     path = tmp_path / "result" / "sampler.json"
     description = json.loads(path.read_text())
     description["sampler"]["params"]["partitioner"]["clusterer"] = "evil_module:Evil"

@@ -537,26 +537,30 @@ def test_a_file_that_was_edited_after_import_is_not_what_runs(tmp_path: Path) ->
     assert fingerprint(modules[0]) != fingerprint(modules[1])
 
 
-def test_code_without_a_file_has_one_fingerprint_in_all_processes() -> None:
+def test_code_without_a_file_has_one_fingerprint_in_all_processes(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """In one that orders sets as this one does not, too."""
     text = (
         "import torch, pgmkit\n"
         "class Net(torch.nn.Module):\n"
         "    def forward(self, z):\n"
-        "        return z if str(z.dtype) in {'a', 'b', 'c', 'd', 'e'} else z * 2\n"
+        f"        return z if str(z.dtype) in {set('abcdefghijklmnopqrstuvwxyz')} else z * 2\n"
         "toy = pgmkit.Generator(Net(), pgmkit.LatentSpec(4), pgmkit.ImageSpec((1, 2, 2)))\n"
         "print(toy.fingerprint())\n"
     )
-    found = {
-        subprocess.run(
-            [sys.executable, "-c", text],
-            env={**os.environ, "PYTHONHASHSEED": str(seed)},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for seed in (0, 1)
-    }
-    assert len(found) == 1
+    exec(compile(text, "<string>", "exec"), {"__name__": "__main__"})
+    other = subprocess.run(
+        [sys.executable, "-c", text],
+        env={
+            **os.environ,
+            "PYTHONHASHSEED": "1" if os.environ.get("PYTHONHASHSEED") == "0" else "0",
+        },
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert other.stdout == capsys.readouterr().out
 
 
 def test_the_fingerprint_of_many_weights_takes_less_than_a_second() -> None:

@@ -15,7 +15,7 @@ from wild_networks import LAYOUTS, Wild, pytorch_example, spectral
 
 import pgmkit
 from pgmkit.errors import LoadError, ParameterError
-from pgmkit.loading.inference import Inferred, infer
+from pgmkit.loading.inference import Inferred, infer, search
 from pgmkit.plugins import build
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -34,7 +34,12 @@ def _trained(layout: str) -> tuple[Wild, nn.Module]:
 
 @cache
 def _inferred(layout: str) -> Inferred:
-    return infer(_trained(layout)[1].state_dict())
+    """Infers a network from less evidence than users have: fewer latents, and less work on each."""
+    shares = {"_LATENTS": 2, "_SCREENED_WORK": 2, "_JUDGED_WORK": 4, "_RUN_WORK": 4}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, share in shares.items():
+            patch.setattr(search, name, getattr(search, name) // share)
+        return infer(_trained(layout)[1].state_dict())
 
 
 def _rebuilt(inferred: Inferred, state: dict[str, Tensor]) -> nn.Module:

@@ -5,6 +5,7 @@ import shlex
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,31 +17,44 @@ import pgmkit
 from pgmkit.errors import PgmkitNote
 from pgmkit.loading.batch_norm import drifts, recalibrate
 from pgmkit.loading.inspection import observe
-from pgmkit.loading.weights import read_weights
+from pgmkit.plugins import build
 
-REGISTRY = Path(__file__).parent.parent / "registry"
+DCGAN: dict[str, Any] = {"latent_dim": 10, "channels": [48, 24, 12]}
 
 
 @pytest.fixture(scope="module")
-def wild(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained() -> pgmkit.Generator:
+    """A small DCGAN whose norms remember what they saw."""
+    torch.manual_seed(0)
+    module = build("generator-loaders", "dcgan", **DCGAN)
+    spec = pgmkit.ImageSpec((1, 32, 32))
+    generator = pgmkit.Generator(module, pgmkit.LatentSpec(10), spec)
+    recalibrate(generator)
+    return generator
+
+
+@pytest.fixture(scope="module")
+def wild(trained: pgmkit.Generator, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as people publish it: two networks, names of their own, and no word of anything."""
     folder = tmp_path_factory.mktemp("wild")
-    shipped = read_weights(REGISTRY / "mnist-dcgan" / "model.safetensors")
-    names = {name: name.replace("layers.", "module.main.") for name in shipped}
-    torch.save({names[name]: value for name, value in shipped.items()}, folder / "netG.pth")
+    state = trained.module.state_dict()
+    names = {name: name.replace("layers.", "module.main.") for name in state}
+    torch.save({names[name]: value for name, value in state.items()}, folder / "netG.pth")
     torch.save({"main.0.weight": torch.zeros(64, 1, 4, 4)}, folder / "netD.pth")
     return folder
 
 
-def test_what_inspect_suggests_shatters_a_lone_weight_file(wild: Path, tmp_path: Path) -> None:
+def test_what_inspect_suggests_shatters_a_lone_weight_file(
+    trained: pgmkit.Generator, wild: Path, tmp_path: Path
+) -> None:
     found = run_pgmkit("generators", "inspect", wild, "-o", tmp_path / "samples.png")
     assert found.code == 0
     for said in (
-        "netG.pth  3,686",
-        "main.0.weight  64×256×4×4",
+        f"netG.pth  {(wild / 'netG.pth').stat().st_size:,}",
+        "main.0.weight  10×48×4×4",
         "activation ReLU: batch-norm statistics agree",
         "statistics of all 3 layers fit the prior",
-        "each of the 64 latent dimensions changes the images",
+        "each of the 10 latent dimensions changes the images",
     ):
         assert said in found.stdout, said
     with Image.open(tmp_path / "samples.png") as picture:
@@ -55,7 +69,7 @@ def test_what_inspect_suggests_shatters_a_lone_weight_file(wild: Path, tmp_path:
     shattered = pgmkit.load(tmp_path / "out")
     assert isinstance(shattered, pgmkit.ShatteredGenerator)
     z = shattered.generator.sample_latents(4, seed=0)
-    assert torch.allclose(shattered.generator(z), pgmkit.load_generator("mnist-dcgan")(z))
+    assert torch.allclose(shattered.generator(z), trained(z))
 
 
 def test_info_on_a_file_that_says_nothing_points_to_inspect(wild: Path) -> None:
@@ -172,22 +186,22 @@ def test_recalibration_says_what_moved_and_is_never_done_unasked(
     state = torch.load(wild / "netG.pth", weights_only=True)
     state["module.main.1.running_var"].mul_(9)
     torch.save(state, tmp_path / "stale.pth")
+    network = {"architecture": "dcgan", "model_args": DCGAN}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        stale = pgmkit.load_generator(str(tmp_path / "stale.pth"), architecture="dcgan")
+        stale = pgmkit.load_generator(str(tmp_path / "stale.pth"), **network)
     assert drifts(stale)[0].is_far
     with pytest.warns(PgmkitNote) as caught:
-        mended = pgmkit.load_generator(
-            str(tmp_path / "stale.pth"), architecture="dcgan", recalibrate=True
-        )
+        mended = pgmkit.load_generator(str(tmp_path / "stale.pth"), **network, recalibrate=True)
     assert any("batch norm anew: layers.1" in str(warning.message) for warning in caught)
     assert not any(drift.is_far for drift in drifts(mended))
     assert mended.fingerprint() != stale.fingerprint()
 
 
 def test_the_suggested_command_has_every_option_that_was_given(wild: Path) -> None:
-    given = ["--architecture", "dcgan", "--latent", "uniform:64", "--image", "1x32x32:0,1"]
-    given += ["--model-args", "{ channels = [256, 128, 64] }", "--weights", "netG.pth"]
+    arguments = "{ latent_dim = 10, channels = [48, 24, 12] }"
+    given = ["--architecture", "dcgan", "--latent", "uniform:10", "--image", "1x32x32:0,1"]
+    given += ["--model-args", arguments, "--weights", "netG.pth"]
     found = run_pgmkit("generators", "inspect", wild, *given, "--recalibrate")
     (line,) = [line for line in found.stdout.splitlines() if "pgmkit shatter" in line]
     words = shlex.split(line)
@@ -219,7 +233,7 @@ def test_inferred_arguments_are_told_and_can_be_given_corrected(wild: Path) -> N
     told = json.loads(run_pgmkit("generators", "inspect", wild, "--json").stdout)
     assert told["architecture"] == "dcgan"
     given = "{" + ", ".join(f"{k} = {json.dumps(v)}" for k, v in told["model_args"].items()) + "}"
-    flags = ("--architecture", "dcgan", "--latent", "64", "--model-args", given)
+    flags = ("--architecture", "dcgan", "--latent", "10", "--model-args", given)
     assert run_pgmkit("generators", "inspect", wild, *flags).code == 0
     both = run_pgmkit("generators", "inspect", wild, "--architecture", "auto", *flags[4:])
     assert "name the architecture that they are for, such as --architecture dcgan" in both.stdout

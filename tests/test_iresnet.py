@@ -41,8 +41,8 @@ K = 4
 QUICK: dict[str, Any] = {
     "name": "iresnet",
     "network": {"blocks": [1, 1], "width": 16, "power_iterations": 1},
-    "pretext": {"steps": 40, "batch_size": 24, "learning_rate": 0.1, "projection": [32, 16]},
-    "partition": {"steps": 120, "batch_size": 24, "learning_rate": 3e-3, "num_neighbors": 5},
+    "pretext": {"steps": 30, "batch_size": 24, "learning_rate": 0.1, "projection": [32, 16]},
+    "partition": {"steps": 60, "batch_size": 24, "learning_rate": 1e-2, "num_neighbors": 5},
     "deformations": "digits",
     "strength": 0.3,
 }
@@ -432,7 +432,7 @@ def test_the_trunk_that_was_fitted_is_inverted(fitted: Any, labelled: Pictures) 
 
 
 def test_unpooled_logits_guide_from_wherever_an_image_lies(labelled: Pictures) -> None:
-    partitioner = quick(network={"pooled": False, "smooth": True}, partition={"steps": 40})
+    partitioner = quick(network={"pooled": False, "smooth": True}, partition={"steps": 30})
     partitioner.fit(labelled, seed=0)
     assert partitioner.represent(every(labelled)[:1]).shape == (1, 3 * 8 * 8)
     x = (drawn(20, 3, 8, 8) * 0.5).float().requires_grad_()
@@ -731,7 +731,7 @@ def test_what_is_loaded_is_what_was_fitted_and_of_its_parameters(
 @quiet
 def test_the_number_of_parts_can_be_chosen_by_its_projections() -> None:
     source, group = pictures(300)
-    table = table_of(partition={"steps": 60})
+    table = table_of(partition={"steps": 40})
     kept = build("partitioners", "most-stable", num_partitions=K, candidates=[table, "mixture"])
     kept.fit(source, seed=0)
     assert kept.findings()["chosen"] == "iresnet"

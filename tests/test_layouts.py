@@ -4,8 +4,6 @@ import argparse
 import json
 import pathlib
 import struct
-import subprocess
-import sys
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
@@ -17,6 +15,7 @@ import pytest
 import torch
 from hub_server import HubServer
 from huggingface_hub import PyTorchModelHubMixin
+from processes import run_forked
 from safetensors.torch import save_file
 from tiny import run_pgmkit, write_tiny_generator
 from torch import Tensor, nn
@@ -533,35 +532,6 @@ def test_tensors_of_a_program_fill_a_class(tmp_path: Path) -> None:
     assert_right(load(tmp_path)[0])
 
 
-@pytest.mark.filterwarnings("ignore:.*the declared range")
-def test_a_decoder_of_diffusers_is_a_generator_and_comes_back(tmp_path: Path) -> None:
-    from diffusers import AutoencoderKL
-
-    torch.manual_seed(0)
-    model = AutoencoderKL(
-        down_block_types=["DownEncoderBlock2D"] * 2,
-        up_block_types=["UpDecoderBlock2D"] * 2,
-        block_out_channels=[4, 8],
-        norm_num_groups=2,
-        latent_channels=2,
-        sample_size=8,
-    ).eval()
-    model.save_pretrained(tmp_path / "pipeline" / "vae")
-    index = {"_class_name": "StableDiffusionPipeline", "vae": ["diffusers", "AutoencoderKL"]}
-    (tmp_path / "pipeline" / "model_index.json").write_text(json.dumps(index))
-    with pytest.warns(PgmkitNote, match="the prior is taken for normal"):
-        generator = pgmkit.load_generator(str(tmp_path / "pipeline"))
-    z = generator.sample_latents(3, seed=0)
-    with torch.no_grad():
-        expected = model.decode(z.reshape(3, 2, 4, 4)).sample
-    torch.testing.assert_close(generator(z), expected)
-    shattered = pgmkit.shatter(generator, sampler="kmeans-gmm", clusters=2, latents=300)
-    shattered.save_pretrained(tmp_path / "out")
-    back = pgmkit.load(tmp_path / "out")
-    torch.testing.assert_close(back.generator(z), expected)  # type: ignore[union-attr]
-    assert back.generator.fingerprint() == generator.fingerprint()  # type: ignore[union-attr]
-
-
 class Evil:
     """Asks NumPy for an array that takes a number for a pointer."""
 
@@ -580,19 +550,14 @@ def test_nothing_of_numpy_is_built_from_a_file(tmp_path: Path) -> None:
     torch.save({"netG": state(), "meta": Evil()}, tmp_path / "netG.pth")
     command = "import sys, pathlib; from pgmkit.loading.weights import read_checkpoint as r; "
     command += "x = r(pathlib.Path(sys.argv[1])); print(type(x['meta']).__module__); del x"
-    done = subprocess.run(
-        [sys.executable, "-c", command, tmp_path / "netG.pth"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    done = run_forked("-c", command, tmp_path / "netG.pth")
+    assert done.code == 0, done.stderr
     assert done.stdout == "pgmkit.loading.weights\n"
     assert_right(load(tmp_path / "netG.pth")[0])
 
 
 def test_a_file_that_grows_as_it_is_read_is_refused(tmp_path: Path) -> None:
-    torch.save({"w": torch.zeros(2**25)}, tmp_path / "plain.pth")
+    torch.save({"w": torch.zeros(2**24 + 2**20)}, tmp_path / "plain.pth")
     with (
         zipfile.ZipFile(tmp_path / "plain.pth") as plain,
         zipfile.ZipFile(tmp_path / "g.pth", "w", zipfile.ZIP_DEFLATED) as packed,

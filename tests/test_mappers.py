@@ -48,7 +48,7 @@ def cells_of(
 
 
 def sampler_of(mapper: Any, num_clusters: int) -> Any:
-    partitioner = {"name": "kmeans", "features": "latents"}
+    partitioner = {"name": "kmeans", "features": "latents", "num_starts": 2}
     return build(
         "cluster-samplers",
         "partition",

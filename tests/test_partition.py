@@ -33,7 +33,7 @@ from pgmkit.states import load_state_of, state_of
 
 quiet = pytest.mark.filterwarnings("ignore::pgmkit.errors.PgmkitWarning")
 K = 4
-SMALL = {"batch_size": 48, "width": 6, "strength": 0.3, "deformations": "digits"}
+SMALL = {"batch_size": 24, "width": 6, "strength": 0.3, "deformations": "digits"}
 
 
 class Layers(nn.Module):
@@ -193,8 +193,8 @@ def test_self_training_makes_a_guide_of_parts_that_have_none() -> None:
     table = {
         "name": "self-trained",
         "base": "manifold",
-        "steps": 50,
-        "learning_rate": 5e-3,
+        "steps": 30,
+        "learning_rate": 1e-2,
         **SMALL,
     }
     learned = fit_partitioner(table, source, partitions=K)
@@ -585,6 +585,13 @@ def test_the_cluster_of_a_latent_is_the_part_of_its_image() -> None:
     assert agreement(blind.labels_, truth(latents)) < 0.5
 
 
+@pytest.fixture
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What predicts clusters from latents is trained sooner."""
+    monkeypatch.setattr("pgmkit.learning.assigner._BATCH", 64)
+
+
+@pytest.mark.usefixtures("small_batches")
 @quiet
 def test_clusters_may_be_told_from_latents_without_making_an_image() -> None:
     generator = gated()
@@ -665,6 +672,7 @@ PARTS: dict[str, Any] = {
 }
 
 
+@pytest.mark.usefixtures("small_batches")
 @pytest.mark.parametrize("way", [*PARTS, "predicted from latents"])
 @quiet
 def test_a_smaller_core_lies_inside_a_larger_and_has_about_its_share(way: str) -> None:

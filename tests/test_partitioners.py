@@ -30,23 +30,33 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 COUNT, K = 400, 4
 QUICK: dict[str, Any] = {
-    "steps": 50,
-    "batch_size": 48,
-    "width": 8,
+    "steps": 30,
+    "batch_size": 24,
+    "width": 6,
     "strength": 0.3,
     "deformations": "digits",
-    "learning_rate": 5e-3,
+    "learning_rate": 1e-2,
 }
-CONTRAST = {"name": "contrastive", **QUICK, "steps": 20, "batch_size": 32, "move": 0.0}
+CONTRAST = {
+    **QUICK,
+    "name": "contrastive",
+    "steps": 20,
+    "batch_size": 32,
+    "width": 8,
+    "learning_rate": 5e-3,
+    "move": 0.0,
+}
 
 TABLES: dict[str, dict[str, Any]] = {
     "kmeans": {},
     "kmeans of few pixels": {
         "name": "kmeans",
+        "num_starts": 4,
         "features": {"name": "pca", "features": {"name": "pixels", "image_size": 4}, "num_dims": 5},
     },
     "kmeans of timm": {
         "name": "kmeans",
+        "num_starts": 4,
         "features": {
             "name": "pca",
             "features": {
@@ -57,7 +67,7 @@ TABLES: dict[str, dict[str, Any]] = {
             },
         },
     },
-    "kmeans of contrast": {"name": "kmeans", "features": CONTRAST},
+    "kmeans of contrast": {"name": "kmeans", "num_starts": 4, "features": CONTRAST},
     "mixture": {"features": {"name": "pca", "num_dims": 8}},
     "clusterer": {"max_points": 300},
     "clusterer with a number of its own": {
@@ -73,18 +83,18 @@ TABLES: dict[str, dict[str, Any]] = {
         "max_points": 300,
     },
     "most-stable": {"candidates": [{"name": "kmeans", "num_starts": 1}, "mixture"]},
-    "self-trained": {"base": "kmeans", **QUICK},
+    "self-trained": {"base": {"name": "kmeans", "num_starts": 2}, **QUICK},
     "self-trained from the most stable": {
         "name": "self-trained",
         "base": {"name": "most-stable", "candidates": ["kmeans", "mixture"]},
         **QUICK,
     },
-    "labels": QUICK,
+    "labels": {**QUICK, "steps": 50},
     "random": {},
     "iresnet": {
-        "network": {"blocks": [1, 1], "width": 16, "power_iterations": 1},
-        "pretext": {"steps": 40, "batch_size": 24, "learning_rate": 0.1, "projection": [32, 16]},
-        "partition": {"steps": 120, "batch_size": 24, "learning_rate": 3e-3, "num_neighbors": 5},
+        "network": {"blocks": [1, 1], "width": 8, "power_iterations": 1},
+        "pretext": {"steps": 20, "batch_size": 24, "learning_rate": 0.1, "projection": [32, 16]},
+        "partition": {"steps": 80, "batch_size": 24, "learning_rate": 6e-3, "num_neighbors": 5},
         "deformations": "digits",
         "strength": 0.3,
     },
@@ -127,6 +137,13 @@ class Case:
             warnings.simplefilter("ignore", PgmkitWarning)
             contracts.fit("partitioners", partitioner, source, seed)
         return partitioner
+
+
+@pytest.fixture
+def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What assigns new points is trained at once."""
+    for name, value in (("_WIDTH", 16), ("_BATCH", 64)):
+        monkeypatch.setattr(f"pgmkit.learning.assigner.{name}", value)
 
 
 @pytest.fixture(scope="module")
@@ -244,6 +261,7 @@ def test_logits_lie_where_the_images_lie(case: Case, fitted: Any, seen: Any) -> 
             assert agreement(parts(again, there).cpu(), parts(case.fitted(here), here)) > 0.9
 
 
+@pytest.mark.usefixtures("narrow")
 def test_a_few_images_are_enough_and_too_few_are_refused(brief: Case) -> None:
     source, _ = pictures(24)
     if brief.label == "clusterer with a number of its own":
@@ -326,7 +344,7 @@ def test_latents_are_split_where_features_look_at_them(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["kmeans", "self-trained"])
 def test_more_than_two_threads_change_nothing(name: str) -> None:
-    source, _ = pictures(300)
+    source, _ = pictures(200)
     before, found = torch.get_num_threads(), []
     try:
         for threads in (2, 3):

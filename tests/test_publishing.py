@@ -289,8 +289,8 @@ def test_a_hub_that_falls_silent_in_a_push_is_not_waited_for(
         return handler.command == method
 
     server.fault = silent
-    monkeypatch.setattr("pgmkit.loading.requests.ANSWER_SECONDS", 0.5)
-    monkeypatch.setattr("pgmkit.loading.requests.STALL_SECONDS", 0.5)
+    monkeypatch.setattr("pgmkit.loading.requests.ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr("pgmkit.loading.requests.STALL_SECONDS", 0.3)
     started = time.monotonic()
     with pytest.raises(LoadError, match=rf"{server.url} cannot be reached \(no answer"):
         push_folder(folder, "me/tiny")

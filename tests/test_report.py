@@ -1,6 +1,7 @@
 """What reports are made of: pictures that fit, words, and clusters side by side."""
 
 import io
+import itertools
 import json
 import math
 from pathlib import Path
@@ -8,13 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 import pgmkit
-from pgmkit.evaluate import pages, report
+from pgmkit.evaluate import figures, pages, report
+from pgmkit.evaluate.figures import png
 from pgmkit.evaluate.neighbours import neighbours
 from pgmkit.evaluate.report import check_numbers, describe, write_report
 from pgmkit.evaluate.training_report import write_training_report
+from pgmkit.images import load_images
 
 
 class Halves:
@@ -95,6 +99,44 @@ def test_the_page_says_in_words_what_was_found_and_shows_no_markup_of_names(
     scores = {"kept latents": {"adjusted_mutual_information": 0.03}}
     judged = {**numbers, "scores": scores, "classifier": {"name": "judge"}}
     assert "agree hardly with the classes of judge (AMI 0.03" in report._in_words(judged)
+
+
+def test_labels_have_places_of_their_own_in_every_figure(
+    shattered: pgmkit.ShatteredGenerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spectrum, selection, drawn = shattered.spectrum, shattered.selection, []
+    assert spectrum is not None
+    assert selection is not None
+
+    def kept(figure: Figure) -> bytes:
+        drawn.append(figure)
+        return png(figure)
+
+    monkeypatch.setattr(figures, "png", kept)
+    log = tmp_path / "log.csv"
+    log.write_text("step,loss,accuracy\n1,2000.5,0.1\n2,3,0.2\n")
+    ring = load_images("points:ring:n=60")
+    fitted = pgmkit.fit_partitioner("kmeans", ring, partitions=3)
+    record = {"candidates": [2, 4], "value": 4, "mean": [0.1, 0.2], "std": [0, 0.1]}
+    figures.sizes([1_000, 20_000], "cluster", "kept latents")
+    figures.curves([log])
+    figures.plane(fitted, ring, part=1)
+    figures.points(torch.randn(20, 2), None, (-2, 2))
+    figures.log_density(selection, "none")
+    figures.singular_values(spectrum)
+    figures.choice({**record, "criterion": "stability", "diversity": [1, 0.5]}, "clusters")
+    figures.png(figures.spectrum_overview(spectrum))
+    assert len(drawn) == 8
+    for figure in drawn:
+        boxes = {axes: axes.get_tightbbox() for axes in figure.axes if axes.get_visible()}
+        for axes, box in boxes.items():
+            assert box is not None
+            assert (box.min >= figure.bbox.min).all()
+            assert (box.max <= figure.bbox.max).all()
+            for axis in (axes.xaxis, axes.yaxis):
+                assert any(label.get_text() for label in axis.get_ticklabels())
+        if "share of clusters left" not in {axes.get_ylabel() for axes in boxes}:  # on another's
+            assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes.values(), 2))
 
 
 def test_a_training_and_its_pictures_are_told_of(tmp_path: Path) -> None:

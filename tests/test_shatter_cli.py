@@ -207,13 +207,13 @@ def test_a_phase_that_takes_long_is_one_line_and_quick_ones_are_not_told(
     fit = MixtureMapper.fit
 
     def slowly(self: MixtureMapper, *arguments: Any, **rest: Any) -> None:
-        time.sleep(1.5 if progress._SECONDS < 1 else 0.0)
+        time.sleep(0.3 if progress._SECONDS < 1 else 0.0)
         fit(self, *arguments, **rest)
 
     monkeypatch.setattr(MixtureMapper, "fit", slowly)
     words = ("--clusters", 2, "--sampler", "kmeans-gmm", "--set", "sampler.num_components=1")
     said = []
-    for seconds, quiet in ((0.3, ()), (1e6, ()), (0.3, ("-q",))):
+    for seconds, quiet in ((0.1, ()), (1e6, ()), (0.1, ("-q",))):
         monkeypatch.setattr(progress, "_SECONDS", seconds)
         out = tmp_path / f"{seconds}-{len(quiet)}"
         finished = run_pgmkit("shatter", tiny, "--spectrum", spectrum, "-o", out, *words, *quiet)

@@ -728,10 +728,9 @@ def test_a_head_of_other_logits_is_refused() -> None:
 
 def test_the_network_of_self_training_tells_what_its_last_layer_sees() -> None:
     source, _ = pictures(60)
-    table = {"name": "self-trained", "base": "kmeans", "steps": 60, "batch_size": 32, "width": 6}
-    learned = pgmkit.fit_partitioner(
-        {**table, "strength": 0.3, "deformations": "digits"}, source, partitions=4
-    )
+    table = {"name": "self-trained", "base": "kmeans", "steps": 30, "batch_size": 24, "width": 6}
+    table |= {"learning_rate": 1e-2, "strength": 0.3, "deformations": "digits"}
+    learned = pgmkit.fit_partitioner(table, source, partitions=4)
     assert isinstance(learned.partitioner, contracts.Represents)
     x = source.values
     points_ = contracts.represented(learned.partitioner, x)

@@ -5,12 +5,11 @@ import io
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
@@ -169,29 +168,6 @@ def begun(words: Sequence[str], **more: str) -> subprocess.Popen[str]:
 def children(process: int) -> list[int]:
     text = Path(f"/proc/{process}/task/{process}/children").read_text()
     return [int(child) for child in text.split()]
-
-
-@contextmanager
-def torchrun(count: int, *words: object) -> Iterator[subprocess.Popen[str]]:
-    """Starts a command under torchrun; ends what is left of it, whatever happens."""
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    start += ["--monitor-interval", "0.05", "--nproc-per-node", str(count)]
-    process = subprocess.Popen(
-        [*start, *map(str, words)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment(),
-    )
-    with process:
-        try:
-            yield process
-        finally:
-            # Its workers are in sessions of their own.
-            left = children(process.pid) if process.poll() is None else []
-            for number in (process.pid, *left):
-                with suppress(ProcessLookupError):
-                    os.kill(number, signal.SIGKILL)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

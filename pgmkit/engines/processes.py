@@ -14,6 +14,8 @@ from typing import Any, Generic, TypeVar
 
 from pgmkit.plugins import installed
 
+_FRESH = multiprocessing.get_context("spawn")
+
 Item = TypeVar("Item")
 Output = TypeVar("Output")
 
@@ -67,9 +69,8 @@ class _Worker(Generic[Item]):
 
     def __init__(self, function: Callable[[Item], Any], item: Item) -> None:
         disabled = [record.name for record in installed().records if record.status == "disabled"]
-        context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        self.process: SpawnProcess = context.Process(
+        self.connection, theirs = _FRESH.Pipe()
+        self.process: SpawnProcess = _FRESH.Process(
             target=_work, args=(theirs, function, ",".join(disabled)), daemon=True
         )
         # A Ctrl-C goes to all processes of a terminal. Inherited, the mask keeps it from this one,
