@@ -39,6 +39,8 @@ from pgmkit.priors import DISTRIBUTIONS
 from pgmkit.spectrum.settings import SpectrumSettings
 from pgmkit.train.gan import GANSettings
 from pgmkit.train.settings import TrainSettings
+from pgmkit_plugins.partitioners.kmeans import KMeansPartitioner
+from pgmkit_plugins.partitioners.manifold import ManifoldPartitioner
 
 DOCS = ROOT / "docs"
 
@@ -62,9 +64,17 @@ def _own_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _fewer_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Proposals of mappers, and repeats of a choice."""
+    """Proposals, repeats, starts, pictures in reports, and trials before a spectrum."""
     monkeypatch.setattr("pgmkit_plugins.mappers.rejection._FEWEST_TRIALS", 8)
     monkeypatch.setattr("pgmkit.choosing._REPEATS", 2)
+    monkeypatch.setattr("pgmkit.evaluate.report._PER_CLUSTER", 4)
+    monkeypatch.setattr("pgmkit.evaluate.report._BESIDE", 8)
+    monkeypatch.setattr("pgmkit.generator._CHECKED_IMAGES", 16)
+    monkeypatch.setattr("pgmkit.spectrum.differentiation._CALIBRATION_SECONDS", 0.0)
+    monkeypatch.setattr("pgmkit.spectrum.safety.SAMPLE", 32)
+    for partitioner in (KMeansPartitioner, ManifoldPartitioner):
+        *others, _ = partitioner.__init__.__defaults__  # type: ignore[misc]
+        monkeypatch.setattr(partitioner.__init__, "__defaults__", (*others, 2))
 
 
 @pytest.fixture(scope="module")
