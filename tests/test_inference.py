@@ -11,11 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 from wild_networks import LAYOUTS, Wild, pytorch_example, spectral
 
 import pgmkit
 from pgmkit.errors import LoadError, ParameterError
 from pgmkit.loading.inference import Inferred, infer, search
+from pgmkit.loading.inference.parts import read_parts
 from pgmkit.plugins import build
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -72,6 +74,15 @@ def test_the_network_of_a_wild_file_is_found(layout: str) -> None:
     assert bool(told) == (layout not in _NO_EVIDENCE)
     if not told:
         assert "nothing in the file can confirm it" in inferred.guesses[0]
+
+
+@pytest.mark.parametrize("norm", [parametrizations.weight_norm, parametrizations.spectral_norm])
+def test_weights_are_those_that_their_norms_make(norm: Callable[[nn.Module], nn.Module]) -> None:
+    layers = [nn.Linear(6, 32), nn.ConvTranspose2d(8, 5, 4), nn.Conv2d(5, 3, 3)]
+    network = nn.Sequential(*map(norm, layers)).eval()
+    for part in read_parts(network.state_dict()).parts:
+        assert part.applied is not None
+        torch.testing.assert_close(part.applied, network[int(part.path)].weight)
 
 
 @pytest.mark.parametrize("layout", _QUICK)

@@ -391,7 +391,8 @@ def _applied(part: Part) -> Tensor | None:
         direction = named["parametrizations.weight.original1"]
         length = named["parametrizations.weight.original0"]
         dims = [dim for dim in range(direction.ndim) if length.ndim and length.shape[dim] == 1]
-        weight: Tensor = direction * length / direction.norm(dim=dims or None, keepdim=True)
+        norm = torch.linalg.vector_norm(direction, dim=dims or None, keepdim=True)
+        weight: Tensor = direction * length / norm
         return weight
     weight = named["parametrizations.weight.original"]
     kept = part.weight_dim or 0
