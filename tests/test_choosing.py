@@ -313,7 +313,7 @@ def test_parts_that_are_named_or_built_are_chosen_as_many(
 
 
 def test_self_training_is_chosen_by_the_points_of_its_base(grouped: pgmkit.Spectrum) -> None:
-    quick = {"steps": 30, "batch_size": 24, "width": 6, "learning_rate": 1e-2, "rounds": 1}
+    quick = {"steps": 15, "batch_size": 24, "width": 6, "learning_rate": 1e-2, "rounds": 1}
     learned = {
         "name": "self-trained",
         "base": "kmeans",

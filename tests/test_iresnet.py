@@ -432,7 +432,8 @@ def test_the_trunk_that_was_fitted_is_inverted(fitted: Any, labelled: Pictures) 
 
 
 def test_unpooled_logits_guide_from_wherever_an_image_lies(labelled: Pictures) -> None:
-    partitioner = quick(network={"pooled": False, "smooth": True}, partition={"steps": 30})
+    few = {"pretext": {"steps": 10}, "partition": {"steps": 15}}
+    partitioner = quick(network={"pooled": False, "smooth": True}, **few)
     partitioner.fit(labelled, seed=0)
     assert partitioner.represent(every(labelled)[:1]).shape == (1, 3 * 8 * 8)
     x = (drawn(20, 3, 8, 8) * 0.5).float().requires_grad_()

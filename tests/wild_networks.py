@@ -57,7 +57,7 @@ class Wild:
                 if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d):
                     norm.reset_running_stats()
             for _ in range(12):
-                self.images(module, self.latents(64))
+                self.images(module, self.latents(32))
         return module.eval()
 
 
