@@ -42,6 +42,7 @@ SHORTER = {
     "--clusters 4": "--clusters 2",
     "-n 200": "-n 60",
     "-n 64": "-n 16",
+    "-n 300\n": "-n 60\n",
     "mnist.npz --set partitioner.preset=tiny": "mnist.npz --size 16 --set partitioner.preset=tiny",
     "points:ring ": "points:ring:n=500 ",
     "steps = 300\n": "steps = 3\n",

@@ -67,10 +67,11 @@ def _fewer_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Proposals, repeats, starts, pictures in reports, and trials before a spectrum."""
     monkeypatch.setattr("pgmkit_plugins.mappers.rejection._FEWEST_TRIALS", 8)
     monkeypatch.setattr("pgmkit.choosing._REPEATS", 2)
+    monkeypatch.setattr("pgmkit.loading.cards.PER_CLUSTER", 2)
+    monkeypatch.setattr("pgmkit.shattering.result.PER_CLUSTER", 2)
     monkeypatch.setattr("pgmkit.evaluate.report._PER_CLUSTER", 4)
     monkeypatch.setattr("pgmkit.evaluate.report._BESIDE", 8)
     monkeypatch.setattr("pgmkit.generator._CHECKED_IMAGES", 16)
-    monkeypatch.setattr("pgmkit.spectrum.differentiation._CALIBRATION_SECONDS", 0.0)
     monkeypatch.setattr("pgmkit.spectrum.safety.SAMPLE", 32)
     for partitioner in (KMeansPartitioner, ManifoldPartitioner):
         *others, _ = partitioner.__init__.__defaults__  # type: ignore[misc]
