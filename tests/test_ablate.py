@@ -755,6 +755,14 @@ def test_a_spectrum_that_fails_costs_only_its_cells(
     assert summary_of(prepared, tmp_path / "out")["failed"] == 0
 
 
+@pytest.fixture
+def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes are forked from one that has the imports."""
+    serve()
+    monkeypatch.setattr("pgmkit.engines.processes._FRESH", FORKS)
+
+
+@pytest.mark.usefixtures("_at_once")
 def test_two_processes_compute_the_same_cells_and_a_dead_one_costs_its_cell(
     done: Path, tiny: str, tmp_path: Path, faulty: Path
 ) -> None:
@@ -770,13 +778,6 @@ def test_two_processes_compute_the_same_cells_and_a_dead_one_costs_its_cell(
     assert len(metrics) > 12
     for one, other in zip(alive, here, strict=True):
         assert [one[name] for name in metrics] == [other[name] for name in metrics]
-
-
-@pytest.fixture
-def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Processes are forked from one that has the imports."""
-    serve()
-    monkeypatch.setattr("pgmkit.engines.processes._FRESH", FORKS)
 
 
 @pytest.mark.usefixtures("faulty", "_at_once")

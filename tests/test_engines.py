@@ -309,8 +309,8 @@ class TestTorchrun:
 def cluster() -> Iterator[Cluster]:
     """A head with two processors, and a node with one."""
     node = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
-    alone = {"include_dashboard": False, "include_log_monitor": False, "no_monitor": True}
-    cluster = Cluster(initialize_head=True, head_node_args={**node, **alone, "num_cpus": 2})
+    head = {**node, "num_cpus": 2, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         cluster.add_node(**node)
         ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
