@@ -90,6 +90,20 @@ def no_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tried, lambda *_, **__: (None, 1.0))
 
 
+@pytest.fixture
+def no_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training and fits of partitioners leave no report.html."""
+    for name in ("evaluate.training_report.write_training", "jobs.partition.write_partition"):
+        monkeypatch.setattr(f"pgmkit.{name}_report", lambda *_: None)
+
+
+@pytest.fixture
+def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Perceptrons that assign points are trained at once."""
+    for name, value in (("_WIDTH", 16), ("_BATCH", 64)):
+        monkeypatch.setattr(f"pgmkit.learning.assigner.{name}", value)
+
+
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """Sums in one order, as workers and subprocesses do."""

@@ -15,13 +15,6 @@ from pgmkit.learning.assigner import Assigner
 from pgmkit.learning.pca import leading_eigenvectors, principal_components
 
 
-@pytest.fixture
-def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Perceptrons that are trained at once."""
-    for name, value in (("_WIDTH", 16), ("_BATCH", 64)):
-        monkeypatch.setattr(f"pgmkit.learning.assigner.{name}", value)
-
-
 def rings(count: int) -> tuple[Tensor, Tensor]:
     points = torch.randn(count, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     return points, (points.norm(dim=1) > 1.5).long()

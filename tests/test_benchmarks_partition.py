@@ -47,6 +47,7 @@ def test_every_method_can_be_built(config: Path) -> None:
 @pytest.mark.filterwarnings("ignore:.*clusters have fewer latents")
 @pytest.mark.filterwarnings("ignore:.*took none of the trial proposals")
 @pytest.mark.filterwarnings("ignore:.*is empty")
+@pytest.mark.usefixtures("no_pages")
 def test_one_command_fits_and_writes_the_page(
     script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -57,7 +58,6 @@ def test_one_command_fits_and_writes_the_page(
     small["classifier"] = write_tiny_classifier(tmp_path / "classifier", image_size=32)
     configs = script.configs()
     monkeypatch.setattr(script, "configs", lambda: {**configs, "mnist": configs["mnist"] | small})
-    monkeypatch.setattr("pgmkit.jobs.partition.write_partition_report", lambda *_: None)
     monkeypatch.setattr(script, "LATENTS", 100)
     monkeypatch.setattr(script, "SAMPLES", 20)
     assert script.filled({"a": [1], "b": "{fits}-{seed}"}, fits="x", seed=3) == {

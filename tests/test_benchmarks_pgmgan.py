@@ -41,10 +41,8 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def quick(no_pages: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs leave no report.html, and pictures of points show few."""
-    for name in ("evaluate.training_report.write_training", "jobs.partition.write_partition"):
-        monkeypatch.setattr(f"pgmkit.{name}_report", lambda *_: None)
     monkeypatch.setattr("pgmkit.train.samples._POINTS", 300)
 
 

@@ -81,13 +81,6 @@ def _few_points() -> Iterator[None]:
         yield
 
 
-@pytest.fixture
-def no_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs leave no report.html."""
-    for name in ("evaluate.training_report.write_training", "jobs.partition.write_partition"):
-        monkeypatch.setattr(f"pgmkit.{name}_report", lambda *_: None)
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("trained") / "rings"

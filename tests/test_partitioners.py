@@ -139,13 +139,6 @@ class Case:
         return partitioner
 
 
-@pytest.fixture
-def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What assigns new points is trained at once."""
-    for name, value in (("_WIDTH", 16), ("_BATCH", 64)):
-        monkeypatch.setattr(f"pgmkit.learning.assigner.{name}", value)
-
-
 @pytest.fixture(scope="module")
 def seen() -> tuple[Pictures, Tensor]:
     return pictures(COUNT)

@@ -51,13 +51,6 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
-def no_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs leave no report.html."""
-    name = "pgmkit.evaluate.training_report.write_training_report"
-    monkeypatch.setattr(name, lambda *_: None)
-
-
 def run_training(config: dict[str, Any], data: str, out: Path) -> Path:
     model = prepare({**config, "data": data, "device": "cpu"}).run(out)
     assert model is not None
@@ -92,7 +85,7 @@ def test_a_gan_is_trained_exported_and_loaded(
     assert grids == ["step-0000037.png", "step-0000074.png"]
 
 
-@pytest.mark.usefixtures("no_page")
+@pytest.mark.usefixtures("no_pages")
 def test_training_moves_the_weights_and_the_seed_decides_them(digits: Path, tmp_path: Path) -> None:
     outputs = {}
     for name, overrides in {"a": [], "b": [], "other": ["seed=1"]}.items():
@@ -117,7 +110,7 @@ def test_the_shipped_classifier_states_its_accuracy() -> None:
     assert load_classifier("mnist-classifier").measured["test_accuracy"] >= 0.985
 
 
-@pytest.mark.usefixtures("no_page")
+@pytest.mark.usefixtures("no_pages")
 def test_a_run_does_not_continue_on_other_data(digits: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run_training(gan_config(*FEW), str(digits), out)
@@ -158,7 +151,7 @@ def test_settings_outside_their_range_are_refused_before_training(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.usefixtures("no_page")
+@pytest.mark.usefixtures("no_pages")
 def test_length_is_counted_in_steps_of_the_generator_too(digits: Path, tmp_path: Path) -> None:
     config = gan_config("model.discriminator_steps=3", "snapshots=[1]")
     by_epochs = prepare({**config, "data": str(digits), "device": "cpu"})
@@ -191,7 +184,7 @@ def test_the_learning_rate_goes_to_its_end_on_a_straight_line(digits: Path) -> N
         assert job.task.discriminator_optimizer.param_groups[0]["lr"] == 0.01
 
 
-@pytest.mark.usefixtures("no_page")
+@pytest.mark.usefixtures("no_pages")
 def test_the_discriminator_may_have_an_optimizer_of_its_own(digits: Path, tmp_path: Path) -> None:
     own = "model.discriminator_optimizer.learning_rate=1e-30"
     values = {**gan_config(*FEW, own), "data": str(digits), "device": "cpu"}
@@ -306,7 +299,7 @@ def test_each_part_of_the_shipped_conditional_generator_is_one_digit() -> None:
     assert len(digits) == 10
 
 
-@pytest.mark.usefixtures("no_page")
+@pytest.mark.usefixtures("no_pages")
 def test_snapshots_are_exported_on_the_way_and_change_nothing(digits: Path, tmp_path: Path) -> None:
     few = gan_config("epochs=2", "batch_size=50")
     plain = run_training(few, str(digits), tmp_path / "plain")
@@ -334,7 +327,7 @@ def test_a_snapshot_after_no_such_epoch_is_refused(
         run_training(config, str(digits), tmp_path / "run")
 
 
-@pytest.mark.usefixtures("no_page")
+@pytest.mark.usefixtures("no_pages")
 def test_a_classifier_may_be_tested_on_a_part_of_the_images(digits: Path, tmp_path: Path) -> None:
     data = np.load(digits)
     whole = tmp_path / "whole.npz"
@@ -385,7 +378,7 @@ def sorted_digits(digits: Path, root: Path, names: tuple[str, str]) -> Path:
 TWO_CLASSES = ["epochs=4", "batch_size=8", "model.num_classes=2", "test_fraction=0.2"]
 
 
-@pytest.mark.usefixtures("no_page")
+@pytest.mark.usefixtures("no_pages")
 @pytest.mark.parametrize(
     ("names", "given", "classes"),
     [
@@ -435,7 +428,7 @@ def test_classes_and_images_that_do_not_fit_are_refused_before_the_first_epoch(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.usefixtures("no_page")
+@pytest.mark.usefixtures("no_pages")
 def test_one_hot_labels_are_learned(digits: Path, tmp_path: Path) -> None:
     data = np.load(digits)
     path = tmp_path / "one-hot.npz"
