@@ -3,6 +3,7 @@
 What takes long to import is imported where it is used: the process that hands out tests needs none.
 """
 
+import functools
 import gc
 import itertools
 import signal
@@ -10,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -26,6 +27,8 @@ _caches = itertools.count()
 _LONGEST = (
     *("test_docs", "test_new_plugins", "test_engines", "test_shatter", "test_ablate"),
     *("test_inference", "test_partitioners", "test_choosing", "test_testing", "test_faults"),
+    *("test_spectrum", "test_train", "test_programs", "test_tangents", "test_contracts"),
+    *("test_iresnet", "test_mappers", "test_partition", "test_backbones", "test_exploring"),
 )
 """Files that take the longest come first, so that no process is left alone with one at the end."""
 
@@ -45,7 +48,15 @@ def pytest_runtest_setup() -> None:
     """Gives networks that nobody seeds the same weights in whatever order tests run."""
     import torch
 
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)  # torch.manual_seed notes where it was called
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _short_trials() -> Iterator[None]:
+    """Tries batch sizes for Jacobians for a fifth of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pgmkit.spectrum.differentiation._CALIBRATION_SECONDS", 0.2)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -56,13 +67,26 @@ def _no_cache_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield
 
 
+def coarsely(print_png: Callable[..., None]) -> Callable[..., None]:
+    """Returns a way to leave a figure as PNG that does so with fewer pixels."""
+
+    @functools.wraps(print_png)
+    def printed(canvas: Any, *args: Any) -> None:
+        canvas.figure.set_dpi(canvas.figure.dpi / 3)
+        print_png(canvas, *args)
+
+    return printed
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _no_labels(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Leaves axes and legends out of figures, and titles where they fall: most of their time.
+    """Leaves axes and legends out of figures, titles where they fall, and a third of the pixels.
 
-    tests/test_report.py sees to them in every kind of figure, tests/test_ablate.py in its charts.
+    All of that takes most of their time. tests/test_report.py sees to it in every kind of figure,
+    tests/test_ablate.py in its charts.
     """
     from matplotlib.axis import Axis
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.layout_engine import ConstrainedLayoutEngine
     from matplotlib.legend import Legend
 
@@ -71,6 +95,7 @@ def _no_labels(request: pytest.FixtureRequest) -> Iterator[None]:
             patch.setattr(ConstrainedLayoutEngine, "execute", lambda *_: None)
             patch.setattr(Axis, "draw", lambda *_: None)
             patch.setattr(Legend, "draw", lambda *_: None)
+            patch.setattr(FigureCanvasAgg, "print_png", coarsely(FigureCanvasAgg.print_png))
         yield
 
 

@@ -6,8 +6,10 @@ It also plays a Hub, or a network, that is out of order.
 """
 
 import base64
+import functools
 import hashlib
 import json
+import ssl
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -23,6 +25,7 @@ from huggingface_hub import close_session, constants
 
 _LICENSES = ("apache-2.0", "cc-by-4.0", "mit", "other", "unknown")
 _LARGE = 10_000_000
+_certificates = functools.cache(ssl.create_default_context)  # take 20 ms to read
 _ALWAYS_LARGE = (".safetensors", ".bin", ".pt", ".pth", ".png", ".npz")
 
 
@@ -178,6 +181,7 @@ def use_hub(monkeypatch: pytest.MonkeyPatch, url: str, home: Path) -> None:
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(ssl, "create_default_context", _certificates)
     # An upload starts a library of its own, which reads the environment and keeps logs.
     monkeypatch.setenv("HF_HOME", str(home))
     monkeypatch.setenv("HF_XET_CACHE", str(home / "xet"))

@@ -341,13 +341,6 @@ class TestRay:
     def test_it_keeps_the_contract_of_engines(self, cluster: Cluster) -> None:
         assert check_engine({"name": "ray", "workers": 2}).counts()["passed"] == 14
 
-    def test_an_error_in_a_worker_is_the_error_here(
-        self, cluster: Cluster, generator: pgmkit.Generator, tmp_path: Path
-    ) -> None:
-        (tmp_path / "block-000003.safetensors").mkdir()
-        with pytest.raises(OutputError, match=r"cannot write .*block-000003"):
-            compute(generator, tmp_path, "ray")
-
     def test_a_node_that_is_lost_in_the_middle_loses_nothing(
         self, cluster: Cluster, tmp_path: Path
     ) -> None:
@@ -385,6 +378,14 @@ class TestRay:
         compute(generator, begun, "ray")
         assert before.items() <= shards(begun).items()
         assert contents(begun) == undisturbed
+
+    def test_an_error_in_a_worker_is_the_error_here(
+        self, cluster: Cluster, generator: pgmkit.Generator, tmp_path: Path
+    ) -> None:
+        """The last, as it costs the cluster the processes that are at work."""
+        (tmp_path / "block-000003.safetensors").mkdir()
+        with pytest.raises(OutputError, match=r"cannot write .*block-000003"):
+            compute(generator, tmp_path, "ray")
 
     @pytest.mark.parametrize(
         "parameters", [{"workers": 0}, {"num_cpus": 0}, {"num_gpus": -1}, {"retries": -2}]

@@ -2,6 +2,7 @@
 
 import email.utils
 import hashlib
+import io
 import logging
 import os
 import re
@@ -12,7 +13,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -626,12 +628,25 @@ def test_a_token_in_a_reference_is_refused_and_not_repeated(
     assert server.requests == []
 
 
+@contextmanager
+def logged() -> Iterator[io.StringIO]:
+    """Yields what all loggers say meanwhile."""
+    everything, text = logging.getLogger(), io.StringIO()
+    level, handler = everything.level, logging.StreamHandler(text)
+    everything.addHandler(handler)
+    everything.setLevel(logging.INFO)
+    try:
+        yield text
+    finally:
+        everything.setLevel(level)
+        everything.removeHandler(handler)
+
+
 @pytest.mark.parametrize("state", ["down", "503", "403", "portal", "missing", "well"])
 def test_a_password_in_the_endpoint_is_never_shown(
     server: HubServer,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
     capfd: pytest.CaptureFixture[str],
     no_pauses: list[float],
     state: str,
@@ -643,7 +658,7 @@ def test_a_password_in_the_endpoint_is_never_shown(
     if state == "down":
         server.stop()
     told = ""
-    with caplog.at_level(logging.INFO):
+    with logged() as log:
         try:
             name = "org/other" if state == "missing" else "org/tiny"
             open_repository(name, f"hf-hub:{name}").path("model.safetensors")
@@ -651,7 +666,7 @@ def test_a_password_in_the_endpoint_is_never_shown(
             told = "".join(traceback.format_exception(error))
     shown = capfd.readouterr()
     assert (server.url in told) == (state != "well")
-    assert "hunter2" not in told + caplog.text + shown.out + shown.err
+    assert "hunter2" not in told + log.getvalue() + shown.out + shown.err
 
 
 def test_the_client_is_as_it_was_afterwards(server: HubServer) -> None:

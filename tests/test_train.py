@@ -291,10 +291,10 @@ def test_each_part_of_the_shipped_conditional_generator_is_one_digit() -> None:
     assert model.partitioner is not None
     judge, digits = load_classifier("mnist-classifier"), set()
     for part in range(10):
-        images = model.sample(50, partition=part, seed=0)
+        images = model.sample(20, partition=part, seed=0)
         assert (model.partitioner.assign(images) == part).double().mean() > 0.9
         counts = judge.labels(images, model.image.range).bincount()
-        assert counts.max() > 45
+        assert counts.max() > 18
         digits.add(int(counts.argmax()))
     assert len(digits) == 10
 

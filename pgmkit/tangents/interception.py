@@ -102,12 +102,16 @@ def opaque_calls_noted_by(recorder: "Recorder") -> Iterator[None]:
 
 
 def _custom_functions() -> Iterator[Any]:
-    """Yields every custom function; `apply` may be stored anywhere, but calls their `forward`."""
+    """Yields every custom function; `apply` may be stored anywhere, but calls their `forward`.
+
+    Those that torch makes for custom operators, a hundred of its own, are left out: a mode sees
+    these operators.
+    """
     remaining: list[Any] = [torch.autograd.Function]
     while remaining:
         found = remaining.pop().__subclasses__()
         remaining += found
-        yield from found
+        yield from (cls for cls in found if cls.__module__ != "torch._library.autograd")
 
 
 def _noted_forward(cls: Any, forward: Callable[..., Any]) -> Callable[..., Any]:
