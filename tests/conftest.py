@@ -3,7 +3,6 @@
 What takes long to import is imported where it is used: the process that hands out tests needs none.
 """
 
-import functools
 import gc
 import itertools
 import signal
@@ -11,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -24,17 +23,29 @@ gc.disable()  # until all tests are collected: what they import stays
 
 _caches = itertools.count()
 
-_LONGEST = (
-    *("test_docs", "test_new_plugins", "test_engines", "test_shatter", "test_ablate"),
-    *("test_inference", "test_partitioners", "test_choosing", "test_testing", "test_faults"),
-    *("test_spectrum", "test_train", "test_programs", "test_tangents", "test_contracts"),
-    *("test_iresnet", "test_mappers", "test_partition", "test_backbones", "test_exploring"),
+_FIRST = (
+    "test_shatter",
+    *("test_engines", "test_requests", "test_progress", "test_publishing"),
+    *("test_docs", "test_new_plugins", "test_ablate", "test_partitioners", "test_inference"),
+    *(
+        "test_choosing",
+        "test_testing",
+        "test_programs",
+        "test_faults",
+        "test_train",
+        "test_tangents",
+    ),
+    *("test_contracts", "test_iresnet", "test_spectrum", "test_partition", "test_mappers"),
 )
-"""Files that take the longest come first, so that no process is left alone with one at the end."""
+"""Files that take the longest come first, so that no process is left alone with one at the end.
+
+With the first, which has one test of a minute on two threads, those that wait for others.
+"""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.stem not in _LONGEST)
+    places = {name: place for place, name in enumerate(_FIRST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
 
 def pytest_collection_finish() -> None:
@@ -67,36 +78,21 @@ def _no_cache_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield
 
 
-def coarsely(print_png: Callable[..., None]) -> Callable[..., None]:
-    """Returns a way to leave a figure as PNG that does so with fewer pixels."""
-
-    @functools.wraps(print_png)
-    def printed(canvas: Any, *args: Any) -> None:
-        canvas.figure.set_dpi(canvas.figure.dpi / 3)
-        print_png(canvas, *args)
-
-    return printed
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _no_labels(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Leaves axes and legends out of figures, titles where they fall, and a third of the pixels.
-
-    All of that takes most of their time. tests/test_report.py sees to it in every kind of figure,
-    tests/test_ablate.py in its charts.
-    """
-    from matplotlib.axis import Axis
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-    from matplotlib.legend import Legend
+@pytest.fixture(scope="session", autouse=True)
+def _plain_figures() -> Iterator[None]:
+    from plain import draw_plainly
 
     with pytest.MonkeyPatch.context() as patch:
-        if request.path.stem not in ("test_report", "test_ablate"):
-            patch.setattr(ConstrainedLayoutEngine, "execute", lambda *_: None)
-            patch.setattr(Axis, "draw", lambda *_: None)
-            patch.setattr(Legend, "draw", lambda *_: None)
-            patch.setattr(FigureCanvasAgg, "print_png", coarsely(FigureCanvasAgg.print_png))
+        draw_plainly(patch)
         yield
+
+
+@pytest.fixture
+def full_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are drawn as users see them."""
+    from plain import draw_in_full
+
+    draw_in_full(monkeypatch)
 
 
 @pytest.fixture(autouse=True)

@@ -18,14 +18,15 @@ import pgmkit.testing
 assert pgmkit.testing.checks_of("features")
 WITH_PYTEST = "pytest" in sys.modules
 
-import matplotlib.figure  # noqa: E402, F401
 import pytest  # noqa: E402
 import scipy.stats  # noqa: E402, F401
 import sklearn.cluster  # noqa: E402, F401
 import sympy  # noqa: E402, F401
+from plain import draw_plainly  # noqa: E402
 from tiny import run_pgmkit  # noqa: E402
 
 from pgmkit.plugins import installed  # noqa: E402
+from pgmkit.spectrum import differentiation  # noqa: E402
 
 
 def run(words: list[str]) -> dict[str, object]:
@@ -45,6 +46,8 @@ def replace_by_outcomes(path: Path) -> None:
 
 if __name__ == "__main__":
     assert not WITH_PYTEST
+    draw_plainly(pytest.MonkeyPatch())
+    differentiation._CALIBRATION_SECONDS = 0.1
     for line in sys.stdin:
         assert not installed.cache_info().currsize
         process = os.fork()

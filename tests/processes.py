@@ -17,7 +17,9 @@ from multiprocessing.util import Finalize
 from pathlib import Path
 from unittest import mock
 
+import pytest
 import torch
+from plain import draw_plainly
 from tiny import Finished, children
 
 FORKS = multiprocessing.get_context("forkserver")
@@ -144,6 +146,7 @@ def _run(
         os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), number)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(1)
+    draw_plainly(pytest.MonkeyPatch())
     # It is to be one that stands alone, and ends as such.
     multiprocessing.process._parent_process = None  # type: ignore[attr-defined]
     Finalize(None, atexit._run_exitfuncs, exitpriority=0)

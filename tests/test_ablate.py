@@ -20,6 +20,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
+from plain import draw_in_full
 from processes import FORKS, forked, serve
 from safetensors.torch import load_file, save, save_file
 from tiny import (
@@ -180,7 +181,9 @@ def done(tiny: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A complete ablation of 8 cells, whose config and stdout lie beside it."""
     out = tmp_path_factory.mktemp("done") / "out"
     path = write_config(out.with_name("config.toml"), config(tiny))
-    finished = run_pgmkit("ablate", path, "-o", out, "--json")
+    with pytest.MonkeyPatch.context() as patch:
+        draw_in_full(patch)
+        finished = run_pgmkit("ablate", path, "-o", out, "--json")
     assert finished.code == 0, finished.stderr
     out.with_name("stdout.json").write_text(finished.stdout)
     out.with_name("stderr.txt").write_text(finished.stderr)

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 from tiny import Finished, copied, environment, every_file, run_pgmkit, write_tiny_generator
 
@@ -428,11 +427,8 @@ class TestPlot:
         assert drawn == [2, 1, 2]
         assert "1 infinite" in condition.get_xlabel()
 
-    def test_a_picture_is_written(
-        self, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        fine = FigureCanvasAgg.print_png.__wrapped__  # type: ignore[attr-defined]
-        monkeypatch.setattr(FigureCanvasAgg, "print_png", fine)
+    @pytest.mark.usefixtures("full_figures")
+    def test_a_picture_is_written(self, saved: Path, tmp_path: Path) -> None:
         out = tmp_path / "new" / "spectrum.png"
         finished = run_pgmkit("spectrum", "plot", saved, "-o", out)
         assert (finished.code, finished.stdout) == (0, f"{out}\n")

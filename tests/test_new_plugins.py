@@ -203,7 +203,8 @@ def outcomes(place: Place, tiny: str) -> dict[str, dict[str, Any]]:
     torch.save(component_of("pgmkit-own-network")["Net"]().state_dict(), folder / "net.pt")
     write_own_generator(folder / "own")
     train = ["train", "--data", images, "--device", "cpu", "--json", "-q"]
-    alone = ["pytest", "-q", "-p", "no:cacheprovider", "--import-mode=importlib"]
+    alone = ["pytest", "-q", "-p", "no:cacheprovider", "-p", "no:unraisableexception"]
+    alone += ["--import-mode=importlib"]
     given = f'partitioner.features={{name="own-network", weights="{folder / "net.pt"}"}}'
     commands: dict[str, list[object]] = {
         f"check {name}": ["plugins", "check", name, "--json", "-q"] for name in NAMES.values()

@@ -101,6 +101,7 @@ def test_the_page_says_in_words_what_was_found_and_shows_no_markup_of_names(
     assert "agree hardly with the classes of judge (AMI 0.03" in report._in_words(judged)
 
 
+@pytest.mark.usefixtures("full_figures")
 def test_labels_have_places_of_their_own_in_every_figure(
     shattered: pgmkit.ShatteredGenerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
