@@ -1,6 +1,7 @@
 """What is public: the names of docs/api.md, and no others."""
 
 import ast
+import doctest
 import importlib
 import re
 from pathlib import Path
@@ -10,7 +11,8 @@ import pytest
 
 import pgmkit
 
-PAGE = (Path(__file__).parent.parent / "docs" / "api.md").read_text()
+ROOT = Path(__file__).parent.parent
+PAGE = (ROOT / "docs" / "api.md").read_text()
 ROWS = dict(re.findall(r"^\| `(pgmkit[\w.]*)` \| (.*) \|$", PAGE, re.MULTILINE))
 
 
@@ -42,3 +44,15 @@ def test_the_built_in_methods_use_public_names_alone() -> None:
         and f"`{alias.name}`" not in ROWS.get(str(node.module), "")
     ]
     assert not hidden
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in sorted((ROOT / "pgmkit").rglob("*.py")) if ">>> " in path.read_text()],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_examples_in_docstrings_are_true(path: Path) -> None:
+    module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    failed, tried = doctest.testmod(module)
+    assert tried > 0
+    assert failed == 0
