@@ -110,6 +110,28 @@ def test_settings_of_a_spectrum_that_is_there_would_be_ignored(
     assert not (tmp_path / "out").exists()
 
 
+DRAWING = """
+import sys
+
+for name in list(sys.modules):
+    if name.partition(".")[0] in ("pgmkit_plugins", "sklearn"):
+        del sys.modules[name]
+
+from pgmkit.models import load
+from pgmkit.plugins import build
+
+build("cluster-samplers", "partition")
+print(load(sys.argv[1]).sample(2, cluster=1).shape)
+print("sklearn" in sys.modules)
+"""
+
+
+def test_a_result_is_drawn_from_without_what_found_its_clusters(whole: Path) -> None:
+    """To import scikit-learn takes a second, and the default sampler has it in all its parts."""
+    finished = run_forked("-c", DRAWING, whole)
+    assert finished.stdout == "torch.Size([2, 1, 32, 32])\nFalse\n", finished.stderr
+
+
 @pytest.fixture
 def learned(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """An entry for each step of the contrastive training."""

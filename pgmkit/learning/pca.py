@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.sparse.linalg import eigsh
 from torch import Tensor
 
 from pgmkit.errors import GeneratorError
@@ -70,6 +69,8 @@ def leading_eigenvectors(
     """
     size = matrix.shape[0]
     if 4 * count < size:
+        from scipy.sparse.linalg import eigsh
+
         start = np.random.default_rng(0).standard_normal(size)
         values, vectors = eigsh(matrix, count, which="LA", v0=start, ncv=max(2 * count, 40))
     else:

@@ -7,8 +7,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
 from pgmkit import LatentSpec
@@ -183,6 +181,9 @@ class MixtureMapper:
             factor = np.linalg.cholesky(shared + 1e-6 * np.eye(dim))
             frequencies = one_hot.mean(axis=0) if count else np.ones(one_hot.shape[1])
             return np.ones((1,)), np.asarray(mean)[None], factor[None], frequencies[None]
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.mixture import GaussianMixture
+
         mixture = GaussianMixture(self.num_components, reg_covar=1e-6, random_state=random_state)
         with warnings.catch_warnings():
             # A mixture that is still moving after 100 rounds is as good a sampler.

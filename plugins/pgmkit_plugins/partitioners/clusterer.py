@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from pgmkit import contracts
@@ -126,6 +125,8 @@ class ClustererPartitioner:
         self._is_loaded = True
 
     def _split(self, points: Tensor, seed: int) -> None:
+        from sklearn.exceptions import ConvergenceWarning
+
         state = derive_seed(seed, "k-means") % 2**32
         model = self._build(state)
         chosen = points.numpy()[some_of(len(points), self.max_points, state)]

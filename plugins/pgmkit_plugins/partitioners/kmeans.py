@@ -1,10 +1,9 @@
 """Parts around the centres that k-means finds."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from sklearn.cluster import KMeans
 from torch import Tensor
 
 from pgmkit import contracts
@@ -15,6 +14,9 @@ from pgmkit.learning.points import gathered_points
 from pgmkit.machine import thread_limit
 from pgmkit.plugins import build
 from pgmkit.seeds import derive_seed
+
+if TYPE_CHECKING:
+    from sklearn.cluster import KMeans
 
 
 class KMeansPartitioner:
@@ -55,7 +57,7 @@ class KMeansPartitioner:
         contracts.fit("features", self.features, source, seed)
         return gathered_points(self.features, source)
 
-    def make_clusterer(self, num_partitions: int, seed: int) -> KMeans:
+    def make_clusterer(self, num_partitions: int, seed: int) -> "KMeans":
         """Returns k-means."""
         return make_kmeans(num_partitions, seed)
 
@@ -80,6 +82,8 @@ class KMeansPartitioner:
         self.num_partitions = len(self.centers_)
 
     def _split(self, points: Tensor, seed: int) -> None:
+        from sklearn.cluster import KMeans
+
         kmeans = KMeans(
             self.num_partitions,
             n_init=self.num_starts,

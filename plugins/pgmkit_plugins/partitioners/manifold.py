@@ -2,17 +2,11 @@
 
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy import sparse
-from scipy.sparse.csgraph import connected_components
-from sklearn.cluster import KMeans
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.mixture import GaussianMixture
-from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
 from pgmkit import contracts
@@ -26,6 +20,10 @@ from pgmkit.learning.points import check_max_points, gathered_points, some_of
 from pgmkit.machine import thread_limit
 from pgmkit.plugins import build
 from pgmkit.seeds import derive_seed
+
+if TYPE_CHECKING:
+    from sklearn.cluster import KMeans
+    from sklearn.mixture import GaussianMixture
 
 Array = npt.NDArray[np.float64]
 
@@ -99,7 +97,7 @@ class ManifoldPartitioner:
             self._known = points, self._embed(points)
         return torch.from_numpy(self._known[1])
 
-    def make_clusterer(self, num_partitions: int, seed: int) -> KMeans:
+    def make_clusterer(self, num_partitions: int, seed: int) -> "KMeans":
         """Returns k-means."""
         return make_kmeans(num_partitions, seed)
 
@@ -144,6 +142,9 @@ class ManifoldPartitioner:
 
     def _cluster(self, embedded: Array, seed: int) -> npt.NDArray[np.int64]:
         """Returns the cluster of each embedded point (n, d)."""
+        from sklearn.cluster import KMeans
+        from sklearn.exceptions import ConvergenceWarning
+
         model: Any = KMeans(self.num_partitions, n_init=self.num_starts, random_state=seed)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
@@ -164,6 +165,8 @@ def spectral_embedding(points: Array, num_neighbors: int, num_dims: int) -> Arra
         The `num_dims` leading eigenvectors of the normalised adjacency matrix as rows of length 1,
         (n, d), float64; d is n where that is smaller.
     """
+    from scipy import sparse
+
     graph = _linked(_neighbour_graph(points, num_neighbors), points)
     scaling = sparse.diags_array(graph.sum(axis=1) ** -0.5)
     _, vectors = leading_eigenvectors((scaling @ graph @ scaling).tocsr(), num_dims)
@@ -172,8 +175,10 @@ def spectral_embedding(points: Array, num_neighbors: int, num_dims: int) -> Arra
     return embedded
 
 
-def _mixture_from(points: Array, labels: npt.NDArray[Any], random_state: int) -> GaussianMixture:
+def _mixture_from(points: Array, labels: npt.NDArray[Any], random_state: int) -> "GaussianMixture":
     """Returns a mixture that starts from the means and covariances of the clusters (n,)."""
+    from sklearn.mixture import GaussianMixture
+
     dim = points.shape[1]
     groups = [points[labels == cluster] for cluster in range(int(labels.max()) + 1)]
     spreads = [np.cov(group, rowvar=False, bias=True).reshape(dim, dim) for group in groups]
@@ -190,12 +195,19 @@ def _mixture_from(points: Array, labels: npt.NDArray[Any], random_state: int) ->
 
 def _neighbour_graph(points: Array, num_neighbors: int) -> Any:
     """Returns the symmetric adjacency matrix (n, n), sparse, of zeros and ones."""
+    from scipy import sparse
+    from sklearn.neighbors import NearestNeighbors
+
     directed = NearestNeighbors(n_neighbors=num_neighbors).fit(points).kneighbors_graph()
     return sparse.csr_array(directed.maximum(directed.T))
 
 
 def _linked(graph: Any, points: Array) -> Any:
     """Links each part of a graph to the nearest point outside it, until all hang together."""
+    from scipy import sparse
+    from scipy.sparse.csgraph import connected_components
+    from sklearn.neighbors import NearestNeighbors
+
     while True:
         count, part = connected_components(graph, directed=False)
         if count == 1:

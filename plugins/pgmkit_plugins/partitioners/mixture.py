@@ -2,12 +2,10 @@
 
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
 from pgmkit import contracts
@@ -17,6 +15,9 @@ from pgmkit.learning.points import gathered_points
 from pgmkit.machine import thread_limit
 from pgmkit.plugins import build
 from pgmkit.seeds import derive_seed
+
+if TYPE_CHECKING:
+    from sklearn.mixture import GaussianMixture
 
 _RIDGE = 1e-3
 
@@ -66,9 +67,9 @@ class MixturePartitioner:
         contracts.fit("features", self.features, source, seed)
         return gathered_points(self.features, source)
 
-    def make_clusterer(self, num_partitions: int, seed: int) -> GaussianMixture:
+    def make_clusterer(self, num_partitions: int, seed: int) -> "_Mixture":
         """Returns a mixture."""
-        return _Mixture(num_partitions, n_init=self.num_starts, random_state=seed)
+        return _Mixture(num_partitions, self.num_starts, seed)
 
     def split(self, source: ImageSource, *, seed: int) -> None:
         """Fits the Gaussians."""
@@ -103,20 +104,36 @@ class MixturePartitioner:
         self.num_partitions = len(self.means_)
 
     def _split(self, points: Tensor, seed: int) -> None:
-        mixture = self.make_clusterer(self.num_partitions, derive_seed(seed, "k-means") % 2**32)
+        clusterer = self.make_clusterer(self.num_partitions, derive_seed(seed, "k-means") % 2**32)
         with thread_limit(1):
-            mixture.fit(points.numpy())
+            mixture = clusterer.fit(points.numpy()).mixture
         self.log_weights_ = torch.from_numpy(np.log(mixture.weights_))
         self.means_ = torch.from_numpy(mixture.means_)
         self.precision_factors_ = torch.from_numpy(mixture.precisions_cholesky_)
 
 
-class _Mixture(GaussianMixture):  # type: ignore[misc]
+class _Mixture:
     """A mixture whose least variance follows the points, and that may stop while it moves."""
 
-    def fit(self, points: Any, y: None = None) -> "_Mixture":
-        self.reg_covar = _RIDGE * float(points.var(axis=0).mean())
+    mixture: "GaussianMixture"
+
+    def __init__(self, num_components: int, num_starts: int, seed: int) -> None:
+        self._given = {
+            "n_components": num_components,
+            "n_init": num_starts,
+            "random_state": seed,
+        }
+
+    def fit(self, points: Any) -> "_Mixture":
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.mixture import GaussianMixture
+
+        ridge = _RIDGE * float(points.var(axis=0).mean())
+        self.mixture = GaussianMixture(**self._given, reg_covar=ridge)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
-            super().fit(points)
+            self.mixture.fit(points)
         return self
+
+    def predict(self, points: Any) -> Any:
+        return self.mixture.predict(points)
