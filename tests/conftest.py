@@ -25,7 +25,7 @@ _caches = itertools.count()
 
 _FIRST = (
     "test_shatter",
-    *("test_engines", "test_requests", "test_progress", "test_publishing"),
+    *("test_requests", "test_progress", "test_publishing", "test_engines"),
     *("test_docs", "test_new_plugins", "test_ablate", "test_partitioners", "test_inference"),
     *(
         "test_choosing",
