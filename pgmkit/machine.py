@@ -19,8 +19,8 @@ from torch import Tensor
 
 from pgmkit.errors import ParameterError, first_line, shortened
 
-_NO_MATTER = 2**20
-"""So many bytes are there, or nothing is; to ask the system takes 0.2 ms, for every batch."""
+_LITTLE = 2**20
+"""Bytes that are there without asking, which takes 0.2 ms; batches are checked all the time."""
 
 
 def machine() -> str:
@@ -70,7 +70,7 @@ def check_memory(num_bytes: int, what: str, remedy: str) -> None:
     Raises:
         ParameterError: there is not enough.
     """
-    if num_bytes <= _NO_MATTER:
+    if num_bytes <= _LITTLE:
         return
     available = available_memory()
     if available is not None and num_bytes > available:

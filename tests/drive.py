@@ -47,7 +47,7 @@ def replace_by_outcomes(path: Path) -> None:
 if __name__ == "__main__":
     assert not WITH_PYTEST
     draw_plainly(pytest.MonkeyPatch())
-    differentiation._CALIBRATION_SECONDS = 0.1
+    differentiation._CALIBRATION_SECONDS = 0.2
     for line in sys.stdin:
         assert not installed.cache_info().currsize
         process = os.fork()

@@ -617,7 +617,7 @@ def test_images_for_which_there_is_no_memory_are_read_anew_each_time(
         seen(streamed)
     labelled = archive_of(tmp_path / "x.npz", images=noise(60, 16, 16), labels=np.arange(60))
     monkeypatch.setattr("pgmkit.machine.available_memory", lambda: 100)
-    monkeypatch.setattr("pgmkit.machine._NO_MATTER", 100)
+    monkeypatch.setattr("pgmkit.machine._LITTLE", 100)
     assert "the labels in" in in_one_line(labelled)
 
 

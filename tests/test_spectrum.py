@@ -8,6 +8,7 @@ import pickle
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -69,12 +70,36 @@ class _Cube(torch.autograd.Function):
 
 
 class Custom(nn.Module):
+    cube = staticmethod(_Cube.apply)
+
     def __init__(self) -> None:
         super().__init__()
         self.first = nn.Linear(LATENT, 48)
 
     def forward(self, z: Tensor) -> Tensor:
-        return _Cube.apply(self.first(z))
+        return self.cube(self.first(z))
+
+
+@torch.library.custom_op("pgmkit_tests::cube", mutates_args=())
+def _cube(x: Tensor) -> Tensor:
+    return x**3
+
+
+def _cube_backward(context: Any, gradient: Tensor) -> Tensor:
+    return 3 * context.saved_tensors[0] ** 2 * gradient
+
+
+def _keep(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+_cube.register_autograd(_cube_backward, setup_context=_keep)
+
+
+class Operator(Custom):
+    """Has the same function as an operator of torch, of which only the backward is known."""
+
+    cube = staticmethod(_cube)
 
 
 def convolutional() -> nn.Module:
@@ -112,6 +137,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "residual": (Residual, "layers"),
     "attention": (Attention, "layers"),
     "custom function": (Custom, "layers"),
+    "custom operator": (Operator, "reverse"),
 }
 
 

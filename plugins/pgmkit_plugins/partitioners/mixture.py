@@ -118,18 +118,17 @@ class _Mixture:
     mixture: "GaussianMixture"
 
     def __init__(self, num_components: int, num_starts: int, seed: int) -> None:
-        self._given = {
-            "n_components": num_components,
-            "n_init": num_starts,
-            "random_state": seed,
-        }
+        self._given = (num_components, num_starts, seed)
 
     def fit(self, points: Any) -> "_Mixture":
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.mixture import GaussianMixture
 
+        num_components, num_starts, seed = self._given
         ridge = _RIDGE * float(points.var(axis=0).mean())
-        self.mixture = GaussianMixture(**self._given, reg_covar=ridge)
+        self.mixture = GaussianMixture(
+            num_components, reg_covar=ridge, n_init=num_starts, random_state=seed
+        )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
             self.mixture.fit(points)
