@@ -3,14 +3,11 @@ import json
 import os
 import pickle
 import re
-import ssl
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from functools import cache
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
@@ -38,13 +35,6 @@ from pgmkit_plugins.backbones.dcgan import DCGANGenerator
 
 CUT = r"is (truncated or damaged|empty|cut off|of no kind).*; "
 MODEL_ARGS = {"latent_dim": 4, "channels": [8, 4, 4]}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _certificates_are_read_once() -> Iterator[None]:
-    """They take each new client tens of milliseconds, though the server is one without TLS."""
-    with mock.patch("ssl.create_default_context", cache(ssl.create_default_context)):
-        yield
 
 
 class Flat(nn.Module):
